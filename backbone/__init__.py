@@ -1,0 +1,36 @@
+"""The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
+
+from backbone import timm_models as _timm_models
+from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained
+from backbone.unireplknet import (
+    SIZES,
+    UniRepLKNet,
+    unireplknet_a,
+    unireplknet_b,
+    unireplknet_f,
+    unireplknet_l,
+    unireplknet_n,
+    unireplknet_p,
+    unireplknet_s,
+    unireplknet_t,
+    unireplknet_xl,
+)
+
+__all__ = [
+    "SIZES",
+    "CheckpointError",
+    "LoadReport",
+    "UniRepLKNet",
+    "load_pretrained",
+    "unireplknet_a",
+    "unireplknet_b",
+    "unireplknet_f",
+    "unireplknet_l",
+    "unireplknet_n",
+    "unireplknet_p",
+    "unireplknet_s",
+    "unireplknet_t",
+    "unireplknet_xl",
+]
+
+del _timm_models

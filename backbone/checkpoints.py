@@ -1,0 +1,312 @@
+"""Checkpoints: read them safely, fit them to a network, say what happened.
+
+    >>> report = load_pretrained(model, "in1k")                    # doctest: +SKIP
+    >>> print(report)                                              # doctest: +SKIP
+    in1k (unireplknet_t_in1k_224_acc83.21.pth): 1114 tensors loaded; left out head.weight, head.bias
+
+Files are only ever read as tensors (``weights_only=True``): a pickle that would run code is refused.
+Everything is checked before the first tensor is written: a refused checkpoint leaves the network as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from backbone.unireplknet import UniRepLKNet
+
+HUB_REPO = "DingXiaoH/UniRepLKNet"
+
+#: Published weights on the hub: ``{size: {name: file}}``.
+PUBLISHED: dict[str, dict[str, str]] = {
+    "unireplknet_a": {"in1k": "unireplknet_a_in1k_224_acc77.03.pth"},
+    "unireplknet_f": {"in1k": "unireplknet_f_in1k_224_acc78.58.pth"},
+    "unireplknet_p": {"in1k": "unireplknet_p_in1k_224_acc80.23.pth"},
+    "unireplknet_n": {"in1k": "unireplknet_n_in1k_224_acc81.64.pth"},
+    "unireplknet_t": {"in1k": "unireplknet_t_in1k_224_acc83.21.pth"},
+    "unireplknet_s": {
+        "in1k": "unireplknet_s_in1k_224_acc83.91.pth",
+        "in22k_to_in1k": "unireplknet_s_in22k_to_in1k_384_acc86.44.pth",
+        "in22k": "unireplknet_s_in22k_pretrain.pth",
+    },
+    "unireplknet_b": {
+        "in22k_to_in1k": "unireplknet_b_in22k_to_in1k_384_acc87.40.pth",
+        "in22k": "unireplknet_b_in22k_pretrain.pth",
+    },
+    "unireplknet_l": {
+        "in22k_to_in1k": "unireplknet_l_in22k_to_in1k_384_acc87.88.pth",
+        "in22k": "unireplknet_l_in22k_pretrain.pth",
+    },
+    "unireplknet_xl": {
+        "in22k_to_in1k": "unireplknet_xl_in22k_to_in1k_384_acc87.96.pth",
+        "in22k": "unireplknet_xl_in22k_pretrain.pth",
+    },
+}
+NAMES = ("in1k", "in22k", "in22k_to_in1k")
+
+_FIRST_CONV = "downsample_layers.0.0.weight"
+_HEAD = re.compile(r"(norm\d?|head)\.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read, trusted or fitted; the message says which, in one sentence."""
+
+
+@dataclass
+class LoadReport:
+    """What :func:`load_pretrained` did; ``str(report)`` is one line.
+
+    Attributes:
+        source: the file, or the name with its file.
+        loaded: number of tensors written into the network.
+        adapted: changes made on the way, in words.
+        left_out: tensors of the checkpoint that the network has no place for, by name.
+        initial: tensors of the network that the checkpoint does not hold, left as they were.
+    """
+
+    source: str
+    loaded: int = 0
+    adapted: list[str] = field(default_factory=list)
+    left_out: dict[str, Tensor] = field(default_factory=dict)
+    initial: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors loaded"]
+        if self.adapted:
+            parts.append(f"adapted {', '.join(self.adapted)}")
+        if self.left_out:
+            parts.append(f"left out {_some(self.left_out)}")
+        if self.initial:
+            parts.append(f"not in the checkpoint: {_some(self.initial)}")
+        return f"{self.source}: {'; '.join(parts)}"
+
+
+def load_pretrained(model: UniRepLKNet, source: str | Path) -> LoadReport:
+    """Load a checkpoint into ``model``, in place.
+
+    What differs is fitted where that makes sense. The first convolution takes any number of input channels
+    (:func:`adapt_first_conv`). The classifier is left out where the number of classes differs, with its norm
+    where the network has none. A train-form checkpoint is merged on its way into a deploy-form network.
+
+    Args:
+        model: the network, in train or deploy form.
+        source: path of a ``.pth``, ``.ckpt`` or ``.safetensors`` file (a state dict, alone or under ``model``
+            or ``state_dict``, with any prefix such as ``backbone.``); or ``"in1k"``, ``"in22k"``,
+            ``"in22k_to_in1k"``: the published weights of this size, from the Hugging Face hub.
+
+    Returns:
+        What was loaded, adapted and left out.
+
+    Raises:
+        CheckpointError: no such file or name, unreachable hub, a file that is corrupt or would run code,
+            weights of another architecture, or a deploy-form checkpoint for a train-form network.
+    """
+    path, label = _locate(model, source)
+    state, other = _network_part(_read(path), label)
+    merged = any(name.endswith(".pwconv2.0.bias") for name in state)
+    if merged and not model.deploy:
+        raise CheckpointError(
+            f"{label} is in deploy form (branches already merged), the network in train form: "
+            "build it with deploy=True, or load the train-form checkpoint"
+        )
+    if merged or not model.deploy:
+        return _load(model, state, other, label)
+    twin = _train_form(model, state)
+    report = _load(twin, state, other, label)
+    model.load_state_dict(twin.reparameterize().state_dict())
+    report.adapted.append("train form (merged into deploy form)")
+    return report
+
+
+def adapt_first_conv(weight: Tensor, in_chans: int) -> Tensor:
+    """First convolution ``(O, c, 3, 3)`` for another number of input channels, ``(O, in_chans, 3, 3)``.
+
+    To one channel: the sum over the channels, exactly what a grey image repeated c times would have given.
+    To n: the channels repeated in turn, times c/n, so that activations keep their size.
+
+    >>> adapt_first_conv(torch.ones(2, 3, 3, 3), 1)[0, 0, 0, 0].item()
+    3.0
+    """
+    channels = weight.shape[1]
+    if in_chans == channels:
+        return weight
+    if in_chans == 1:
+        return weight.sum(dim=1, keepdim=True)
+    order = torch.arange(in_chans) % channels
+    return weight[:, order] * (channels / in_chans)
+
+
+def default_source(model: UniRepLKNet) -> str:
+    """Name of the published weights of this size that classify ImageNet-1K.
+
+    Raises:
+        CheckpointError: no weights are published for this network.
+    """
+    return next(iter(_published(model)))
+
+
+def _published(model: UniRepLKNet) -> dict[str, str]:
+    from backbone.unireplknet import SIZES  # the network's module imports this one
+
+    for name, (depths, dims) in SIZES.items():
+        if (depths, dims) == (model.depths, model.dims):
+            return PUBLISHED[name]
+    raise CheckpointError(
+        f"no weights are published for depths {model.depths} with dims {model.dims}: "
+        f"the published sizes are {', '.join(PUBLISHED)}"
+    )
+
+
+def _locate(model: UniRepLKNet, source: str | Path) -> tuple[Path, str]:
+    """Local path of the checkpoint, and what to call it in messages."""
+    if isinstance(source, str) and source in NAMES:
+        return _fetch(model, source)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path, path.name
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint file")
+    if isinstance(source, str) and path.name == source and not path.suffix:
+        raise CheckpointError(f"unknown weights {source!r}: use {', '.join(NAMES)} or the path of a file")
+    raise CheckpointError(f"there is no checkpoint file {path}")
+
+
+def _fetch(model: UniRepLKNet, name: str) -> tuple[Path, str]:
+    import huggingface_hub  # slow to import, and a local file needs none of it
+
+    published = _published(model)
+    if name not in published:
+        raise CheckpointError(f"{name} weights are not published for this size, only {', '.join(published)}")
+    file = published[name]
+    try:
+        path = huggingface_hub.hf_hub_download(repo_id=HUB_REPO, filename=file)
+    except (
+        Exception
+    ) as error:  # whatever went wrong (no network, proxy, disk, hub), the way round it is the same
+        url = f"https://huggingface.co/{HUB_REPO}/resolve/main/{file}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"could not fetch {file} from the Hugging Face repository {HUB_REPO} ({reason}): "
+            f"download {url} by hand and give its path instead of {name!r}, pretrained=PATH/{file}"
+        ) from error
+    return Path(path), f"{name} ({file})"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """What the file holds, read without running anything in it."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the official script stores its options
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} is refused: loading it would run code ({found[1]}), not only read tensors"
+            ) from None
+        raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read, or is damaged") from None
+    except Exception as error:  # truncated zip, empty file, bad header: each library has its own exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or incomplete, or no checkpoint ({reason})") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a network")
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            return dict(content[key])
+    return content
+
+
+def _network_part(content: Mapping[str, Any], label: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The backbone's tensors with their own names, and all other tensors (a task's head, say)."""
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    prefixes = sorted((n.removesuffix(_FIRST_CONV) for n in tensors if n.endswith(_FIRST_CONV)), key=len)
+    if not prefixes:
+        raise CheckpointError(f"{label} holds no UniRepLKNet weights (there is no {_FIRST_CONV})")
+    prefix = prefixes[0]
+    inside: dict[str, Tensor] = {}
+    outside: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        short = name.removeprefix(prefix)
+        belongs = name.startswith(prefix) and (
+            prefix or short.startswith(("downsample_layers.", "stages.")) or _HEAD.match(short)
+        )
+        (inside if belongs else outside)[short if belongs else name] = value
+    return inside, outside
+
+
+def _train_form(model: UniRepLKNet, state: Mapping[str, Tensor]) -> UniRepLKNet:
+    """A train-form network like ``model``, with the layer scale of the checkpoint, on the CPU."""
+    has_gamma = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", name) for name in state)
+    with torch.random.fork_rng(devices=[]):
+        twin = type(model)(
+            in_chans=model.in_chans,
+            num_classes=model.num_classes,
+            depths=model.depths,
+            dims=model.dims,
+            kernel_sizes=model.kernel_sizes,
+            layer_scale_init_value=1e-6 if has_gamma else None,
+            feature_norms=model.feature_norms,
+            stem_stride=model.stem_stride,
+        )
+    own = twin.state_dict()
+    shared = {n: v.cpu() for n, v in model.state_dict().items() if n in own}
+    twin.load_state_dict(shared, strict=False)  # what the checkpoint lacks stays as it is in the model
+    return twin
+
+
+def _load(
+    model: UniRepLKNet, state: Mapping[str, Tensor], other: Mapping[str, Tensor], label: str
+) -> LoadReport:
+    own = model.state_dict()
+    report = LoadReport(label, left_out=dict(other))
+    fitted: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name == _FIRST_CONV and value.ndim == 4 and value.shape[1] != model.in_chans:
+            report.adapted.append(f"{name} ({value.shape[1]} -> {model.in_chans} input channels)")
+            value = adapt_first_conv(value, model.in_chans)
+        if _HEAD.match(name) and (name not in own or own[name].shape != value.shape):
+            report.left_out[name] = value
+        else:
+            fitted[name] = value
+
+    missing = [n for n in own if n not in fitted]
+    report.initial = [n for n in missing if _HEAD.match(n)]
+    wrong = [n for n in missing if not _HEAD.match(n) and not n.endswith(".num_batches_tracked")]
+    wrong += [n for n in fitted if n not in own or own[n].shape != fitted[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{label} does not fit this network: it holds {_describe(state)}, the network is "
+            f"{_describe(own)}, and {_some(wrong)} differ"
+        )
+    model.load_state_dict(fitted, strict=False)
+    report.loaded = len(fitted)
+    return report
+
+
+def _describe(state: Mapping[str, Tensor]) -> str:
+    """Depths and dims, read off the names and shapes of a state dict."""
+    depths = [0, 0, 0, 0]
+    for name in state:
+        if found := re.match(r"stages\.([0-3])\.(\d+)\.", name):
+            stage, block = int(found[1]), int(found[2])
+            depths[stage] = max(depths[stage], block + 1)
+    lasts = ["downsample_layers.0.3.weight", *(f"downsample_layers.{i}.0.weight" for i in (1, 2, 3))]
+    dims = [state[n].shape[0] if n in state and state[n].ndim else 0 for n in lasts]
+    return f"depths {tuple(depths)}, dims {tuple(dims)}"
+
+
+def _some(names: Mapping[str, Any] | list[str], most: int = 4) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,181 @@
+"""Structural re-parameterisation: many branches to train with, one convolution to run.
+
+Large kernels are hard to train alone, so UniRepLKNet trains each one beside several small
+*dilated* depthwise convolutions and adds the outputs. A dilated convolution is a larger, sparse,
+non-dilated one, and a batch norm with fixed statistics is a scale and a shift; both are linear, so
+the whole sum is again one convolution (arXiv 2311.15599, section 3.2; arXiv 2410.08049).
+
+All merging runs in float64: batch-norm statistics can span many orders of magnitude, and the
+merged weights are rounded once, at the end.
+
+Shape legend: N batch, C channels, H height, W width, K kernel size.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+#: Dilated branches beside a large kernel: ``{K: ((kernel, dilation), ...)}``, as in the official release.
+DILATED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
+    5: ((3, 1), (3, 2)),
+    7: ((5, 1), (3, 2), (3, 3)),
+    9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+    11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+}
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Detached float64 copy, on the same device where that device knows float64, else on the CPU."""
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+    return tensor.detach().to(device=device, dtype=torch.float64)
+
+
+def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 ``(C,)`` each, that a batch norm applies in evaluation mode.
+
+    Works for every batch norm, :class:`torch.nn.SyncBatchNorm` included.
+
+    Raises:
+        TypeError: ``norm`` is no batch norm with running statistics, so it is not a fixed affine map.
+
+    >>> scale, shift = batch_norm_affine(nn.BatchNorm2d(3, eps=0.0))
+    >>> scale.tolist(), shift.tolist()
+    ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    """
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise TypeError(f"only a batch norm with running statistics can be merged, not {type(norm).__name__}")
+    scale = (as_float64(norm.running_var) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * as_float64(norm.weight)
+    shift = -as_float64(norm.running_mean) * scale
+    if norm.bias is not None:
+        shift = shift + as_float64(norm.bias)
+    return scale, shift
+
+
+def undilate(kernel_C1KK: Tensor, dilation: int) -> Tensor:
+    """The non-dilated kernel equal to a dilated one: zeros go between the taps.
+
+    Args:
+        kernel_C1KK: depthwise kernel, ``(C, 1, k, k)``.
+        dilation: distance between taps, in pixels.
+
+    Returns:
+        ``(C, 1, d(k-1)+1, d(k-1)+1)``.
+
+    >>> undilate(torch.ones(1, 1, 2, 2), 2)[0, 0].tolist()
+    [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+    size = dilation * (kernel_C1KK.shape[-1] - 1) + 1
+    dense = kernel_C1KK.new_zeros(*kernel_C1KK.shape[:2], size, size)
+    dense[..., ::dilation, ::dilation] = kernel_C1KK
+    return dense
+
+
+def set_conv(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give a convolution or linear layer new values, keeping its dtype, device and ``requires_grad``."""
+    old = cast(nn.Parameter, conv.weight)
+    for name, value in (("weight", weight), ("bias", bias)):
+        value = value.to(device=old.device, dtype=old.dtype)
+        setattr(conv, name, nn.Parameter(value, requires_grad=old.requires_grad))
+
+
+class DilatedReparamBlock(nn.Module):
+    """A K x K depthwise convolution trained beside its dilated branches, each with its own batch norm.
+
+    Shape: ``(N, C, H, W) -> (N, C, H, W)``, stride 1, zero padding.
+
+    Args:
+        channels: C.
+        kernel_size: K, a key of :data:`DILATED_BRANCHES`.
+        deploy: build the merged form, one convolution with bias.
+
+    Raises:
+        ValueError: no branches are defined for this K.
+
+    >>> block = DilatedReparamBlock(4, 13).eval()
+    >>> x = torch.randn(1, 4, 20, 20)
+    >>> before = block(x)
+    >>> torch.allclose(block.reparameterize()(x), before, atol=1e-5)
+    True
+    """
+
+    lk_origin: nn.Conv2d
+
+    def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
+        super().__init__()
+        if kernel_size not in DILATED_BRANCHES:
+            raise ValueError(
+                f"no dilated branches for kernel size {kernel_size}: use one of {list(DILATED_BRANCHES)}"
+            )
+        self.kernel_size = kernel_size
+        self.deploy = deploy
+        self.lk_origin = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy
+        )
+        if deploy:
+            return
+        self.origin_bn = nn.BatchNorm2d(channels)
+        for k, d in DILATED_BRANCHES[kernel_size]:
+            padding = d * (k - 1) // 2
+            conv = nn.Conv2d(channels, channels, k, padding=padding, dilation=d, groups=channels, bias=False)
+            setattr(self, f"dil_conv_k{k}_{d}", conv)
+            setattr(self, f"dil_bn_k{k}_{d}", nn.BatchNorm2d(channels))
+
+    def branches(self) -> list[tuple[nn.Module, nn.Module, int]]:
+        """``(convolution, batch norm, dilation)`` of every branch left, the large kernel first."""
+        if self.deploy:
+            return []
+        pairs: list[tuple[nn.Module, nn.Module, int]] = [(self.lk_origin, self.origin_bn, 1)]
+        for k, d in DILATED_BRANCHES[self.kernel_size]:
+            # By name each time: sync-BN conversion and the like replace modules.
+            pairs.append((getattr(self, f"dil_conv_k{k}_{d}"), getattr(self, f"dil_bn_k{k}_{d}"), d))
+        return pairs
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.deploy:
+            return cast(Tensor, self.lk_origin(x_NCHW))
+        out_NCHW: Tensor = self.origin_bn(self.lk_origin(x_NCHW))
+        for conv, norm, _ in self.branches()[1:]:
+            out_NCHW = out_NCHW + norm(conv(x_NCHW))
+        return out_NCHW
+
+    @torch.no_grad()
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one equal convolution, float64."""
+        if self.deploy:
+            return as_float64(self.lk_origin.weight), as_float64(cast(Tensor, self.lk_origin.bias))
+        kernel, bias = torch.zeros(()), torch.zeros(())
+        for conv, norm, dilation in self.branches():
+            scale, shift = batch_norm_affine(norm)
+            dense = undilate(as_float64(cast(Tensor, conv.weight)) * scale.view(-1, 1, 1, 1), dilation)
+            margin = (self.kernel_size - dense.shape[-1]) // 2
+            kernel = kernel.to(dense) + F.pad(dense, [margin] * 4)
+            bias = bias.to(shift) + shift
+        return kernel, bias
+
+    @torch.no_grad()
+    def reparameterize(self, followed_by: nn.Module | None = None) -> DilatedReparamBlock:
+        """Merge in place into ``lk_origin``, with the batch norm that follows if given. Idempotent."""
+        if self.deploy and followed_by is None:
+            return self
+        kernel, bias = self.merged()
+        if followed_by is not None:
+            scale, shift = batch_norm_affine(followed_by)
+            kernel, bias = kernel * scale.view(-1, 1, 1, 1), bias * scale + shift
+        set_conv(self.lk_origin, kernel, bias)
+        if not self.deploy:
+            del self.origin_bn
+            for k, d in DILATED_BRANCHES[self.kernel_size]:
+                delattr(self, f"dil_conv_k{k}_{d}")
+                delattr(self, f"dil_bn_k{k}_{d}")
+        self.deploy = True
+        return self

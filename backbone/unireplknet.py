@@ -1,0 +1,641 @@
+"""UniRepLKNet: a large-kernel ConvNet that reads any 2-D map.
+
+Paper: Zhang, Ding, Ge, Song, Zhao, Yue, Shan, "Scaling Up Your Kernels: Large Kernel Design in ConvNets
+towards Universal Representations", arXiv 2410.08049 (first as arXiv 2311.15599). Modules and parameters have
+the names of the official release, so that its checkpoints load strictly.
+
+Map of the file: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network, the sizes.
+
+Shape legend: N batch, C channels, H height, W width (pixels of the current map), D = 4C hidden width.
+Where a name ends in these letters, they are its shape: ``x_NHWC``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from backbone.checkpoints import LoadReport, default_source, load_pretrained
+from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
+
+KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
+KernelSizes = Sequence[int | Sequence[int]]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of an ``(N, C, H, W)`` map: biased variance, eps 1e-6.
+
+    The output lies in memory as NHWC, and so do all maps after it: the linear layers need no copies, and
+    depthwise convolutions on a CPU run 1.3 to 2 times as fast as on NCHW.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+        x_NHWC = F.layer_norm(x_NHWC, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x_NHWC.permute(0, 3, 1, 2)
+
+
+class GRN(nn.Module):
+    """Global response normalisation of an ``(N, H, W, D)`` map (arXiv 2301.00808, equations 1-3).
+
+    Each channel is scaled by its energy over the map, relative to the mean channel. Energies are fp32 even
+    where the map is not: a sum of squares leaves the range of fp16. ``use_bias=False`` has no ``beta``.
+    """
+
+    beta: nn.Parameter | None
+
+    def __init__(self, dim: int, use_bias: bool = True) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.register_parameter("beta", nn.Parameter(torch.zeros(1, 1, 1, dim)) if use_bias else None)
+
+    def forward(self, x_NHWD: Tensor) -> Tensor:
+        dtype = torch.promote_types(x_NHWD.dtype, torch.float32)
+        # vector_norm and not sqrt(sum of squares): its gradient at an all-zero channel is 0, not NaN.
+        energy_N11D = torch.linalg.vector_norm(x_NHWD, dim=(1, 2), keepdim=True, dtype=dtype)
+        relative_N11D = energy_N11D / (energy_N11D.mean(dim=-1, keepdim=True) + 1e-6)
+        scale_N11D = (self.gamma * relative_N11D + 1).to(x_NHWD.dtype)
+        if self.beta is None:
+            return scale_N11D * x_NHWD
+        return torch.addcmul(self.beta.to(x_NHWD.dtype), scale_N11D, x_NHWD)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention from the mean of the map: 1x1 convolutions C -> ``hidden`` -> C, ReLU, sigmoid."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, hidden, 1)
+        self.up = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        gate_NC11 = x_NCHW.mean(dim=(2, 3), keepdim=True)
+        gate_NC11 = self.up(F.relu(self.down(gate_NC11))).sigmoid()
+        return x_NCHW * gate_NC11
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a sample's residual is 0 with probability ``rate``, else scaled up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x_NCHW
+        keep = 1.0 - self.rate
+        mask_N111 = x_NCHW.new_empty(x_NCHW.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        return x_NCHW * mask_N111
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class NCHWtoNHWC(nn.Module):
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.permute(0, 2, 3, 1)
+
+
+class NHWCtoNCHW(nn.Module):
+    def forward(self, x_NHWC: Tensor) -> Tensor:
+        return x_NHWC.permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def _keep_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms inside ``module`` write their running statistics to copies that are thrown away."""
+    buffers = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm)
+        for name, buffer in norm.named_buffers(recurse=False)
+    ]
+    for norm, name, buffer in buffers:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in buffers:
+            setattr(norm, name, buffer)
+
+
+class UniRepLKNetBlock(nn.Module):
+    """Depthwise K x K -> BN -> SE -> linear x4 -> GELU -> GRN -> linear -> BN, scaled and added to the input.
+
+    Shape: ``(N, C, H, W) -> (N, C, H, W)``.
+
+    Args:
+        dim: C.
+        kernel_size: K. From 7 up with dilated branches, 3 and 5 a plain depthwise convolution, 0 none.
+        drop_path: probability of dropping the residual, in training.
+        layer_scale_init_value: start of the per-channel scale of the residual; None or 0: no such scale.
+        deploy: build the merged form.
+    """
+
+    dwconv: nn.Module
+    norm: nn.Module
+    gamma: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.deploy = deploy
+        self.grad_checkpointing = False
+        has_gamma = bool(layer_scale_init_value) and not deploy
+        gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init_value or 0.0))) if has_gamma else None
+        self.register_parameter("gamma", gamma)
+
+        if kernel_size == 0:
+            self.dwconv = nn.Identity()
+        elif kernel_size >= 7:
+            self.dwconv = DilatedReparamBlock(dim, kernel_size, deploy)
+        else:
+            self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=deploy)
+        self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(dim)
+        self.se = SqueezeExcite(dim, dim // 4)
+        self.pwconv1 = nn.Sequential(NCHWtoNHWC(), nn.Linear(dim, 4 * dim))
+        self.act = nn.Sequential(nn.GELU(), GRN(4 * dim, use_bias=not deploy))
+        self.pwconv2 = nn.Sequential(nn.Linear(4 * dim, dim, bias=deploy), NHWCtoNCHW())
+        if not deploy:
+            self.pwconv2.append(nn.BatchNorm2d(dim))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def _forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = self.se(self.norm(self.dwconv(x_NCHW)))
+        y_NCHW = self.pwconv2(self.act(self.pwconv1(y_NCHW)))
+        if self.gamma is not None:
+            y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)
+        return x_NCHW + cast(Tensor, self.drop_path(y_NCHW))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return self._forward(x_NCHW)
+        if torch.compiler.is_compiling():  # the compiler's own recomputation never repeats a buffer update
+            return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False))
+        # The backward pass runs the block once more; its batch norms have already seen this batch.
+        contexts = lambda: (contextlib.nullcontext(), _keep_batch_norm_statistics(self))  # noqa: E731
+        return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False, context_fn=contexts))
+
+    @torch.no_grad()
+    def reparameterize(self) -> UniRepLKNetBlock:
+        """Merge branches, both batch norms, the GRN bias and the layer scale, in place. Idempotent."""
+        if self.deploy:
+            return self
+        if isinstance(self.dwconv, DilatedReparamBlock):
+            self.dwconv.reparameterize(followed_by=self.norm)
+        elif isinstance(self.dwconv, nn.Conv2d):
+            scale, shift = batch_norm_affine(self.norm)
+            set_conv(self.dwconv, as_float64(self.dwconv.weight) * scale.view(-1, 1, 1, 1), shift)
+        self.norm = nn.Identity().train(self.training)
+
+        grn, linear = cast(GRN, self.act[1]), cast(nn.Linear, self.pwconv2[0])
+        scale, shift = batch_norm_affine(self.pwconv2[2])
+        if self.gamma is not None:
+            gamma = as_float64(self.gamma)
+            scale, shift = scale * gamma, shift * gamma
+        weight = as_float64(linear.weight)
+        bias = shift
+        if grn.beta is not None:
+            bias = bias + scale * (weight @ as_float64(grn.beta).flatten())
+        set_conv(linear, weight * scale.view(-1, 1), bias)
+        grn.beta = None
+        del self.pwconv2[2]
+        self.gamma = None
+        self.deploy = True
+        return self
+
+
+def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The official kernels: stage 1 all 3, stages 2 and 4 all 13, stage 3 about nine 13s spread among 3s.
+
+    Every official size has six to nine large kernels in stage 3: all blocks at depth 6 and 8, every second
+    at 18, every third at 27. Any other depth n follows the same rule: every p-th block, p = n/9 rounded, at
+    least 1.
+
+    >>> default_kernel_sizes((1, 1, 6, 1))[2]
+    (13, 13, 13, 13, 13, 13)
+    >>> default_kernel_sizes((1, 1, 18, 1))[2][:4]
+    (13, 3, 13, 3)
+    """
+    period = max(1, round(depths[2] / 9))
+    third = tuple(13 if i % period == 0 else 3 for i in range(depths[2]))
+    return (3,) * depths[0], (13,) * depths[1], third, (13,) * depths[3]
+
+
+def _four_ints(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
+    entries = tuple(values) if not isinstance(values, str | int) else ()
+    if len(entries) != 4 or any(not isinstance(v, int) or v < least for v in entries):
+        raise ValueError(f"{name} takes four integers of at least {least}, one a stage, not {values!r}")
+    return entries
+
+
+def expand_kernel_sizes(
+    kernel_sizes: KernelSizes | None, depths: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """One kernel size a block, from None or from four entries, each a K or one K a block.
+
+    Raises:
+        ValueError: not four entries, a stage whose kernels do not number its depth, or a K not offered.
+
+    >>> expand_kernel_sizes([3, 13, [13, 3], 7], (1, 1, 2, 1))
+    ((3,), (13,), (13, 3), (7,))
+    """
+    if kernel_sizes is None:
+        return default_kernel_sizes(depths)
+    if isinstance(kernel_sizes, str | int) or len(kernel_sizes) != 4:
+        raise ValueError(
+            f"kernel_sizes takes four entries, one a stage, each K or one K a block, not {kernel_sizes!r}"
+        )
+    stages = []
+    for i, (entry, depth) in enumerate(zip(kernel_sizes, depths, strict=True)):
+        stage = tuple(entry) if isinstance(entry, Sequence) else (entry,) * depth
+        if len(stage) != depth:
+            raise ValueError(
+                f"stage {i + 1} has {depth} blocks, but kernel_sizes gives {len(stage)} kernels: {stage}"
+            )
+        if wrong := [k for k in stage if not isinstance(k, int) or k not in KERNEL_SIZES]:
+            raise ValueError(
+                f"kernel size {wrong[0]} in stage {i + 1} is not offered: use one of {KERNEL_SIZES}"
+            )
+        stages.append(stage)
+    return tuple(stages)
+
+
+class UniRepLKNet(nn.Module):
+    """The network: a stem and four stages of blocks, each at half the resolution of the one before.
+
+    Shapes: an ``(N, in_chans, H, W)`` map of any size gives four features of ``dims[i]`` channels at strides
+    4, 8, 16, 32 (sides rounded up), and, from :meth:`forward`, ``(N, num_classes)`` logits.
+
+    Args:
+        in_chans: channels of the input map.
+        num_classes: width of the classifier; 0: none, and :meth:`forward` returns the pooled last features.
+        depths: blocks in each of the four stages.
+        dims: channels of each stage; at least 4.
+        kernel_sizes: None for the official rule (:func:`default_kernel_sizes`), or four entries, each a K or
+            a sequence with one K a block; K is one of 0, 3, 5, 7, 9, 11, 13, 15, 17.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        layer_scale_init_value: start of each block's residual scale; None or 0: no such parameter.
+        head_init_scale: factor on the initial classifier weights (0.001 in the official fine-tuning).
+        deploy: build the merged form, as after :meth:`reparameterize`.
+        grad_checkpointing: recompute blocks in the backward pass, for less memory and the same gradients.
+        feature_norms: the official form for dense tasks: a norm on each of the four features, no classifier
+            (``num_classes`` then counts as 0).
+        stem_stride: 4, 2 or 1. Smaller keeps small maps large: features lie at strides s, 2s, 4s, 8s.
+
+    Raises:
+        ValueError: an argument out of its range, with the range.
+
+    >>> net = UniRepLKNet(in_chans=1, num_classes=5, depths=(1, 1, 1, 1), dims=(8, 16, 16, 32)).eval()
+    >>> [tuple(f.shape) for f in net.forward_features(torch.zeros(2, 1, 64, 40))]
+    [(2, 8, 16, 10), (2, 16, 8, 5), (2, 16, 4, 3), (2, 32, 2, 2)]
+    >>> net.reparameterize()(torch.zeros(2, 1, 64, 40)).shape
+    torch.Size([2, 5])
+    """
+
+    norm: nn.Module
+    head: nn.Module
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        depths: Sequence[int] = (3, 3, 27, 3),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        kernel_sizes: KernelSizes | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        head_init_scale: float = 1.0,
+        deploy: bool = False,
+        grad_checkpointing: bool = False,
+        feature_norms: bool = False,
+        stem_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, not {in_chans}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no classifier) or more, not {num_classes}")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate}")
+        if layer_scale_init_value is not None and layer_scale_init_value < 0:
+            raise ValueError(
+                f"layer_scale_init_value must be None, 0 or positive, not {layer_scale_init_value}"
+            )
+        if stem_stride not in (1, 2, 4):
+            raise ValueError(f"stem_stride must be 4, 2 or 1, not {stem_stride}")
+        depths = _four_ints("depths", depths, least=1)
+        dims = _four_ints("dims", dims, least=4)
+        kernels = expand_kernel_sizes(kernel_sizes, depths)
+
+        self.in_chans = in_chans
+        self.num_classes = 0 if feature_norms else num_classes
+        self.num_features = dims[-1]
+        self.depths, self.dims, self.kernel_sizes = depths, dims, kernels
+        self.drop_path_rate = drop_path_rate
+        self.layer_scale_init_value = layer_scale_init_value
+        self.head_init_scale = head_init_scale
+        self.deploy = deploy
+        self.feature_norms = feature_norms
+        self.stem_stride = stem_stride
+        #: For timm: channels, stride and module of each feature.
+        self.feature_info: list[dict[str, Any]] = [
+            {
+                "num_chs": dim,
+                "reduction": stem_stride * 2**i,
+                "module": f"norm{i}" if feature_norms else f"stages.{i}",
+            }
+            for i, dim in enumerate(dims)
+        ]
+
+        first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stem_stride]
+        stem = nn.Sequential(
+            nn.Conv2d(in_chans, dims[0] // 2, 3, stride=first, padding=1),
+            LayerNorm2d(dims[0] // 2),
+            nn.GELU(),
+            nn.Conv2d(dims[0] // 2, dims[0], 3, stride=second, padding=1),
+            LayerNorm2d(dims[0]),
+        )
+        self.downsample_layers = nn.ModuleList([stem])
+        for narrow, wide in itertools.pairwise(dims):
+            down = nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), LayerNorm2d(wide))
+            self.downsample_layers.append(down)
+
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    UniRepLKNetBlock(dim, k, next(rates), layer_scale_init_value, deploy)
+                    for k in stage_kernels
+                )
+            )
+            for dim, stage_kernels in zip(dims, kernels, strict=True)
+        )
+        if feature_norms:
+            for i, dim in enumerate(dims):
+                self.add_module(f"norm{i}", LayerNorm2d(dim))
+        self.apply(_init_weights)
+        self._build_classifier(self.num_classes)
+        self.set_grad_checkpointing(grad_checkpointing)
+
+    # -- forward -------------------------------------------------------------------------------------------
+
+    def forward_features(self, x_NCHW: Tensor) -> list[Tensor]:
+        """The four feature maps, ``(N, dims[i], H/s, W/s)`` with s = ``stem_stride`` times 1, 2, 4, 8."""
+        features = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x_NCHW = stage(downsample(x_NCHW))
+            features.append(getattr(self, f"norm{i}")(x_NCHW) if self.feature_norms else x_NCHW)
+        return features
+
+    def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        """Pool the last map and classify: ``(N, num_classes)``, or ``(N, num_features)`` without classifier.
+
+        Args:
+            features: what :meth:`forward_features` returned, or its last map.
+            pre_logits: stop before the linear layer.
+        """
+        x_NCHW = features if isinstance(features, Tensor) else features[-1]
+        x_NC: Tensor = self.norm(x_NCHW.mean(dim=(2, 3)))
+        return x_NC if pre_logits else cast(Tensor, self.head(x_NC))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)``; with ``num_classes=0`` pooled features ``(N, num_features)``."""
+        return self.forward_head(self.forward_features(x_NCHW))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's way to ask for some of the features; behind ``timm.create_model(..., features_only=True)``.
+
+        Args:
+            x: ``(N, C, H, W)``.
+            indices: which of the four features; an integer n means the last n, None all.
+            norm: must be False: norms are part of the network here (``feature_norms``).
+            stop_early: accepted for timm; the features are cheap next to the last stage.
+            output_fmt: must be ``"NCHW"``.
+            intermediates_only: leave out the last map.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"features have the format NCHW, not {output_fmt}")
+        if norm:
+            raise ValueError("build the network with feature_norms=True to get normalised features")
+        features = self.forward_features(x)
+        chosen = [features[i] for i in _feature_indices(indices)]
+        return chosen if intermediates_only else (features[-1], chosen)
+
+    # -- deploy form, memory -------------------------------------------------------------------------------
+
+    def reparameterize(self) -> UniRepLKNet:
+        """Merge every block into its deploy form, in place: the same function as in evaluation mode, faster.
+
+        Idempotent; keeps mode, dtype, device and ``requires_grad``. Merged parameters are new objects: build
+        an optimizer afterwards. Merging cannot be undone: copy the network first to train its branches on.
+        """
+        for block in self.blocks():
+            block.reparameterize()
+        self.deploy = True
+        return self
+
+    def blocks(self) -> Iterator[UniRepLKNetBlock]:
+        """All blocks, from input to output."""
+        for stage in self.stages:
+            yield from cast(nn.Sequential, stage)  # type: ignore[misc]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass (or stop doing so). Batch statistics still count once."""
+        self.grad_checkpointing = enable
+        for block in self.blocks():
+            block.grad_checkpointing = enable
+
+    # -- what timm asks a model ----------------------------------------------------------------------------
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for timm's layer-wise learning-rate decay, from the input: stem, every block (a downsampling
+        belongs to the block after it), the norms and classifier. ``coarse``: whole stages, not blocks."""
+        blocks = (
+            r"^(?:downsample_layers|stages)\.(\d+)"
+            if coarse
+            else [(r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None)]
+        )
+        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """GRN's scale and shift: 4-D, so rules for 1-D tensors miss them. The official recipe decays them."""
+        return {name for name, _ in self.named_parameters() if ".act.1." in name}
+
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier, or the identity."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of another width (0: none); the final norm is kept where there is one.
+
+        Raises:
+            ValueError: a pooling other than ``"avg"``, or a network with ``feature_norms``.
+        """
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"only average pooling is offered, not {global_pool!r}")
+        if self.feature_norms and num_classes > 0:
+            raise ValueError("a network with feature_norms has no classifier")
+        self._build_classifier(num_classes)
+
+    def _build_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.norm, self.head = nn.Identity(), nn.Identity()
+            return
+        like = cast(Tensor, self.downsample_layers[0].get_parameter("0.weight"))
+        if not isinstance(getattr(self, "norm", None), nn.LayerNorm):
+            self.norm = nn.LayerNorm(self.num_features, eps=1e-6).to(like).train(self.training)
+        head = nn.Linear(self.num_features, num_classes).to(like).train(self.training)
+        _init_weights(head)
+        with torch.no_grad():
+            head.weight.mul_(self.head_init_scale)
+        self.head = head
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """timm: drop the classifier, which features do not need; returns the chosen indices."""
+        if prune_head:
+            self.reset_classifier(0)
+        return _feature_indices(indices)
+
+    def load_pretrained(self, source: str | Path) -> LoadReport:
+        """Load a file, or published weights by name: see :func:`backbone.checkpoints.load_pretrained`."""
+        return load_pretrained(self, source)
+
+
+def _feature_indices(indices: int | Sequence[int] | None) -> list[int]:
+    if indices is None:
+        return [0, 1, 2, 3]
+    chosen = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not chosen or any(not -4 <= i < 4 for i in chosen):
+        raise ValueError(f"feature indices go from 0 to 3 (or -4 to -1), not {indices}")
+    return [i % 4 for i in chosen]
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------
+
+#: The official sizes: name -> (depths, dims).
+SIZES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]] = {
+    "unireplknet_a": ((2, 2, 6, 2), (40, 80, 160, 320)),
+    "unireplknet_f": ((2, 2, 6, 2), (48, 96, 192, 384)),
+    "unireplknet_p": ((2, 2, 6, 2), (64, 128, 256, 512)),
+    "unireplknet_n": ((2, 2, 8, 2), (80, 160, 320, 640)),
+    "unireplknet_t": ((3, 3, 18, 3), (80, 160, 320, 640)),
+    "unireplknet_s": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "unireplknet_b": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "unireplknet_l": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "unireplknet_xl": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+
+
+class Factory(Protocol):
+    """Signature of ``unireplknet_a`` to ``unireplknet_xl``."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        *,
+        pretrained: str | Path | bool | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        kernel_sizes: KernelSizes | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        head_init_scale: float = 1.0,
+        deploy: bool = False,
+        grad_checkpointing: bool = False,
+        feature_norms: bool = False,
+        stem_stride: int = 4,
+    ) -> UniRepLKNet: ...
+
+
+def _factory(name: str) -> Factory:
+    depths, dims = SIZES[name]
+
+    def build(
+        *,
+        pretrained: str | Path | bool | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        kernel_sizes: KernelSizes | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        head_init_scale: float = 1.0,
+        deploy: bool = False,
+        grad_checkpointing: bool = False,
+        feature_norms: bool = False,
+        stem_stride: int = 4,
+    ) -> UniRepLKNet:
+        model = UniRepLKNet(
+            in_chans=in_chans,
+            num_classes=num_classes,
+            depths=depths,
+            dims=dims,
+            kernel_sizes=kernel_sizes,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init_value=layer_scale_init_value,
+            head_init_scale=head_init_scale,
+            deploy=deploy,
+            grad_checkpointing=grad_checkpointing,
+            feature_norms=feature_norms,
+            stem_stride=stem_stride,
+        )
+        if pretrained:
+            model.load_pretrained(default_source(model) if pretrained is True else pretrained)
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""UniRepLKNet-{name.rpartition("_")[2].upper()}: depths {depths}, dims {dims}.
+
+    Arguments are those of :class:`UniRepLKNet`, and ``pretrained``: a checkpoint file, a name
+    (``in1k``, ``in22k``, ``in22k_to_in1k``), or True for the published weights that classify ImageNet-1K.
+    """
+    return build
+
+
+unireplknet_a = _factory("unireplknet_a")
+unireplknet_f = _factory("unireplknet_f")
+unireplknet_p = _factory("unireplknet_p")
+unireplknet_n = _factory("unireplknet_n")
+unireplknet_t = _factory("unireplknet_t")
+unireplknet_s = _factory("unireplknet_s")
+unireplknet_b = _factory("unireplknet_b")
+unireplknet_l = _factory("unireplknet_l")
+unireplknet_xl = _factory("unireplknet_xl")

@@ -1,0 +1,102 @@
+"""What every modality shares: the embedder contract and the words a picture of its maps needs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MapAxes:
+    """How to draw a map: axis labels with units and, where known, the values at the map's edges.
+
+    Args:
+        x: label of the horizontal axis (the map's W), e.g. ``"time (s)"``.
+        y: label of the vertical axis (the map's H), e.g. ``"mel frequency (Hz)"``.
+        x_range: values at the left and right edge; ``None`` counts pixels.
+        y_ticks: ``(row, label)`` pairs for axes that are not linear; empty counts pixels.
+        value: what the colour means, e.g. ``"log energy (normalised)"``.
+        origin: ``"lower"`` puts row 0 at the bottom, ``"upper"`` at the top (images).
+    """
+
+    x: str
+    y: str
+    x_range: tuple[float, float] | None = None
+    y_ticks: tuple[tuple[float, str], ...] = ()
+    value: str = ""
+    origin: str = "upper"
+
+
+class Embedder(nn.Module):
+    """Turns a raw batch into 2-D maps: ``forward(raw) -> (B, V, C, H, W)``.
+
+    A subclass sets ``out_chans`` (C) and ``raw_ndim`` (dimensions of a raw batch, B included), and implements
+    ``forward``, ``example_raw`` and ``map_axes``. Everything in ``forward`` is batched torch code, so that it
+    runs on the batch's device and inside an exported model. Normalisation statistics are buffers.
+    """
+
+    out_chans: int
+    raw_ndim: int
+
+    def forward(self, raw: Any) -> Tensor:
+        """Embed a raw batch as maps of shape (B, V, C, H, W)."""
+        raise NotImplementedError
+
+    def example_raw(self, batch_size: int = 1) -> Any:
+        """A raw batch of the usual shape (random values), for tracing, export and counting."""
+        raise NotImplementedError
+
+    def map_axes(self) -> MapAxes:
+        """How to label a picture of this embedder's maps."""
+        raise NotImplementedError
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether ``fit_statistics`` must see training data before the first forward."""
+        return False
+
+    def fit_statistics(self, raws: Iterable[Any]) -> None:
+        """Set the normalisation buffers from raw training batches; only called if ``needs_statistics``."""
+        raise NotImplementedError(f"{type(self).__name__} has no statistics to fit")
+
+
+class Normalize(nn.Module):
+    """``(x - mean) / std`` with scalar statistics kept as buffers.
+
+    Args:
+        mean, std: fixed statistics, or ``None`` for both: then ``fit`` must be called with training maps.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, mean: float | None, std: float | None) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError("give both mean and std, or neither (then they are measured on the training part)")
+        if std is not None and std <= 0:
+            raise ValueError(f"std must be positive, not {std}")
+        self.register_buffer("mean", torch.tensor(0.0 if mean is None else float(mean)))
+        self.register_buffer("std", torch.tensor(1.0 if std is None else float(std)))
+        self.register_buffer("fitted", torch.tensor(mean is not None))
+
+    def fit(self, maps: Iterable[Tensor]) -> None:
+        """Measure mean and std over all values of ``maps`` (any shapes)."""
+        count, total, squares = 0, 0.0, 0.0
+        for part in maps:
+            part = part.double()
+            count += part.numel()
+            total += part.sum().item()
+            squares += part.square().sum().item()
+        if count == 0:
+            raise ValueError("no training data to measure mean and std on")
+        mean = total / count
+        self.mean.fill_(mean)
+        self.std.fill_(max(squares / count - mean**2, 1e-12) ** 0.5)
+        self.fitted.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std

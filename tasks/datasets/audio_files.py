@@ -1,0 +1,134 @@
+"""Reading audio files as waveforms of fixed length: what every audio source shares.
+
+Shapes: T samples at the wanted rate, K crops.
+"""
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
+UNKNOWN_LENGTH = (
+    2**48
+)  # some streams do not state theirs (libsndfile says 2**63 - 1): read from the start then
+
+
+class AudioData(ClassificationData):
+    """A source whose items are audio files and whose raw sample is a waveform ``(T,)``, float32 in [-1, 1].
+
+    Training reads a random crop (a shorter file is placed at random in silence); validation, testing and
+    prediction read the centre, or ``test_crops`` crops spread evenly from start to end, ``(K, T)``.
+
+    Args:
+        sample_rate: in Hz; files at another rate are resampled.
+        seconds: length of a waveform.
+        test_crops: K; 1 gives ``(T,)``.
+        **common: see `DataModule`.
+    """
+
+    modality = "audio"
+    extensions = EXTENSIONS
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16000,
+        seconds: float = 1.0,
+        test_crops: int = 1,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(**common)
+        if sample_rate < 1 or seconds * sample_rate < 1 or test_crops < 1:
+            raise DataError("sample_rate, seconds and test_crops must be positive")
+        self.sample_rate = sample_rate
+        self.seconds = seconds
+        self.test_crops = test_crops
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        if train:
+            return read_crop(item.path, self.sample_rate, self.seconds, place=rng.random())
+        return self.read_file(item.path)
+
+    def read_file(self, path: Path) -> Tensor:
+        if self.test_crops == 1:
+            return read_crop(path, self.sample_rate, self.seconds, place=0.5)
+        places = np.linspace(0.0, 1.0, self.test_crops)
+        return torch.stack([read_crop(path, self.sample_rate, self.seconds, place=place) for place in places])
+
+
+def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) -> Tensor:
+    """Read ``seconds`` of a file, mixed down to one channel and resampled, as ``(T,)`` float32.
+
+    Args:
+        path: WAV, FLAC, OGG, MP3 and whatever else libsndfile reads.
+        sample_rate: wanted rate in Hz; T is ``round(seconds * sample_rate)``.
+        place: where in a longer file the crop lies, or where in silence a shorter file lies: 0 at the start,
+            0.5 in the middle, 1 at the end.
+
+    Raises:
+        ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            wanted = math.ceil(seconds * rate)
+            spare = file.frames - wanted
+            if 0 < spare < UNKNOWN_LENGTH:
+                file.seek(round(place * spare))
+            sound = file.read(wanted, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+    if len(sound) == 0:
+        raise ReadError("it holds no sound (0 samples)")
+    if not np.isfinite(sound).all():
+        raise ReadError("it holds values that are not finite numbers")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ReadError(f"its sample rate of {rate} Hz is out of range")
+    waveform = torch.from_numpy(sound.mean(axis=1))
+    return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
+
+
+def fit_length(waveform: Tensor, length: int, place: float) -> Tensor:
+    """Cut ``(T,)`` to ``length`` samples, or lay it into ``length`` samples of silence, at ``place`` in [0,
+    1]."""
+    spare = waveform.shape[-1] - length
+    if spare >= 0:
+        start = round(place * spare)
+        return waveform[start : start + length].contiguous()
+    before = round(place * -spare)
+    return torch.nn.functional.pad(waveform, (before, -spare - before))
+
+
+def resample(waveform: Tensor, rate: int, wanted: int) -> Tensor:
+    """Band-limited resampling of ``(T,)`` from ``rate`` to ``wanted`` Hz."""
+    # An odd rate such as 44,101 Hz would need a kernel of gigabytes; a ratio off by less than 1e-5 is
+    # inaudible.
+    ratio = Fraction(wanted, rate).limit_denominator(1000)
+    return waveform if ratio == 1 else _resampler(ratio.denominator, ratio.numerator)(waveform)
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, wanted: int) -> nn.Module:
+    from torchaudio.transforms import Resample
+
+    return Resample(rate, wanted)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return "there is no such file"
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    reason = str(error).replace(repr(str(path)), "").replace(str(path), "").strip(" :.")
+    return f"it cannot be read as audio ({reason})"

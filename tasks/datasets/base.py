@@ -1,0 +1,308 @@
+"""What every source of data shares: where it lies, its splits, how a batch is drawn and what a broken file does.
+
+A source with `data_dir=null` is its embedded sample: a small, deterministic imitation written once in the real
+benchmark's file format and folder layout, and read by the very reader that reads the real thing.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import Dataset, default_collate
+
+from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
+
+SPLITS = ("train", "val", "test")
+
+
+class DataError(ValueError):
+    """Data that cannot be used as asked; the message is one sentence for the user."""
+
+
+class ReadError(DataError):
+    """One file that cannot be read; the message says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on disk: its file, its target (class index, multi-hot list, …) and where in the file it lies."""
+
+    path: Path
+    target: Any = None
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+class CommonSettings(TypedDict, total=False):
+    """Arguments every data module takes, passed on to `DataModule`."""
+
+    name: str
+    data_dir: str | None
+    samples_dir: str
+    download: bool
+    batch_size: int
+    eval_batch_size: int | None
+    num_workers: int | None
+    seed: int
+    limit: int | None
+
+
+class ItemDataset(Dataset[dict[str, Any]]):
+    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
+
+    def __init__(self, items: Sequence[Item], read: Callable[[Item, np.random.Generator], Any], seed: int) -> None:
+        self.items = items
+        self.read = read
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index, epoch = key
+        item = self.items[index]
+        try:
+            raw = self.read(item, np.random.default_rng((self.seed, epoch, index)))
+        except ReadError as error:
+            return {"error": f"{item.path}: {error}"}
+        sample = {"raw": raw, "index": index}
+        if item.target is not None:
+            sample["target"] = item.target
+        return sample
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the readable samples; list the others under `errors`. `raw` is absent when none was readable."""
+    good = [sample for sample in samples if "error" not in sample]
+    batch = dict(default_collate(good)) if good else {}
+    batch["errors"] = [sample["error"] for sample in samples if "error" in sample]
+    return batch
+
+
+class DataModule(LightningDataModule):
+    """One source of data for one modality.
+
+    A subclass states `modality`, `layout` (what `data_dir` must look like), `homepage`, `extensions`, and implements
+    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists.
+
+    Args:
+        name: name of the task; the embedded sample lies in `samples_dir/name`.
+        data_dir: folder of the real data, or `None` for the embedded sample.
+        samples_dir: folder that holds the embedded samples of all tasks.
+        download: fetch the real data into `data_dir` when it is not there.
+        batch_size: training batch per device.
+        eval_batch_size: batch for validation and test; `None` means `batch_size`.
+        num_workers: reader processes; `None` means 0 for the sample and up to 8 for real data.
+        seed: seeds order, crops and augmentation.
+        limit: use only the first so many items of every split (quick trials).
+
+    Raises:
+        DataError: missing or unusable data, in one sentence.
+    """
+
+    modality: ClassVar[str]
+    layout: ClassVar[str]
+    homepage: ClassVar[str | None] = None
+    extensions: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "files"
+    sample_version: ClassVar[int] = 1  # raise it when write_sample changes, so that old samples are drawn anew
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data_dir: str | None = None,
+        samples_dir: str = "data/samples",
+        download: bool = False,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for what, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise DataError(f"{what} must be at least 1, not {value}")
+        if download and data_dir is None:
+            raise DataError("download=true needs data_dir=PATH, the folder to download into")
+        self.name = name
+        self.root = Path(samples_dir) / name if data_dir is None else Path(data_dir).expanduser()
+        self.source = "sample" if data_dir is None else "full"
+        self.download = download
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.limit = limit
+        self.splits: dict[str, list[Item]] = {}
+
+    # -- what a subclass implements -----------------------------------------------------------------------------
+
+    def write_sample(self, root: Path) -> None:
+        """Write the embedded sample below `root`, deterministically, in the real layout."""
+        raise NotImplementedError
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        """The items of `train`, `val` and `test` below `root`; raises `DataError` (see `bad_layout`)."""
+        raise NotImplementedError
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Any:
+        """Read one item as a raw sample (no batch dimension); raises `ReadError`."""
+        raise NotImplementedError
+
+    def read_file(self, path: Path) -> Any:
+        """Read a user's file for prediction, as `read_item` does at test time; raises `ReadError`."""
+        raise NotImplementedError
+
+    def fetch(self, root: Path) -> None:
+        """Download the real data into `root`; raises `DataError`."""
+        raise DataError(f"{self.name} has no official download; place it by hand: {self.layout}")
+
+    def looks_complete(self, root: Path) -> bool:
+        """Whether `root` already holds the real data, so that nothing is downloaded."""
+        return root.is_dir() and any(root.iterdir())
+
+    # -- what Lightning and the workbench call ------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        if self.source == "sample":
+            self._draw_sample()
+        elif self.download and not self.looks_complete(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.fetch(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        if not self.root.exists():
+            raise self.bad_layout(f"{self.root} does not exist")
+        splits = self.read_splits(self.root)
+        for split in SPLITS:
+            if not splits.get(split):
+                raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
+        self.splits = {split: list(splits[split])[: self.limit] for split in SPLITS}
+
+    def facts(self) -> dict[str, Any]:
+        """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
+        return {}
+
+    def describe(self) -> str:
+        """One line: what data this is and where it lies."""
+        kind = "embedded sample of " if self.source == "sample" else ""
+        sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
+        return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.root}"
+
+    def example_file(self) -> Path | None:
+        """A file to try a prediction on."""
+        return self.splits["test"][0].path if self.splits else None
+
+    def details(self) -> str:
+        """What `describe` adds after the sizes, beginning with a comma."""
+        return ""
+
+    def bad_layout(self, problem: str) -> DataError:
+        """The error for a `data_dir` that is not what the reader expects."""
+        where = f" (get it from {self.homepage})" if self.homepage else ""
+        return DataError(f"{problem}; {self.name} expects {self.layout}{where}")
+
+    def loader(self, split: str, *, train: bool | None = None, batch_size: int | None = None) -> ResumableLoader:
+        """The batches of a split: shuffled and augmented for training, every item once in order otherwise."""
+        train = split == "train" if train is None else train
+        items = self.splits[split]
+        if batch_size is None:
+            batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
+        batches = EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=self.seed)
+        dataset = ItemDataset(items, _Reader(self, train), self.seed)
+        workers = self._workers()
+        return ResumableLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self.loader("train")
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self.loader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self.loader("test")
+
+    def training_raws(self, most: int = 2000) -> Iterator[Any]:
+        """Raw batches of the training part, un-augmented, at most about `most` samples spread over it."""
+        items = self.splits["train"]
+        chosen = items[:: max(1, len(items) // most)][:most]
+        dataset = ItemDataset(chosen, _Reader(self, train=False), self.seed)
+        for start in range(0, len(chosen), self.batch_size):
+            stop = min(start + self.batch_size, len(chosen))
+            batch = collate([dataset[index, 0] for index in range(start, stop)])
+            if "raw" in batch:
+                yield batch["raw"]
+
+    # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
+
+    def _draw_sample(self) -> None:
+        stamp = {"task": self.name, "version": self.sample_version}
+        marker = self.root / "SAMPLE.json"
+        if marker.is_file() and json.loads(marker.read_text()) == stamp:
+            return
+        # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
+        draft = self.root.with_name(f".{self.root.name}-{uuid.uuid4().hex}")
+        draft.mkdir(parents=True)
+        try:
+            self.write_sample(draft)
+            (draft / "SAMPLE.json").write_text(json.dumps(stamp))
+            if self.root.exists():
+                self.root.rename(draft.with_name(f"{draft.name}-old"))
+            draft.rename(self.root)
+        except OSError:
+            if not marker.is_file():  # otherwise a parallel run was faster
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
+
+
+class _Reader:
+    """`read_item` of a data module with the train flag fixed (a class, so that workers can pickle it)."""
+
+    def __init__(self, data: DataModule, train: bool) -> None:
+        self.data = data
+        self.train = train
+
+    def __call__(self, item: Item, rng: np.random.Generator) -> Any:
+        return self.data.read_item(item, self.train, rng)
+
+
+class ClassificationData(DataModule):
+    """A data module whose targets are classes.
+
+    `class_names` is set by `setup` (order stable across machines); `multilabel` sources give multi-hot float
+    targets of shape (classes,), the others an int.
+    """
+
+    class_names: list[str]
+    multilabel: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "multilabel": self.multilabel}
+
+    def details(self) -> str:
+        return f", {len(self.class_names)} classes"

@@ -1,0 +1,36 @@
+"""Splits that depend on names alone: adding or removing files never moves another file to another split."""
+
+import hashlib
+from collections.abc import Iterable
+
+
+def stable_fraction(name: str) -> float:
+    """A number in [0, 1) that looks random but is the same on every machine, for one name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def held_out_groups(groups: Iterable[tuple[str, str]], fraction: float) -> set[str]:
+    """Groups to hold out so that about ``fraction`` of every class goes, always leaving a group of each
+    class.
+
+    Args:
+        groups: for every item its class and its group (recordings of one source, of one speaker, …).
+        fraction: part of the items to hold out.
+    """
+    sizes: dict[str, dict[str, int]] = {}
+    for label, group in groups:
+        members = sizes.setdefault(label, {})
+        members[group] = members.get(group, 0) + 1
+    held: set[str] = set()
+    for label in sorted(sizes):
+        members = sizes[label]
+        wanted = fraction * sum(members.values())
+        taken = sum(size for group, size in members.items() if group in held)
+        for group in sorted(members, key=stable_fraction):
+            if group in held:
+                continue
+            if taken + members[group] / 2 > wanted or len(set(members) - held) == 1:
+                continue
+            held.add(group)
+            taken += members[group]
+    return held

@@ -1,0 +1,76 @@
+"""Heads: the backbone's features of V maps -> one answer per sample.
+
+Shapes: B batch, V maps per sample, C channels, H height, W width, D features, K classes; N = B·V.
+"""
+
+import torch
+from torch import Tensor, nn
+
+FUSIONS = ("mean", "max", "attention")
+
+
+class ViewFusion(nn.Module):
+    """Fuses the V feature vectors of a sample: (B, V, D) -> (B, D).
+
+    Args:
+        width: D.
+        how: `mean`, `max`, or `attention` (a learned weight per view, softmax over views).
+    """
+
+    def __init__(self, width: int, how: str = "mean") -> None:
+        super().__init__()
+        if how not in FUSIONS:
+            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {how!r}")
+        self.how = how
+        self.score = nn.Linear(width, 1) if how == "attention" else None
+
+    def forward(self, x_BVD: Tensor) -> Tensor:
+        if self.score is not None:
+            weight_BV1 = self.score(x_BVD).softmax(dim=1)
+            return (weight_BV1 * x_BVD).sum(dim=1)
+        return x_BVD.amax(dim=1) if self.how == "max" else x_BVD.mean(dim=1)
+
+
+class ClassificationHead(nn.Module):
+    """Mean pool -> LayerNorm -> fuse views -> dropout -> linear (UniRepLKNet's head, with V maps per sample).
+
+    Args:
+        in_features: width of the backbone's last stage.
+        num_classes: K.
+        fusion: how the V maps of a sample are joined, see `ViewFusion`.
+        dropout: rate before the linear layer.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, fusion: str = "mean", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_features, eps=1e-6)
+        self.fusion = ViewFusion(in_features, fusion)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_features, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: list[Tensor], views: int) -> Tensor:
+        """Four feature maps of N = B·V maps -> logits (B, K)."""
+        x_ND = self.norm(features[-1].mean(dim=(-2, -1)))
+        x_BD = self.fusion(x_ND.unflatten(0, (-1, views)))
+        return self.linear(self.dropout(x_BD))
+
+    def load_official(self, left_out: dict[str, Tensor]) -> bool:
+        """Take the norm and, where the classes agree, the linear layer of an official classifier.
+
+        Returns whether the linear layer was taken.
+        """
+        if "norm.weight" in left_out:
+            self.norm.load_state_dict({"weight": left_out["norm.weight"], "bias": left_out["norm.bias"]})
+        taken = "head.weight" in left_out and left_out["head.weight"].shape == self.linear.weight.shape
+        if taken:
+            self.linear.load_state_dict({"weight": left_out["head.weight"], "bias": left_out["head.bias"]})
+        return taken
+
+
+def one_hot(target: Tensor, num_classes: int) -> Tensor:
+    """Class indices (B,) -> (B, K) float; targets that already are (B, K) pass through."""
+    if target.ndim == 1:
+        return torch.nn.functional.one_hot(target, num_classes).float()
+    return target.float()

@@ -1,0 +1,52 @@
+"""The whole path as one module: raw batch -> embedder -> maps -> backbone -> features -> head -> output."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """Embedder, backbone and head; this is what is trained, exported and asked.
+
+    Shapes: maps (B, V, C, H, W); the backbone sees N = B·V maps.
+    """
+
+    def __init__(self, embedder: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, raw: Any) -> Tensor:
+        """Raw batch -> output of the head."""
+        return self.forward_maps(self.embedder(raw))
+
+    def forward_maps(self, maps_BVCHW: Tensor) -> Tensor:
+        """Maps -> output of the head."""
+        features = self.backbone.forward_features(maps_BVCHW.flatten(0, 1))  # type: ignore[operator]
+        return self.head(features, maps_BVCHW.shape[1])
+
+    def reparameterize(self) -> "Network":
+        """Merge the backbone into its deploy form, in place."""
+        self.backbone.reparameterize()  # type: ignore[operator]
+        return self
+
+    # timm's optimizer factory asks these two for layer-wise learning-rate decay and weight-decay exclusions.
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups: the embedder counts as the stem, the head as the last layer."""
+        inner = self.backbone.group_matcher(coarse)  # type: ignore[operator]
+
+        def prefixed(pattern: Any) -> Any:
+            if isinstance(pattern, str):
+                return r"^backbone\." + pattern.removeprefix("^")
+            return [(prefixed(part), order) for part, order in pattern]
+
+        stem = inner["stem"]
+        assert isinstance(stem, str)
+        return {"stem": rf"^embedder\.|{prefixed(stem)}", "blocks": prefixed(inner["blocks"])}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        exclude = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in exclude()}

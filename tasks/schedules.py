@@ -1,0 +1,50 @@
+"""Learning-rate schedules, a factor of the peak rate per optimiser step."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 1.0,
+    min_ratio: float = 0.01,
+) -> LambdaLR:
+    """Linear warm-up over `warmup_epochs`, then a half cosine from 1 down to `min_ratio`.
+
+    The warm-up never takes more than half of the run, so that very short runs still reach the peak.
+    """
+    warmup = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def exponential(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    start_epoch: int = 5,
+    gamma: float = 0.85,
+) -> LambdaLR:
+    """1 until `start_epoch`, then times `gamma` at that and every later epoch (UniRepLKNet's audio recipe)."""
+
+    def factor(step: int) -> float:
+        return gamma ** max(0, step // max(steps_per_epoch, 1) - start_epoch + 1)
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+    """The same learning rate throughout."""
+    return LambdaLR(optimizer, lambda step: 1.0)

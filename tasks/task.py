@@ -1,0 +1,173 @@
+"""What every task shares: it owns the network and its optimiser, and turns batches into {"loss", "output"}."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from tasks.network import Network
+
+
+@dataclass
+class Answer:
+    """What a model says about one sample.
+
+    Args:
+        columns: the row of `predictions.csv`, best first.
+        shown: the same in a few words, for the terminal.
+    """
+
+    columns: dict[str, Any]
+    shown: str
+
+
+class Augment(nn.Module):
+    """The three places where training data may be changed on the device.
+
+    Args:
+        raw: raw batch -> raw batch, e.g. noise on waveforms.
+        mixup: (raw batch, targets (B, …)) -> the same pair, mixed.
+        maps: maps -> maps, e.g. SpecAugment.
+    """
+
+    def __init__(
+        self, raw: nn.Module | None = None, mixup: nn.Module | None = None, maps: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.raw = raw
+        self.mixup = mixup
+        self.maps = maps
+
+
+class Task(LightningModule):
+    """Base of all tasks.
+
+    Args:
+        network: embedder, backbone, head.
+        facts: what the data module knows and the answers need (class names, units, …); plain values, kept in
+            every checkpoint so that predictions need no data set.
+        optimizer: network -> optimiser.
+        scheduler: optimiser, total_steps, steps_per_epoch -> learning-rate schedule.
+        augment: what happens to training batches on the device.
+        composition: the run's modality, task and backbone nodes as plain containers, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        facts: dict[str, Any],
+        optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        augment: Augment | None = None,
+        composition: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.facts = facts
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.augment = augment or Augment()
+        self.composition = composition or {}
+
+    @classmethod
+    def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        """What the head's constructor needs to know of the data."""
+        raise NotImplementedError
+
+    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
+        raise NotImplementedError
+
+    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
+        """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
+        raise NotImplementedError
+
+    def caption(self, batch: dict[str, Any], position: int) -> str:
+        """What to write above the picture of one sample of a batch."""
+        return f"sample {int(batch['index'][position])}"
+
+    def test_report(self) -> dict[str, Any]:
+        """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
+        return {}
+
+    def preview(self, batch: dict[str, Any], most: int) -> tuple[Any, list[str]]:
+        """The first samples of a training batch as training sees them, with captions."""
+        count = min(most, len(batch["index"]))
+        raw = tree_map(lambda value: value[:count], batch["raw"])
+        if self.augment.raw is not None:
+            raw = self.augment.raw(raw)
+        return raw, [self.caption(batch, position) for position in range(count)]
+
+    # -- Lightning's hooks --------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        if "raw" not in batch:
+            return None  # every file of the batch was broken; the callback BrokenFiles has said so
+        out = self.step(batch, "train")
+        self.log("loss", out["loss"].detach(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        self._log_loss(out, batch, "train")
+        return out
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if "raw" in batch:
+            self._log_loss(self.step(batch, "val"), batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if "raw" in batch:
+            self._log_loss(self.step(batch, "test"), batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
+        return self.answer(batch["raw"])
+
+    def _log_loss(self, out: dict[str, Tensor], batch: dict[str, Any], split: str) -> None:
+        self.log(
+            f"{split}/loss",
+            out["loss"].detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch["index"]),
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        if self.make_optimizer is None:
+            raise ValueError("this task was built without an optimizer; it can predict and test, not train")
+        optimizer = self.make_optimizer(self.network)
+        if self.make_scheduler is None:
+            return {"optimizer": optimizer}
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = max(self.trainer.max_epochs or 1, 1)
+        schedule = self.make_scheduler(optimizer, total_steps=total, steps_per_epoch=max(total // epochs, 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["widefield"] = {"format": 1, "composition": self.composition, "facts": self.facts}
+
+    def embed(self, raw: Any, train: bool) -> Tensor:
+        """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""
+        maps_BVCHW = self.network.embedder(raw)
+        if train and self.augment.maps is not None:
+            maps_BVCHW = self.augment.maps(maps_BVCHW)
+        return maps_BVCHW
+
+    def forward(self, raw: Any) -> Tensor:
+        return self.network(raw)
+
+    def forward_crops(self, raw: Any) -> Tensor:
+        """Like `forward`; raw with one dimension more than usual, (B, crops, …), averages over the crops."""
+        embedder = self.network.embedder
+        if isinstance(raw, Tensor) and raw.ndim == int(embedder.raw_ndim) + 1:  # type: ignore[arg-type]
+            output = self.network(raw.flatten(0, 1))
+            return output.unflatten(0, raw.shape[:2]).mean(dim=1)
+        return self.network(raw)
+
+
+def as_plain(value: Tensor) -> float | list[float]:
+    """A metric's value as plain numbers."""
+    value = value.detach().to("cpu", torch.float64)
+    return value.item() if value.ndim == 0 else value.tolist()

@@ -1,0 +1,69 @@
+"""Fixtures for all tests: composing a configuration, running an action, small models and small samples."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Two test processes on two cores: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tests_support import ROOT
+from workbench.resolvers import register_resolvers
+
+torch.set_num_threads(1)
+register_resolvers()
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for embedded samples, drawn once a session."""
+    return tmp_path_factory.mktemp("samples")
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """`composed("task=esc50", …)` -> the configuration of that command line."""
+
+    def make(*overrides: str, config: str = "config") -> DictConfig:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(config, overrides=list(overrides))
+
+    return make
+
+
+@pytest.fixture
+def act(composed: Callable[..., DictConfig], samples: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`act("task=esc50", …)` runs that command line in this process and returns its run folder."""
+    from workbench.actions import run_action
+
+    def run(*overrides: str, folder: str = "run") -> Path:
+        cfg = composed(*overrides, f"paths.samples={samples}", f"paths.run={tmp_path / folder}")
+        run_action(cfg)
+        return tmp_path / folder
+
+    return run
+
+
+@pytest.fixture
+def command(samples: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command(folder, "task=esc50", …)` runs `python run.py …` as a user does, in `folder`."""
+
+    def run(cwd: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), f"paths.samples={samples}", *words],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=os.environ | {"COLUMNS": "160"},
+        )
+
+    return run

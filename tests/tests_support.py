@@ -1,0 +1,13 @@
+"""What tests import: where the project lies and the options of a model small enough for a second's training."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+TINY = (
+    "backbone=widefield_nano",
+    "backbone.model.depths=[1,1,1,1]",
+    "backbone.model.dims=[8,8,16,16]",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+)

@@ -1,0 +1,154 @@
+"""Every YAML below conf/ composes, and what it describes can be built."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class, get_method, instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from tests_support import ROOT
+from workbench.build import build_network, check_composition, tasks_of
+from workbench.errors import UsageError
+from workbench.extras import _installed
+
+CONF = ROOT / "conf"
+Compose = Callable[..., DictConfig]
+
+
+def names(group: str) -> list[str]:
+    """Options of a group, as typed on the command line."""
+    folder = CONF / group
+    files = sorted(file for file in folder.rglob("*.yaml") if file.name[0] != "_")
+    return [str(file.relative_to(folder).with_suffix("")) for file in files]
+
+
+def modality_of(task: str) -> str:
+    for name in names("modality"):
+        if task in tasks_of(name):
+            return name
+    raise AssertionError(f"no modality has a task {task}")
+
+
+TASKS = [name for name in names("task") if "/" not in name and name not in names("modality")]
+
+
+def test_no_group_is_forgotten() -> None:
+    tested = {"modality", "task", "backbone", "optimizer", "scheduler", "trainer", "callbacks", "logger"}
+    tested |= {"paths", "action", "experiment", "debug", "hydra"}
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} <= tested | {"sweep", "local"}
+
+
+def test_defaults_resolve(composed: Compose) -> None:
+    cfg = composed("paths.run=run")
+    OmegaConf.resolve(cfg)
+    assert OmegaConf.missing_keys(cfg) == set()
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_file_says_what_it_is(file: Path) -> None:
+    first = next(line for line in file.read_text().splitlines() if line != "# @package _global_")
+    assert first.startswith("# "), "the first line says what the file is for"
+    used_outside = "hydra:" in file.read_text() and "hydra" not in file.relative_to(CONF).parts
+    assert not used_outside or "${hydra:" not in file.read_text(), "${hydra:…} belongs below conf/hydra only"
+
+
+@pytest.mark.parametrize("modality", names("modality"))
+def test_modality_brings_its_default_task(composed: Compose, modality: str) -> None:
+    cfg = composed(f"modality={modality}")
+    check_composition(cfg)
+    assert cfg.modality.name == modality == cfg.task.modality
+    assert cfg.task.name in tasks_of(modality)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_builds(composed: Compose, task: str) -> None:
+    cfg = composed(f"modality={modality_of(task)}", f"task={task}", "paths.samples=nowhere")
+    check_composition(cfg)
+    assert cfg.task.name == task
+    instantiate(cfg.task.data)
+    assert instantiate(cfg.task.model, _partial_=True).func is get_class(cfg.task.model._target_)
+
+
+@pytest.mark.parametrize("backbone", names("backbone"))
+def test_backbone_builds(composed: Compose, backbone: str) -> None:
+    cfg = composed(f"backbone={backbone}")
+    assert cfg.backbone.name == backbone
+    import torch
+
+    with torch.device("meta"):
+        model = instantiate(cfg.backbone.model, in_chans=1)
+    assert model.num_features == cfg.backbone.model.dims[-1]
+
+
+@pytest.mark.parametrize("group", ["optimizer", "scheduler"])
+def test_partials_fit_a_network(composed: Compose, group: str) -> None:
+    for name in names(group):
+        cfg = composed(f"{group}={name}", "backbone=widefield_nano")
+        network = build_network(cfg, {"class_names": ["a", "b"], "multilabel": False})
+        optimizer = instantiate(cfg.optimizer)(network)
+        schedule = instantiate(cfg.scheduler)(optimizer, total_steps=10, steps_per_epoch=5)
+        assert schedule.get_last_lr()[0] >= 0
+
+
+@pytest.mark.parametrize("trainer", names("trainer"))
+def test_trainer_arguments_exist(composed: Compose, trainer: str) -> None:
+    import inspect
+
+    node = composed(f"trainer={trainer}").trainer
+    known = inspect.signature(Trainer.__init__).parameters
+    assert {str(key) for key in node if key != "_target_"} <= set(known)
+
+
+@pytest.mark.parametrize("callbacks", names("callbacks"))
+def test_callbacks_build(composed: Compose, callbacks: str) -> None:
+    for node in composed(f"callbacks=[{callbacks}]", "paths.run=run").callbacks.values():
+        assert isinstance(instantiate(node), Callback)
+
+
+@pytest.mark.parametrize("logger", names("logger"))
+def test_loggers_build(composed: Compose, logger: str, tmp_path: Path) -> None:
+    cfg = composed(f"logger=[{logger}]", f"paths.run={tmp_path}")
+    if logger in ("wandb", "mlflow") and not _installed(logger):
+        with pytest.raises(UsageError, match=rf"pip install -e '.\[{logger}\]'"):
+            check_composition(cfg)
+        return
+    for node in cfg.logger.values():
+        assert isinstance(instantiate(node), Logger)
+
+
+@pytest.mark.parametrize("action", names("action"))
+def test_actions_exist(composed: Compose, action: str) -> None:
+    cfg = composed(f"action={action}")
+    assert cfg.action.name == action
+    assert callable(get_method(cfg.action._target_))
+
+
+@pytest.mark.parametrize("debug", names("debug"))
+def test_debug_wins(composed: Compose, debug: str) -> None:
+    cfg = composed(f"debug={debug}", "experiment=audio/speech_commands_s")
+    assert cfg.trainer.max_epochs < 100
+    check_composition(cfg)
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_experiments_compose(composed: Compose, experiment: str) -> None:
+    cfg = composed(f"experiment={experiment}")
+    check_composition(cfg)
+    assert experiment.startswith(f"{cfg.modality.name}/")
+    header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"experiment={experiment}" in header, "the header gives the command"
+    instantiate(cfg.modality.embedder)
+    for node in cfg.modality.augment.values():
+        instantiate(node)
+    for node in cfg.callbacks.values():
+        assert node is None or "_target_" in node
+
+
+def test_wrong_pair_names_the_tasks(composed: Compose) -> None:
+    cfg = composed("task=speech_commands")
+    cfg.modality.name = "video"
+    with pytest.raises(UsageError, match="reads audio, not video: say modality=audio"):
+        check_composition(cfg)

@@ -1,0 +1,30 @@
+"""From a composed configuration to the action it asks for."""
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from workbench.build import check_composition
+from workbench.console import quiet_libraries
+from workbench.errors import plain_errors
+
+log = logging.getLogger("widefield")
+
+
+def run_action(cfg: DictConfig) -> float | None:
+    """Run `cfg.action`; returns the monitored metric where there is one.
+
+    `cfg.paths.run` is the run's folder; `run.py` leaves it to Hydra, a notebook or a test sets it.
+    """
+    with plain_errors():
+        quiet_libraries()
+        OmegaConf.set_struct(cfg, True)
+        if OmegaConf.is_missing(cfg.paths, "run"):
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            cfg.paths.run = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+        check_composition(cfg)
+        value: float | None = get_method(cfg.action._target_)(cfg)
+    return value

@@ -1,0 +1,185 @@
+"""From configuration nodes to objects, and from a checkpoint back to the model that made it."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from backbone import CheckpointError, load_pretrained
+from tasks.datasets.base import DataModule
+from tasks.network import Network
+from tasks.task import Augment, Task
+from workbench.errors import UsageError
+from workbench.extras import need
+from workbench.files import AtomicCheckpoints
+
+log = logging.getLogger("widefield")
+
+CONF = Path(__file__).parent.parent / "conf"
+MODEL_GROUPS = ("modality", "task", "backbone")  # what decides a checkpoint's shape and meaning
+
+
+def tasks_of(modality: str) -> list[str]:
+    """Names of the tasks that read a modality."""
+    names = set()
+    for file in sorted((CONF / "task").glob("*.yaml")):
+        node = OmegaConf.load(file)
+        if file.stem[0] != "_" and isinstance(node, DictConfig) and node.get("modality") == modality:
+            names.add(str(node.get("name")))
+    return sorted(names)
+
+
+def check_composition(cfg: DictConfig) -> None:
+    """Raise a `UsageError` where the parts cannot go together."""
+    if cfg.task.modality != cfg.modality.name:
+        raise UsageError(
+            f"task {cfg.task.name} reads {cfg.task.modality}, not {cfg.modality.name}: "
+            f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
+            f"({', '.join(tasks_of(cfg.modality.name))})"
+        )
+    for extra in ("wandb", "mlflow"):
+        if extra in (cfg.logger or {}):
+            need(extra, f"logger={extra}")
+
+
+def build_data(cfg: DictConfig) -> DataModule:
+    """The data module, ready to read; its first line says what data it is."""
+    data: DataModule = instantiate(cfg.task.data)
+    data.prepare_data()
+    data.setup()
+    log.info("data: %s", data.describe())
+    return data
+
+
+def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Network:
+    """Embedder, backbone and head; each takes its sizes from the one before."""
+    embedder = instantiate(cfg.modality.embedder)
+    backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
+    task_class = get_class(cfg.task.model._target_)
+    sizes = cast(type[Task], task_class).head_arguments(facts)
+    head = instantiate(cfg.task.head, in_features=backbone.num_features, **sizes)
+    if pretrained and cfg.backbone.pretrained:
+        report = load_pretrained(backbone, cfg.backbone.pretrained)
+        if hasattr(head, "load_official"):
+            head.load_official(report.left_out)
+        log.info("pretrained: %s", report)
+    return Network(embedder, backbone, head)
+
+
+def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task:
+    """The whole task, ready to train."""
+    augment = cfg.modality.augment
+    # Called by hand: objects passed through `instantiate` would be copied.
+    make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
+    return make_task(
+        network=build_network(cfg, facts, pretrained),
+        facts=facts,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
+        composition=plain_config(cfg),
+    )
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """The trainer with its callbacks and loggers."""
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("this trainer needs a GPU and none was found: take trainer=cpu")
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
+    make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
+    return make_trainer(
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()],
+        default_root_dir=cfg.paths.run,
+    )
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """The model's part of the composition as plain containers, interpolations kept."""
+    whole = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(whole, dict)
+    return {group: whole[group] for group in MODEL_GROUPS}
+
+
+@dataclass
+class Restored:
+    """A model read from a checkpoint, with the composition it was trained in."""
+
+    cfg: DictConfig
+    task: Task
+    checkpoint: Path
+    epoch: int
+
+
+def restore(cfg: DictConfig) -> Restored:
+    """Rebuild the model of `cfg.ckpt`: its own modality, task and backbone, this command's paths and options."""
+    if cfg.ckpt is None:
+        raise UsageError(f"action={cfg.action.name} needs ckpt=PATH, a checkpoint of an earlier run")
+    content = read_checkpoint(Path(cfg.ckpt))
+    stored = content["widefield"]
+    own = _merge(cfg, stored["composition"])
+    task = build_task(own, stored["facts"], pretrained=False)
+    try:
+        task.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{cfg.ckpt} does not fit its own description: {error}") from error
+    return Restored(own, task.eval(), Path(cfg.ckpt), int(content.get("epoch", 0)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints, refusing anything that would run code."""
+    if not path.is_file():
+        raise CheckpointError(f"ckpt: there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {first}") from error
+    if not isinstance(content, dict) or "widefield" not in content:
+        raise CheckpointError(
+            f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
+        )
+    return content
+
+
+def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
+    """This command's configuration with the checkpoint's modality, task and backbone in it."""
+    own = cfg.copy()
+    OmegaConf.set_struct(own, False)
+    for group in MODEL_GROUPS:
+        asked = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+        if _said(f"{group}=") and asked != stored[group]["name"] and cfg[group].name != stored[group]["name"]:
+            raise UsageError(
+                f"{cfg.ckpt} is of {group} {stored[group]['name']}, not {cfg[group].name}: leave {group}= out"
+            )
+        own[group] = stored[group]
+    for override in _overrides():
+        key, _, value = override.lstrip("+").partition("=")
+        if key.split(".")[0] in MODEL_GROUPS and "." in key:
+            OmegaConf.update(own, key, OmegaConf.create(f"value: {value}").value)
+    OmegaConf.set_struct(own, True)
+    return own
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _said(beginning: str) -> bool:
+    return any(override.startswith(beginning) for override in _overrides())
+
+
+def command(**options: Any) -> str:
+    """A command line to type next, e.g. `python run.py action=test ckpt=…`."""
+    words = [f"{key}={value}" for key, value in options.items()]
+    return " ".join(["python", Path(sys.argv[0]).name or "run.py", *words])

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM save the run after the current step and say how to go on."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from workbench.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt(Callback):
+    """Write `last.ckpt` after the step in which SIGINT or SIGTERM arrived, then raise `Interrupted`.
+
+    A second signal stops at once, with what was saved before.
+
+    Args:
+        checkpoint_dir: where the run keeps its checkpoints.
+    """
+
+    def __init__(self, checkpoint_dir: str) -> None:
+        self.last = Path(checkpoint_dir) / "last.ckpt"
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _wanted(self, trainer: Trainer) -> bool:
+        # One process may get the signal a step before another: all decide together.
+        return bool(trainer.strategy.reduce_boolean_decision(self.received is not None, all=False))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if complete and self._wanted(trainer):
+            trainer.save_checkpoint(self.last)
+            self._stop()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._wanted(trainer):  # it arrived during validation; the epoch's own checkpoint is complete
+            self._stop()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._wanted(trainer):
+            self._stop()
+
+    def _stop(self) -> None:
+        number = self.received or signal.SIGTERM
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name}, saved in {self.last}; "
+            f"to go on, repeat the command with resume={self.last.parent.parent}",
+            exit_code=128 + number,
+        )

@@ -1,0 +1,42 @@
+"""What the terminal shows: our own sentences, not every library's."""
+
+import logging
+import warnings
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+# Notices that tell a user nothing they can act on, each with its reason.
+_NOTICES = (
+    r".*does not have many workers.*",  # small samples are read faster in the main process
+    r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loaders are resumable
+    r".*isinstance\(treespec, LeafSpec\).*",  # a deprecation inside the trainer
+    r".*`_get_loader_len`.*",
+    r".*GPU available but not used.*",  # trainer=cpu was asked for
+    r".*Experiment logs directory .* exists and is not empty.*",
+)
+
+
+def quiet_libraries() -> None:
+    """Silence the notices of the libraries below; warnings a user can act on still come through."""
+    for notice in _NOTICES:
+        warnings.filterwarnings("ignore", message=notice)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.onnx", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
+    """Print a small table."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

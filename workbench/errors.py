@@ -1,0 +1,67 @@
+"""How an error reaches the user: one clear sentence, and an exit code that is not zero."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("widefield")
+
+
+class UsageError(ValueError):
+    """Something asked for that cannot be done; the message is one sentence."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what is left."""
+
+
+class Interrupted(Exception):
+    """A run stopped by a signal after it had saved; the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def sentence(error: BaseException) -> str | None:
+    """The one sentence for an error that a user can act on; `None` for a defect of ours."""
+    from hydra.errors import InstantiationException
+
+    from backbone import CheckpointError
+    from tasks.datasets.base import DataError
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        cause = sentence(error.__cause__)
+        if cause is None and isinstance(error.__cause__, (ValueError, TypeError, ImportError)):
+            return str(error.__cause__)
+        return cause
+    if isinstance(error, (UsageError, TrainingError, DataError, CheckpointError)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename or 'while writing'}); what was saved before is intact"
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+        return "a checkpoint could not be written (is the disk full?); the one before is intact"
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU ran out of memory: lower task.data.batch_size or set backbone.model.grad_checkpointing=true"
+    if type(error).__name__ == "MisconfigurationException":
+        return str(error).replace("\n", " ").strip()
+    return None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn errors a user can act on into one sentence and exit code 1; `WIDEFIELD_TRACE=1` shows where they arose."""
+    try:
+        yield
+    except Interrupted as stop:
+        log.warning("%s", stop)
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        said = sentence(error)
+        if said is None or os.environ.get("WIDEFIELD_TRACE"):
+            raise
+        log.error("error: %s", said)
+        sys.exit(1)

@@ -1,0 +1,28 @@
+"""Optional dependencies: which `pip install` a feature needs."""
+
+from importlib.util import find_spec
+
+from workbench.errors import UsageError
+
+EXTRAS = {
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher",),
+    "submitit": ("hydra_plugins.hydra_submitit_launcher",),
+}
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def need(extra: str, feature: str) -> None:
+    """Raise a `UsageError` that names the extra, unless what `feature` needs is installed."""
+    missing = [module for module in EXTRAS[extra] if not _installed(module)]
+    if missing:
+        raise UsageError(f"{feature} needs {', '.join(missing)}: pip install -e '.[{extra}]'")

@@ -1,0 +1,128 @@
+"""action=fit: train, then test the best checkpoint; goes on where a killed run stopped."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.datasets.base import DataModule
+from tasks.task import Task
+from workbench.build import build_data, build_task, build_trainer, command
+from workbench.console import console, print_table
+from workbench.errors import UsageError
+from workbench.info import map_shape, size
+from workbench.results import write_config, write_result
+
+log = logging.getLogger("widefield")
+
+
+def fit(cfg: DictConfig) -> float | None:
+    """Train and test; returns the best value of the monitored metric."""
+    started = time.monotonic()
+    resume = _resume_from(cfg)
+    data = build_data(cfg)
+    seed_everything(cfg.seed, verbose=False)
+    task = build_task(cfg, data.facts(), pretrained=resume is None)
+    trainer = build_trainer(cfg)
+    if trainer.is_global_zero:
+        write_config(cfg)
+    embedder: Any = task.network.embedder
+    if embedder.needs_statistics and resume is None:
+        embedder.fit_statistics(data.training_raws())
+    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, size(task.network), map_shape(embedder))
+    if resume:
+        log.info("resume: going on from %s", resume)
+    if cfg.compile:
+        task.network.compile()
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    checkpoint: Any = trainer.checkpoint_callback
+    best_path = Path(checkpoint.best_model_path) if checkpoint and checkpoint.best_model_path else None
+    best = float(checkpoint.best_model_score) if best_path else None
+    if cfg.action.test_after:
+        trainer.test(task, datamodule=data, ckpt_path=str(best_path) if best_path else None, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    if trainer.is_global_zero:
+        finish(cfg, data, task, trainer, metrics, best, best_path, time.monotonic() - started)
+    return best
+
+
+def finish(
+    cfg: DictConfig,
+    data: DataModule,
+    task: Task,
+    trainer: Trainer,
+    metrics: dict[str, float],
+    best: float | None,
+    checkpoint: Path | None,
+    wall_s: float,
+) -> None:
+    """Write the result and show it: numbers, where things lie, what to type next."""
+    result = write_result(
+        cfg,
+        source=data.source,
+        data_dir=data.root,
+        params=sum(parameter.numel() for parameter in task.network.parameters()),
+        epochs=trainer.current_epoch,
+        metrics=metrics,
+        best=best,
+        wall_s=wall_s,
+        device=trainer.strategy.root_device,
+        checkpoint=checkpoint,
+    )
+    rows = [(name, f"{value:.4f}" if value is not None else "–") for name, value in result["metrics"].items()]
+    print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))
+    folder = Path(cfg.paths.run)
+    console.print(f"took {wall_s:.0f} s; everything lies in {folder}", highlight=False, soft_wrap=True)
+    for name, what in (("result.json", "numbers"), ("figures", "pictures"), ("checkpoints", "weights")):
+        if (folder / name).exists():
+            console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
+    if checkpoint:
+        console.print("next:", highlight=False)
+        file = data.example_file()
+        for line in (
+            command(action="predict", ckpt=checkpoint, input=file) if file else None,
+            command(action="export", ckpt=checkpoint),
+        ):
+            if line:
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def _resume_from(cfg: DictConfig) -> str | None:
+    """The checkpoint to go on from; checks that the run was made by the same command."""
+    if not cfg.resume:
+        return None
+    folder = Path(cfg.paths.run)
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        if cfg.resume == "auto":
+            log.info("resume: no unfinished run of this kind; starting a new one in %s", folder)
+            return None
+        raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
+    before = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(before, DictConfig)
+    changed = [key for key in _settings(cfg) if OmegaConf.select(before, key) != OmegaConf.select(cfg, key)]
+    if changed:
+        words = "; ".join(
+            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(cfg, key)}" for key in changed[:3]
+        )
+        raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
+    return str(last)
+
+
+def _settings(cfg: DictConfig) -> list[str]:
+    """Leaves of the configuration that decide what is learnt."""
+    groups = ("modality", "task", "backbone", "optimizer", "scheduler")
+    free = ("task.data.num_workers", "task.data.samples_dir", "task.data.data_dir", "task.data.download")
+    leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
+    leaves += ["seed", "trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
+    return [leaf for leaf in leaves if leaf not in free]
+
+
+def _leaves(node: Any, path: str) -> list[str]:
+    if isinstance(node, DictConfig):
+        return [leaf for key in node for leaf in _leaves(node[key], f"{path}.{key}")]
+    return [path]

@@ -1,0 +1,62 @@
+"""metrics.csv: the history of a run as one table, one row an epoch."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from workbench.files import write_atomically
+
+
+class MetricsCsv(Logger):
+    """Writes epoch metrics to one CSV file; a resumed run goes on in the same table.
+
+    Args:
+        path: the file. Existing rows are kept; a repeated epoch replaces its row.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._rows: dict[int, dict[str, Any]] = {}
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    self._rows[int(row["epoch"])] = {key: value for key, value in row.items() if value != ""}
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "epoch" not in metrics:
+            return
+        kept = {key: value for key, value in metrics.items() if key.startswith(("train/", "val/", "lr-"))}
+        if not kept:
+            return
+        row = self._rows.setdefault(int(metrics["epoch"]), {"epoch": int(metrics["epoch"])})
+        row.update(kept, step=step)
+        self._write()
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The composition lies in config.yaml."""
+
+    def _write(self) -> None:
+        columns = ["epoch", "step"]
+        columns += sorted({key for row in self._rows.values() for key in row} - set(columns))
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self._rows[epoch] for epoch in sorted(self._rows))
+
+        write_atomically(self.path, write)

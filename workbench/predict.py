@@ -1,0 +1,97 @@
+"""action=predict: ask a checkpoint about files; a broken file becomes a row with its error."""
+
+import csv
+import glob
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.utils.data import default_collate
+
+from tasks.datasets.base import DataModule, ReadError
+from tasks.task import Task
+from workbench.build import restore
+from workbench.console import console, print_table
+from workbench.errors import UsageError
+from workbench.files import write_atomically
+
+log = logging.getLogger("widefield")
+
+SHOWN = 40
+
+
+def predict(cfg: DictConfig) -> None:
+    """Read `cfg.input`, print a table and write `predictions.csv` into the run folder."""
+    restored = restore(cfg)
+    data: DataModule = instantiate(restored.cfg.task.data)
+    files = find_files(cfg.input, data.extensions)
+    device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(files), cfg.action.batch_size):
+        part = files[start : start + cfg.action.batch_size]
+        rows += answer_files(restored.task.to(device), data, part, cfg.action.top_k)
+    path = Path(cfg.paths.run) / "predictions.csv"
+    write_rows(path, rows)
+    shown = [(row["path"], row.get("shown", row.get("error"))) for row in rows[:SHOWN]]
+    print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "answer"))
+    if len(rows) > SHOWN:
+        console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
+    console.print(f"all answers: {path}", highlight=False, soft_wrap=True)
+    broken = [row for row in rows if "error" in row]
+    if len(broken) == len(rows):
+        raise UsageError(f"none of the {len(rows)} files could be read; the first: {broken[0]['error']}")
+
+
+def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
+    """The files `input` names: one file, all readable files below a folder, or a glob."""
+    if not pattern:
+        raise UsageError("action=predict needs input=FILE, a folder or a glob such as 'input=clips/*.wav'")
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions)
+        if not files:
+            raise UsageError(f"input: no {', '.join(extensions)} file below {path}")
+        return files
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not files:
+        raise UsageError(f"input: nothing matches {pattern}")
+    return files
+
+
+def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) -> list[dict[str, Any]]:
+    """One row per file, in order; unreadable files carry `error`."""
+    rows: list[dict[str, Any]] = [{"path": str(file)} for file in files]
+    readable: list[int] = []
+    raws: list[Any] = []
+    for position, file in enumerate(files):
+        try:
+            raws.append(data.read_file(file))
+            readable.append(position)
+        except ReadError as error:
+            rows[position]["error"] = str(error)
+            log.warning("broken file: %s: %s", file, error)
+    if raws:
+        batch = task.transfer_batch_to_device(default_collate(raws), task.device, 0)
+        with torch.inference_mode():
+            answers = task.answer(batch, top_k)
+        for position, answer in zip(readable, answers, strict=True):
+            rows[position].update(answer.columns, shown=answer.shown)
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV; the columns are those of all rows, `error` last."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("error", "shown")))
+
+    def write(draft: Path) -> None:
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)

@@ -1,0 +1,41 @@
+"""Values that the configuration asks for by name; imported by run.py before anything heavy."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+
+def register_resolvers() -> None:
+    """Make `${run_folder:…}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+
+
+def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | None) -> str:
+    """The folder of this run: a new one, or the one `resume` names.
+
+    Args:
+        runs: parent of all runs.
+        action, task, backbone: names; a fit goes to `runs/<task>/`, any other action to `runs/<action>/`.
+        resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
+    """
+    if resume and resume != "auto":
+        return str(Path(resume).expanduser())
+    parent = Path(runs) / (task if action == "fit" else action)
+    if resume == "auto":
+        unfinished = [folder for folder in sorted(parent.glob("*")) if _can_go_on(folder, backbone)]
+        if unfinished:
+            return str(unfinished[-1])
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{backbone}" if action == "fit" else "")
+    folder, count = parent / name, 2
+    while folder.exists():
+        folder, count = parent / f"{name}-{count}", count + 1
+    return str(folder)
+
+
+def _can_go_on(folder: Path, backbone: str) -> bool:
+    composition = folder / "composition.json"
+    if not (folder / "checkpoints" / "last.ckpt").is_file() or (folder / "result.json").is_file():
+        return False
+    return composition.is_file() and json.loads(composition.read_text()).get("backbone") == backbone

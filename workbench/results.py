@@ -1,0 +1,94 @@
+"""result.json: what a run was and what came of it."""
+
+import math
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from workbench.files import write_atomically, write_json
+
+PACKAGES = ("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "hydra-core", "widefield")
+
+
+def write_config(cfg: DictConfig) -> None:
+    """Write the resolved configuration and the names of its parts into the run folder."""
+    folder = Path(cfg.paths.run)
+    write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(cfg, path, resolve=True))
+    names = {group: cfg[group].name for group in ("modality", "task", "backbone", "action")}
+    write_json(folder / "composition.json", names)
+
+
+def write_result(
+    cfg: DictConfig,
+    *,
+    source: str,
+    data_dir: Path,
+    params: int,
+    epochs: int,
+    metrics: dict[str, float],
+    best: float | None,
+    wall_s: float,
+    device: torch.device,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Write `result.json` (contract: README, "What a run leaves behind") and return its content."""
+    result = {
+        "modality": cfg.modality.name,
+        "task": cfg.task.name,
+        "backbone": cfg.backbone.name,
+        "seed": cfg.seed,
+        "data": {"source": source, "data_dir": str(data_dir)},
+        "params": params,
+        "epochs": epochs,
+        "metrics": {name: _finite(value) for name, value in sorted(metrics.items())},
+        "monitor": cfg.task.monitor,
+        "best": _finite(best),
+        "wall_s": round(wall_s, 2),
+        "device": device_name(device),
+        "precision": str(cfg.trainer.precision),
+        "git": git_state(),
+        "versions": versions(),
+        "checkpoint": str(checkpoint) if checkpoint else None,
+    }
+    write_json(Path(cfg.paths.run) / "result.json", result)
+    return result
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> str | None:
+    """The commit of this checkout, with `-dirty` when files differ from it; `None` outside a checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
