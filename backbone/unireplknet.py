@@ -485,10 +485,6 @@ class UniRepLKNet(nn.Module):
         )
         return {"stem": r"^downsample_layers\.0", "blocks": blocks}
 
-    def no_weight_decay(self) -> set[str]:
-        """GRN's scale and shift: 4-D, so rules for 1-D tensors miss them. The official recipe decays them."""
-        return {name for name, _ in self.named_parameters() if ".act.1." in name}
-
     def get_classifier(self) -> nn.Module:
         """The linear classifier, or the identity."""
         return self.head

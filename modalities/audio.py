@@ -29,6 +29,7 @@ class LogMel(Embedder):
 
     Args:
         sample_rate: of the waveforms, in Hz.
+        seconds: usual length of a waveform, for tracing and for labelling pictures; ``forward`` takes any.
         num_mel_bins: F.
         num_frames: N. Fewer frames are filled up behind with log energy 0 *before* normalisation, as AST
             does; more are cut. ``None`` keeps as many as there are (at least one).
@@ -54,6 +55,7 @@ class LogMel(Embedder):
     def __init__(
         self,
         sample_rate: int = 16000,
+        seconds: float = 1.0,
         num_mel_bins: int = 128,
         num_frames: int | None = 128,
         frame_length_ms: float = 25.0,
@@ -66,6 +68,7 @@ class LogMel(Embedder):
     ) -> None:
         super().__init__()
         self.sample_rate = sample_rate
+        self.seconds = seconds
         self.num_mel_bins = num_mel_bins
         self.num_frames = num_frames
         self.frame_length = int(sample_rate * frame_length_ms * 0.001)
@@ -80,8 +83,8 @@ class LogMel(Embedder):
             raise ValueError("num_mel_bins and num_frames must be at least 1")
         if not 0 <= self.low_freq < self.high_freq <= sample_rate / 2:
             raise ValueError(
-                f"the filter bank needs 0 <= low_freq < high_freq <= {sample_rate / 2:g} Hz (half the sample rate), "
-                f"not {self.low_freq:g} and {self.high_freq:g}"
+                f"the filter bank needs 0 <= low_freq < high_freq <= {sample_rate / 2:g} Hz, half the sample "
+                f"rate, not {self.low_freq:g} and {self.high_freq:g}"
             )
         # The transform is a product with a fixed matrix (window included), not an FFT: it costs little beside
         # a backbone, and complex numbers are what torch.compile, ONNX and some devices cannot do.
@@ -125,8 +128,7 @@ class LogMel(Embedder):
         self.normalize.std.mul_(2)
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
-        frames = self.num_frames or 128
-        length = self.frame_length + (frames - 1) * self.frame_shift
+        length = max(round(self.seconds * self.sample_rate), 1)
         return 0.1 * torch.randn(batch_size, length, device=self.fourier.device)
 
     def map_axes(self) -> MapAxes:
@@ -137,11 +139,13 @@ class LogMel(Embedder):
                 row = (hertz_to_mel(hertz) - low) / (high - low) * (self.num_mel_bins + 1) - 1
                 if 0 <= row <= self.num_mel_bins - 1:
                     ticks.append((row, str(hertz)))
-        step = self.frame_shift / self.sample_rate
+        frames = self.num_frames or max(
+            1 + (self.seconds * self.sample_rate - self.frame_length) // self.frame_shift, 1
+        )
         return MapAxes(
-            x="time (s)" if self.num_frames else f"frame ({1000 * step:g} ms)",
+            x="time (s)",
             y="mel frequency (Hz)",
-            x_range=(0.0, self.num_frames * step) if self.num_frames else None,
+            x_range=(0.0, frames * self.frame_shift / self.sample_rate),
             y_ticks=tuple(ticks),
             value="log energy, (x − mean) / 2 std",
             origin="lower",

@@ -31,10 +31,8 @@ class Network(nn.Module):
         self.backbone.reparameterize()  # type: ignore[operator]
         return self
 
-    # timm's optimizer factory asks these two for layer-wise learning-rate decay and weight-decay exclusions.
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: the embedder counts as the stem, the head as the last layer."""
+        """timm's groups for layer-wise learning-rate decay: the embedder joins the stem, the head comes last."""
         inner = self.backbone.group_matcher(coarse)  # type: ignore[operator]
 
         def prefixed(pattern: Any) -> Any:
@@ -45,8 +43,3 @@ class Network(nn.Module):
         stem = inner["stem"]
         assert isinstance(stem, str)
         return {"stem": rf"^embedder\.|{prefixed(stem)}", "blocks": prefixed(inner["blocks"])}
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must leave alone."""
-        exclude = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in exclude()}

@@ -17,9 +17,8 @@ from tasks.datasets.base import ClassificationData, CommonSettings, DataError, I
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
-UNKNOWN_LENGTH = (
-    2**48
-)  # some streams do not state theirs (libsndfile says 2**63 - 1): read from the start then
+# Some streams do not state their length (libsndfile says 2**63 - 1); they are read from the start.
+UNKNOWN_LENGTH = 2**48
 
 
 class AudioData(ClassificationData):

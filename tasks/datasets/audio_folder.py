@@ -72,8 +72,8 @@ class AudioFolder(AudioData):
 
     layout = (
         "a folder of audio files per class, or train/, val/ and test/ with such folders, "
-        "or task.data.csv=FILE with the columns path,label[,split], or task.data.label_from=REGEX for labels
-        in names"
+        "or task.data.csv=FILE with the columns path,label[,split], "
+        "or task.data.label_from=REGEX for labels in names"
     )
 
     def __init__(
@@ -97,9 +97,7 @@ class AudioFolder(AudioData):
         if multilabel and csv is None:
             raise DataError("multilabel=true needs csv=FILE, a table with labels separated by ';'")
         if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
-            raise DataError(
-                "test_fraction and val_fraction must not be negative and must leave something to train on"
-            )
+            raise DataError("test_fraction and val_fraction must leave something to train on")
         self.csv = csv
         self.multilabel = multilabel
         self.label_from = _pattern("label_from", label_from)
@@ -196,11 +194,12 @@ class AudioFolder(AudioData):
         test_below = 0.0 if "test" in given else self.test_fraction
         val_below = test_below + (0.0 if "val" in given else self.val_fraction)
         splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
-        for name, entry, split in zip(names, entries, given, strict=True):
-            if split not in ("val", "test"):
-                place = stable_fraction(entry.group or name)
-                split = "test" if place < test_below else "val" if place < val_below else "train"
-            splits[split].append(entry)
+        for name, entry, fixed in zip(names, entries, given, strict=True):
+            if fixed in ("val", "test"):
+                splits[fixed].append(entry)
+                continue
+            place = stable_fraction(entry.group or name)
+            splits["test" if place < test_below else "val" if place < val_below else "train"].append(entry)
         return splits
 
     def _given_split(self, name: str, entry: Entry) -> str | None:

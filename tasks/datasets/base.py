@@ -86,6 +86,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def spread(items: Sequence[Item], most: int | None) -> list[Item]:
+    """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
+    count = len(items) if most is None else min(most, len(items))
+    return [items[position * len(items) // count] for position in range(count)]
+
+
 class DataModule(LightningDataModule):
     """One source of data for one modality.
 
@@ -101,7 +107,7 @@ class DataModule(LightningDataModule):
         eval_batch_size: batch for validation and test; `None` means `batch_size`.
         num_workers: reader processes; `None` means 0 for the sample and up to 8 for real data.
         seed: seeds order, crops and augmentation.
-        limit: use only the first so many items of every split (quick trials).
+        limit: use only so many items of every split, evenly spread (quick trials).
 
     Raises:
         DataError: missing or unusable data, in one sentence.
@@ -188,7 +194,7 @@ class DataModule(LightningDataModule):
         for split in SPLITS:
             if not splits.get(split):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
-        self.splits = {split: list(splits[split])[: self.limit] for split in SPLITS}
+        self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
 
     def facts(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""

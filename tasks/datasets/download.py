@@ -99,7 +99,9 @@ def unpack(archive: Path, folder: Path) -> None:
                     if member.isfile():
                         target = folder / member.name
                         target.parent.mkdir(parents=True, exist_ok=True)
-                        with tarred.extractfile(member) as packed, target.open("wb") as file:  # type: ignore[union-attr]
+                        packed = tarred.extractfile(member)
+                        assert packed is not None  # a file has contents
+                        with packed, target.open("wb") as file:
                             shutil.copyfileobj(packed, file, CHUNK)
         else:
             raise DataError(f"{archive.name} is neither a tar nor a zip file")

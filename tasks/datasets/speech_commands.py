@@ -18,9 +18,9 @@ LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
 HASH_DIVIDER = "_nohash_"
 # fmt: off
 WORDS = (
-    "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
-    "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop",
-    "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
+    "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go",
+    "happy", "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven",
+    "sheila", "six", "stop", "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
 )
 # fmt: on
 
@@ -92,8 +92,8 @@ class SpeechCommands(AudioData):
             missing = [line for line in lines if line not in names]
             if missing:  # a smaller test set than everybody's would go unnoticed
                 raise DataError(
-                    f"{len(missing):,} of the {len(lines):,} clips in {file} are not there (first: {missing[0]}): "
-                    "the download is incomplete"
+                    f"{len(missing):,} of the {len(lines):,} clips in {file} are not there "
+                    f"(first: {missing[0]}): the download is incomplete"
                 )
             listed.update(dict.fromkeys(lines, split))
         return listed

@@ -82,14 +82,12 @@ def test_layer_decay(tiny: Build) -> None:
     ] == [0, 1, 2]
     assert coarse["head.bias"] == 5
 
-    groups = param_groups_layer_decay(
-        model, weight_decay=0.05, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay()
-    )
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
     scales = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert len(scales) == len(list(model.parameters()))
     assert scales[id(model.head.weight)] == (1.0, 0.05)
     assert scales[id(model.downsample_layers[0][0].weight)] == (0.5**6, 0.05)
-    assert scales[id(model.stages[3][0].act[1].gamma)] == (0.5, 0.0)
+    assert scales[id(model.stages[3][0].act[1].gamma)] == (0.5, 0.05)
 
 
 def test_classifier_can_be_replaced(tiny: Build) -> None:
