@@ -1,5 +1,6 @@
 """What every task shares: it owns the network and its optimiser, and turns batches into {"loss", "output"}."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,10 +141,23 @@ class Task(LightningModule):
         optimizer = self.make_optimizer(self.network)
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = max(self.trainer.max_epochs or 1, 1)
-        schedule = self.make_scheduler(optimizer, total_steps=total, steps_per_epoch=max(total // epochs, 1))
+        total, per_epoch = self._planned_steps()
+        schedule = self.make_scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _planned_steps(self) -> tuple[int, int]:
+        """Optimiser steps of the whole run and of one epoch.
+
+        Counted here because the trainer's own estimate opens the training loader before a resumed run has told it
+        where to go on.
+        """
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
+        total = per_epoch * max(trainer.max_epochs or 1, 1)
+        return (min(total, trainer.max_steps) if trainer.max_steps > 0 else total), per_epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["widefield"] = {"format": 1, "composition": self.composition, "facts": self.facts}

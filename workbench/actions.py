@@ -8,7 +8,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from workbench.build import check_composition
-from workbench.console import quiet_libraries
+from workbench.console import quiet_libraries, short
 from workbench.errors import plain_errors
 
 log = logging.getLogger("widefield")
@@ -23,8 +23,7 @@ def run_action(cfg: DictConfig) -> float | None:
         quiet_libraries()
         OmegaConf.set_struct(cfg, True)
         if OmegaConf.is_missing(cfg.paths, "run"):
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            cfg.paths.run = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+            cfg.paths.run = str(short(Path(HydraConfig.get().runtime.output_dir)))
         check_composition(cfg)
         value: float | None = get_method(cfg.action._target_)(cfg)
     return value

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ _NOTICES = (
     r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loaders are resumable
     r".*isinstance\(treespec, LeafSpec\).*",  # a deprecation inside the trainer
     r".*`_get_loader_len`.*",
+    r".*The given buffer is not writable.*",  # torch reading back its own export
     r".*GPU available but not used.*",  # trainer=cpu was asked for
     r".*Experiment logs directory .* exists and is not empty.*",
 )
@@ -32,9 +34,15 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def short(path: Path) -> Path:
+    """A path as seen from the working folder, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
     """Print a small table."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    console.print(f"[bold]{title}[/bold]", highlight=False)
+    table = Table()
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:

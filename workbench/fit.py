@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.datasets.base import DataModule
 from tasks.task import Task
 from workbench.build import build_data, build_task, build_trainer, command
-from workbench.console import console, print_table
+from workbench.console import console, print_table, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
 from workbench.results import write_config, write_result
@@ -40,7 +40,7 @@ def fit(cfg: DictConfig) -> float | None:
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     checkpoint: Any = trainer.checkpoint_callback
-    best_path = Path(checkpoint.best_model_path) if checkpoint and checkpoint.best_model_path else None
+    best_path = short(Path(checkpoint.best_model_path)) if checkpoint and checkpoint.best_model_path else None
     best = float(checkpoint.best_model_score) if best_path else None
     if cfg.action.test_after:
         trainer.test(task, datamodule=data, ckpt_path=str(best_path) if best_path else None, verbose=False)

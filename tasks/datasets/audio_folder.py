@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
@@ -200,6 +202,12 @@ class AudioFolder(AudioData):
                 continue
             place = stable_fraction(entry.group or name)
             splits["test" if place < test_below else "val" if place < val_below else "train"].append(entry)
+        empty = [split for split, part in splits.items() if not part]
+        if entries and empty:
+            raise DataError(
+                f"{len(entries):,} files in {root} leave none for {' and '.join(empty)}: give larger fractions, "
+                "or state the parts (test_from, val_from, a split column or folders)"
+            )
         return splits
 
     def _given_split(self, name: str, entry: Entry) -> str | None:
@@ -216,9 +224,9 @@ class AudioFolder(AudioData):
                 f"no training file of the class(es) {', '.join(untrained[:5])}: more files are needed"
             )
 
-    def _target(self, entry: Entry) -> int | list[float]:
+    def _target(self, entry: Entry) -> int | NDArray[np.float32]:
         if self.multilabel:
-            return [float(name in entry.labels) for name in self.class_names]
+            return np.array([name in entry.labels for name in self.class_names], dtype=np.float32)
         return self.class_names.index(entry.labels[0])
 
 

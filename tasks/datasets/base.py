@@ -33,7 +33,7 @@ class ReadError(DataError):
 
 @dataclass(frozen=True)
 class Item:
-    """One sample on disk: its file, its target (class index, multi-hot list, …) and where in the file it lies."""
+    """One sample on disk: its file, its target (class index, multi-hot array, …) and where in the file it lies."""
 
     path: Path
     target: Any = None

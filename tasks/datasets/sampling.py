@@ -39,6 +39,11 @@ class EpochBatches(Sampler[list[Key]]):
         self.epoch = 0
         self.skip = 0  # batches of the next pass already seen before a restart
 
+    @property
+    def sampler(self) -> "EpochBatches":
+        """Where the trainer looks for `set_epoch`."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass (called by the trainer)."""
         self.epoch = epoch

@@ -34,3 +34,20 @@ def held_out_groups(groups: Iterable[tuple[str, str]], fraction: float) -> set[s
             held.add(group)
             taken += members[group]
     return held
+
+
+def held_out_files(files: Iterable[tuple[str, str]], fraction: float) -> set[str]:
+    """Names to hold out: about ``fraction`` of every class, at least one and never all of a class.
+
+    Args:
+        files: for every file its class and its name.
+        fraction: part of the files to hold out.
+    """
+    names: dict[str, list[str]] = {}
+    for label, name in files:
+        names.setdefault(label, []).append(name)
+    held: set[str] = set()
+    for members in names.values():
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held.update(sorted(members, key=stable_fraction)[:count])
+    return held

@@ -92,6 +92,7 @@ def test_predict_survives_broken_files(
     assert "predictions.csv" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch reading back its own export
 def test_export_answers_like_the_model(checkpoint: Path, act: Callable[..., Path]) -> None:
     folder = act("trainer=cpu", "action=export", f"ckpt={checkpoint}") / "export"
     about = json.loads((folder / "model.json").read_text())

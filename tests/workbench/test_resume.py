@@ -23,8 +23,8 @@ WORDS = (
     "task.data.batch_size=4",
     "task.head.dropout=0.2",
     "backbone.model.drop_path_rate=0.2",
-    "modality.augment.maps._target_=modalities.audio_augment.SpecAugment",
-    "+modality.augment.maps.freq_mask=8",
+    "modality.augment.mixup={_target_: modalities.audio_augment.WaveformMixup, prob: 0.6, alpha: 10.0}",
+    "modality.augment.maps.noise=0.1",
     "logger=csv",
 )
 
@@ -100,4 +100,4 @@ def test_another_command_is_refused(
     run = act(*TINY, "task=audio_folder")
     done = command(tmp_path, *TINY, "task=audio_folder", f"resume={run}", "optimizer.lr=0.5")
     assert done.returncode == 1
-    assert "optimizer.lr was 0.001, now 0.5" in done.stderr + done.stdout
+    assert "optimizer.lr was 0.002, now 0.5" in done.stderr + done.stdout

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -25,8 +24,8 @@ class Progress(RichProgressBar):
 
     # A task logs its training metrics when the epoch's callbacks are through, so the line is printed a moment later.
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch > self._first:
             self._say(trainer, trainer.current_epoch)
 
@@ -48,6 +47,9 @@ class Progress(RichProgressBar):
             text,
             time.monotonic() - self._started,
         )
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,0 +1,66 @@
+"""Images: already a map; only the scale of the pixels changes.
+
+Shapes: B batch, H and W in pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modalities.embedder import Embedder, MapAxes
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Pixels(Embedder):
+    """RGB pixels, normalised channel by channel: ``(B, 3, H, W)`` in 0..255 -> ``(B, 1, 3, H, W)``.
+
+    Pixels travel to the device as uint8, a quarter of float32; augmentation may hand over floats on the same
+    scale. ``forward`` takes any size.
+
+    Args:
+        size: usual side (or height and width) in pixels, for tracing, counting and export.
+        mean, std: of each channel, on the scale 0..1. ImageNet's are the field's convention for every RGB
+            data set, and what pretrained weights expect.
+
+    Raises:
+        ValueError: statistics that are not three numbers, or a std that is not positive.
+
+    Example:
+        >>> Pixels()(torch.zeros(2, 3, 64, 48, dtype=torch.uint8)).shape
+        torch.Size([2, 1, 3, 64, 48])
+    """
+
+    out_chans = 3
+    raw_ndim = 4
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        size: int | Sequence[int] = 224,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"an image needs at least one pixel, not {self.height} × {self.width}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("mean and std take three numbers each, one a channel, and std positive ones")
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        x_B3HW = raw.to(self.mean.dtype)
+        return ((x_B3HW - self.mean) / self.std)[:, None]
+
+    def example_raw(self, batch_size: int = 1) -> Tensor:
+        shape = (batch_size, 3, self.height, self.width)
+        return torch.randint(256, shape, dtype=torch.uint8, device=self.mean.device)
+
+    def map_axes(self) -> MapAxes:
+        return MapAxes(x="x (pixels)", y="y (pixels)", value="(pixel − mean) / std", origin="upper")

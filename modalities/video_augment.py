@@ -1,0 +1,128 @@
+"""Augmentation of video, on raw clips (B, T, 3, H, W) in 0..255.
+
+The classification task calls these in training only. Every random number comes from torch's global generator of
+the batch's device, so seeding it makes a step repeatable. A draw holds for all frames of a clip: what flickers
+from frame to frame would be seen as motion.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class ClipAugment(nn.Module):
+    """Mirror, play backwards, change light and colour; drawn for each clip, (B, T, 3, H, W) -> same, float.
+
+    Args:
+        flip: probability of mirroring left and right; 0 where a class depends on the side.
+        reverse: probability of playing the clip backwards; 0 where a class depends on the direction of time.
+        brightness: largest change of level, as a part of the full scale.
+        contrast: largest change of contrast, as a part of it.
+        grey: probability of dropping the colour.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.0,
+        reverse: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        grey: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not all(0 <= value <= 1 for value in (flip, reverse, brightness, contrast, grey)):
+            raise ValueError("ClipAugment takes numbers between 0 and 1")
+        self.flip = flip
+        self.reverse = reverse
+        self.brightness = brightness
+        self.contrast = contrast
+        self.grey = grey
+
+    def forward(self, raw: Tensor) -> Tensor:
+        if self.flip:
+            raw = torch.where(_chosen(raw, self.flip), raw.flip(-1), raw)
+        if self.reverse:
+            raw = torch.where(_chosen(raw, self.reverse), raw.flip(1), raw)
+        raw = raw.float()
+        if self.grey:
+            raw = torch.where(_chosen(raw, self.grey), raw.mean(2, keepdim=True).expand_as(raw), raw)
+        if self.contrast:
+            gain = 1 + self.contrast * (2 * _uniform(raw) - 1)
+            mean = raw.mean(dim=(1, 2, 3, 4), keepdim=True)
+            raw = mean + gain * (raw - mean)
+        if self.brightness:
+            raw = raw + 255 * self.brightness * (2 * _uniform(raw) - 1)
+        return raw.clamp(0, 255)
+
+
+class ClipMix(nn.Module):
+    """Mixup or cutmix of clips and their targets, drawn for each clip.
+
+    ``raw (B, T, 3, H, W), target (B, classes) -> raw, target``. Mixup (arXiv 1710.09412) blends two clips frame
+    by frame; cutmix (arXiv 1905.04899) puts a window of another clip, the same in all frames, into the clip.
+
+    Args:
+        prob: probability that a clip is mixed at all.
+        mixup_alpha: share of mixup from Beta(alpha, alpha); 0 switches mixup off.
+        cutmix_alpha: the same for cutmix.
+        switch_prob: probability of cutmix where both are on.
+    """
+
+    def __init__(
+        self, prob: float = 1.0, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, switch_prob: float = 0.5
+    ) -> None:
+        super().__init__()
+        if not (0 <= prob <= 1 and 0 <= switch_prob <= 1) or min(mixup_alpha, cutmix_alpha) < 0:
+            raise ValueError("ClipMix needs probabilities between 0 and 1 and no negative alpha")
+        if mixup_alpha == cutmix_alpha == 0:
+            raise ValueError("ClipMix needs mixup_alpha or cutmix_alpha above 0 (or augment.mixup=null)")
+        self.prob = prob
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.switch_prob = 0.0 if cutmix_alpha == 0 else 1.0 if mixup_alpha == 0 else switch_prob
+
+    def forward(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        batch, device = raw.shape[0], raw.device
+        mixed_B = torch.rand(batch, device=device) < self.prob
+        cut_B = torch.rand(batch, device=device) < self.switch_prob
+        blend_B = _beta(self.mixup_alpha, batch, device)
+        window_BHW, kept_B = self._windows(raw)
+        # One weight per clip and pixel says how much of the clip itself is kept.
+        weight_BHW = torch.where(cut_B[:, None, None], 1 - window_BHW, blend_B[:, None, None])
+        share_B = torch.where(cut_B, kept_B, blend_B)
+        weight_BHW = torch.where(mixed_B[:, None, None], weight_BHW, 1.0)
+        share_B1 = torch.where(mixed_B, share_B, 1.0)[:, None]
+        other = torch.randperm(batch, device=device)
+        weight_B11HW = weight_BHW[:, None, None]
+        raw = raw.float()
+        return (
+            weight_B11HW * raw + (1 - weight_B11HW) * raw[other],
+            share_B1 * target + (1 - share_B1) * target[other],
+        )
+
+    def _windows(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """1 inside a random window of each clip, (B, H, W), and the share of the picture outside it, (B,)."""
+        batch, height, width, device = raw.shape[0], raw.shape[-2], raw.shape[-1], raw.device
+        side_B1 = (1 - _beta(self.cutmix_alpha, batch, device)).sqrt()[:, None]
+        inside = []
+        for size in (height, width):
+            centre_B1 = torch.rand(batch, 1, device=device) * size
+            place = torch.arange(size, device=device) + 0.5
+            inside.append(((place - centre_B1).abs() < side_B1 * size / 2).float())
+        window_BHW = inside[0][:, :, None] * inside[1][:, None, :]
+        return window_BHW, 1 - window_BHW.mean(dim=(1, 2))
+
+
+def _beta(alpha: float, batch: int, device: torch.device) -> Tensor:
+    """Draw from Beta(alpha, alpha), (B,); 1 for alpha = 0."""
+    if alpha == 0:
+        return torch.ones(batch, device=device)
+    both = torch.full((batch, 2), alpha, device=device)
+    return torch.distributions.Dirichlet(both, validate_args=False).sample()[:, 0]
+
+
+def _uniform(raw: Tensor) -> Tensor:
+    return torch.rand(raw.shape[0], 1, 1, 1, 1, device=raw.device)
+
+
+def _chosen(raw: Tensor, prob: float) -> Tensor:
+    return _uniform(raw) < prob

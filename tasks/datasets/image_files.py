@@ -1,0 +1,221 @@
+"""Reading pictures as RGB tensors of one size: what every image source shares.
+
+Shapes: S side in pixels.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+CROPS = ("resized", "padded", "whole")
+EVAL_CROPS = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class ImageTransforms:
+    """How a picture becomes ``(3, S, S)`` uint8, in training and in evaluation; timm's transforms throughout.
+
+    Args:
+        size: S.
+        crop: of training pictures. ``resized``: a random part of random shape, brought to S × S (timm's
+            RandomResizedCrop, Inception-style). ``padded``: scaled to S, padded by an eighth on each side,
+            then a random S × S crop (the usual one for 32 × 32 pictures). ``whole``: squeezed to S × S.
+        scale: smallest and largest part of the area that ``resized`` takes.
+        ratio: smallest and largest aspect ratio of that part.
+        hflip, vflip: probabilities of mirroring.
+        color_jitter: strength of brightness, contrast and saturation changes; timm leaves them out where
+            there is an ``auto_augment``.
+        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1`` (RandAugment); ``None`` for none.
+        interpolation: of every resizing, ``bicubic``, ``bilinear``, …
+        crop_pct: evaluation scales the picture to S / crop_pct before it cuts out S × S.
+        crop_mode: in evaluation: ``center`` scales the short side and cuts, ``squash`` changes the shape of
+            the picture, ``border`` scales the long side and fills up.
+
+    Raises:
+        DataError: settings that make no sense.
+    """
+
+    size: int = 224
+    crop: str = "resized"
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise DataError("transforms.size must be at least 1 and crop_pct lie in (0, 1]")
+        if self.crop not in CROPS or self.crop_mode not in EVAL_CROPS:
+            raise DataError(
+                f"transforms.crop takes {', '.join(CROPS)} and crop_mode {', '.join(EVAL_CROPS)}, "
+                f"not {self.crop} and {self.crop_mode}"
+            )
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise DataError(f"transforms.scale takes two parts of the area, such as [0.08, 1.0], not {self.scale}")
+
+    def for_training(self) -> Callable[["Image.Image"], Tensor]:
+        """PIL image -> (3, S, S) uint8; draws from the global generators, see `seeded_by`."""
+        from timm.data import create_transform
+        from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
+
+        try:
+            pipeline = create_transform(
+                self.size,
+                is_training=True,
+                scale=tuple(self.scale),
+                ratio=tuple(self.ratio),
+                hflip=self.hflip,
+                vflip=self.vflip,
+                color_jitter=self.color_jitter or None,
+                auto_augment=self.auto_augment,
+                interpolation=self.interpolation,
+                use_prefetcher=True,  # leaves the pixels as uint8
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise DataError(f"timm knows no such augmentation: auto_augment={self.auto_augment} ({error})") from error
+        first, *others = pipeline.transforms
+        if self.crop != "resized":
+            how = InterpolationMode(self.interpolation)
+            first = Resize((self.size, self.size), how)
+        if self.crop == "padded":
+            first = Compose([first, RandomCrop(self.size, padding=max(self.size // 8, 1))])
+        pipeline.transforms = [first, *others]
+        return pipeline
+
+    def for_evaluation(self) -> Callable[["Image.Image"], Tensor]:
+        """PIL image -> (3, S, S) uint8, nothing random."""
+        from timm.data import create_transform
+
+        return create_transform(
+            (self.size, self.size) if self.crop_mode == "border" else self.size,
+            is_training=False,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            use_prefetcher=True,
+        )
+
+
+class ImageData(ClassificationData):
+    """A source whose items are pictures and whose raw sample is ``(3, S, S)`` uint8.
+
+    Args:
+        transforms: crops, mirroring and augmentation; ``None`` takes `ImageTransforms`' own values.
+        **common: see `DataModule`.
+    """
+
+    modality = "image"
+    extensions = EXTENSIONS
+    unit = "images"
+
+    def __init__(self, *, transforms: ImageTransforms | None = None, **common: Unpack[CommonSettings]) -> None:
+        super().__init__(**common)
+        self.transforms = transforms or ImageTransforms()
+        self._train = self.transforms.for_training()
+        self._eval = self.transforms.for_evaluation()
+
+    def open_item(self, item: Item) -> "Image.Image":
+        """The picture of an item in RGB; raises `ReadError`."""
+        return open_image(item.path)
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        image = self.open_item(item)
+        if not train:
+            return torch.as_tensor(self._eval(image))
+        with seeded_by(rng):
+            return torch.as_tensor(self._train(image))
+
+    def read_file(self, path: Path) -> Tensor:
+        return torch.as_tensor(self._eval(open_image(path)))
+
+
+@contextmanager
+def seeded_by(rng: np.random.Generator) -> Iterator[None]:
+    """Start the global generators of Python, NumPy and torch (CPU) from ``rng``; afterwards they go on as if
+    nothing had been drawn.
+
+    timm and torchvision draw from all three. Without worker processes a reader shares them with training.
+    """
+    seed = int(rng.integers(2**32))
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.default_generator.set_state(before[2])
+
+
+def open_image(path: Path) -> "Image.Image":
+    """Read a picture as 8-bit RGB, upright.
+
+    Turned as its EXIF orientation says; palettes, grey, CMYK and 16-bit pictures converted; transparent parts
+    laid on white; of an animation the first frame.
+
+    Raises:
+        ReadError: the file is missing, empty, no picture, cut off, broken or absurdly large, or its pixels
+            are floating-point numbers, whose range nothing states.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata is no reason to talk about a picture that reads well
+            with Image.open(path) as file:
+                file.load()
+                return to_rgb(ImageOps.exif_transpose(file))
+    except ReadError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ReadError("it has more pixels than can be read safely") from error
+    except Exception as error:  # Pillow's decoders raise whatever their format's code comes across
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Any mode of Pillow -> RGB; raises `ReadError` for floating-point pixels."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ReadError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
+        pixels = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((pixels.clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return "there is no such file"
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    lines = str(error).replace(repr(str(path)), "").replace(str(path), "").strip().splitlines()
+    reason: Any = lines[0] if lines else type(error).__name__
+    return f"it cannot be read as an image ({reason})"

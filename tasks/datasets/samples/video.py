@@ -1,0 +1,170 @@
+"""The embedded video samples: small imitations of the real benchmarks, drawn from a seed and encoded.
+
+A clip shows a plane strewn with soft spots of random colour, size and place, which moves as a whole. The class is
+the motion. A window on such a plane looks alike, statistically, wherever and however the plane was moved, so that
+a single frame says nothing about the class, and a clip played backwards belongs to the opposite class.
+
+Shapes: T frames, N spots, H and W (= side) of a frame.
+"""
+
+import csv
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 25  # frames per second
+
+# Motion: direction of a shift in (right, down), or of a turn (1: clockwise as seen on the screen).
+SHIFTS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+TURNS = {"clockwise": 1, "counterclockwise": -1}
+MOTIONS = (*SHIFTS, *TURNS)
+OPPOSITE = {
+    "left": "right", "right": "left", "up": "down", "down": "up",
+    "clockwise": "counterclockwise", "counterclockwise": "clockwise",
+}  # fmt: skip
+
+
+def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64) -> NDArray[np.uint8]:
+    """Draw one clip of a motion, (T, H, W, 3)."""
+    time_T = np.arange(frames) - (frames - 1) / 2  # 0 in the middle: forwards and backwards are alike
+    speed = rng.uniform(0.05, 0.09)  # sides per frame
+    reach = 0.75 + speed * frames / 2  # half a diagonal and the way to go, with a spot's radius
+    count = rng.poisson(14 * (2 * reach) ** 2)
+    place_N2 = rng.uniform(-reach, reach, (count, 2))
+    if motion in TURNS:
+        angle_T = TURNS[motion] * time_T * speed * 1.8  # radians; a spot halfway out moves about as fast
+        cos_T1, sin_T1 = np.cos(angle_T)[:, None], np.sin(angle_T)[:, None]
+        x_TN = cos_T1 * place_N2[:, 0] - sin_T1 * place_N2[:, 1]
+        y_TN = sin_T1 * place_N2[:, 0] + cos_T1 * place_N2[:, 1]
+    else:
+        right, down = SHIFTS[motion]
+        x_TN = place_N2[:, 0] + right * speed * time_T[:, None]
+        y_TN = place_N2[:, 1] + down * speed * time_T[:, None]
+    radius_N = rng.uniform(0.05, 0.11, count)
+    colour_N3 = rng.uniform(0, 255, (count, 3))
+    picture_THW3 = np.empty((frames, side, side, 3))
+    picture_THW3[:] = rng.uniform(60, 195, 3)
+    pixel = (np.arange(side) + 0.5) / side - 0.5
+    seen_N = ((np.abs(x_TN) < 0.65) & (np.abs(y_TN) < 0.65)).any(axis=0)
+    for spot in np.flatnonzero(seen_N):
+        dx_TW = pixel - x_TN[:, spot, None]
+        dy_TH = pixel - y_TN[:, spot, None]
+        distance_THW = np.sqrt(dx_TW[:, None, :] ** 2 + dy_TH[:, :, None] ** 2)
+        cover_THW1 = np.clip((radius_N[spot] - distance_THW) * side / 2 + 0.5, 0, 1)[..., None]
+        picture_THW3 += cover_THW1 * (colour_N3[spot] - picture_THW3)
+    picture_THW3 += rng.normal(0, 4, picture_THW3.shape)
+    return np.clip(np.round(picture_THW3), 0, 255).astype(np.uint8)
+
+
+def write_video(
+    path: Path, frames: NDArray[np.uint8], codec: str = "libx264", ticks: NDArray[np.int64] | None = None
+) -> None:
+    """Encode ``(T, H, W, 3)`` frames at 25 per second, or each at its own tick of a 25th of a second.
+
+    The format follows from the name. One thread and no random choices: the same frames give the same file.
+    """
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, RATE)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = int(number if ticks is None else ticks[number])
+            frame.time_base = Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def kinetics400(root: Path, counts: tuple[int, int, int] = (80, 12, 20)) -> None:
+    """Kinetics-400 as VideoMAE and its followers list it: MP4 files and lines ``path label`` in three CSV files."""
+    lines: dict[str, list[str]] = {}
+    for number, (split, label, index) in enumerate(_plan(counts, len(MOTIONS))):
+        rng = np.random.default_rng((400, label, index))
+        # Named by a hash-like number, as the real ones are by their address: names tell nothing.
+        name = f"videos/{split}/{(number * 2654435761) % 2**32:08x}_000000_000010.mp4"
+        write_video(root / name, clip(MOTIONS[label], rng))
+        lines.setdefault(split, []).append(f"{name} {label}\n")
+    for split, listed in lines.items():
+        (root / f"{split}.csv").write_text("".join(listed), encoding="utf-8")
+    with (root / "kinetics_400_labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("id", "name"))
+        table.writerows(enumerate(MOTIONS))
+
+
+def _plan(counts: tuple[int, int, int], classes: int) -> Iterator[tuple[str, int, int]]:
+    """(split, label, index within the label) of all clips."""
+    first = 0
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
+        for index in range(first, first + count):
+            for label in range(classes):
+                yield split, label, index
+        first += count
+
+
+# The first classes of each benchmark stand for the motions, in this order.
+UCF101_CLASSES = (
+    "ApplyEyeMakeup", "ApplyLipstick", "Archery", "BabyCrawling", "BalanceBeam", "BandMarching",
+)  # fmt: skip
+HMDB51_CLASSES = ("brush_hair", "cartwheel", "catch", "chew", "clap", "climb")
+
+
+def ucf101(root: Path, groups: int = 25, clips: int = 2) -> None:
+    """UCF101: AVI files (MPEG-4) of 25 groups a class, and three splits by groups; groups 1 to 7 test split 1."""
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir(parents=True)
+    lines = [f"{number} {name}\n" for number, name in enumerate(UCF101_CLASSES, start=1)]
+    (lists / "classInd.txt").write_text("".join(lines), encoding="utf-8")
+    for label, name in enumerate(UCF101_CLASSES):
+        for group in range(1, groups + 1):
+            for take in range(1, clips + 1):
+                rng = np.random.default_rng((101, label, group, take))
+                path = root / "UCF-101" / name / f"v_{name}_g{group:02d}_c{take:02d}.avi"
+                write_video(path, clip(MOTIONS[label], rng), codec="mpeg4")
+    for split in (1, 2, 3):
+        train, test = [], []
+        for label, name in enumerate(UCF101_CLASSES, start=1):
+            for group in range(1, groups + 1):
+                tested = 7 * (split - 1) < group <= 7 * split
+                for take in range(1, clips + 1):
+                    listed = f"{name}/v_{name}_g{group:02d}_c{take:02d}.avi"
+                    (test if tested else train).append(listed if tested else f"{listed} {label}")
+        (lists / f"trainlist0{split}.txt").write_text("\n".join(train) + "\n", encoding="utf-8")
+        (lists / f"testlist0{split}.txt").write_text("\n".join(test) + "\n", encoding="utf-8")
+
+
+def hmdb51(root: Path, films: int = 25, clips: int = 2) -> None:
+    """HMDB51: AVI files named after film and class, and per class and split a list of ``file part``."""
+    lists = root / "testTrainMulti_7030_splits"
+    lists.mkdir(parents=True)
+    for label, name in enumerate(HMDB51_CLASSES):
+        files = []
+        for film in range(films):
+            for take in range(clips):
+                rng = np.random.default_rng((51, label, film, take))
+                file = f"Film_{film:02d}_{name}_u_nm_np1_fr_med_{take}.avi"
+                write_video(root / "hmdb51_org" / name / file, clip(MOTIONS[label], rng), codec="mpeg4")
+                files.append((file, film))
+        for split in (1, 2, 3):
+            lines = []
+            for file, film in files:
+                tested = film % 10 in {1: (0, 1, 2), 2: (3, 4, 5), 3: (6, 7, 8)}[split]
+                lines.append(f"{file} {2 if tested else 0 if film % 10 == 9 else 1} \n")
+            (lists / f"{name}_test_split{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def video_folder(root: Path, per_class: int = 60) -> None:
+    """A folder of MP4 files per motion."""
+    for label, motion in enumerate(MOTIONS):
+        for index in range(per_class):
+            rng = np.random.default_rng((8, label, index))
+            write_video(root / motion / f"{motion}_{index:03d}.mp4", clip(motion, rng))

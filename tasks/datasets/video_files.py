@@ -1,0 +1,370 @@
+"""Reading video files as clips of fixed shape: what every video source shares.
+
+Shapes: L frames of a file, T frames of a clip, K clips of a file at test time, H and W of a frame.
+
+A clip's frames are chosen on a uniform clock of L ticks from a file's first frame to its last, so a file of
+variable frame rate does not play faster where its frames are dense. At a constant rate ticks are frames.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Unpack
+
+from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+
+EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+SAMPLINGS = ("dense", "uniform")
+VIEWS = ("square", "whole")
+
+Frames = NDArray[np.uint8]  # (T, H, W, 3)
+Places = NDArray[np.int64]  # (T,)
+
+
+@dataclass(frozen=True)
+class Video:
+    """An open file: how many ticks it has, and how to read the frames at some ticks (rising, no repetitions)."""
+
+    length: int
+    read: Callable[[Places], Frames]
+
+
+class VideoSettings(CommonSettings, total=False):
+    """Arguments every video source takes, passed on to `VideoData`."""
+
+    frames: int
+    size: int
+    sampling: str
+    stride: int
+    test_segments: int
+    test_crops: int
+    view: str
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    cache_dir: str | None
+    cache_side: int | None
+
+
+class VideoData(ClassificationData):
+    """A source whose items are video files and whose raw sample is a clip ``(T, 3, S, S)``, uint8 RGB.
+
+    Which frames: ``dense`` takes T frames ``stride`` ticks apart, beginning anywhere in training and so that
+    they lie in the middle otherwise; a file shorter than that starts over from its beginning (loops).
+    ``uniform`` cuts the file into T equal parts and takes one frame of each, a random one in training and the
+    middle one otherwise (temporal segments, arXiv 1608.00859); a file of fewer than T frames shows some twice.
+
+    Testing reads K = ``test_segments`` × ``test_crops`` clips of one decoding, ``(K, T, 3, S, S)``, whose
+    answers are averaged; validation and K = 1 read one, ``(T, 3, S, S)``. Segments spread evenly from start to
+    end, crops along the longer side.
+
+    Args:
+        frames: T.
+        size: S, side of a frame in pixels.
+        sampling: ``dense`` or ``uniform``.
+        stride: ticks from frame to frame; only with ``dense``.
+        test_segments, test_crops: see above.
+        view: ``square`` sees the largest square of a frame, ``whole`` the whole frame squeezed to a square.
+        scale: area of a training crop as a part of the view, drawn between the two.
+        ratio: a training crop is wider than the view by a factor drawn between the two (and less high).
+        cache_dir: keep the decoded frames of every file here (uint8, short side at most ``cache_side``); for
+            small sets that are read many times. ``None`` decodes each time.
+        cache_side: in pixels; ``None`` keeps the frames' own size.
+        **common: see `DataModule`.
+    """
+
+    modality = "video"
+    extensions = EXTENSIONS
+    unit = "clips"
+
+    def __init__(
+        self,
+        *,
+        frames: int = 16,
+        size: int = 224,
+        sampling: str = "dense",
+        stride: int = 1,
+        test_segments: int = 1,
+        test_crops: int = 1,
+        view: str = "square",
+        scale: Sequence[float] = (1.0, 1.0),
+        ratio: Sequence[float] = (1.0, 1.0),
+        cache_dir: str | None = None,
+        cache_side: int | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(**common)
+        if min(frames, size, stride, test_segments, test_crops, cache_side or 1) < 1:
+            raise DataError(
+                "frames, size, stride, test_segments, test_crops and cache_side must be at least 1"
+            )
+        if sampling not in SAMPLINGS:
+            raise DataError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {sampling!r}")
+        if view not in VIEWS:
+            raise DataError(f"view must be one of {', '.join(VIEWS)}, not {view!r}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise DataError(f"scale must be two rising numbers above 0 and at most 1, not {list(scale)}")
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
+            raise DataError(f"ratio must be two rising numbers above 0, not {list(ratio)}")
+        self.frames = frames
+        self.size = size
+        self.sampling = sampling
+        self.stride = stride
+        self.test_segments = test_segments
+        self.test_crops = test_crops
+        self.view = view
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.ratio = (float(ratio[0]), float(ratio[1]))
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_side = cache_side
+
+    def setup(self, stage: str | None = None) -> None:
+        fresh = not self.splits
+        super().setup(stage)
+        if fresh:  # validation, once an epoch, looks at one clip of a file; only the test pays for several
+            self.splits["val"] = [replace(item, where={"clips": 1}) for item in self.splits["val"]]
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        if not train:
+            return self._read_clips(item.path, 1, 1) if item.where.get("clips") == 1 else self.read_file(item.path)
+        video = self._open(item.path)
+        if self.sampling == "dense":
+            ticks = dense(video.length, self.frames, self.stride, rng.random())
+        else:
+            ticks = uniform(video.length, self.frames, rng.random(self.frames))
+        frames = read_ticks(video, ticks)
+        return crop(frames, random_box(frames.shape[1:3], self.view, self.scale, self.ratio, rng), self.size)
+
+    def read_file(self, path: Path) -> Tensor:
+        return self._read_clips(path, self.test_segments, self.test_crops)
+
+    def _read_clips(self, path: Path, segments: int, crops: int) -> Tensor:
+        video = self._open(path)
+        if self.sampling == "dense":
+            ticks = [dense(video.length, self.frames, self.stride, place) for place in _spread(segments)]
+        else:
+            places = (np.arange(segments) + 0.5) / segments
+            ticks = [uniform(video.length, self.frames, place) for place in places]
+        frames = read_ticks(video, np.concatenate(ticks))
+        boxes = [largest_box(frames.shape[1:3], self.view, place) for place in _spread(crops)]
+        clips = [crop(part, box, self.size) for part in np.split(frames, segments) for box in boxes]
+        return clips[0] if len(clips) == 1 else torch.stack(clips)
+
+    def _open(self, path: Path) -> Video:
+        return open_video(path) if self.cache_dir is None else open_cached(path, self.cache_dir, self.cache_side)
+
+
+# -- which frames -----------------------------------------------------------------------------------------------
+
+
+def dense(length: int, frames: int, stride: int, place: float) -> Places:
+    """``frames`` ticks, ``stride`` apart, of a file of ``length``: at its start for place 0, at its end for 1.
+
+    A file that is too short starts over.
+    """
+    spare = max(length - ((frames - 1) * stride + 1), 0)
+    return (round(place * spare) + stride * np.arange(frames, dtype=np.int64)) % length
+
+
+def uniform(length: int, frames: int, place: float | NDArray[np.float64]) -> Places:
+    """One tick of each of ``frames`` equal parts of a file, at ``place`` in [0, 1) of the part."""
+    ticks = ((np.arange(frames) + place) * length / frames).astype(np.int64)
+    return ticks.clip(0, length - 1)
+
+
+def clock(times: NDArray[np.float64]) -> Places | None:
+    """The frame shown at each tick of a uniform clock, from the start times (L,) of the frames, in seconds.
+
+    ``None`` for times that mean nothing (missing, or not rising): such a file can be neither timed nor sought.
+    """
+    if not np.isfinite(times).all() or (np.diff(times) <= 0).any() or np.abs(times).max(initial=0) > 1e9:
+        return None
+    ticks = np.linspace(times[0], times[-1], len(times))
+    step = (times[-1] - times[0]) / max(len(times) - 1, 1)
+    if np.abs(times - ticks).max() < step / 2:  # constant but for rounding
+        return np.arange(len(times), dtype=np.int64)
+    return np.searchsorted(times, ticks + 1e-6, side="right").astype(np.int64) - 1
+
+
+def _spread(count: int) -> NDArray[np.float64]:
+    """``count`` places from 0 to 1; the middle for one."""
+    return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
+
+
+# -- which part of a frame ----------------------------------------------------------------------------------------
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+
+
+def largest_box(shape: tuple[int, ...], view: str, place: float = 0.5) -> Box:
+    """The whole frame of ``shape`` (H, W), or its largest square at ``place`` (0 to 1) along the longer side."""
+    height, width = shape
+    if view == "whole":
+        return 0, 0, height, width
+    side = min(height, width)
+    return round(place * (height - side)), round(place * (width - side)), side, side
+
+
+def random_box(
+    shape: tuple[int, ...],
+    view: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> Box:
+    """A random box anywhere in a frame of ``shape``; ``scale`` and ``ratio`` are relative to `largest_box`."""
+    height, width = shape
+    _, _, high, wide = largest_box(shape, view)
+    area = rng.uniform(*scale)
+    stretch = float(np.exp(rng.uniform(*np.log(ratio))))
+    box_height = int(np.clip(round(high * (area / stretch) ** 0.5), 1, height))
+    box_width = int(np.clip(round(wide * (area * stretch) ** 0.5), 1, width))
+    top = int(rng.integers(height - box_height + 1))
+    left = int(rng.integers(width - box_width + 1))
+    return top, left, box_height, box_width
+
+
+def crop(frames: Frames, box: Box, size: int) -> Tensor:
+    """Cut a box out of ``(T, H, W, 3)`` frames and bring it to ``(T, 3, size, size)`` (bilinear, antialiased)."""
+    top, left, height, width = box
+    cut = torch.from_numpy(np.ascontiguousarray(frames[:, top : top + height, left : left + width]))
+    return _resize(cut.permute(0, 3, 1, 2), size, size)
+
+
+def _resize(frames: Tensor, height: int, width: int) -> Tensor:
+    if tuple(frames.shape[-2:]) == (height, width):
+        return frames.contiguous()
+    resized = torch.nn.functional.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+    return resized.contiguous()
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def open_video(path: Path) -> Video:
+    """Open a file for reading by tick.
+
+    Raises:
+        ReadError: the file is missing, empty, no video or broken.
+    """
+    import decord
+
+    if not path.is_file():
+        raise ReadError("there is no such file")
+    if path.stat().st_size == 0:
+        raise ReadError("the file is empty (0 bytes)")
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        # One thread: the reader processes are parallel already.
+        reader = decord.VideoReader(str(path), num_threads=1)
+        length = len(reader)
+        if length == 0:
+            raise ReadError("it holds no frames")
+        times = reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64)
+    except _broken() as error:
+        raise ReadError(_why(error)) from error
+    shown = clock(times)
+
+    def seek(ticks: Places) -> Frames:
+        assert shown is not None
+        return np.asarray(reader.get_batch(shown[ticks]).asnumpy())
+
+    # Decord seeks by time stamp: where those mean nothing, it silently returns other frames than it was asked for.
+    read = seek if shown is not None else lambda ticks: decode_in_order(path, ticks)
+    return Video(length, read)
+
+
+def read_ticks(video: Video, ticks: Places) -> Frames:
+    """Frames at ``ticks`` (T,), in any order and with repetitions, each decoded once: (T, H, W, 3).
+
+    Raises:
+        ReadError: the file is broken further on.
+    """
+    wanted, order = np.unique(ticks, return_inverse=True)
+    try:
+        return video.read(wanted)[order]
+    except _broken() as error:
+        raise ReadError(_why(error)) from error
+
+
+def decode_in_order(path: Path, ticks: Places) -> Frames:
+    """Decode a file from its start and keep the frames at the rising ``ticks``; past the end, its last frame."""
+    import av
+
+    frames: list[Frames] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        last = None
+        for number, frame in enumerate(container.decode(stream)):
+            last = frame
+            if number == ticks[len(frames)]:
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == len(ticks):
+                    break
+        if last is None:
+            raise ReadError("it holds no frames that can be decoded")
+        while len(frames) < len(ticks):
+            frames.append(last.to_ndarray(format="rgb24"))
+    return np.stack(frames)
+
+
+def open_cached(path: Path, folder: Path, side: int | None) -> Video:
+    """Like `open_video`, from decoded frames kept in ``folder``; they are drawn anew when the file changes.
+
+    Args:
+        path: the video.
+        folder: one ``.npy`` per file, (L, H, W, 3) uint8.
+        side: short side of the kept frames at most, in pixels; ``None`` keeps their size.
+    """
+    if not path.is_file():
+        raise ReadError("there is no such file")
+    about = path.stat()
+    key = f"1|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
+    kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    if not kept.is_file():
+        video = open_video(path)
+        frames = read_ticks(video, np.arange(video.length, dtype=np.int64))
+        height, width = frames.shape[1:3]
+        shrink = 1.0 if side is None else side / min(height, width)
+        if shrink < 1:
+            height, width = round(height * shrink), round(width * shrink)
+            pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
+            frames = _resize(pictures, height, width).permute(0, 2, 3, 1).numpy()
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_name(f".{kept.stem}-{uuid.uuid4().hex}")
+        try:
+            with draft.open("wb") as file:
+                np.save(file, np.ascontiguousarray(frames))
+            os.replace(draft, kept)  # in one step: parallel readers see all of it or nothing
+        finally:
+            draft.unlink(missing_ok=True)
+    stored = np.load(kept, mmap_mode="r")
+    return Video(len(stored), lambda ticks: np.asarray(stored[ticks]))
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What decord and PyAV raise on files that are no video or broken."""
+    import av
+    import decord
+
+    return decord.DECORDError, av.FFmpegError, RuntimeError, OSError, IndexError
+
+
+def _why(error: Any) -> str:
+    """One line without the path and without the place in decord's source."""
+    if isinstance(error, ReadError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0].split("Error: ")[-1].split("Check failed: ")[-1] if lines else type(error).__name__
+    if "Error reading" in reason or "Invalid data" in reason:
+        return "it cannot be read as video (no video format recognised)"
+    return f"it cannot be decoded as video ({reason[:120].rstrip(' .')})"

@@ -1,0 +1,238 @@
+"""Log-mel maps against Kaldi's numbers as torchaudio has them, every way of running them, and augmentation."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchaudio.compliance import kaldi
+
+from modalities.audio import LogMel
+from modalities.audio_augment import SpecAugment, WaveformAugment, WaveformMixup
+
+
+def raw_map(embedder: LogMel, raw: torch.Tensor) -> torch.Tensor:
+    """Log energies as Kaldi lays them out, (N, F), of the first waveform."""
+    return embedder(raw)[0, 0, 0].T
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.sampled_from([8000, 11025, 16000, 22050, 44100]),
+    samples=st.integers(1200, 20000),
+    bins=st.sampled_from([23, 40, 64, 128]),
+    shift=st.sampled_from([5.0, 10.0, 16.0]),
+    window=st.sampled_from(["hanning", "hamming", "povey"]),
+    offset=st.floats(-0.5, 0.5),
+    level=st.sampled_from([1e-3, 0.1, 0.5]),
+    seed=st.integers(0, 999),
+)
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+def test_equals_kaldi(
+    rate: int, samples: int, bins: int, shift: float, window: str, offset: float, level: float, seed: int
+) -> None:
+    raw = offset + level * torch.randn(2, samples, generator=torch.Generator().manual_seed(seed))
+    embedder = LogMel(
+        rate, num_mel_bins=bins, num_frames=None, frame_shift_ms=shift, window=window, mean=0.0, std=0.5
+    )
+    expected = kaldi.fbank(
+        raw[:1],
+        sample_frequency=rate,
+        num_mel_bins=bins,
+        frame_shift=shift,
+        window_type=window,
+        htk_compat=True,
+        use_energy=False,
+        dither=0.0,
+    )
+    torch.testing.assert_close(raw_map(embedder, raw), expected, atol=5e-3, rtol=1e-4)
+
+
+def test_mean_of_the_waveform_changes_nothing() -> None:
+    raw = 0.1 * torch.randn(1, 8000)
+    embedder = LogMel()
+    torch.testing.assert_close(embedder(raw + 0.3), embedder(raw), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 399, 400, 401])
+def test_shorter_than_a_frame_still_yields_a_map(samples: int) -> None:
+    maps = LogMel(num_frames=None)(0.1 * torch.randn(3, samples))
+    assert maps.shape == (3, 1, 1, 128, 1)
+    assert maps.isfinite().all()
+
+
+def test_silence_is_finite() -> None:
+    assert LogMel()(torch.zeros(1, 16000)).isfinite().all()
+
+
+def test_frames_are_filled_up_as_ast_does_or_cut() -> None:
+    raw = 0.1 * torch.randn(2, 16000)
+    whole = LogMel(num_frames=None)(raw)
+    assert whole.shape[-1] == 98
+    filled = LogMel(num_frames=128)(raw)
+    torch.testing.assert_close(filled[..., :98], whole)
+    torch.testing.assert_close(filled[..., 98:], torch.full((2, 1, 1, 128, 30), 6.845978 / (2 * 5.5654526)))
+    torch.testing.assert_close(LogMel(num_frames=50)(raw), whole[..., :50])
+
+
+def test_statistics_are_measured_and_saved() -> None:
+    raws = [0.1 * torch.randn(4, 16000), 0.3 * torch.randn(2, 16000)]
+    embedder = LogMel(num_frames=None, mean=None, std=None)
+    assert embedder.needs_statistics
+    embedder.fit_statistics(raws)
+    assert not embedder.needs_statistics
+    maps = torch.cat([embedder(raw).flatten() for raw in raws])
+    assert maps.mean().abs() < 1e-3
+    assert abs(maps.std().item() - 0.5) < 1e-3
+    again = LogMel(num_frames=None, mean=None, std=None)
+    again.load_state_dict(embedder.state_dict())
+    assert not again.needs_statistics
+    torch.testing.assert_close(again(raws[0]), embedder(raws[0]))
+
+
+def test_bf16_autocast_computes_in_fp32() -> None:
+    embedder, raw = LogMel(), 0.1 * torch.randn(2, 16000)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = embedder(raw)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, embedder(raw), rtol=0, atol=0)
+
+
+def test_torch_export_takes_any_batch() -> None:
+    embedder = LogMel().eval()
+    program = torch.export.export(
+        embedder, (embedder.example_raw(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    raw = embedder.example_raw(5)
+    torch.testing.assert_close(program.module()(raw), embedder(raw))
+
+
+def test_onnx_gives_the_same_map(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    embedder, file = LogMel(num_mel_bins=64).eval(), tmp_path / "map.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(
+            embedder,
+            (embedder.example_raw(2),),
+            file,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(file)
+    raw = embedder.example_raw(3)
+    (maps,) = session.run(None, {session.get_inputs()[0].name: raw.numpy()})
+    torch.testing.assert_close(torch.from_numpy(maps), embedder(raw), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the compiler
+def test_compiles_without_breaks() -> None:
+    embedder = LogMel()
+    raw = embedder.example_raw(2)
+    compiled = torch.compile(embedder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(raw), embedder(raw))
+
+
+def test_gradients_reach_the_waveform() -> None:
+    raw = (0.1 * torch.randn(1, 4000)).requires_grad_()
+    LogMel()(raw).sum().backward()
+    assert raw.grad is not None
+    assert raw.grad.isfinite().all()
+
+
+def test_axes_name_units_and_place_the_ticks() -> None:
+    embedder = LogMel(num_frames=None, seconds=1.0, mean=0.0, std=1.0)
+    axes = embedder.map_axes()
+    assert (axes.x, axes.y, axes.origin) == ("time (s)", "mel frequency (Hz)", "lower")
+    assert axes.x_range == pytest.approx((0.0, 0.98))
+    row = {label: row for row, label in axes.y_ticks}["1000"]
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(16000) / 16000)
+    assert abs(embedder(tone[None])[0, 0, 0].mean(1).argmax().item() - row) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"high_freq": 9000.0}, "8000 Hz"),
+        ({"low_freq": 500.0, "high_freq": 400.0}, "low_freq < high_freq"),
+        ({"window": "square"}, "window must be one of hanning"),
+        ({"frame_length_ms": 0.01}, "too short at 16000 Hz"),
+        ({"num_mel_bins": 0}, "at least 1"),
+        ({"mean": None}, "give both mean and std"),
+    ],
+)
+def test_wrong_settings_get_one_sentence(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LogMel(**wrong)  # type: ignore[arg-type]
+
+
+# -- augmentation ----------------------------------------------------------------------------------------------
+
+
+def test_masks_are_bands_of_the_mean_and_differ_between_samples() -> None:
+    torch.manual_seed(0)
+    masked = SpecAugment(freq_mask=10, time_mask=20)(torch.ones(64, 2, 1, 40, 60)) == 0
+    assert (masked[:, :1] == masked[:, 1:]).all(), "all maps of a sample lose the same area"
+    rows, columns = masked[:, 0, 0].all(2), masked[:, 0, 0].all(1)
+    assert rows.sum(1).max() < 10
+    assert columns.sum(1).max() < 20
+    assert len({tuple(row.tolist()) for row in rows}) > 20
+    for line in (*rows, *columns):  # one stretch each
+        assert (line.int().diff() == 1).sum() + line[:1].int().sum() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 5)])
+def test_masks_larger_than_the_map_are_harmless(size: tuple[int, int]) -> None:
+    maps = SpecAugment(freq_mask=48, time_mask=48, noise=0.1, roll=10)(torch.ones(16, 1, 1, *size))
+    assert maps.shape == (16, 1, 1, *size)
+    assert maps.isfinite().all()
+
+
+def test_roll_moves_every_sample_as_a_whole() -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(32, 1, 1, 4, 30)
+    rolled = SpecAugment(roll=10)(maps)
+    shifts = set()
+    for before, after in zip(maps, rolled, strict=True):
+        fitting = [shift for shift in range(-10, 11) if torch.equal(before.roll(shift, -1), after)]
+        assert len(fitting) == 1
+        shifts.add(fitting[0])
+    assert len(shifts) > 5
+
+
+def test_mixup_mixes_targets_as_it_mixes_sounds() -> None:
+    torch.manual_seed(0)
+    raw, target = torch.eye(64), torch.eye(64)  # sample i is class i, and both say so
+    mixed, mixed_target = WaveformMixup(prob=0.6, alpha=10.0)(raw, target)
+    torch.testing.assert_close(mixed, mixed_target)
+    torch.testing.assert_close(mixed_target.sum(1), torch.ones(64))
+    touched = (mixed_target.max(1).values < 1).float().mean()
+    assert 0.4 < touched < 0.8
+    same, _ = WaveformMixup(prob=0.0)(raw, target)
+    torch.testing.assert_close(same, raw)
+
+
+def test_waveform_augment_keeps_within_its_limits() -> None:
+    torch.manual_seed(0)
+    raw = torch.sin(torch.arange(1000.0))[None].repeat(32, 1)
+    louder = WaveformAugment(gain_db=6.0)(raw)
+    ratio = louder[:, 1:].div(raw[:, 1:]).mean(1).log10() * 20
+    assert ratio.abs().max() <= 6.001
+    assert ratio.std() > 1
+    noisy = WaveformAugment(noise_db=-20.0)(raw) - raw
+    assert noisy.square().mean(1).sqrt().max() < 0.11 * raw.square().mean().sqrt() * 1.1
+    assert not torch.equal(WaveformAugment(roll=0.1)(raw), raw)
+
+
+@pytest.mark.parametrize("augment", [SpecAugment(8, 8, 0.1, 5), WaveformAugment(0.1, 6.0, -20.0)])
+def test_a_seed_repeats_augmentation(augment: torch.nn.Module) -> None:
+    x = torch.randn(4, 1, 1, 16, 32) if isinstance(augment, SpecAugment) else torch.randn(4, 500)
+    torch.manual_seed(7)
+    first = augment(x)
+    torch.manual_seed(7)
+    torch.testing.assert_close(augment(x), first, rtol=0, atol=0)
+    assert not torch.equal(augment(x), first)

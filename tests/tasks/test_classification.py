@@ -1,0 +1,108 @@
+"""The classification task against numbers worked out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modalities.embedder import Embedder
+from tasks.classification import ClassificationTask
+from tasks.heads import ClassificationHead, ViewFusion, one_hot
+from tasks.network import Network
+
+
+class Given(Embedder):
+    """Passes given logits through as a map (B, 1, K, 1, 1)."""
+
+    out_chans = 1
+    raw_ndim = 2
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw[:, None, :, None, None]
+
+
+class Identity(nn.Module):
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
+class Pass(nn.Module):
+    def forward(self, features: list[Tensor], views: int) -> Tensor:
+        return features[-1].flatten(1)
+
+
+def given_task(classes: int, multilabel: bool = False) -> ClassificationTask:
+    loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
+    facts = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
+    return ClassificationTask(loss, network=Network(Given(), Identity(), Pass()), facts=facts)
+
+
+def batch(logits: Tensor, target: Tensor) -> dict[str, Any]:
+    return {"raw": logits, "target": target, "index": torch.arange(len(target))}
+
+
+def test_metrics_by_hand() -> None:
+    """Ten classes; class 0 is always right, class 1 half the time and second best otherwise."""
+    target = torch.tensor([0] * 6 + [1] * 2)
+    logits = one_hot(target, 10) * 3
+    logits[7, 0] = 4.0
+    task = given_task(10)
+    for part in (slice(0, 3), slice(3, 8)):
+        task.step(batch(logits[part], target[part]), "test")
+    values = {name: float(value) for name, value in task.metrics["test_metrics"].compute().items()}  # type: ignore[operator]
+    assert values["test/acc"] == pytest.approx(7 / 8)
+    assert values["test/acc_top5"] == 1.0
+    assert values["test/macc"] == pytest.approx((1 + 0.5) / 2)
+    report = task.test_report()
+    assert report["per_class"]["c1"] == 0.5
+    assert report["confusion"][1][0] == 1
+
+
+def test_crops_are_averaged() -> None:
+    task = given_task(3)
+    crops = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
+    assert task.forward_crops(crops).tolist() == [[2.0, 1.5, 0.0]]
+
+
+def test_multilabel_average_precision() -> None:
+    task = given_task(2, multilabel=True)
+    logits = torch.tensor([[2.0, -1.0], [1.0, 3.0], [-2.0, 2.0]])
+    target = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    task.step(batch(logits, target), "val")
+    value = float(task.metrics["val_metrics"].compute()["val/map"])  # type: ignore[operator]
+    assert value == pytest.approx(((1 + 2 / 3) / 2 + 1.0) / 2)
+
+
+def test_several_labels_need_a_binary_loss() -> None:
+    with pytest.raises(ValueError, match="task/loss=bce"):
+        ClassificationTask(
+            nn.CrossEntropyLoss(),
+            network=Network(Given(), Identity(), Pass()),
+            facts={"class_names": ["a", "b"], "multilabel": True},
+        )
+
+
+def test_answers_are_ranked() -> None:
+    (answer,) = given_task(3).answer(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2)
+    assert answer.columns["label"] == answer.columns["top1"] == "c1"
+    assert answer.columns["top2"] == "c2"
+    assert "top3" not in answer.columns
+    assert answer.columns["probability"] == pytest.approx(0.6652, abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "attention"])
+def test_fusion_ignores_the_order_of_views(how: str) -> None:
+    torch.manual_seed(0)
+    fusion = ViewFusion(8, how)
+    x_BVD = torch.randn(2, 5, 8)
+    torch.testing.assert_close(fusion(x_BVD), fusion(x_BVD.flip(1)))
+
+
+def test_head_takes_an_official_classifier() -> None:
+    head = ClassificationHead(8, 3)
+    official = {name: torch.randn(size) for name, size in
+                (("norm.weight", (8,)), ("norm.bias", (8,)), ("head.weight", (3, 8)), ("head.bias", (3,)))}  # fmt: skip
+    assert head.load_official(official)
+    assert torch.equal(head.linear.weight, official["head.weight"])
+    assert not ClassificationHead(8, 4).load_official(official)
