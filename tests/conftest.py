@@ -58,7 +58,7 @@ def command(samples: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(cwd: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), f"paths.samples={samples}", *words],
+            [sys.executable, str(ROOT / "run.py"), *words, f"paths.samples={samples}"],
             cwd=cwd,
             capture_output=True,
             text=True,

@@ -1,6 +1,7 @@
 """Values that the configuration asks for by name; imported by run.py before anything heavy."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from omegaconf import OmegaConf
 
 
 def register_resolvers() -> None:
-    """Make `${run_folder:…}` known to OmegaConf."""
+    """Make `${run_folder:…}` and `${folder_name:…}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
 
@@ -32,6 +34,11 @@ def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | N
     while folder.exists():
         folder, count = parent / f"{name}-{count}", count + 1
     return str(folder)
+
+
+def folder_name(overrides: str) -> str:
+    """One folder's name for a job of a sweep: no slashes, quotes or spaces, at most 120 characters."""
+    return re.sub(r"[^\w=.,+-]+", "-", overrides)[:120]
 
 
 def _can_go_on(folder: Path, backbone: str) -> bool:

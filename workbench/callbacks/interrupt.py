@@ -46,13 +46,14 @@ class Interrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # At an epoch's last step the validation and the epoch's own checkpoint come first, see on_train_epoch_start.
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
         if complete and self._wanted(trainer):
             trainer.save_checkpoint(self.last)
             self._stop()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._wanted(trainer):  # it arrived during validation; the epoch's own checkpoint is complete
+        if self._wanted(trainer):  # the epoch that has just ended left its checkpoint
             self._stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

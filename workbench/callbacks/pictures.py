@@ -5,15 +5,18 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_map
 
 from tasks.task import Task
 from workbench import figures
+from workbench.files import write_json
 
 SHOWN = 12
 
 
 class Pictures(Callback):
-    """`inputs.png` (maps of the first training batch, augmented), `curves.png` and the task's own test pictures.
+    """`inputs.png` (maps of the first training batch, augmented), `samples.png` (raw samples beside their maps,
+    where the embedder draws them), `curves.png` and the task's own test pictures.
 
     Args:
         folder: where the PNG files go.
@@ -33,9 +36,14 @@ class Pictures(Callback):
         with torch.no_grad(), torch.random.fork_rng(devices):  # drawing must not change what training draws
             raw, captions = pl_module.preview(batch, SHOWN)
             maps_BVCHW = pl_module.embed(raw, train=True)
+        embedder: Any = pl_module.network.embedder
+        maps_BVCHW = maps_BVCHW.float().cpu()
+        if embedder.draws_raw:
+            raw = tree_map(lambda value: value.cpu(), raw)
+            figures.draw_samples(raw, maps_BVCHW, embedder, captions, self.folder / "samples.png")
         figures.draw_maps(
-            maps_BVCHW.float().cpu(),
-            pl_module.network.embedder.map_axes(),  # type: ignore[operator]
+            maps_BVCHW,
+            embedder.map_axes(),
             captions,
             file,
             title="Training maps as the backbone sees them",
@@ -49,4 +57,7 @@ class Pictures(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
         if trainer.is_global_zero:
-            figures.draw_test(pl_module.test_report(), self.folder)
+            report = pl_module.test_report()
+            if report:
+                write_json(self.folder.parent / "test_report.json", report)
+            figures.draw_report(report, self.folder)

@@ -1,0 +1,72 @@
+"""What the README tells people to type is true."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from tests_support import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python)[^\n]*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line]
+
+
+def words_of(line: str) -> list[str]:
+    """The words after `run.py` in a command line of the README."""
+    return shlex.split(line.split("run.py", 1)[1], comments=True)
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[0] == "pip install -e . && python run.py modality=audio task=speech_commands"
+    assert README.count("```bash runs-in-ci\n") == 2
+    assert "pip install -e '.[dev]' && pytest\n" in README
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_compose(line: str, composed: Callable[..., DictConfig]) -> None:
+    words = [word for word in words_of(line) if not word.startswith("-")]
+    if "-m" in words_of(line):
+        words = [word.split(",")[0] for word in words]
+    cfg = composed(*words)
+    assert cfg.action.name
+
+
+def test_sweep_leaves_four_complete_runs(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (line,) = [line for line in COMMANDS if "-m backbone" in line]
+    done = command(tmp_path, *words_of(line), "debug=fast", timeout=500)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
+    runs = sorted(file.parent for file in sweep.glob("*/result.json"))
+    assert len(runs) == 4
+    for run in runs:
+        assert {"config.yaml", "metrics.csv", "run.log"} <= {file.name for file in run.iterdir()}
+        assert (run / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_python_block_runs() -> None:
+    (block,) = [block for kind, block in BLOCKS if kind == "python"]
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_files_named_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    tree = re.search(r"^```\nrun\.py .*?^```$", README, re.MULTILINE | re.DOTALL)
+    assert tree is not None
+    for line in tree.group().splitlines()[1:-1]:
+        if line[0] != " ":
+            assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, run; heavy = {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
