@@ -19,6 +19,10 @@ class MapAxes:
         y_ticks: ``(row, label)`` pairs for axes that are not linear; empty counts pixels.
         value: what the colour means, e.g. ``"log energy (normalised)"``.
         origin: ``"lower"`` puts row 0 at the bottom, ``"upper"`` at the top (images).
+        channel: the channel to draw, or three to draw as colours; ``None`` draws a map of three as colours and
+            averages any other number.
+        title: what this view shows, where a sample has several maps.
+        square: whether a pixel is drawn as a square (pictures); otherwise a map fills its panel.
     """
 
     x: str
@@ -27,6 +31,9 @@ class MapAxes:
     y_ticks: tuple[tuple[float, str], ...] = ()
     value: str = ""
     origin: str = "upper"
+    channel: int | tuple[int, int, int] | None = None
+    title: str = ""
+    square: bool = False
 
 
 class Embedder(nn.Module):
@@ -39,10 +46,21 @@ class Embedder(nn.Module):
 
     out_chans: int
     raw_ndim: int
+    draws_raw: bool = False  # whether draw_raw can show a sample beside its maps
+    raw_projection: str | None = None  # of the panel draw_raw draws on; "3d" for points in space
+
+    @classmethod
+    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        """What the constructor takes from the data (a data module's `facts`) rather than from the configuration."""
+        return {}
 
     def forward(self, raw: Any) -> Tensor:
         """Embed a raw batch as maps of shape (B, V, C, H, W)."""
         raise NotImplementedError
+
+    def context(self, raw: Any) -> dict[str, Tensor] | None:
+        """What a head must know of the raw batch beside its maps, e.g. a scale to undo; `None`: nothing."""
+        return None
 
     def example_raw(self, batch_size: int = 1) -> Any:
         """A raw batch of the usual shape (random values), for tracing, export and counting."""
@@ -51,6 +69,14 @@ class Embedder(nn.Module):
     def map_axes(self) -> MapAxes:
         """How to label a picture of this embedder's maps."""
         raise NotImplementedError
+
+    def view_axes(self) -> tuple[MapAxes, ...]:
+        """How to label each of a sample's V maps; one entry stands for all."""
+        return (self.map_axes(),)
+
+    def draw_raw(self, panel: Any, raw: Any) -> None:
+        """Draw one raw sample (no batch dimension, on the CPU) on a Matplotlib panel; only if ``draws_raw``."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw raw samples")
 
     @property
     def needs_statistics(self) -> bool:
@@ -76,7 +102,9 @@ class Normalize(nn.Module):
     def __init__(self, mean: float | None, std: float | None) -> None:
         super().__init__()
         if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither (then they are measured on the training part)")
+            raise ValueError(
+                "give both mean and std, or neither (then they are measured on the training part)"
+            )
         if std is not None and std <= 0:
             raise ValueError(f"std must be positive, not {std}")
         self.register_buffer("mean", torch.tensor(0.0 if mean is None else float(mean)))

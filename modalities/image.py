@@ -63,4 +63,4 @@ class Pixels(Embedder):
         return torch.randint(256, shape, dtype=torch.uint8, device=self.mean.device)
 
     def map_axes(self) -> MapAxes:
-        return MapAxes(x="x (pixels)", y="y (pixels)", value="(pixel − mean) / std", origin="upper")
+        return MapAxes(x="x (pixels)", y="y (pixels)", value="(pixel − mean) / std", square=True)

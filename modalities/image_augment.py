@@ -1,7 +1,7 @@
 """Augmentation of images on the device: raw batches (B, 3, H, W) on the scale 0..255, uint8 or float.
 
-The classification task calls these in training only. `RandomErasing` draws from torch's global generator of the
-batch's device, timm's `Mixup` from numpy's; the trainer seeds both before each step.
+The classification task calls these in training only. `RandomErasing` draws from torch's global generator of
+the batch's device, timm's `Mixup` from numpy's; the trainer seeds both before each step.
 """
 
 import math
@@ -47,7 +47,9 @@ class RandomErasing(nn.Module):
         if mode not in ("pixel", "const"):
             raise ValueError(f"RandomErasing takes mode pixel or const, not {mode!r}")
         if not (0 <= prob <= 1 and 0 < min_area <= max_area <= 1 and 0 < min_aspect <= 1):
-            raise ValueError("RandomErasing needs 0 <= prob <= 1, 0 < min_area <= max_area <= 1, min_aspect in (0, 1]")
+            raise ValueError(
+                "RandomErasing needs 0 <= prob <= 1, 0 < min_area <= max_area <= 1, min_aspect in (0, 1]"
+            )
         self.prob = prob
         self.mode = mode
         self.area = (min_area, max_area)
@@ -111,7 +113,9 @@ class ImageMixup(nn.Module):
     ) -> None:
         super().__init__()
         if min(mixup_alpha, cutmix_alpha) < 0 or mixup_alpha + cutmix_alpha == 0:
-            raise ValueError("ImageMixup needs mixup_alpha or cutmix_alpha above 0 (augment.mixup=null mixes nothing)")
+            raise ValueError(
+                "ImageMixup needs mixup_alpha or cutmix_alpha above 0 (augment.mixup=null mixes nothing)"
+            )
         if mode not in ("batch", "pair", "elem") or not (0 <= prob <= 1 and 0 <= switch_prob <= 1):
             raise ValueError("ImageMixup takes mode batch, pair or elem, and probabilities between 0 and 1")
         self.settings = {

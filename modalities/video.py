@@ -4,6 +4,8 @@ Shapes: B batch, T frames, C channels, H and W of one frame, R rows and Q column
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ class Clip(Embedder):
     """Clips ``(B, T, 3, H, W)``, uint8 or float in 0..255, -> maps, normalised per channel.
 
     ``grid`` tiles the T frames in reading order into one map ``(B, 1, C, R·H, Q·W)``: frame t lies in row
-    t // Q and column t % Q, whole and undistorted (UniRepLKNet, arXiv 2410.08049, video: 16 frames of 224² ->
-    896²). ``frames`` makes every frame a map of its own, ``(B, T, C, H, W)``; a head that is to see their order
-    needs ``task.head.fusion=temporal``.
+    t // Q and column t % Q, whole and undistorted (UniRepLKNet, arXiv 2410.08049, on video: 16 frames of 224²
+    -> 896²). ``frames`` makes every frame a map of its own, ``(B, T, C, H, W)``; a head that is to see their
+    order needs ``task.head.fusion=temporal``.
 
     Args:
         frames: T.
@@ -31,8 +33,8 @@ class Clip(Embedder):
         columns: Q; ``None`` takes the squarest grid (16 -> 4×4, 8 -> 2×4).
         channels: ``rgb`` (C = 3); ``difference``, each frame less the one before, the first less nothing and
             therefore 0 (C = 3); ``rgb_difference``, both (C = 6).
-        mean, std: of red, green and blue on a scale of 0 to 1; ``None`` for both measures them on the training
-            part. Differences are divided by ``std`` too.
+        mean, std: of red, green and blue on a scale of 0 to 1; ``None`` for both measures them on the
+            training part. Differences are divided by ``std`` too.
 
     Raises:
         ValueError: settings that describe no map.
@@ -43,6 +45,7 @@ class Clip(Embedder):
     """
 
     raw_ndim = 5
+    draws_raw = True
 
     mean: Tensor
     std: Tensor
@@ -60,14 +63,18 @@ class Clip(Embedder):
     ) -> None:
         super().__init__()
         if frames < 1 or size < 1:
-            raise ValueError(f"a clip needs at least one frame and one pixel, not frames={frames}, size={size}")
+            raise ValueError(
+                f"a clip needs at least one frame and one pixel, not frames={frames}, size={size}"
+            )
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if channels not in CHANNELS:
             raise ValueError(f"channels must be one of {', '.join(CHANNELS)}, not {channels!r}")
         if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither (then they are measured on the training part)")
-        if std is not None and (len(std) != 3 or min(std) <= 0) or mean is not None and len(mean) != 3:
+            raise ValueError(
+                "give both mean and std, or neither (then they are measured on the training part)"
+            )
+        if (mean is not None and len(mean) != 3) or (std is not None and (len(std) != 3 or min(std) <= 0)):
             raise ValueError("mean and std need three numbers each (red, green, blue), std above 0")
         columns = _squarest(frames) if columns is None else columns
         if columns < 1 or frames % columns:
@@ -116,15 +123,36 @@ class Clip(Embedder):
         shape = (batch_size, self.frames, 3, self.size, self.size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.mean.device)
 
+    def draw_raw(self, panel: Any, raw: Tensor) -> None:
+        middle = raw[raw.shape[0] // 2].float().clamp(0, 255).byte()
+        panel.imshow(middle.permute(1, 2, 0).numpy(), interpolation="nearest")
+        panel.set_xlabel("middle frame, x (pixels)")
+        panel.set_ylabel("y (pixels)")
+        panel.tick_params(labelsize=8)
+
     def map_axes(self) -> MapAxes:
-        if self.layout == "frames":
-            return MapAxes(x="x (pixels)", y="y (pixels)", value="normalised colour")
-        rows = self.frames // self.columns
-        return MapAxes(
-            x=f"x (pixels); {self.columns} frames of {self.size} in a row",
-            y=f"y (pixels); {rows} rows, time runs as one reads",
-            value="normalised colour",
+        return self.view_axes()[0]
+
+    def view_axes(self) -> tuple[MapAxes, ...]:
+        colours = MapAxes(
+            x="x (pixels)", y="y (pixels)", value="normalised colour", title="one frame", channel=(0, 1, 2)
         )
+        if self.layout == "frames":
+            return tuple(replace(colours, title=f"frame {number}") for number in range(1, self.frames + 1))
+        rows = self.frames // self.columns
+        colours = replace(
+            colours,
+            x=f"x (pixels, {self.size} a frame)",
+            y="frames, in reading order",
+            y_ticks=tuple(
+                (self.size * (row + 0.5), f"{row * self.columns + 1}–{(row + 1) * self.columns}")
+                for row in range(rows)
+            ),
+            title="change from frame to frame" if self.channels == "difference" else "frames",
+        )
+        if self.channels != "rgb_difference":
+            return (colours,)
+        return colours, replace(colours, channel=(3, 4, 5), title="change from frame to frame")
 
 
 def tile(x_BTCHW: Tensor, columns: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Augmentation of video, on raw clips (B, T, 3, H, W) in 0..255.
 
-The classification task calls these in training only. Every random number comes from torch's global generator of
-the batch's device, so seeding it makes a step repeatable. A draw holds for all frames of a clip: what flickers
-from frame to frame would be seen as motion.
+The classification task calls these in training only. Every random number comes from torch's global generator
+of the batch's device, so seeding it makes a step repeatable. A draw holds for all frames of a clip: what
+flickers from frame to frame would be seen as motion.
 """
 
 import torch
@@ -57,8 +57,9 @@ class ClipAugment(nn.Module):
 class ClipMix(nn.Module):
     """Mixup or cutmix of clips and their targets, drawn for each clip.
 
-    ``raw (B, T, 3, H, W), target (B, classes) -> raw, target``. Mixup (arXiv 1710.09412) blends two clips frame
-    by frame; cutmix (arXiv 1905.04899) puts a window of another clip, the same in all frames, into the clip.
+    ``raw (B, T, 3, H, W), target (B, classes) -> raw, target``. Mixup (arXiv 1710.09412) blends two clips
+    frame by frame; cutmix (arXiv 1905.04899) puts a window of another clip, the same in all frames, into the
+    clip.
 
     Args:
         prob: probability that a clip is mixed at all.

@@ -37,6 +37,7 @@ class ClassificationTask(Task):
         self.loss = loss
         self.class_names: list[str] = list(self.facts["class_names"])
         self.multilabel = bool(self.facts["multilabel"])
+        self.shown_metric = "map" if self.multilabel else "acc"
         if self.multilabel and isinstance(loss, nn.CrossEntropyLoss):
             raise ValueError("several labels per sample need a binary loss: task/loss=bce")
         classes = len(self.class_names)
@@ -91,25 +92,13 @@ class ClassificationTask(Task):
         if split == "test" and self.confusion is not None and self.per_class is not None:
             self.confusion.update(logits_BK, wanted)
             self.per_class.update(logits_BK, wanted)
-        # The collection's values are logged by hand at the epoch's end: logging the object itself would compute
-        # them once more for each batch.
 
-    def on_train_epoch_end(self) -> None:
-        self._log_metrics("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def _log_metrics(self, split: str) -> None:
+    def epoch_metrics(self, split: str) -> dict[str, Tensor]:
         metrics = self.metrics[f"{split}_metrics"]
         assert isinstance(metrics, MetricCollection)
-        if any(metric.update_called for metric in metrics.values()):
-            for name, value in metrics.compute().items():
-                self.log(name, value, prog_bar=name in ("train/acc", "val/acc", "train/map", "val/map"))
+        values = metrics.compute() if any(metric.update_called for metric in metrics.values()) else {}
         metrics.reset()
+        return dict(values)
 
     def on_test_epoch_start(self) -> None:
         for metric in (self.confusion, self.per_class):
@@ -123,7 +112,9 @@ class ClassificationTask(Task):
 
     def _answer(self, probs_K: Tensor, top_k: int) -> Answer:
         values, indices = torch.sort(probs_K, descending=True, stable=True)
-        ranked = [(self.class_names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)][:top_k]
+        ranked = [(self.class_names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)][
+            :top_k
+        ]
         columns: dict[str, Any] = {"label": ranked[0][0], "probability": round(ranked[0][1], 6)}
         for rank, (name, probability) in enumerate(ranked, start=1):
             columns |= {f"top{rank}": name, f"top{rank}_probability": round(probability, 6)}

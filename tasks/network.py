@@ -19,12 +19,14 @@ class Network(nn.Module):
 
     def forward(self, raw: Any) -> Tensor:
         """Raw batch -> output of the head."""
-        return self.forward_maps(self.embedder(raw))
+        return self.forward_maps(self.embedder(raw), self.embedder.context(raw))  # type: ignore[operator]
 
-    def forward_maps(self, maps_BVCHW: Tensor) -> Tensor:
-        """Maps -> output of the head."""
+    def forward_maps(self, maps_BVCHW: Tensor, context: dict[str, Tensor] | None = None) -> Tensor:
+        """Maps, and what the embedder has to say beside them (`Embedder.context`) -> output of the head."""
         features = self.backbone.forward_features(maps_BVCHW.flatten(0, 1))  # type: ignore[operator]
-        return self.head(features, maps_BVCHW.shape[1])
+        if context is None:
+            return self.head(features, maps_BVCHW.shape[1])
+        return self.head(features, maps_BVCHW.shape[1], context)
 
     def reparameterize(self) -> "Network":
         """Merge the backbone into its deploy form, in place."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+from torchmetrics import MeanMetric
 
 from tasks.network import Network
 
@@ -21,10 +22,14 @@ class Answer:
     Args:
         columns: the row of `predictions.csv`, best first.
         shown: the same in a few words, for the terminal.
+        tables: answers too long for a row: name -> columns, each written as `<name>.csv`.
+        report: what to draw of it, as plain values with the keys of `Task.test_report`.
     """
 
     columns: dict[str, Any]
     shown: str
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 class Augment(nn.Module):
@@ -58,6 +63,8 @@ class Task(LightningModule):
         composition: the run's modality, task and backbone nodes as plain containers, kept in every checkpoint.
     """
 
+    shown_metric: str = "loss"  # what the progress bar shows beside the loss
+
     def __init__(
         self,
         network: Network,
@@ -74,14 +81,26 @@ class Task(LightningModule):
         self.make_scheduler = scheduler
         self.augment = augment or Augment()
         self.composition = composition or {}
+        self.losses = nn.ModuleDict(
+            {f"{split}_loss": MeanMetric(nan_strategy="disable") for split in ("train", "val", "test")}
+        )
 
     @classmethod
     def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
         """What the head's constructor needs to know of the data."""
         raise NotImplementedError
 
+    @classmethod
+    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
+        """What the head's constructor needs to know of the data and of the parts before it."""
+        return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
+
     def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
+        raise NotImplementedError
+
+    def epoch_metrics(self, split: str) -> dict[str, Tensor]:
+        """The metrics of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
         raise NotImplementedError
 
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
@@ -111,31 +130,50 @@ class Task(LightningModule):
             return None  # every file of the batch was broken; the callback BrokenFiles has said so
         out = self.step(batch, "train")
         self.log("loss", out["loss"].detach(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
-        self._log_loss(out, batch, "train")
+        self._count(out, batch, "train")
         return out
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if "raw" in batch:
-            self._log_loss(self.step(batch, "val"), batch, "val")
+            self._count(self.step(batch, "val"), batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if "raw" in batch:
-            self._log_loss(self.step(batch, "test"), batch, "test")
+            self._count(self.step(batch, "test"), batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
         return self.answer(batch["raw"])
 
-    def _log_loss(self, out: dict[str, Tensor], batch: dict[str, Any], split: str) -> None:
-        self.log(
-            f"{split}/loss",
-            out["loss"].detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch["index"]),
-            sync_dist=True,
-        )
+    def _count(self, out: dict[str, Tensor] | None, batch: dict[str, Any], split: str) -> None:
+        if out is not None:
+            self._loss_of(split).update(out["loss"].detach(), len(batch["index"]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def _loss_of(self, split: str) -> MeanMetric:
+        metric = self.losses[f"{split}_loss"]
+        assert isinstance(metric, MeanMetric)
+        return metric
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def _log_epoch(self, split: str) -> None:
+        # All processes of a distributed run compute here, together: a value left for the trainer to average would
+        # be asked for by the progress bar of the first process alone, which then waits for the others for ever.
+        values = self.epoch_metrics(split)
+        loss = self._loss_of(split)
+        if loss.update_called:
+            values[f"{split}/loss"] = loss.compute()
+            loss.reset()
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name.split("/")[-1] == self.shown_metric and split != "test")
+
+    def configure_optimizers(self) -> Any:
         if self.make_optimizer is None:
             raise ValueError("this task was built without an optimizer; it can predict and test, not train")
         optimizer = self.make_optimizer(self.network)

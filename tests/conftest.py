@@ -14,8 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-
 from tests_support import ROOT
+
 from workbench.resolvers import register_resolvers
 
 torch.set_num_threads(1)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-
 from tests_support import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python)[^\n]*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line]
+COMMANDS = [
+    line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line
+]
 
 
 def words_of(line: str) -> list[str]:
@@ -67,6 +68,9 @@ def test_files_named_exist() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, run; heavy = {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    code = (
+        "import sys, run; heavy = {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

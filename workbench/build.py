@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,8 @@ from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from backbone import CheckpointError, load_pretrained
+from backbone import CheckpointError, UniRepLKNet, load_pretrained
+from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.network import Network
 from tasks.task import Augment, Task
@@ -45,6 +47,10 @@ def check_composition(cfg: DictConfig) -> None:
             f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
             f"({', '.join(tasks_of(cfg.modality.name))})"
         )
+    if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
+        raise UsageError(
+            f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
+        )
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.logger or {}):
             need(extra, f"logger={extra}")
@@ -59,19 +65,37 @@ def build_data(cfg: DictConfig) -> DataModule:
     return data
 
 
+@contextmanager
+def refused_settings() -> Iterator[None]:
+    """Settings that a part refuses are the user's to change, also where the part is called by hand."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
 def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Network:
     """Embedder, backbone and head; each takes its sizes from the one before."""
-    embedder = instantiate(cfg.modality.embedder)
-    backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
-    task_class = get_class(cfg.task.model._target_)
-    sizes = cast(type[Task], task_class).head_arguments(facts)
-    head = instantiate(cfg.task.head, in_features=backbone.num_features, **sizes)
+    embedder_class = cast(type[Embedder], get_class(cfg.modality.embedder._target_))
+    task_class = cast(type[Task], get_class(cfg.task.model._target_))
+    # Sizes are handed over by hand: through `instantiate` long lists would become configuration nodes.
+    with refused_settings():
+        embedder = instantiate(cfg.modality.embedder, _partial_=True)(**embedder_class.data_arguments(facts))
+        backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
+        head = instantiate(cfg.task.head, _partial_=True)(**task_class.head_sizes(facts, embedder, backbone))
+    network = Network(embedder, backbone, head)
     if pretrained and cfg.backbone.pretrained:
-        report = load_pretrained(backbone, cfg.backbone.pretrained)
-        if hasattr(head, "load_official"):
-            head.load_official(report.left_out)
-        log.info("pretrained: %s", report)
-    return Network(embedder, backbone, head)
+        take_pretrained(cfg, network)
+    return network
+
+
+def take_pretrained(cfg: DictConfig, network: Network) -> bool:
+    """Load `backbone.pretrained`; returns whether it held a classifier that fits and is now the head's."""
+    report = load_pretrained(cast(UniRepLKNet, network.backbone), cfg.backbone.pretrained)
+    head: Any = network.head
+    answers = bool(head.load_official(report.left_out)) if hasattr(head, "load_official") else False
+    log.info("pretrained: %s", report)
+    return answers
 
 
 def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task:
@@ -143,8 +167,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {first}") from error
+        raise CheckpointError(
+            f"{path} is no checkpoint, or one that would run code while it is read ({type(error).__name__}); refused"
+        ) from error
     if not isinstance(content, dict) or "widefield" not in content:
         raise CheckpointError(
             f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"

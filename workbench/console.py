@@ -1,6 +1,7 @@
 """What the terminal shows: our own sentences, not every library's."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ _NOTICES = (
     r".*isinstance\(treespec, LeafSpec\).*",  # a deprecation inside the trainer
     r".*`_get_loader_len`.*",
     r".*The given buffer is not writable.*",  # torch reading back its own export
+    r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # tasks average over processes themselves
     r".*GPU available but not used.*",  # trainer=cpu was asked for
     r".*Experiment logs directory .* exists and is not empty.*",
 )
@@ -30,6 +32,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=notice)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.onnx", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)):
+        logging.getLogger("widefield").setLevel(logging.WARNING)  # one process of a distributed run speaks
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

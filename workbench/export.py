@@ -42,10 +42,12 @@ def export(cfg: DictConfig) -> None:
         path = folder / FILES[name]
         got = WRITERS[name](merged, raw, path)
         scale = float(wanted.abs().max())
-        difference = float((got - wanted).abs().max()) / max(scale, 1e-12)
+        difference = float((got.detach() - wanted).abs().max()) / max(scale, 1e-12)
         if not difference <= cfg.action.tolerance:
             path.unlink()
-            raise TrainingError(f"the {name} export differs from the model by {difference:.1e} (relative); not kept")
+            raise TrainingError(
+                f"the {name} export differs from the model by {difference:.1e} (relative); not kept"
+            )
         rows.append((str(path), f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"))
     about = {
         "task": restored.cfg.task.name,
@@ -81,7 +83,10 @@ def write_onnx(network: Network, raw: Any, path: Path) -> Tensor:
     shapes = tree_map(lambda value: {0: batch}, raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's deprecations are not the user's
-        program = torch.onnx.export(network, (raw,), dynamo=True, dynamic_shapes=(shapes,), verbose=False)
+        # By name: the exporter takes a dict at the end of the positional arguments for keyword arguments.
+        program = torch.onnx.export(
+            network, kwargs={"raw": raw}, dynamo=True, dynamic_shapes={"raw": shapes}, verbose=False
+        )
     assert program is not None
     write_atomically(path, lambda draft: program.save(str(draft), external_data=False))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from modalities.embedder import MapAxes
 from workbench.files import write_atomically
@@ -27,7 +28,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw_maps(maps_BVCHW: Tensor, axes: MapAxes, captions: Sequence[str], path: Path, title: str) -> None:
     """Draw the first map of each sample in a grid, with one colour scale for all."""
-    maps = maps_BVCHW[:, 0].numpy()
+    maps = _channels(maps_BVCHW[:, 0].numpy(), axes)
     count = len(maps)
     columns = min(4, count)
     rows = -(-count // columns)
@@ -52,6 +53,44 @@ def draw_maps(maps_BVCHW: Tensor, axes: MapAxes, captions: Sequence[str], path: 
     save(figure, path)
 
 
+def draw_samples(raw: Any, maps_BVCHW: Tensor, embedder: Any, captions: Sequence[str], path: Path) -> None:
+    """Draw raw samples beside their maps: a row a sample, the sample itself first, then up to six views."""
+    maps_each = maps_BVCHW.shape[1]
+    axes = embedder.view_axes()
+    axes = (axes * maps_each if len(axes) == 1 else axes)[:6]
+    count, views = min(4, len(captions)), len(axes)
+    figure = plt.figure(figsize=(3.1 * (views + 1) + 0.8, 2.7 * count + 0.6))
+    figure.set_layout_engine("constrained", wspace=0.08)  # labels of a panel in 3-D reach beyond it
+    grid = figure.add_gridspec(count, views + 1)
+    # An embedder may lay several views into the channels of one map; they then name its channels.
+    views_shown = [
+        _channels(maps_BVCHW[:count, min(view, maps_each - 1)].numpy(), axes[view]) for view in range(views)
+    ]
+    low, high = np.percentile(np.concatenate([maps.ravel() for maps in views_shown]), [1, 99.5])
+    for row in range(count):
+        panel = figure.add_subplot(grid[row, 0], projection=embedder.raw_projection)
+        embedder.draw_raw(panel, tree_map(lambda value, row=row: value[row], raw))
+        panel.set_title(captions[row], fontsize=9)
+        for view in range(views):
+            panel = figure.add_subplot(grid[row, view + 1])
+            shown = _draw_map(panel, views_shown[view][row], axes[view], (float(low), float(high)))
+            panel.set_title(axes[view].title if row == 0 else "", fontsize=8)
+            panel.set_xlabel(axes[view].x if row == count - 1 else "")
+            panel.set_ylabel(axes[view].y)
+    if views_shown[-1].shape[1] != 3:  # colours need no scale
+        figure.colorbar(shown, ax=figure.axes, shrink=0.8, label=axes[-1].value)
+    figure.suptitle("Training samples and their maps", fontsize=11)
+    save(figure, path)
+
+
+def _channels(maps: np.ndarray, axes: MapAxes) -> np.ndarray:
+    """The channels of ``(..., C, H, W)`` that a picture shows."""
+    if axes.channel is None:
+        return maps
+    chosen = [axes.channel] if isinstance(axes.channel, int) else list(axes.channel)
+    return maps[..., chosen, :, :]
+
+
 def _draw_map(panel: Axes, map_CHW: np.ndarray, axes: MapAxes, limits: tuple[float, float]):  # type: ignore[no-untyped-def]
     height, width = map_CHW.shape[-2:]
     left, right = axes.x_range or (0, width)
@@ -65,7 +104,7 @@ def _draw_map(panel: Axes, map_CHW: np.ndarray, axes: MapAxes, limits: tuple[flo
     # extent already says which way is up; the array's row 0 goes to the bottom for a lower origin
     shown = panel.imshow(
         picture,
-        aspect="auto",
+        aspect="equal" if axes.square else "auto",
         origin="lower" if axes.origin == "lower" else "upper",
         extent=extent,
         vmin=limits[0],
@@ -130,7 +169,107 @@ def draw_confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], path
     save(figure, path)
 
 
-def draw_test(report: dict[str, Any], folder: Path) -> None:
-    """Draw what a task's `test_report` holds."""
+def draw_forecasts(forecasts: Sequence[dict[str, Any]], path: Path, most: int = 3) -> None:
+    """Draw forecasts with their context, and the truth where it is known: a row a window, a column a variate.
+
+    Args:
+        forecasts: each with `variates`, `step`, `start` (date of the first step to come), and `past`, `forecast` and
+            perhaps `truth`, a list of values for each variate.
+        most: variates to draw, the last ones, where a table's target usually stands.
+    """
+    names = forecasts[0]["variates"]
+    chosen = range(max(len(names) - most, 0), len(names))
+    figure, grid = plt.subplots(
+        len(forecasts),
+        len(chosen),
+        figsize=(4.6 * len(chosen) + 0.4, 2.2 * len(forecasts) + 0.9),
+        squeeze=False,
+        layout="constrained",
+    )
+    for example, row in zip(forecasts, grid, strict=True):
+        past = len(example["past"][0])
+        ahead = np.arange(len(example["forecast"][0]))
+        for variate, panel in zip(chosen, row, strict=True):
+            before = example["past"][variate]
+            panel.plot(np.arange(-past, 0), before, color="0.45", linewidth=1, label="past")
+            if "truth" in example:
+                panel.plot(ahead, example["truth"][variate], color="black", linewidth=1, label="truth")
+            panel.plot(
+                ahead, example["forecast"][variate], color="tab:orange", linewidth=1.6, label="forecast"
+            )
+            panel.axvline(-0.5, color="0.7", linewidth=0.8)
+            panel.set_title(f"{names[variate]}, from {example['start']}", fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.margins(x=0.01)
+        row[0].set_ylabel("value (own units)")
+    for panel in grid[-1]:
+        panel.set_xlabel(f"steps of {forecasts[0]['step']} from the forecast's start")
+    grid[0][0].legend(fontsize=8, loc="upper left")
+    save(figure, path)
+
+
+def draw_folded(forecasts: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw one window folded by its period, past above the line and future below: forecast beside truth."""
+    example = forecasts[-1]
+    period, past = int(example["period"]), example["past"][-1]
+    if period < 2:
+        return
+    ahead = -(-len(example["forecast"][-1]) // period)
+    panels = {name: example[name][-1] for name in ("truth", "forecast") if name in example}
+    limits = np.percentile(np.concatenate([past, *panels.values()]), [1, 99])
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(4.4 * len(panels) + 0.8, 3.6), squeeze=False, layout="constrained"
+    )
+    for panel, (name, future) in zip(grid[0], panels.items(), strict=True):
+        rows = -(-len(past) // period)
+        cells = np.full((rows + ahead) * period, np.nan)
+        cells[rows * period - len(past) : rows * period] = past
+        cells[rows * period : rows * period + len(future)] = future
+        shown = panel.imshow(
+            cells.reshape(-1, period),
+            aspect="auto",
+            extent=(0, period, ahead, -rows),
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap="magma",
+            interpolation="nearest",
+        )
+        panel.axhline(0, color="white", linewidth=1.5)
+        panel.set_title(f"past (above the line) and {name}", fontsize=9)
+        panel.set_xlabel(f"place in the period (steps of {example['step']})")
+    grid[0][0].set_ylabel("periods from the forecast's start")
+    figure.suptitle(
+        f"{example['variates'][-1]}, from {example['start']}, folded by {period} steps", fontsize=10
+    )
+    figure.colorbar(shown, ax=grid, shrink=0.9, label="value (own units)")
+    save(figure, path)
+
+
+def draw_error_by_step(errors: dict[str, Any], path: Path) -> None:
+    """Draw how the error grows with the horizon, for the model and the forecasts it is compared with."""
+    figure, panel = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for name, values in errors["mse"].items():
+        label = f"{name}: {np.mean(values):.4f} in the mean"
+        panel.plot(np.arange(1, len(values) + 1), values, linewidth=2 if name == "model" else 1, label=label)
+    panel.set_xlabel(f"step ahead ({errors['step']}); the season is {errors['season']} steps")
+    panel.set_ylabel("mean squared error (standardised)")
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=9)
+    save(figure, path)
+
+
+def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw what a task's `test_report`, or an answer's report, holds; returns the files."""
+    drawn: list[Path] = []
     if "confusion" in report:
-        draw_confusion(report["confusion"], list(report["per_class"]), folder / "confusion.png")
+        drawn.append(folder / "confusion.png")
+        draw_confusion(report["confusion"], list(report["per_class"]), drawn[-1])
+    if report.get("forecasts"):
+        drawn += [folder / "forecasts.png", folder / "folded.png"]
+        draw_forecasts(report["forecasts"], drawn[-2])
+        draw_folded(report["forecasts"], drawn[-1])
+    if "error_by_step" in report:
+        drawn.append(folder / "error_by_step.png")
+        draw_error_by_step(report["error_by_step"], drawn[-1])
+    return [file for file in drawn if file.exists()]

@@ -35,7 +35,9 @@ def _write_text(path: Path, text: str) -> None:
 class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are read without running code."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         write_atomically(Path(path), lambda draft: torch.save(checkpoint, draft))
 
     def load_checkpoint(

@@ -38,13 +38,17 @@ def fit(cfg: DictConfig) -> float | None:
     if cfg.compile:
         task.network.compile()
     trainer.fit(task, datamodule=data, ckpt_path=resume)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    metrics = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+    }
     checkpoint: Any = trainer.checkpoint_callback
     best_path = short(Path(checkpoint.best_model_path)) if checkpoint and checkpoint.best_model_path else None
     best = float(checkpoint.best_model_score) if best_path else None
     if cfg.action.test_after:
         trainer.test(task, datamodule=data, ckpt_path=str(best_path) if best_path else None, verbose=False)
-        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        metrics |= {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
+        }
     if trainer.is_global_zero:
         finish(cfg, data, task, trainer, metrics, best, best_path, time.monotonic() - started)
     return best
@@ -107,7 +111,8 @@ def _resume_from(cfg: DictConfig) -> str | None:
     changed = [key for key in _settings(cfg) if OmegaConf.select(before, key) != OmegaConf.select(cfg, key)]
     if changed:
         words = "; ".join(
-            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(cfg, key)}" for key in changed[:3]
+            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(cfg, key)}"
+            for key in changed[:3]
         )
         raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
     return str(last)
@@ -124,5 +129,5 @@ def _settings(cfg: DictConfig) -> list[str]:
 
 def _leaves(node: Any, path: str) -> list[str]:
     if isinstance(node, DictConfig):
-        return [leaf for key in node for leaf in _leaves(node[key], f"{path}.{key}")]
+        return [leaf for key in map(str, node) for leaf in _leaves(node[key], f"{path}.{key}")]
     return [path]

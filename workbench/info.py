@@ -41,7 +41,9 @@ def info(cfg: DictConfig) -> None:
         rows.append((name, _short(value)))
     print_table("Composition", rows, ("", "value"))
     if not cfg.ckpt:
-        console.print(f"train it: {command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)}")
+        console.print(
+            f"train it: {command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)}"
+        )
 
 
 def size(module: nn.Module) -> str:
@@ -97,5 +99,3 @@ def _short(value: Any) -> str:
         head = ", ".join(map(str, value[:6]))
         return f"{len(value)}: {head}{', …' if len(value) > 6 else ''}"
     return str(value)
-
-

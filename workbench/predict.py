@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataModule, ReadError
-from tasks.task import Task
+from tasks.task import Answer, Task
+from workbench import figures
 from workbench.build import restore
 from workbench.console import console, print_table
 from workbench.errors import UsageError
@@ -27,6 +28,7 @@ def predict(cfg: DictConfig) -> None:
     """Read `cfg.input`, print a table and write `predictions.csv` into the run folder."""
     restored = restore(cfg)
     data: DataModule = instantiate(restored.cfg.task.data)
+    data.recall(restored.task.facts)
     files = find_files(cfg.input, data.extensions)
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
@@ -35,11 +37,14 @@ def predict(cfg: DictConfig) -> None:
         rows += answer_files(restored.task.to(device), data, part, cfg.action.top_k)
     path = Path(cfg.paths.run) / "predictions.csv"
     write_rows(path, rows)
-    shown = [(row["path"], row.get("shown", row.get("error"))) for row in rows[:SHOWN]]
+    write_answers(Path(cfg.paths.run), rows)
+    shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "answer"))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
     console.print(f"all answers: {path}", highlight=False, soft_wrap=True)
+    for file in [file for row in rows for file in row.get("files", ())][:SHOWN]:
+        console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
     if len(broken) == len(rows):
         raise UsageError(f"none of the {len(rows)} files could be read; the first: {broken[0]['error']}")
@@ -80,17 +85,38 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
         with torch.inference_mode():
             answers = task.answer(batch, top_k)
         for position, answer in zip(readable, answers, strict=True):
-            rows[position].update(answer.columns, shown=answer.shown)
+            rows[position].update(answer.columns, shown=answer.shown, answer=answer)
     return rows
+
+
+def write_answers(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the tables and draw the pictures of the answers that have any; with several files, a folder for each."""
+    for number, row in enumerate(rows):
+        answer = row.get("answer")
+        if not isinstance(answer, Answer) or not (answer.tables or answer.report):
+            continue
+        place = folder / f"{number:03d}_{Path(row['path']).stem}" if len(rows) > 1 else folder
+        row["files"] = [place / f"{name}.csv" for name in answer.tables]
+        for file, table in zip(row["files"], answer.tables.values(), strict=True):
+            lines = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+            write_table(file, lines, list(table))
+        if answer.report:
+            row["files"] += figures.draw_report(answer.report, place / "figures")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV; the columns are those of all rows, `error` last."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("error", "shown")))
+    hidden = ("error", "shown", "answer", "files")
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden))
+    write_table(path, rows, [*columns, "error"])
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Write the given columns of rows as CSV."""
 
     def write(draft: Path) -> None:
         with draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 

@@ -11,7 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from workbench.files import write_atomically, write_json
 
-PACKAGES = ("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "hydra-core", "widefield")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "lightning",
+    "timm",
+    "torchmetrics",
+    "hydra-core",
+    "widefield",
+)
 
 
 def write_config(cfg: DictConfig) -> None:

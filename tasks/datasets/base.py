@@ -57,7 +57,9 @@ class CommonSettings(TypedDict, total=False):
 class ItemDataset(Dataset[dict[str, Any]]):
     """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
 
-    def __init__(self, items: Sequence[Item], read: Callable[[Item, np.random.Generator], Any], seed: int) -> None:
+    def __init__(
+        self, items: Sequence[Item], read: Callable[[Item, np.random.Generator], Any], seed: int
+    ) -> None:
         self.items = items
         self.read = read
         self.seed = seed
@@ -118,7 +120,9 @@ class DataModule(LightningDataModule):
     homepage: ClassVar[str | None] = None
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
-    sample_version: ClassVar[int] = 1  # raise it when write_sample changes, so that old samples are drawn anew
+    sample_version: ClassVar[int] = (
+        1  # raise it when write_sample changes, so that old samples are drawn anew
+    )
 
     def __init__(
         self,
@@ -134,7 +138,11 @@ class DataModule(LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        for what, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
+        for what, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("limit", limit),
+        ):
             if value is not None and value < 1:
                 raise DataError(f"{what} must be at least 1, not {value}")
         if download and data_dir is None:
@@ -200,6 +208,9 @@ class DataModule(LightningDataModule):
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
         return {}
 
+    def recall(self, facts: dict[str, Any]) -> None:
+        """Take over the facts of a checkpoint before `read_file`, where a reader needs them (names of columns, …)."""
+
     def describe(self) -> str:
         """One line: what data this is and where it lies."""
         kind = "embedded sample of " if self.source == "sample" else ""
@@ -219,7 +230,9 @@ class DataModule(LightningDataModule):
         where = f" (get it from {self.homepage})" if self.homepage else ""
         return DataError(f"{problem}; {self.name} expects {self.layout}{where}")
 
-    def loader(self, split: str, *, train: bool | None = None, batch_size: int | None = None) -> ResumableLoader:
+    def loader(
+        self, split: str, *, train: bool | None = None, batch_size: int | None = None
+    ) -> ResumableLoader:
         """The batches of a split: shuffled and augmented for training, every item once in order otherwise."""
         train = split == "train" if train is None else train
         items = self.splits[split]

@@ -71,7 +71,9 @@ class ImageTransforms:
                 f"not {self.crop} and {self.crop_mode}"
             )
         if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
-            raise DataError(f"transforms.scale takes two parts of the area, such as [0.08, 1.0], not {self.scale}")
+            raise DataError(
+                f"transforms.scale takes two parts of the area, such as [0.08, 1.0], not {self.scale}"
+            )
 
     def for_training(self) -> Callable[["Image.Image"], Tensor]:
         """PIL image -> (3, S, S) uint8; draws from the global generators, see `seeded_by`."""
@@ -82,17 +84,19 @@ class ImageTransforms:
             pipeline = create_transform(
                 self.size,
                 is_training=True,
-                scale=tuple(self.scale),
-                ratio=tuple(self.ratio),
+                scale=(self.scale[0], self.scale[1]),
+                ratio=(self.ratio[0], self.ratio[1]),
                 hflip=self.hflip,
                 vflip=self.vflip,
-                color_jitter=self.color_jitter or None,
+                color_jitter=self.color_jitter,
                 auto_augment=self.auto_augment,
                 interpolation=self.interpolation,
                 use_prefetcher=True,  # leaves the pixels as uint8
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise DataError(f"timm knows no such augmentation: auto_augment={self.auto_augment} ({error})") from error
+            raise DataError(
+                f"timm knows no such augmentation: auto_augment={self.auto_augment} ({error})"
+            ) from error
         first, *others = pipeline.transforms
         if self.crop != "resized":
             how = InterpolationMode(self.interpolation)
@@ -128,7 +132,9 @@ class ImageData(ClassificationData):
     extensions = EXTENSIONS
     unit = "images"
 
-    def __init__(self, *, transforms: ImageTransforms | None = None, **common: Unpack[CommonSettings]) -> None:
+    def __init__(
+        self, *, transforms: ImageTransforms | None = None, **common: Unpack[CommonSettings]
+    ) -> None:
         super().__init__(**common)
         self.transforms = transforms or ImageTransforms()
         self._train = self.transforms.for_training()
@@ -183,7 +189,9 @@ def open_image(path: Path) -> "Image.Image":
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to talk about a picture that reads well
+            warnings.simplefilter(
+                "ignore"
+            )  # odd metadata is no reason to talk about a picture that reads well
             with Image.open(path) as file:
                 file.load()
                 return to_rgb(ImageOps.exif_transpose(file))

@@ -1,11 +1,12 @@
-"""Kinetics-400 (Kay et al. 2017, arXiv 1705.06950): ten-second clips of 400 human actions, from lists of files."""
+"""Kinetics-400 (Kay et al. 2017, arXiv 1705.06950): ten-second clips of 400 human actions, from lists."""
 
 import csv
+import re
 from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.splits import stable_fraction
 from tasks.datasets.video_files import VideoData, VideoSettings
 
@@ -15,15 +16,15 @@ PROBED = 20  # first files of a list that are looked for at once; each of the re
 
 
 class Kinetics400(VideoData):
-    """Kinetics-400 from lists ``train.csv``, ``val.csv`` and ``test.csv`` as VideoMAE and its followers use them.
+    """Kinetics-400 from lists ``train.csv``, ``val.csv`` and ``test.csv``, as VideoMAE and others use them.
 
     A line is ``path label`` (or ``path,label``), the label a number from 0, the path absolute or below
-    ``data_dir``. Labels of the official test part are not public, so ``test.csv`` is often a copy of ``val.csv``
-    or missing: then the clips of ``val.csv`` are the test part, and validation is a part of ``train.csv`` that
-    depends on the paths alone. Model choice never sees the test part.
+    ``data_dir``. The labels of the official test part are not used, so ``test.csv`` is often a copy of
+    ``val.csv`` or missing: then the clips of ``val.csv`` are the test part, and validation is a part of
+    ``train.csv`` that depends on the paths alone. Model choice never sees the test part.
 
-    Class names come from ``kinetics_400_labels.csv`` (``id,name``) or ``label_map_k400.txt`` (a name per line)
-    where there is one, else they are numbers.
+    Class names come from ``kinetics_400_labels.csv`` (``id,name``) or ``label_map_k400.txt`` (a name per
+    line) where there is one, else they are numbers.
 
     Args:
         val_fraction: of ``train.csv``, where ``val.csv`` is the test part.
@@ -58,7 +59,9 @@ class Kinetics400(VideoData):
         for split, entries in listed.items():
             probed = list(entries)[:PROBED]
             if probed and not any((root / path).is_file() for path in probed):
-                raise self.bad_layout(f"{root / LISTS[split]} names files that are not there (first: {probed[0]})")
+                raise self.bad_layout(
+                    f"{root / LISTS[split]} names files that are not there (first: {probed[0]})"
+                )
         if not listed.get("test") or listed["test"].keys() & listed["val"].keys():
             train = listed["train"]
             held = {path for path in train if stable_fraction(path) < self.val_fraction}
@@ -70,8 +73,11 @@ class Kinetics400(VideoData):
         for split in ("val", "test"):
             both = listed["train"].keys() & listed[split].keys()
             if both:
-                raise DataError(f"{len(both):,} clips are in {LISTS['train']} and for {split} too: {min(both)}")
-        self.class_names = self._names(root, max(max(part.values(), default=0) for part in listed.values()) + 1)
+                raise DataError(
+                    f"{len(both):,} clips are in {LISTS['train']} and for {split} too: {min(both)}"
+                )
+        highest = max(max(part.values(), default=0) for part in listed.values())
+        self.class_names = self._names(root, highest + 1)
         return {
             split: [Item(root / path, label) for path, label in entries.items()]
             for split, entries in listed.items()
@@ -91,7 +97,9 @@ class Kinetics400(VideoData):
         else:
             names = [line.strip() for line in lines]
         if len(names) < classes:
-            raise DataError(f"{file} names {len(names)} classes, but the lists have labels up to {classes - 1}")
+            raise DataError(
+                f"{file} names {len(names)} classes, but the lists have labels up to {classes - 1}"
+            )
         return names
 
 
@@ -101,8 +109,8 @@ def read_list(file: Path) -> dict[str, int]:
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        path, _, label = line.strip().replace(",", " ").rpartition(" ")  # only the last part is split off
-        if not path.strip() or not label.isdecimal():
-            raise DataError(f"line {number} of {file} is not 'path label' with a label from 0: {line.strip()[:80]}")
-        listed[line.strip()[: len(path)].rstrip()] = int(label)
+        found = re.fullmatch(r"(.*\S)[\s,]+(\d+)", line.strip())  # a path may hold blanks and commas
+        if found is None:
+            raise DataError(f"line {number} of {file} is not 'path label': {line.strip()[:60]}")
+        listed[found[1].rstrip(", ")] = int(found[2])
     return listed

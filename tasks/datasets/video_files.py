@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.splits import held_out_groups
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
 SAMPLINGS = ("dense", "uniform")
@@ -32,7 +33,7 @@ Places = NDArray[np.int64]  # (T,)
 
 @dataclass(frozen=True)
 class Video:
-    """An open file: how many ticks it has, and how to read the frames at some ticks (rising, no repetitions)."""
+    """An open file: how many ticks it has, and how to read the frames at some ticks (rising, none twice)."""
 
     length: int
     read: Callable[[Places], Frames]
@@ -60,11 +61,12 @@ class VideoData(ClassificationData):
     Which frames: ``dense`` takes T frames ``stride`` ticks apart, beginning anywhere in training and so that
     they lie in the middle otherwise; a file shorter than that starts over from its beginning (loops).
     ``uniform`` cuts the file into T equal parts and takes one frame of each, a random one in training and the
-    middle one otherwise (temporal segments, arXiv 1608.00859); a file of fewer than T frames shows some twice.
+    middle one otherwise (temporal segments, arXiv 1608.00859); a file of fewer than T frames shows some
+    twice.
 
     Testing reads K = ``test_segments`` × ``test_crops`` clips of one decoding, ``(K, T, 3, S, S)``, whose
-    answers are averaged; validation and K = 1 read one, ``(T, 3, S, S)``. Segments spread evenly from start to
-    end, crops along the longer side.
+    answers are averaged; validation and K = 1 read one, ``(T, 3, S, S)``. Segments spread evenly from start
+    to end, crops along the longer side.
 
     Args:
         frames: T.
@@ -132,9 +134,20 @@ class VideoData(ClassificationData):
         if fresh:  # validation, once an epoch, looks at one clip of a file; only the test pays for several
             self.splits["val"] = [replace(item, where={"clips": 1}) for item in self.splits["val"]]
 
+    def find_class_folders(self, root: Path, places: Sequence[str]) -> Path:
+        """The first of ``places`` below ``root`` that holds a folder of one of the classes."""
+        for place in places:
+            if any((root / place / name).is_dir() for name in self.class_names):
+                return root / place
+        raise self.bad_layout(f"there are no class folders such as {self.class_names[0]} in {root}")
+
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
         if not train:
-            return self._read_clips(item.path, 1, 1) if item.where.get("clips") == 1 else self.read_file(item.path)
+            return (
+                self._read_clips(item.path, 1, 1)
+                if item.where.get("clips") == 1
+                else self.read_file(item.path)
+            )
         video = self._open(item.path)
         if self.sampling == "dense":
             ticks = dense(video.length, self.frames, self.stride, rng.random())
@@ -159,14 +172,39 @@ class VideoData(ClassificationData):
         return clips[0] if len(clips) == 1 else torch.stack(clips)
 
     def _open(self, path: Path) -> Video:
-        return open_video(path) if self.cache_dir is None else open_cached(path, self.cache_dir, self.cache_side)
+        return (
+            open_video(path) if self.cache_dir is None else open_cached(path, self.cache_dir, self.cache_side)
+        )
 
 
-# -- which frames -----------------------------------------------------------------------------------------------
+# -- splits --------------------------------------------------------------------------------------------------
+
+
+def check_split(split: int, val_fraction: float) -> None:
+    """Refuse what is no official split of UCF101 or HMDB51."""
+    if split not in (1, 2, 3):
+        raise DataError(f"split must be 1, 2 or 3, not {split}")
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}")
+
+
+def carve_validation(
+    train: list[Item], test: list[Item], group: Callable[[Item], str], val_fraction: float
+) -> dict[str, list[Item]]:
+    """Official train and test lists -> three parts; validation is whole groups of the training list."""
+    held = held_out_groups(((str(item.target), group(item)) for item in train), val_fraction)
+    return {
+        "train": [item for item in train if group(item) not in held],
+        "val": [item for item in train if group(item) in held],
+        "test": test,
+    }
+
+
+# -- which frames --------------------------------------------------------------------------------------------
 
 
 def dense(length: int, frames: int, stride: int, place: float) -> Places:
-    """``frames`` ticks, ``stride`` apart, of a file of ``length``: at its start for place 0, at its end for 1.
+    """``frames`` ticks, ``stride`` apart, of ``length``: at the start for place 0, at the end for place 1.
 
     A file that is too short starts over.
     """
@@ -176,14 +214,15 @@ def dense(length: int, frames: int, stride: int, place: float) -> Places:
 
 def uniform(length: int, frames: int, place: float | NDArray[np.float64]) -> Places:
     """One tick of each of ``frames`` equal parts of a file, at ``place`` in [0, 1) of the part."""
-    ticks = ((np.arange(frames) + place) * length / frames).astype(np.int64)
-    return ticks.clip(0, length - 1)
+    part = np.arange(frames)
+    last = np.ceil((part + 1) * length / frames) - 1  # rounding up must not lead into the next part
+    return np.minimum((part + place) * length / frames, last).astype(np.int64)
 
 
 def clock(times: NDArray[np.float64]) -> Places | None:
     """The frame shown at each tick of a uniform clock, from the start times (L,) of the frames, in seconds.
 
-    ``None`` for times that mean nothing (missing, or not rising): such a file can be neither timed nor sought.
+    ``None`` for times that mean nothing (missing, not rising): such a file can be neither timed nor sought.
     """
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any() or np.abs(times).max(initial=0) > 1e9:
         return None
@@ -199,13 +238,13 @@ def _spread(count: int) -> NDArray[np.float64]:
     return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
 
 
-# -- which part of a frame ----------------------------------------------------------------------------------------
+# -- which part of a frame -----------------------------------------------------------------------------------
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 def largest_box(shape: tuple[int, ...], view: str, place: float = 0.5) -> Box:
-    """The whole frame of ``shape`` (H, W), or its largest square at ``place`` (0 to 1) along the longer side."""
+    """A whole frame of ``shape`` (H, W), or its largest square at ``place`` (0 to 1) on the longer side."""
     height, width = shape
     if view == "whole":
         return 0, 0, height, width
@@ -220,7 +259,7 @@ def random_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box:
-    """A random box anywhere in a frame of ``shape``; ``scale`` and ``ratio`` are relative to `largest_box`."""
+    """A random box in a frame of ``shape``; ``scale`` and ``ratio`` are relative to `largest_box`."""
     height, width = shape
     _, _, high, wide = largest_box(shape, view)
     area = rng.uniform(*scale)
@@ -233,7 +272,7 @@ def random_box(
 
 
 def crop(frames: Frames, box: Box, size: int) -> Tensor:
-    """Cut a box out of ``(T, H, W, 3)`` frames and bring it to ``(T, 3, size, size)`` (bilinear, antialiased)."""
+    """Cut a box out of ``(T, H, W, 3)`` frames and resize it (antialiased) to ``(T, 3, size, size)``."""
     top, left, height, width = box
     cut = torch.from_numpy(np.ascontiguousarray(frames[:, top : top + height, left : left + width]))
     return _resize(cut.permute(0, 3, 1, 2), size, size)
@@ -246,7 +285,7 @@ def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     return resized.contiguous()
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def open_video(path: Path) -> Video:
@@ -275,9 +314,14 @@ def open_video(path: Path) -> Video:
 
     def seek(ticks: Places) -> Frames:
         assert shown is not None
-        return np.asarray(reader.get_batch(shown[ticks]).asnumpy())
+        try:
+            return np.asarray(reader.get_batch(shown[ticks]).asnumpy())
+        except decord.DECORDError as error:
+            if "DECORDArrayCopyFromTo" not in str(error):
+                raise
+            return decode_in_order(path, shown[ticks])  # decord cannot unpack some small widths (48, 72, …)
 
-    # Decord seeks by time stamp: where those mean nothing, it silently returns other frames than it was asked for.
+    # Decord seeks by time stamp: where those mean nothing, it silently returns other frames than asked for.
     read = seek if shown is not None else lambda ticks: decode_in_order(path, ticks)
     return Video(length, read)
 
@@ -296,20 +340,19 @@ def read_ticks(video: Video, ticks: Places) -> Frames:
 
 
 def decode_in_order(path: Path, ticks: Places) -> Frames:
-    """Decode a file from its start and keep the frames at the rising ``ticks``; past the end, its last frame."""
+    """Decode a file from its start, keep the frames at the rising ``ticks``; past the end, its last frame."""
     import av
 
-    frames: list[Frames] = []
+    frames: list[Any] = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         last = None
-        for number, frame in enumerate(container.decode(stream)):
-            last = frame
-            if number == ticks[len(frames)]:
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == len(ticks):
-                    break
+        for number, last in enumerate(container.decode(stream)):
+            while len(frames) < len(ticks) and ticks[len(frames)] == number:
+                frames.append(last.to_ndarray(format="rgb24"))
+            if len(frames) == len(ticks):
+                break
         if last is None:
             raise ReadError("it holds no frames that can be decoded")
         while len(frames) < len(ticks):

@@ -1,4 +1,4 @@
-"""Log-mel maps against Kaldi's numbers as torchaudio has them, every way of running them, and augmentation."""
+"""Log-mel maps against torchaudio's Kaldi numbers, every way of running them, and augmentation."""
 
 import warnings
 from pathlib import Path
@@ -170,7 +170,7 @@ def test_wrong_settings_get_one_sentence(wrong: dict[str, object], message: str)
         LogMel(**wrong)  # type: ignore[arg-type]
 
 
-# -- augmentation ----------------------------------------------------------------------------------------------
+# -- augmentation -------------------------------------------------------------------------------------------
 
 
 def test_masks_are_bands_of_the_mean_and_differ_between_samples() -> None:

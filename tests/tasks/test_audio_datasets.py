@@ -1,4 +1,4 @@
-"""Audio sources: reading, splits, samples. Small files are written by the tests; each sample is drawn once."""
+"""Audio sources: reading, splits, samples. Tests write small files; each sample is drawn once."""
 
 import hashlib
 import shutil
@@ -43,7 +43,7 @@ def digest(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha1(path.read_bytes()).hexdigest() for path in files}
 
 
-# -- reading ---------------------------------------------------------------------------------------------------
+# -- reading ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -165,7 +165,7 @@ def test_test_crops_have_a_dimension_of_their_own(tmp_path: Path) -> None:
     assert not embedder.needs_statistics
 
 
-# -- Speech Commands -------------------------------------------------------------------------------------------
+# -- Speech Commands ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -307,7 +307,7 @@ def test_neither_spectrum_nor_loudness_alone_tells_the_classes(samples: Path, ta
         assert linear_accuracy(train, test) < 0.45
 
 
-# -- ESC-50 ----------------------------------------------------------------------------------------------------
+# -- ESC-50 -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -372,7 +372,7 @@ def test_esc50_with_a_wrong_table_is_refused(
         ESC50(name="esc50", data_dir=str(tmp_path)).setup()
 
 
-# -- a folder of one's own -------------------------------------------------------------------------------------
+# -- a folder of one's own ----------------------------------------------------------------------------------
 
 
 def folder(root: Path, **options: object) -> AudioFolder:
@@ -489,7 +489,7 @@ def test_wrong_options_get_one_sentence(tmp_path: Path, options: dict[str, objec
     assert "\n" not in str(caught.value)
 
 
-# -- samples and splits ----------------------------------------------------------------------------------------
+# -- samples and splits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The order of batches, what survives a restart, and what a broken file does to a batch."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_every_item_exactly_once_over_all_processes(size: int, batch: int, world
     seen: list[int] = []
     try:
         for rank in range(world):
-            sampling._rank_and_world = lambda rank=rank: (rank, world)
+            sampling._rank_and_world = partial(lambda rank: (rank, world), rank)
             sampler = EpochBatches(size, batch, shuffle=False, drop_last=False, seed=seed)
             batches = list(sampler)
             assert len(batches) == len(sampler)
@@ -70,7 +71,7 @@ def test_training_gives_every_process_as_many_full_batches(
     counts, seen = set(), []
     try:
         for rank in range(world):
-            sampling._rank_and_world = lambda rank=rank: (rank, world)
+            sampling._rank_and_world = partial(lambda rank: (rank, world), rank)
             sampler = EpochBatches(size, batch, shuffle=True, drop_last=True, seed=1)
             sampler.set_epoch(epoch)
             batches = list(sampler)

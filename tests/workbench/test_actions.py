@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 from omegaconf import DictConfig, OmegaConf
-
 from tests_support import TINY
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -123,12 +122,17 @@ def test_info_counts_parameters(act: Callable[..., Path], capsys: pytest.Capture
         (("resume=/does/not/exist",), "there is no checkpoint"),
         (("trainer=gpu",), "needs a GPU"),
         (("task.data.batch_size=0",), "batch_size must be at least 1, not 0"),
+        (("trainer.max_epochs=soon",), "trainer.max_epochs must be a whole number"),
         (("download=true",), "needs data_dir"),
         (("backbone.model.kernel_sizes=[4,4,4,4]",), "4"),
     ],
 )
 def test_wrong_input_gets_one_sentence(
-    act: Callable[..., Path], words: tuple[str, ...], said: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    act: Callable[..., Path],
+    words: tuple[str, ...],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     if "trainer=gpu" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -167,7 +171,7 @@ def test_a_pickle_that_runs_code_is_refused(
     torch.save({"widefield": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(SystemExit):
         act("action=test", f"ckpt={tmp_path / 'evil.ckpt'}")
-    assert "cannot be read safely" in caplog.text or "can be read safely" in caplog.text
+    assert "would run code" in caplog.text
     assert not (tmp_path / "owned").exists()
 
 
@@ -175,7 +179,13 @@ def test_nan_loss_stops_before_the_weights(
     act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
-        act(*TINY, "task=audio_folder", "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "trainer.max_epochs=9")
+        act(
+            *TINY,
+            "task=audio_folder",
+            "optimizer.lr=1e30",
+            "trainer.gradient_clip_val=null",
+            "trainer.max_epochs=9",
+        )
     assert "the loss became" in caplog.text
 
 
@@ -202,7 +212,13 @@ def test_few_broken_files_are_left_out_many_stop(
                 wave = np.sin(np.arange(4000) * (0.5 if label == "high" else 0.05)) * 0.3
                 soundfile.write(root / split / label / f"{index}.wav", wave, 16000)
     (root / "train" / "low" / "0.wav").write_bytes(b"RIFF broken")
-    words = (*TINY, "task=audio_folder", f"data_dir={root}", "task.data.num_workers=0", "task.data.seconds=0.25")
+    words = (
+        *TINY,
+        "task=audio_folder",
+        f"data_dir={root}",
+        "task.data.num_workers=0",
+        "task.data.seconds=0.25",
+    )
     run = act(*words, folder="one")
     assert (run / "result.json").exists()
     assert caplog.text.count("broken file:") == 1

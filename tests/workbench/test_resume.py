@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-
 from tests_support import ROOT, TINY
 
 # Everything random that training has: shuffling, crops, masks, mixup, drop path, dropout.

@@ -56,8 +56,8 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
+        report = pl_module.test_report()  # computed by all processes together
         if trainer.is_global_zero:
-            report = pl_module.test_report()
             if report:
                 write_json(self.folder.parent / "test_report.json", report)
             figures.draw_report(report, self.folder)

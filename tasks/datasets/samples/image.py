@@ -1,8 +1,8 @@
 """The embedded image samples: shapes on textured grounds, in the real benchmarks' formats and layouts.
 
-The label is the shape. Size, position, turn, both textures and all colours are drawn without regard to it, all
-shapes cover the same area, and every pair of textures occurs once with every shape: neither colour nor texture
-nor the size of the object tells the classes apart.
+The label is the shape. Size, position, turn, both textures and all colours are drawn without regard to it,
+all shapes cover the same area, and every pair of textures occurs once with every shape: neither colour nor
+texture nor the size of the object tells the classes apart.
 
 Shapes: P points of an outline.
 """
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Outline = NDArray[np.float64]  # (P, 2), counter-clockwise
+Outline = NDArray[np.float64]  # (P, 2); x to the right, y upwards
 FINER = 4  # outlines are drawn so much larger and then reduced, for smooth edges
 
 
-# -- shapes ----------------------------------------------------------------------------------------------------
+# -- shapes --------------------------------------------------------------------------------------------------
 
 
 def _arc(start: float, stop: float, points: int = 48, radius: float = 1.0, x: float = 0.0) -> Outline:
@@ -31,8 +31,8 @@ def _arc(start: float, stop: float, points: int = 48, radius: float = 1.0, x: fl
     return np.stack([x + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _polygon(corners: int, radii: Sequence[float] = (1.0,)) -> Outline:
-    angle = np.arange(corners) * 2 * np.pi / corners
+def _polygon(corners: int, radii: Sequence[float] = (1.0,), first: float = np.pi / 2) -> Outline:
+    angle = first + np.arange(corners) * 2 * np.pi / corners
     radius = np.resize(radii, corners)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
@@ -53,12 +53,12 @@ def _cross() -> Outline:
 def _heart() -> Outline:
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, y], axis=1)[::-1]
+    return np.stack([16 * np.sin(t) ** 3, y], axis=1)
 
 
 def _drop() -> Outline:
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    return np.stack([np.cos(t), 1.6 * np.sin(t) * np.sin(t / 2) ** 2], axis=1)
+    return np.stack([1.6 * np.sin(t) * np.sin(t / 2) ** 2, np.cos(t)], axis=1)
 
 
 #: Name -> outlines; a second one is a hole.
@@ -70,7 +70,7 @@ SHAPES: dict[str, tuple[Outline, ...]] = {
     "ellipse": (_polygon(64) * (1.0, 0.5),),
     "heart": (_heart(),),
     "ring": (_polygon(64), 0.6 * _polygon(64)),
-    "square": (_polygon(4),),
+    "square": (_polygon(4, first=np.pi / 4),),
     "star": (_polygon(10, (1.0, 0.42)),),
     "triangle": (_polygon(3),),
 }
@@ -96,7 +96,7 @@ def area(outline: Outline) -> float:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a shape lies: centre and side of a square of equal area, in pixels; turn; how far it is stretched."""
+    """Where a shape lies, in pixels: its centre and the side of a square of the same area."""
 
     x: float
     y: float
@@ -108,10 +108,10 @@ class Pose:
     def draw(cls, rng: np.random.Generator, width: int, height: int) -> "Pose":
         short = min(width, height)
         return cls(
-            x=width / 2 + short * rng.uniform(-0.12, 0.12),
-            y=height / 2 + short * rng.uniform(-0.12, 0.12),
-            side=short * rng.uniform(0.32, 0.45),
-            turn=rng.uniform(0, 2 * np.pi),
+            x=width / 2 + short * rng.uniform(-0.08, 0.08),
+            y=height / 2 + short * rng.uniform(-0.08, 0.08),
+            side=short * rng.uniform(0.42, 0.54),
+            turn=rng.uniform(-0.6, 0.6),
             stretch=rng.uniform(0.88, 1.14),
         )
 
@@ -121,7 +121,7 @@ def mask(shape: str, pose: Pose, width: int, height: int) -> NDArray[np.float64]
     outlines = SHAPES[shape]
     inside = area(outlines[0]) - sum(area(hole) for hole in outlines[1:])
     middle = outlines[0].mean(axis=0)
-    scale = pose.side / inside**0.5 * np.array([pose.stretch, 1 / pose.stretch])
+    scale = pose.side / inside**0.5 * np.array([pose.stretch, -1 / pose.stretch])  # rows count downwards
     c, s = np.cos(pose.turn), np.sin(pose.turn)
     picture = Image.new("L", (width * FINER, height * FINER))
     pen = ImageDraw.Draw(picture)
@@ -131,10 +131,12 @@ def mask(shape: str, pose: Pose, width: int, height: int) -> NDArray[np.float64]
     return np.asarray(picture.reduce(FINER), dtype=np.float64) / 255
 
 
-# -- textures --------------------------------------------------------------------------------------------------
+# -- textures ------------------------------------------------------------------------------------------------
 
 
-def _grid(width: int, height: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _grid(
+    width: int, height: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Turned and shifted coordinates that count periods of 5 to 14 pixels."""
     turn, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
     y, x = np.mgrid[:height, :width] / period
@@ -173,7 +175,7 @@ def texture(
     """Colours (height, width, 3) that go from one tone to another round ``colour``."""
     kind = TEXTURES[rng.integers(len(TEXTURES))]
     strength = kind(*_grid(width, height, rng), rng)[..., None] - 0.5
-    return colour + strength * rng.uniform(-70, 70, 3) + rng.normal(0, 4, (height, width, 3))
+    return colour + strength * rng.uniform(-40, 40, 3) + rng.normal(0, 4, (height, width, 3))
 
 
 def draw(shape: str, seed: Sequence[int], index: int, sides: tuple[int, int]) -> Image.Image:
@@ -181,9 +183,8 @@ def draw(shape: str, seed: Sequence[int], index: int, sides: tuple[int, int]) ->
     alone."""
     rng = np.random.default_rng((*seed, index))
     width, height = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
-    ground, figure = rng.uniform(40, 215, 3), rng.uniform(40, 215, 3)
-    while np.linalg.norm(ground - figure) < 90:  # otherwise there would be nothing to see
-        figure = rng.uniform(40, 215, 3)
+    # The figure is the lighter one, as a lit thing before a backdrop; hues are free.
+    ground, figure = rng.uniform(20, 120, 3), rng.uniform(135, 235, 3)
     behind, before = texture(width, height, ground, rng), texture(width, height, figure, rng)
     pose = Pose.draw(np.random.default_rng((*seed, index, list(SHAPES).index(shape))), width, height)
     covered = mask(shape, pose, width, height)[..., None]
@@ -200,7 +201,7 @@ def save(image: Image.Image, path: Path) -> None:
         image.save(path)
 
 
-# -- the samples -----------------------------------------------------------------------------------------------
+# -- the samples ---------------------------------------------------------------------------------------------
 
 
 def image_folder(root: Path, counts: Sequence[int] = (120, 20, 40), shapes: Sequence[str] = EIGHT) -> None:
@@ -235,14 +236,16 @@ def tiny_imagenet(root: Path, train: int = 30, val: int = 10) -> None:
             save(draw(shape, (200, 0), index, (64, 64)), root / "train" / synset / "images" / name)
             boxes.append((name, 0, 0, 63, 63))
         _write_tabs(root / "train" / synset / f"{synset}_boxes.txt", boxes)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for index in range(val):
         for synset, shape in SYNSETS.items():
             name = f"val_{len(rows)}.JPEG"
             save(draw(shape, (200, 1), index, (64, 64)), root / "val" / "images" / name)
             rows.append((name, synset, 0, 0, 63, 63))
     _write_tabs(root / "val" / "val_annotations.txt", rows)
-    _write_tabs(root / "wnids.txt", [(synset,) for synset in reversed(SYNSETS)])  # the real list has no order either
+    _write_tabs(
+        root / "wnids.txt", [(synset,) for synset in reversed(SYNSETS)]
+    )  # the real list has no order either
     words = {**SYNSETS, "n00001740": "entity"}
     _write_tabs(root / "words.txt", sorted(words.items()))
 
@@ -260,7 +263,9 @@ def cifar10(root: Path, train: int = 200, test: int = 100) -> None:
         rows = _tiny_pictures(10, batch, names, test if batch == 5 else train)
         about = "testing batch 1 of 1" if batch == 5 else f"training batch {batch + 1} of 5"
         content = {"batch_label": about, "labels": rows.labels, "data": rows.pixels, "filenames": rows.names}
-        (folder / ("test_batch" if batch == 5 else f"data_batch_{batch + 1}")).write_bytes(python2_pickle(content))
+        (folder / ("test_batch" if batch == 5 else f"data_batch_{batch + 1}")).write_bytes(
+            python2_pickle(content)
+        )
     meta = {"num_cases_per_batch": train, "label_names": names, "num_vis": 3072}
     (folder / "batches.meta").write_bytes(python2_pickle(meta))
 
@@ -292,7 +297,7 @@ class _Rows:
 
 
 def _tiny_pictures(seed: int, part: int, shapes: Sequence[str], count: int) -> _Rows:
-    """32 × 32 pictures, the shapes in turn: drawn at twice the size and reduced, so that outlines stay clear."""
+    """32 × 32 pictures, the shapes in turn; drawn at twice the size and reduced, so outlines stay clear."""
     rows = _Rows(np.zeros((count, 3072), np.uint8), [], [])
     for row in range(count):
         label = row % len(shapes)
@@ -336,5 +341,9 @@ def _pickle(value: Any, write: Callable[[bytes], int]) -> None:
         write(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(")
         for side in value.shape:
             _pickle(side, write)
-        write(b"tcnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb\x89T")
+        write(
+            b"tcnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN"
+            + 2 * b"J\xff\xff\xff\xff"
+            + b"K\x00tb\x89T"
+        )
         write(struct.pack("<i", value.nbytes) + value.tobytes() + b"tb")

@@ -1,16 +1,18 @@
 """The embedded video samples: small imitations of the real benchmarks, drawn from a seed and encoded.
 
-A clip shows a plane strewn with soft spots of random colour, size and place, which moves as a whole. The class is
-the motion. A window on such a plane looks alike, statistically, wherever and however the plane was moved, so that
-a single frame says nothing about the class, and a clip played backwards belongs to the opposite class.
+A clip shows a dark plane strewn with bright spots of random colour, size and place, which moves as a whole.
+The class is the motion. A window on such a plane looks alike, statistically, wherever and however the plane
+was moved, so that a single frame says nothing about the class, and a clip played backwards belongs to the
+opposite class.
 
-Shapes: T frames, N spots, H and W (= side) of a frame.
+Shapes: T frames, H and W (= side) of a frame.
 """
 
 import csv
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +33,41 @@ def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64
     """Draw one clip of a motion, (T, H, W, 3)."""
     time_T = np.arange(frames) - (frames - 1) / 2  # 0 in the middle: forwards and backwards are alike
     speed = rng.uniform(0.05, 0.09)  # sides per frame
-    reach = 0.75 + speed * frames / 2  # half a diagonal and the way to go, with a spot's radius
-    count = rng.poisson(14 * (2 * reach) ** 2)
-    place_N2 = rng.uniform(-reach, reach, (count, 2))
+    # The camera looks at a plane: where a pixel of each frame lies on it, in sides from its centre.
+    pixel = (np.arange(side) + 0.5) / side - 0.5
+    y_1HW, x_1HW = (axis[None] for axis in np.meshgrid(pixel, pixel, indexing="ij"))
     if motion in TURNS:
-        angle_T = TURNS[motion] * time_T * speed * 1.8  # radians; a spot halfway out moves about as fast
-        cos_T1, sin_T1 = np.cos(angle_T)[:, None], np.sin(angle_T)[:, None]
-        x_TN = cos_T1 * place_N2[:, 0] - sin_T1 * place_N2[:, 1]
-        y_TN = sin_T1 * place_N2[:, 0] + cos_T1 * place_N2[:, 1]
+        angle_T11 = -TURNS[motion] * speed * 1.8 * time_T[:, None, None]  # radians; halfway out about as fast
+        x_THW = np.cos(angle_T11) * x_1HW - np.sin(angle_T11) * y_1HW
+        y_THW = np.sin(angle_T11) * x_1HW + np.cos(angle_T11) * y_1HW
     else:
         right, down = SHIFTS[motion]
-        x_TN = place_N2[:, 0] + right * speed * time_T[:, None]
-        y_TN = place_N2[:, 1] + down * speed * time_T[:, None]
-    radius_N = rng.uniform(0.05, 0.11, count)
-    colour_N3 = rng.uniform(0, 255, (count, 3))
-    picture_THW3 = np.empty((frames, side, side, 3))
-    picture_THW3[:] = rng.uniform(60, 195, 3)
-    pixel = (np.arange(side) + 0.5) / side - 0.5
-    seen_N = ((np.abs(x_TN) < 0.65) & (np.abs(y_TN) < 0.65)).any(axis=0)
-    for spot in np.flatnonzero(seen_N):
-        dx_TW = pixel - x_TN[:, spot, None]
-        dy_TH = pixel - y_TN[:, spot, None]
-        distance_THW = np.sqrt(dx_TW[:, None, :] ** 2 + dy_TH[:, :, None] ** 2)
-        cover_THW1 = np.clip((radius_N[spot] - distance_THW) * side / 2 + 0.5, 0, 1)[..., None]
-        picture_THW3 += cover_THW1 * (colour_N3[spot] - picture_THW3)
-    picture_THW3 += rng.normal(0, 4, picture_THW3.shape)
-    return np.clip(np.round(picture_THW3), 0, 255).astype(np.uint8)
+        x_THW = x_1HW - right * speed * time_T[:, None, None]
+        y_THW = y_1HW - down * speed * time_T[:, None, None]
+    reach = 0.5 + max(0.25, 0.09 * frames / 2)  # a frame's half, and its corners or the longest way
+    plane = spotted_plane(reach, 2 * side, rng)  # twice as fine, so that motion is not jerky
+    row_THW = ((y_THW + reach) * 2 * side).astype(int)
+    column_THW = ((x_THW + reach) * 2 * side).astype(int)
+    return plane[row_THW, column_THW]
+
+
+def spotted_plane(reach: float, scale: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A plane of ``2·reach`` sides of ``scale`` pixels, with about 8 spots per square side and some noise."""
+    size = int(np.ceil(2 * reach * scale)) + 1
+    plane = np.empty((size, size, 3))
+    plane[:] = rng.uniform(10, 90, 3)
+    count = rng.poisson(8 * (2 * reach) ** 2)
+    for _ in range(count):
+        y, x = rng.uniform(0, size, 2)
+        radius = rng.uniform(0.06, 0.14) * scale
+        top, left = (max(int(centre - radius) - 2, 0) for centre in (y, x))
+        part = plane[top : int(y + radius) + 3, left : int(x + radius) + 3]
+        rows = np.arange(top, top + part.shape[0])[:, None] + 0.5 - y
+        columns = np.arange(left, left + part.shape[1]) + 0.5 - x
+        cover = np.clip((radius - np.hypot(rows, columns)) / 2 + 0.5, 0, 1)[..., None]
+        part += cover * (rng.uniform(130, 255, 3) - part)
+    plane += rng.normal(0, 6, plane.shape)
+    return np.clip(np.round(plane), 0, 255).astype(np.uint8)
 
 
 def write_video(
@@ -64,17 +75,22 @@ def write_video(
 ) -> None:
     """Encode ``(T, H, W, 3)`` frames at 25 per second, or each at its own tick of a 25th of a second.
 
-    The format follows from the name. One thread and no random choices: the same frames give the same file.
+    The format follows from the name. The same frames give the same file: one thread, and no vector
+    instructions (x264's results with them vary from call to call).
     """
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+    options = {}
+    if codec == "libx264":
+        options = {"crf": "20", "preset": "veryfast", "x264-params": "threads=1:asm=0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream: Any = container.add_stream(codec, rate=RATE, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
+        if codec != "libx264":
+            stream.codec_context.bit_rate = 2_000_000
         stream.codec_context.time_base = Fraction(1, RATE)
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -84,8 +100,8 @@ def write_video(
         container.mux(stream.encode())
 
 
-def kinetics400(root: Path, counts: tuple[int, int, int] = (80, 12, 20)) -> None:
-    """Kinetics-400 as VideoMAE and its followers list it: MP4 files and lines ``path label`` in three CSV files."""
+def kinetics400(root: Path, counts: tuple[int, int, int] = (100, 12, 20)) -> None:
+    """Kinetics-400 as VideoMAE and others list it: MP4 files, and lines ``path label`` in three CSV files."""
     lines: dict[str, list[str]] = {}
     for number, (split, label, index) in enumerate(_plan(counts, len(MOTIONS))):
         rng = np.random.default_rng((400, label, index))
@@ -119,7 +135,7 @@ HMDB51_CLASSES = ("brush_hair", "cartwheel", "catch", "chew", "clap", "climb")
 
 
 def ucf101(root: Path, groups: int = 25, clips: int = 2) -> None:
-    """UCF101: AVI files (MPEG-4) of 25 groups a class, and three splits by groups; groups 1 to 7 test split 1."""
+    """UCF101: AVI files (MPEG-4), 25 groups a class, three splits by groups; groups 1 to 7 test split 1."""
     lists = root / "ucfTrainTestlist"
     lists.mkdir(parents=True)
     lines = [f"{number} {name}\n" for number, name in enumerate(UCF101_CLASSES, start=1)]
@@ -131,7 +147,8 @@ def ucf101(root: Path, groups: int = 25, clips: int = 2) -> None:
                 path = root / "UCF-101" / name / f"v_{name}_g{group:02d}_c{take:02d}.avi"
                 write_video(path, clip(MOTIONS[label], rng), codec="mpeg4")
     for split in (1, 2, 3):
-        train, test = [], []
+        train: list[str] = []
+        test: list[str] = []
         for label, name in enumerate(UCF101_CLASSES, start=1):
             for group in range(1, groups + 1):
                 tested = 7 * (split - 1) < group <= 7 * split

@@ -1,0 +1,130 @@
+"""Augmentation of point clouds (B, N, D) in batched torch; x, y, z are the first of the D columns, z is up.
+
+Random numbers come from torch's global generator of the batch's device alone, so seeding it makes a step
+repeatable. A point that is not there holds NaN and stays so.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+TURNS = ("none", "up", "any")
+
+
+class PointAugment(nn.Module):
+    """Turn, mirror, stretch, shift, shake and thin out each cloud: ``(B, N, D) -> (B, N, D)``.
+
+    Lengths are parts of a cloud's own radius (root mean square distance from its centre), so that one setting
+    suits any unit. An embedder that centres and scales each cloud undoes shifts, and of a stretch the part
+    all axes share.
+
+    Args:
+        turn: ``none``; ``up`` about the vertical axis; ``any`` in all directions (uniform over SO(3)).
+        mirror: axes, each of which changes sign with probability ½.
+        stretch: ``[low, high]``, drawn for each axis; ``null`` keeps sizes.
+        shift: largest shift along each axis.
+        jitter: standard deviation of a normal shift of every point, cut at three of them.
+        drop: largest share of points left out; each cloud draws its own share.
+        normals: columns 3 to 5 are directions and turn, mirror along (stretching leaves them).
+    """
+
+    def __init__(
+        self,
+        turn: str = "none",
+        mirror: Sequence[str] = (),
+        stretch: Sequence[float] | None = None,
+        shift: float = 0.0,
+        jitter: float = 0.0,
+        drop: float = 0.0,
+        normals: bool = False,
+    ) -> None:
+        super().__init__()
+        if turn not in TURNS:
+            raise ValueError(f"turn must be one of {', '.join(TURNS)}, not {turn!r}")
+        if set(mirror) - set("xyz"):
+            raise ValueError(f"mirror takes axes out of x, y, z, not {', '.join(mirror)}")
+        if stretch is not None and not 0 < stretch[0] <= stretch[1]:
+            raise ValueError(f"stretch needs 0 < low <= high, not {list(stretch)}")
+        if min(shift, jitter) < 0 or not 0 <= drop < 1:
+            raise ValueError("PointAugment needs shift >= 0, jitter >= 0 and 0 <= drop < 1")
+        self.turn = turn
+        self.mirror = tuple(axis in tuple(mirror) for axis in "xyz")
+        self.stretch = None if stretch is None else (float(stretch[0]), float(stretch[1]))
+        self.shift = shift
+        self.jitter = jitter
+        self.drop = drop
+        self.normals = normals
+
+    def forward(self, raw: Tensor) -> Tensor:
+        batch, points, _ = raw.shape
+        xyz, normals, rest = (
+            raw[..., :3],
+            raw[..., 3 : 6 if self.normals else 3],
+            raw[..., 6 if self.normals else 3 :],
+        )
+        matrix = self._matrix(batch, raw)
+        if matrix is not None:
+            xyz, normals = _turned(xyz, matrix), _turned(normals, matrix) if self.normals else normals
+        radius = _radius(xyz)
+        if self.stretch is not None:
+            low, high = self.stretch
+            xyz = xyz * (low + (high - low) * torch.rand(batch, 1, 3, device=raw.device))
+        if self.shift:
+            xyz = xyz + self.shift * radius * (2 * torch.rand(batch, 1, 3, device=raw.device) - 1)
+        if self.jitter:
+            xyz = xyz + self.jitter * radius * torch.randn_like(xyz).clamp(-3, 3)
+        if self.drop:
+            share = self.drop * torch.rand(batch, 1, 1, device=raw.device)
+            dropped = torch.rand(batch, points, 1, device=raw.device) < share
+            xyz = torch.where(dropped, torch.nan, xyz)
+        return torch.cat([xyz, normals, rest], dim=-1)
+
+    def _matrix(self, batch: int, like: Tensor) -> Tensor | None:
+        matrix = None
+        if self.turn == "up":
+            matrix = about_up(2 * math.pi * torch.rand(batch, device=like.device))
+        elif self.turn == "any":
+            matrix = in_any_direction(batch, like.device)
+        if any(self.mirror):
+            mirrored = torch.tensor(self.mirror, device=like.device)
+            signs = torch.where(mirrored & (torch.rand(batch, 3, device=like.device) < 0.5), -1.0, 1.0)
+            matrix = torch.diag_embed(signs) if matrix is None else matrix * signs[:, None]
+        return None if matrix is None else matrix.to(like.dtype)
+
+
+def about_up(angle: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) about z by ``angle`` (B,) in radians, to be multiplied from the left."""
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    return torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
+
+
+def in_any_direction(count: int, device: torch.device) -> Tensor:
+    """Rotations (B, 3, 3), uniform over SO(3): quaternions uniform on their sphere."""
+    w, x, y, z = torch.nn.functional.normalize(torch.randn(count, 4, device=device), dim=-1).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def turned_about_up(points: Tensor, normals: bool = False) -> Tensor:
+    """K copies ``(K, N, D)`` of a cloud, the k-th turned about z by 360°·k/K, for test-time voting."""
+    count = points.shape[0]
+    matrix = about_up(2 * math.pi * torch.arange(count, device=points.device) / count).to(points.dtype)
+    directions = [points[..., :3], points[..., 3:6]] if normals else [points[..., :3]]
+    turned = [_turned(part, matrix) for part in directions]
+    return torch.cat([*turned, points[..., 3 * len(directions) :]], dim=-1)
+
+
+def _turned(vectors: Tensor, matrix: Tensor) -> Tensor:
+    return vectors @ matrix.transpose(1, 2)
+
+
+def _radius(xyz: Tensor) -> Tensor:
+    """Root mean square distance from the centre, over the points that are there: (B, 1, 1)."""
+    centred = xyz - xyz.nanmean(1, keepdim=True)
+    return centred.square().sum(-1, keepdim=True).nanmean(1, keepdim=True).sqrt().nan_to_num(0.0)

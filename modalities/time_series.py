@@ -1,0 +1,360 @@
+"""Time series: the past of every variate becomes a 2-D map, cut into rows by its period or made of tokens.
+
+A raw batch is a dict: `values` (B, L, N), the look-back in the data's own units, and `calendar` (B, L + T,
+F), what the calendar says of every step of past and future (`tasks.datasets.series`). Other entries are left
+alone.
+
+Shapes: B batch, L look-back and T horizon in steps, N variates, F calendar features, P steps of a period, R
+rows of a map, V maps per sample, C channels, H height, W width, D width of a token, S variates of a token.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from modalities.embedder import Embedder, MapAxes
+
+RawSeries = dict[str, Tensor]
+CENTRES = ("mean", "last")
+VARIANCE_FLOOR = 1e-5  # of a window, in units of the training variance (Kim et al. 2022, RevIN)
+
+
+class SeriesEmbedder(Embedder):
+    """What both maps share: sizes, statistics of the training part, instance normalisation.
+
+    Args:
+        look_back, horizon: L and T.
+        centre: what a window loses before it is scaled: its `mean`, or its `last` value, which suits series
+            that wander (exchange rates).
+        mean, std: of every variate (N,), measured on the training part.
+        num_calendar: F.
+        step: length of a step in words, for pictures.
+    """
+
+    raw_ndim = 3
+    mean: Tensor
+    std: Tensor
+    has_future = (
+        False  # whether the maps have pixels for the horizon, which a head can read its forecast from
+    )
+
+    def __init__(
+        self,
+        look_back: int,
+        horizon: int,
+        centre: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_calendar: int,
+        step: str,
+    ) -> None:
+        super().__init__()
+        if look_back < 2 or horizon < 1:
+            raise ValueError(
+                f"look_back must be at least 2 and horizon at least 1, not {look_back} and {horizon}"
+            )
+        if centre not in CENTRES:
+            raise ValueError(f"centre must be one of {', '.join(CENTRES)}, not {centre!r}")
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError("mean and std need one entry per variate, and std must be positive")
+        self.look_back = look_back
+        self.horizon = horizon
+        self.centre = centre
+        self.num_calendar = num_calendar
+        self.step = step
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    @classmethod
+    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "mean": facts["mean"],
+            "std": facts["std"],
+            "num_calendar": len(facts["calendar"]),
+            "step": facts["frequency"],
+        }
+
+    @property
+    def num_variates(self) -> int:
+        return len(self.mean)
+
+    def context(self, raw: RawSeries) -> dict[str, Tensor]:
+        """Centre `loc` and spread `scale` of every window, (B, N) in own units: what undoes the
+        normalisation."""
+        values_BLN = raw["values"].float()
+        if values_BLN.shape[1:] != (self.look_back, self.num_variates):
+            raise ValueError(
+                f"the model reads {self.look_back} steps of {self.num_variates} variates, "
+                f"not {values_BLN.shape[1]} of {values_BLN.shape[2]}"
+            )
+        # In units of the training part, so that the floor means the same for every variate.
+        x_BLN = (values_BLN - self.mean) / self.std
+        variance_BN, mean_BN = torch.var_mean(x_BLN, dim=1, correction=0)
+        loc_BN = x_BLN[:, -1] if self.centre == "last" else mean_BN
+        scale_BN = (variance_BN + VARIANCE_FLOOR).sqrt()
+        return {"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std}
+
+    def normalise(self, raw: RawSeries) -> Tensor:
+        """The look-back, centred and scaled by its own statistics: (B, N, L)."""
+        context = self.context(raw)
+        x_BLN = (raw["values"].float() - context["loc"][:, None]) / context["scale"][:, None]
+        return x_BLN.transpose(1, 2)
+
+    def example_raw(self, batch_size: int = 1) -> RawSeries:
+        device = self.mean.device
+        noise_BLN = torch.randn(batch_size, self.look_back, self.num_variates, device=device)
+        steps = self.look_back + self.horizon
+        calendar_BLF = 2 * torch.rand(batch_size, steps, self.num_calendar, device=device) - 1
+        return {"values": self.mean + self.std * noise_BLN, "calendar": calendar_BLF}
+
+
+class Fold(SeriesEmbedder):
+    """Each variate is a map: a row is one period, and the rows of the future are left for the network to fill
+    in.
+
+    ``values (B, L, N), calendar (B, L + T, F) -> (B, N, C, R·pixel, P·pixel)``. A 2-D kernel then sees along
+    a row what is near in time, and along a column the same phase of the periods before (TimesNet, Wu et al.
+    2023, arXiv 2210.02186, folds like this). Past and future meet at the end of a row. Steps missing before
+    the first row and after the last are empty. The channels: the normalised value; for each further period
+    the value that long before; a mask, 1 where the value is known; the calendar features. Empty pixels hold
+    0, the window's centre.
+
+    Args:
+        look_back, horizon, centre, mean, std, num_calendar, step: see `SeriesEmbedder`.
+        periods: in steps; the first gives the length of a row, further ones a channel each. `None` takes
+            `found`.
+        found: period found in the training part (`find_period`); without any, the map is near square.
+        calendar: whether the maps have the calendar channels.
+        pixel: side of the square of pixels a value takes. With the stem's stride there is one feature a
+            value; with less, a feature stands for several values.
+
+    Raises:
+        ValueError: settings that describe no map.
+
+    Example:
+        >>> Fold(look_back=96, horizon=96, periods=[24])({"values": torch.randn(2, 96, 1), "calendar":
+        ...     torch.zeros(2, 192, 4)}).shape
+        torch.Size([2, 1, 6, 8, 24])
+    """
+
+    has_future = True
+
+    def __init__(
+        self,
+        look_back: int = 96,
+        horizon: int = 96,
+        periods: Sequence[int] | None = None,
+        found: int | None = None,
+        centre: str = "mean",
+        calendar: bool = True,
+        pixel: int = 1,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        num_calendar: int = 4,
+        step: str = "step",
+    ) -> None:
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step)
+        chosen = list(periods or ()) or [found or round(math.sqrt(look_back))]
+        if pixel < 1 or min(chosen) < 2 or max(chosen) > look_back:
+            raise ValueError(
+                f"pixel must be at least 1 and every period between 2 and the look-back of {look_back} "
+                f"steps, not {pixel} and {chosen}"
+            )
+        self.period, self.further = chosen[0], tuple(chosen[1:])
+        self.pixel = pixel
+        self.calendar = calendar
+        self.past_rows = math.ceil(look_back / self.period)
+        self.future_rows = math.ceil(horizon / self.period)
+        self.out_chans = 2 + len(self.further) + (num_calendar if calendar else 0)
+
+    @classmethod
+    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(facts) | {"found": facts["period"]}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a map, in values."""
+        return self.past_rows + self.future_rows, self.period
+
+    def forward(self, raw: RawSeries) -> Tensor:
+        with torch.autocast(raw["values"].device.type, enabled=False):
+            known_BNL = self.normalise(raw)
+            value_BNX = self.lay_out(known_BNL, 0)
+            channels = [value_BNX]
+            channels += [self.lay_out(known_BNL, lag) for lag in self.further]
+            channels.append(self.lay_out(torch.ones_like(known_BNL), 0))
+            x_BNCX = torch.stack(channels, dim=2)
+            if self.calendar:
+                calendar_BFX = self.pad(raw["calendar"].float().transpose(1, 2), self.look_back)
+                x_BNCX = torch.cat([x_BNCX, calendar_BFX[:, None].expand(-1, x_BNCX.shape[1], -1, -1)], dim=2)
+            x_BNCRP = x_BNCX.unflatten(-1, self.grid)
+            return x_BNCRP.repeat_interleave(self.pixel, -2).repeat_interleave(self.pixel, -1)
+
+    def lay_out(self, x_BNL: Tensor, lag: int) -> Tensor:
+        """The look-back `lag` steps late, on all pixels of the map in order of time: (B, N, R·P)."""
+        return self.pad(x_BNL, self.look_back - lag)
+
+    def pad(self, x: Tensor, past: int) -> Tensor:
+        """Lay (…, any steps) on the R·P pixels of a map; step `past` comes to the first pixel of the
+        future."""
+        before = self.past_rows * self.period - past
+        after = (self.past_rows + self.future_rows) * self.period - before - x.shape[-1]
+        return nn.functional.pad(x, (before, after))
+
+    def map_axes(self) -> MapAxes:
+        rows = self.past_rows + self.future_rows
+        every = max(1, rows // 8)
+        ticks = tuple(
+            ((row + 0.5) * self.pixel, f"{row - self.past_rows:+d}" if row != self.past_rows else "next")
+            for row in range(rows)
+            if (row - self.past_rows) % every == 0
+        )
+        return MapAxes(
+            x=f"place in the period (steps of {self.step})",
+            y="period, from the forecast's start",
+            x_range=(0.0, float(self.period)),
+            y_ticks=ticks,
+            value="value, normalised by its window",
+            channel=0,
+        )
+
+
+class TokenMap(SeriesEmbedder):
+    """The paper's map: the tokens of a group of variates, written one after the other into a near-square map.
+
+    ``values (B, L, N), calendar (B, L + T, F) -> (B, V, 1, H, W)`` with V = ⌈N / S⌉ and H·W = L·D (48 steps
+    of 768 fill 192×192). A token is a circular convolution over three steps of S variates, plus linear maps
+    of the calendar and of where the S stations lie (arXiv 2410.08049, Section 4, after Corrformer, Wu et al.
+    2023).
+
+    Args:
+        look_back, horizon, centre, mean, std, num_calendar, step: see `SeriesEmbedder`.
+        group: S; a last group that is not full is filled up with zeros.
+        width: D.
+        dropout: rate after the sum.
+        positions: coordinates of every variate, (N, any number), or empty where variates have no place.
+
+    Example:
+        >>> TokenMap(look_back=48, horizon=24, width=768)(
+        ...     {"values": torch.randn(1, 48, 1), "calendar": torch.zeros(1, 72, 4)}).shape
+        torch.Size([1, 1, 1, 192, 192])
+    """
+
+    out_chans = 1
+    places: Tensor
+
+    def __init__(
+        self,
+        look_back: int = 48,
+        horizon: int = 24,
+        group: int = 11,
+        width: int = 768,
+        centre: str = "mean",
+        dropout: float = 0.1,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        num_calendar: int = 4,
+        step: str = "step",
+        positions: Sequence[Sequence[float]] = (),
+    ) -> None:
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step)
+        if group < 1 or width < 1:
+            raise ValueError(f"group and width must be at least 1, not {group} and {width}")
+        self.group = min(group, self.num_variates)
+        self.views = math.ceil(self.num_variates / self.group)
+        self.map_size = near_square(look_back * width)
+        self.token = nn.Conv1d(self.group, width, 3, padding=1, padding_mode="circular", bias=False)
+        nn.init.kaiming_normal_(self.token.weight, mode="fan_in", nonlinearity="leaky_relu")
+        self.calendar = nn.Linear(num_calendar, width, bias=False)
+        if len(positions) not in (0, self.num_variates):
+            raise ValueError(f"{len(positions)} positions were given for {self.num_variates} variates")
+        places_VK = torch.zeros(0, 0)
+        if positions:
+            places_ND = torch.tensor(positions, dtype=torch.float32)
+            places_ND = (places_ND - places_ND.mean(0)) / places_ND.std(0, correction=0).clamp(min=1e-6)
+            places_VK = self._fill_up(places_ND.T).T.reshape(self.views, -1)
+        self.register_buffer("places", places_VK, persistent=False)
+        self.place = nn.Linear(places_VK.shape[1], width) if positions else None
+        self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(facts) | {"positions": facts.get("positions", ())}
+
+    def _fill_up(self, x: Tensor) -> Tensor:
+        """(…, N) -> (…, V·S), zeros behind."""
+        return nn.functional.pad(x, (0, self.views * self.group - self.num_variates))
+
+    def forward(self, raw: RawSeries) -> Tensor:
+        with torch.autocast(raw["values"].device.type, enabled=False):
+            x_BLN = self.normalise(raw).transpose(1, 2)
+            x_BVSL = self._fill_up(x_BLN).unflatten(-1, (self.views, self.group)).permute(0, 2, 3, 1)
+        x_BVLD = self.token(x_BVSL.flatten(0, 1)).transpose(1, 2).unflatten(0, (-1, self.views))
+        calendar_BLF = raw["calendar"][:, : self.look_back].to(self.calendar.weight.dtype)
+        x_BVLD = x_BVLD + self.calendar(calendar_BLF)[:, None]
+        if self.place is not None:
+            x_BVLD = x_BVLD + self.place(self.places)[:, None]
+        x_BVLD = self.dropout(x_BVLD)
+        return x_BVLD.flatten(2).unflatten(2, self.map_size)[:, :, None]
+
+    def map_axes(self) -> MapAxes:
+        return MapAxes(
+            x="place in the map (pixels)", y="tokens in order of time (pixels)", value="token value"
+        )
+
+
+def near_square(area: int) -> tuple[int, int]:
+    """Height and width with that very area, height the smaller, as near to a square as whole numbers allow.
+
+    >>> near_square(48 * 768)
+    (192, 192)
+    """
+    height = next(side for side in range(math.isqrt(area), 0, -1) if area % side == 0)
+    return height, area // height
+
+
+def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
+    """The period of a series in steps, or ``None`` where none stands out.
+
+    It is the shortest lag at which the differenced series (differencing removes drift) resembles itself about
+    as well as at any other: its autocorrelation, found by FFT and averaged over variates, has a peak there of
+    at least three quarters of the highest. Peaks before it first falls below zero are ripples on a smooth
+    course; a peak below 0.1 or within chance does not count. Of the lags beside the peak, the one whose
+    multiples are the most alike is taken, which settles what noise blurs.
+
+    Args:
+        values_TN: the training part, without gaps.
+        longest: no period beyond it.
+
+    >>> find_period(np.sin(2 * np.pi * np.arange(500)[:, None] / 24), longest=96)
+    24
+    """
+    steps_TN = np.diff(np.asarray(values_TN, dtype=np.float64), axis=0)
+    spread_N = steps_TN.std(axis=0)
+    steps_TN = steps_TN[:, spread_N > 1e-12]
+    count = len(steps_TN)
+    longest = min(longest, count // 3)
+    if steps_TN.shape[1] == 0 or longest < 2:
+        return None
+    steps_TN = (steps_TN - steps_TN.mean(axis=0)) / steps_TN.std(axis=0)
+    power_KN = np.abs(np.fft.rfft(steps_TN, n=2 * count, axis=0)) ** 2
+    lags_L = np.arange(count // 2)
+    likeness_L = np.fft.irfft(power_KN.mean(axis=1))[lags_L] / (count - lags_L)
+    negative_L = likeness_L[: longest + 1] < 0
+    first = int(negative_L.argmax()) if negative_L.any() else longest
+    peaks = [
+        lag
+        for lag in range(max(first, 2), longest + 1)
+        if likeness_L[lag] == likeness_L[max(lag - max(lag // 20, 1), 1) : lag + max(lag // 20, 1) + 1].max()
+    ]
+    highest = max((likeness_L[lag] for lag in peaks), default=0.0)
+    if highest < max(0.1, 4 / math.sqrt(count)):
+        return None
+    peak = next(lag for lag in peaks if likeness_L[lag] >= 0.75 * highest)
+    beside = range(max(peak - max(peak // 10, 1), 2), min(peak + max(peak // 10, 1), longest) + 1)
+    return max(beside, key=lambda lag: likeness_L[lag::lag].mean())

@@ -1,0 +1,74 @@
+"""Electricity transformer temperature (Zhou et al. 2021, arXiv 2012.07436): six loads and the oil temperature
+of two transformers, by the hour (h) or by 15 minutes (m)."""
+
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.download import Source, download
+from tasks.datasets.series import Parts, SeriesData, find_file, read_named
+from tasks.datasets.series_table import Table
+
+ADDRESS = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{name}.csv"
+STEPS_AN_HOUR = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}
+MONTHS = (12, 16, 20)  # ends of the parts; a month is 30 days in the published protocol
+
+
+class ETT(SeriesData):
+    """One of the four files: 12 months to train, 4 to validate, 4 to test (Informer's protocol).
+
+    The rest of the file, about three and a half months, is not used, as everywhere in the literature. A file
+    shorter than 20 months, such as the embedded sample, is cut in the same proportions.
+
+    Args:
+        variant: ETTh1, ETTh2, ETTm1 or ETTm2.
+        look_back, horizon, season: see `SeriesData`.
+        **common: see `DataModule`.
+    """
+
+    layout = (
+        "ETTh1.csv (or ETTh2, ETTm1, ETTm2), or a folder that holds it, with the columns "
+        "date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT"
+    )
+    homepage = "https://github.com/zhouhaoyi/ETDataset"
+
+    def __init__(
+        self,
+        *,
+        variant: str = "ETTh1",
+        look_back: int = 96,
+        horizon: int = 96,
+        season: int | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(look_back=look_back, horizon=horizon, season=season, **common)
+        if variant not in STEPS_AN_HOUR:
+            raise DataError(f"variant must be one of {', '.join(STEPS_AN_HOUR)}, not {variant!r}")
+        self.variant = variant
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.samples.time_series import ett
+
+        ett(root / f"{self.variant}.csv", STEPS_AN_HOUR[self.variant])
+
+    def looks_complete(self, root: Path) -> bool:
+        return self._find(root) is not None
+
+    def fetch(self, root: Path) -> None:
+        download(Source(ADDRESS.format(name=self.variant)), root / f"{self.variant}.csv")
+
+    def _find(self, root: Path) -> Path | None:
+        return find_file(root, (f"{self.variant}.csv", f"ETT-small/{self.variant}.csv"))
+
+    def read_table(self, root: Path) -> Table:
+        self.file = self._find(root)
+        if self.file is None:
+            raise self.bad_layout(f"there is no {self.variant}.csv in {root}")
+        return read_named(self.file, even=False)
+
+    def parts(self, table: Table) -> Parts:
+        rows = len(table.dates)
+        month = min(30 * 24 * STEPS_AN_HOUR[self.variant], rows // MONTHS[-1])
+        train, val, test = (months * month for months in MONTHS)
+        return train, val, test

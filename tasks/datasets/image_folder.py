@@ -1,0 +1,76 @@
+r"""Any collection of pictures: a folder per class, a table, or labels in the file names.
+
+Examples:
+    A folder per class, split by name (or below train/, val/ and test/)::
+
+        python run.py modality=image task=image_folder data_dir=PATH
+
+    A table with the columns path and label, and split if you like; several labels are separated by ``;``::
+
+        python run.py modality=image task=image_folder data_dir=PATH task.data.csv=labels.csv \
+            task.data.multilabel=true task/loss=bce
+
+    Labels in the names, here of ``cat_001.jpg``::
+
+        python run.py modality=image task=image_folder data_dir=PATH \
+            'task.data.label_from="^(?P<label>[a-z]+)_"'
+"""
+
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from tasks.datasets.base import CommonSettings, Item
+from tasks.datasets.image_files import ImageData, ImageTransforms
+from tasks.datasets.labelled_files import LabelledFiles
+
+
+class ImageFolder(ImageData):
+    """Pictures of your own.
+
+    Args:
+        csv, multilabel, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
+        transforms: see `ImageData`.
+        **common: see `DataModule`.
+    """
+
+    layout = (
+        "a folder of pictures per class, or train/, val/ and test/ with such folders, "
+        "or task.data.csv=FILE with the columns path,label[,split], "
+        "or task.data.label_from=REGEX for labels in names"
+    )
+
+    def __init__(
+        self,
+        *,
+        csv: str | None = None,
+        multilabel: bool = False,
+        label_from: str | None = None,
+        test_from: str | None = None,
+        val_from: str | None = None,
+        test_fraction: float = 0.1,
+        val_fraction: float = 0.1,
+        transforms: ImageTransforms | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(transforms=transforms, **common)
+        self.multilabel = multilabel
+        self.files = LabelledFiles(
+            self.extensions,
+            csv=csv,
+            multilabel=multilabel,
+            label_from=label_from,
+            test_from=test_from,
+            val_from=val_from,
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+        )
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.samples.image import image_folder
+
+        image_folder(root)
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        self.class_names, splits = self.files.read(root, self.bad_layout)
+        return splits

@@ -1,0 +1,127 @@
+"""Forecast heads: the backbone's features of V maps -> the next steps of every variate, in the data's own
+units.
+
+Shapes: B batch, V maps per sample, N variates, T horizon, C channels, H height, W width, R rows and P columns
+of a folded map in values; M = B·V.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from backbone.unireplknet import LayerNorm2d
+
+
+def undo_normalisation(forecast_BTN: Tensor, context: dict[str, Tensor]) -> Tensor:
+    """Bring a forecast back to the scale of its own window (reversible instance normalisation, RevIN, Kim et
+    al. 2022): `loc` and `scale` are (B, N)."""
+    return forecast_BTN.float() * context["scale"][:, None] + context["loc"][:, None]
+
+
+class MapForecastHead(nn.Module):
+    """Reads the forecast off the pixels of the future in a folded map.
+
+    The four feature maps are brought to one width and to the finest map's size and added up; each of its
+    pixels then gives `cell`² values, and the last rows, read in order of time, are the forecast.
+
+    Args:
+        widths: channels of the four feature maps.
+        grid: (R, P).
+        cell: side of the square of values a pixel of the finest feature map stands for.
+        horizon: T.
+        hidden: width of the common map.
+        dropout: rate before the last convolution.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        grid: tuple[int, int],
+        cell: int,
+        horizon: int,
+        hidden: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.cell = cell
+        self.horizon = horizon
+        self.lateral = nn.ModuleList(
+            nn.Sequential(LayerNorm2d(width), nn.Conv2d(width, hidden, 1)) for width in widths
+        )
+        self.act = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.value = nn.Conv2d(hidden, cell * cell, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor]) -> Tensor:
+        """Four feature maps of M = B·V maps and the windows' statistics -> forecast (B, T, N)."""
+        size = features[0].shape[-2:]
+        x_MCHW = self.lateral[0](features[0])
+        for lateral, feature in zip(self.lateral[1:], features[1:], strict=True):
+            coarse_MCHW = lateral(feature)
+            x_MCHW = x_MCHW + nn.functional.interpolate(coarse_MCHW, size=size, mode="bilinear")
+        y_MHW = nn.functional.pixel_shuffle(self.value(self.dropout(self.act(x_MCHW))), self.cell)[:, 0]
+        rows, period = self.grid
+        future = math.ceil(self.horizon / period)
+        y_MT = y_MHW[:, rows - future : rows, :period].flatten(1)[:, : self.horizon]
+        return undo_normalisation(y_MT.unflatten(0, (-1, views)).transpose(1, 2), context)
+
+
+class TokenForecastHead(nn.Module):
+    """Decodes the last feature map of every token map into the next steps of its group of variates.
+
+    Normalised, brought to `hidden` channels, flattened (so that places in the map, which are times, stay
+    apart) and mapped linearly.
+
+    Args:
+        in_features: channels of the last feature map.
+        size: its height and width.
+        group: variates of a map.
+        horizon: T.
+        hidden: channels kept of each pixel.
+        dropout: rate before the last linear layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        size: tuple[int, int],
+        group: int,
+        horizon: int,
+        hidden: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.reduce = nn.Sequential(LayerNorm2d(in_features), nn.Conv2d(in_features, hidden, 1), nn.GELU())
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden * size[0] * size[1], horizon * group)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor]) -> Tensor:
+        """Four feature maps of M = B·V maps and the windows' statistics -> forecast (B, T, N)."""
+        y_MK = self.linear(self.dropout(self.reduce(features[-1]).flatten(1)))
+        y_BVTS = y_MK.unflatten(1, (-1, self.group)).unflatten(0, (-1, views))
+        y_BTN = y_BVTS.transpose(1, 2).flatten(2)[..., : context["loc"].shape[-1]]
+        return undo_normalisation(y_BTN, context)
+
+
+def forecast_head(
+    hidden: int = 64, dropout: float = 0.0, **sizes: Any
+) -> MapForecastHead | TokenForecastHead:
+    """The head that suits the maps: `MapForecastHead` where they have pixels for the future, else
+    `TokenForecastHead`.
+
+    Args:
+        hidden, dropout: see either.
+        sizes: what `ForecastingTask.head_sizes` found, either head's other arguments.
+    """
+    head = MapForecastHead if "grid" in sizes else TokenForecastHead
+    return head(hidden=hidden, dropout=dropout, **sizes)
