@@ -328,33 +328,44 @@ def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
     multiples are the most alike is taken, which settles what noise blurs.
 
     Args:
-        values_TN: the training part, without gaps.
+        values_TN: the training part, without gaps, in any units.
         longest: no period beyond it.
 
     >>> find_period(np.sin(2 * np.pi * np.arange(500)[:, None] / 24), longest=96)
     24
     """
-    steps_TN = np.diff(np.asarray(values_TN, dtype=np.float64), axis=0)
-    spread_N = steps_TN.std(axis=0)
-    steps_TN = steps_TN[:, spread_N > 1e-12]
-    count = len(steps_TN)
-    longest = min(longest, count // 3)
-    if steps_TN.shape[1] == 0 or longest < 2:
+    values_TN = np.asarray(values_TN, dtype=np.float64)
+    values_TN = values_TN[:, np.diff(values_TN, axis=0).std(axis=0) > 1e-12]
+    longest = min(longest, len(values_TN) // 3)
+    if values_TN.shape[1] == 0 or longest < 2:
         return None
-    steps_TN = (steps_TN - steps_TN.mean(axis=0)) / steps_TN.std(axis=0)
-    power_KN = np.abs(np.fft.rfft(steps_TN, n=2 * count, axis=0)) ** 2
-    lags_L = np.arange(count // 2)
-    likeness_L = np.fft.irfft(power_KN.mean(axis=1))[lags_L] / (count - lags_L)
-    negative_L = likeness_L[: longest + 1] < 0
-    first = int(negative_L.argmax()) if negative_L.any() else longest
-    peaks = [
-        lag
-        for lag in range(max(first, 2), longest + 1)
-        if likeness_L[lag] == likeness_L[max(lag - max(lag // 20, 1), 1) : lag + max(lag // 20, 1) + 1].max()
-    ]
+    likeness_L = autocorrelation(np.diff(values_TN, axis=0))
+    lags_L, chance = np.arange(longest + 1), 2 / math.sqrt(len(values_TN))
+    # From lag 2 on: noise alone makes neighbouring differences unlike.
+    unlike_L = (likeness_L[lags_L] < -chance) & (lags_L > 1)
+    first = int(unlike_L.argmax()) if unlike_L.any() else longest
+    peaks = []
+    for lag in range(max(first, 2), longest + 1):
+        reach = max(lag // 20, 1)
+        if likeness_L[lag] == likeness_L[lag - reach : lag + reach + 1].max():
+            peaks.append(lag)
     highest = max((likeness_L[lag] for lag in peaks), default=0.0)
-    if highest < max(0.1, 4 / math.sqrt(count)):
+    if highest < max(0.1, 2 * chance):
         return None
     peak = next(lag for lag in peaks if likeness_L[lag] >= 0.75 * highest)
-    beside = range(max(peak - max(peak // 10, 1), 2), min(peak + max(peak // 10, 1), longest) + 1)
+    # A running mean, unlike differencing, takes the drift without making the noise louder.
+    width = 2 * peak + 1
+    total_TN = np.cumsum(np.pad(values_TN, ((peak + 1, peak), (0, 0)), mode="edge"), axis=0)
+    level_TN = (total_TN[width:] - total_TN[:-width]) / width
+    likeness_L = autocorrelation(values_TN[: len(level_TN)] - level_TN)
+    beside = range(max(peak - max(peak // 5, 1), 2), min(peak + max(peak // 5, 1), longest) + 1)
     return max(beside, key=lambda lag: likeness_L[lag::lag].mean())
+
+
+def autocorrelation(x_TN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Autocorrelation at lags 0 to T/2, averaged over variates, each standardised first."""
+    x_TN = (x_TN - x_TN.mean(axis=0)) / x_TN.std(axis=0)
+    count = len(x_TN)
+    lags = np.arange(count // 2)
+    power_K = (np.abs(np.fft.rfft(x_TN, n=2 * count, axis=0)) ** 2).mean(axis=1)
+    return np.asarray(np.fft.irfft(power_K)[lags] / (count - lags))

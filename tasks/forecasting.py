@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from tasks.task import Answer, Task, as_plain
 
 BASELINES = ("naive", "seasonal_naive")
-SHOWN = 4  # windows of the test part that are kept for pictures
+SHOWN = 4  # windows of the test part that are kept for pictures …
+SHOWN_VARIATES = 8  # … and how many of their variates, the last ones, where a table's target usually stands
 
 
 class ForecastErrors(Metric):
@@ -162,17 +163,19 @@ class ForecastingTask(Task):
             if index in wanted:
                 past_LN, date_X = batch["raw"]["values"][position], batch["raw"]["date"][position]
                 example = self._example(past_LN, forecast_BTN[position], date_X)
-                self.examples.append(example | {"truth": columns(batch["target"][position])})
+                self.examples.append(
+                    example | {"truth": columns(batch["target"][position])[-SHOWN_VARIATES:]}
+                )
 
     def _example(self, past_LN: Tensor, forecast_TN: Tensor, date_X: Tensor) -> dict[str, Any]:
         """A window and its forecast as plain values, a list a variate."""
         return {
-            "variates": self.variates,
+            "variates": self.variates[-SHOWN_VARIATES:],
             "step": self.facts["frequency"],
             "period": self.season,
             "start": readable(int(date_X[len(past_LN)])),
-            "past": columns(past_LN),
-            "forecast": columns(forecast_TN),
+            "past": columns(past_LN)[-SHOWN_VARIATES:],
+            "forecast": columns(forecast_TN)[-SHOWN_VARIATES:],
         }
 
     def test_report(self) -> dict[str, Any]:

@@ -146,7 +146,8 @@ class Task(LightningModule):
 
     def _count(self, out: dict[str, Tensor] | None, batch: dict[str, Any], split: str) -> None:
         if out is not None:
-            self._loss_of(split).update(out["loss"].detach(), len(batch["index"]))
+            # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
+            self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
 
     def _loss_of(self, split: str) -> MeanMetric:
         metric = self.losses[f"{split}_loss"]

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
@@ -88,10 +88,11 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def spread(items: Sequence[Item], most: int | None) -> list[Item]:
+def spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
     """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
-    count = len(items) if most is None else min(most, len(items))
-    return [items[position * len(items) // count] for position in range(count)]
+    if most is None or most >= len(items):
+        return items
+    return [items[position * len(items) // most] for position in range(most)]
 
 
 class DataModule(LightningDataModule):
@@ -120,9 +121,7 @@ class DataModule(LightningDataModule):
     homepage: ClassVar[str | None] = None
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
-    sample_version: ClassVar[int] = (
-        1  # raise it when write_sample changes, so that old samples are drawn anew
-    )
+    sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
 
     def __init__(
         self,
@@ -156,7 +155,7 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.limit = limit
-        self.splits: dict[str, list[Item]] = {}
+        self.splits: dict[str, Sequence[Item]] = {}
 
     # -- what a subclass implements -----------------------------------------------------------------------------
 
@@ -164,7 +163,7 @@ class DataModule(LightningDataModule):
         """Write the embedded sample below `root`, deterministically, in the real layout."""
         raise NotImplementedError
 
-    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         """The items of `train`, `val` and `test` below `root`; raises `DataError` (see `bad_layout`)."""
         raise NotImplementedError
 

@@ -83,7 +83,7 @@ class Cifar10(ImageData):
         training = [self._rows(found / name) for name in self.train_files]
         testing = self._rows(found / self.test_file)
         named = (
-            (str(label), name)
+            (str(label), f"{label}/{name}")
             for rows in training
             for label, name in zip(rows.labels, rows.names, strict=True)
         )
@@ -91,7 +91,7 @@ class Cifar10(ImageData):
         splits: dict[str, list[Item]] = {"train": [], "val": [], "test": testing.items()}
         for rows in training:
             for item, name in zip(rows.items(), rows.names, strict=True):
-                splits["val" if name in held else "train"].append(item)
+                splits["val" if f"{item.target}/{name}" in held else "train"].append(item)
         return splits
 
     def example_file(self) -> Path | None:

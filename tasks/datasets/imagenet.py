@@ -1,10 +1,12 @@
 """ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1.28 million photographs of 1,000 classes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 from typing_extensions import Unpack
 
 from tasks.datasets.base import CommonSettings, DataError, Item
@@ -51,13 +53,13 @@ class ImageNet(ImageData):
     def looks_complete(self, root: Path) -> bool:
         return _find(root) is not None
 
-    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         found = _find(root)
         if found is None:
             raise self.bad_layout(f"no train/ and val/ in {root}")
-        training = dict(pictures_by_folder(found / "train"))
-        testing = dict(pictures_by_folder(found / "val"))
-        if not testing and next(pictures(found / "val"), None):
+        training = pictures_by_folder(found / "train")
+        testing = pictures_by_folder(found / "val")
+        if not testing and pictures(found / "val"):
             raise self.bad_layout(
                 f"the pictures in {found / 'val'} are not sorted into folders by class "
                 "(the script valprep.sh, found with many tutorials, does that)"
@@ -69,16 +71,39 @@ class ImageNet(ImageData):
         if len(training) < 2:
             raise self.bad_layout(f"fewer than two classes in {found / 'train'}")
         self.class_names = [describe_synset(synset) for synset in training]
-        return split_training(training, self.val_part) | {
-            "test": [
-                Item(path, target, NOWHERE)
-                for target, synset in enumerate(training)
-                for path in testing.get(synset, [])
-            ]
-        }
+        tested = [
+            (name, target) for target, synset in enumerate(training) for name in testing.get(synset, [])
+        ]
+        parts = split_training(found / "train", training, self.val_part)
+        return {**parts, "test": Pictures(found / "val", tested)}
 
 
-NOWHERE: dict[str, object] = {}  # one for a million items
+class Pictures(Sequence[Item]):
+    """Items made as they are asked for: a million of them would take a gigabyte, in every reader process.
+
+    Args:
+        root: folder of all pictures.
+        named: name below ``root`` and class of each picture.
+    """
+
+    def __init__(self, root: Path, named: Sequence[tuple[str, int]]) -> None:
+        self.root = root
+        self.names = np.array([os.fsencode(name) for name, _ in named])
+        self.targets = np.array([target for _, target in named], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return Item(self.root / os.fsdecode(bytes(self.names[index])), int(self.targets[index]))
 
 
 def check_val_part(val_part: float) -> float:
@@ -90,36 +115,35 @@ def check_val_part(val_part: float) -> float:
     return val_part
 
 
-def split_training(training: dict[str, list[Path]], val_part: float) -> dict[str, list[Item]]:
-    """Items of ``train`` and ``val`` from the training pictures of each class, the classes in order."""
-    held = held_out_files(
-        ((synset, path.name) for synset, files in training.items() for path in files), val_part
-    )
-    splits: dict[str, list[Item]] = {"train": [], "val": []}
-    for target, files in enumerate(training.values()):
-        for path in files:
-            splits["val" if path.name in held else "train"].append(Item(path, target, NOWHERE))
-    return splits
+def split_training(root: Path, training: Mapping[str, list[str]], val_part: float) -> dict[str, Pictures]:
+    """``train`` and ``val`` from the pictures of each class, named below ``root``; the classes in order."""
+    held = held_out_files(((label, name) for label, names in training.items() for name in names), val_part)
+    named: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
+    for target, names in enumerate(training.values()):
+        for name in names:
+            named["val" if name in held else "train"].append((name, target))
+    return {split: Pictures(root, part) for split, part in named.items()}
 
 
-def pictures(folder: Path) -> Iterator[Path]:
-    """The pictures directly in a folder, sorted. One system call per folder: ImageNet has 1.3 million."""
+def pictures(folder: Path) -> list[str]:
+    """Names of the pictures directly in a folder, sorted, without asking the disk about each."""
     if not folder.is_dir():
-        return
+        return []
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS))
-    for name in names:
-        if not name.startswith("."):
-            yield folder / name
+        names = [entry.name for entry in entries]
+    return sorted(name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
 
 
-def pictures_by_folder(folder: Path, below: str = ".") -> Iterator[tuple[str, list[Path]]]:
-    """Name and pictures (in ``below``) of every sub-folder that holds any, sorted."""
+def pictures_by_folder(folder: Path, below: str = "") -> dict[str, list[str]]:
+    """For every sub-folder with pictures (in its ``below``) their names below ``folder``, sorted."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    for name in names:
-        if files := list(pictures(folder / name / below)):
-            yield name, files
+        labels = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    found = {}
+    for label in labels:
+        place = os.path.join(label, below)
+        if names := pictures(folder / place):
+            found[label] = [os.path.join(place, name) for name in names]
+    return found
 
 
 def describe_synset(synset: str) -> str:

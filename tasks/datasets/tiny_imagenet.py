@@ -1,6 +1,7 @@
 """Tiny ImageNet (Stanford CS231N): 200 classes of ImageNet with 500 pictures each, 64 × 64."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -53,11 +54,11 @@ class TinyImageNet(ImageData):
     def fetch(self, root: Path) -> None:
         download_and_unpack(SOURCE, root)
 
-    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         found = _find(root)
         if found is None:
             raise self.bad_layout(f"no val/val_annotations.txt in {root}")
-        training = dict(pictures_by_folder(found / "train", below="images"))
+        training = pictures_by_folder(found / "train", below="images")
         if len(training) < 2:
             raise self.bad_layout(f"fewer than two classes in {found / 'train'}")
         words = dict(_rows(found / "words.txt")) if (found / "words.txt").is_file() else {}
@@ -76,7 +77,7 @@ class TinyImageNet(ImageData):
                 f"{len(missing):,} of the {len(testing) + len(missing):,} pictures in {annotations} are not "
                 f"there (first: {missing[0].path.name}): the download is incomplete"
             )
-        return split_training(training, self.val_part) | {"test": testing}
+        return {**split_training(found / "train", training, self.val_part), "test": testing}
 
 
 def _rows(file: Path) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The two maps of a series: where every value lands, what the statistics do, which periods are found."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ def raw_series(
     }
 
 
-def fold(variates: int = 1, **arguments: object) -> Fold:
-    return Fold(mean=[0.0] * variates, std=[1.0] * variates, **arguments)  # type: ignore[arg-type]
+def fold(variates: int = 1, **arguments: Any) -> Fold:
+    return Fold(mean=[0.0] * variates, std=[1.0] * variates, **arguments)
 
 
 @settings(deadline=None, max_examples=25)
@@ -105,7 +106,7 @@ def test_wrong_window_is_named() -> None:
         ({"horizon": 0}, "horizon at least 1"),
     ],
 )
-def test_settings_that_describe_no_map(arguments: dict[str, object], said: str) -> None:
+def test_settings_that_describe_no_map(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fold(**({"look_back": 24, "horizon": 12} | arguments))
 

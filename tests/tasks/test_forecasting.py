@@ -48,12 +48,17 @@ def network(embedder_class: type[Fold] | type[TokenMap], stem_stride: int = 4, *
     return Network(embedder, backbone, forecast_head(hidden=8, **sizes)).eval()
 
 
+def example(model: Network, batch_size: int) -> dict[str, torch.Tensor]:
+    raw: dict[str, torch.Tensor] = model.embedder.example_raw(batch_size)  # type: ignore[operator]
+    return raw
+
+
 @pytest.mark.parametrize(("stem_stride", "pixel"), [(4, 1), (4, 2), (4, 4), (2, 1), (1, 1)])
 def test_fold_forecasts_in_own_units(stem_stride: int, pixel: int) -> None:
     model = network(Fold, stem_stride, pixel=pixel)
     assert isinstance(model.head, MapForecastHead)
     assert model.head.cell == stem_stride // pixel
-    raw = model.embedder.example_raw(5)
+    raw = example(model, 5)
     forecast = model(raw)
     assert forecast.shape == (5, 30, 3)
     moved = raw | {"values": raw["values"] + 100 * torch.tensor(FACTS["std"])}
@@ -68,14 +73,13 @@ def test_pixel_must_divide_the_stride() -> None:
 
 def test_token_map_forecasts_every_variate() -> None:
     model = network(TokenMap, group=2, width=48, dropout=0.0)
-    forecast = model(model.embedder.example_raw(5))
-    assert forecast.shape == (5, 30, 3)
-    assert model.embedder(model.embedder.example_raw(5)).shape == (5, 2, 1, 48, 48)
+    assert model(example(model, 5)).shape == (5, 30, 3)
+    assert model.embedder(example(model, 5)).shape == (5, 2, 1, 48, 48)
 
 
 def test_a_view_is_its_own_variate() -> None:
     model = network(Fold)
-    raw = model.embedder.example_raw(2)
+    raw = example(model, 2)
     changed = raw["values"].clone()
     changed[:, :, 1] *= torch.linspace(0.5, 1, 48)[:, None].T
     difference = (model(raw | {"values": changed}) - model(raw)).abs().amax(dim=(0, 1))

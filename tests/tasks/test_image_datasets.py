@@ -21,12 +21,12 @@ from PIL import Image
 from tests_support import TINY
 
 from backbone import UniRepLKNet
-from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.base import DataError, ReadError, spread
 from tasks.datasets.cifar import Cifar10, Cifar100, read_pickle
 from tasks.datasets.download import Source
 from tasks.datasets.image_files import ImageData, ImageTransforms, open_image, seeded_by
 from tasks.datasets.image_folder import ImageFolder
-from tasks.datasets.imagenet import ImageNet, describe_synset
+from tasks.datasets.imagenet import ImageNet, Pictures, describe_synset
 from tasks.datasets.samples import image as sample
 from tasks.datasets.splits import held_out_files
 from tasks.datasets.tiny_imagenet import TinyImageNet
@@ -370,6 +370,19 @@ def test_imagenet_is_found_below_data_dir_and_keeps_foreign_names(tmp_path: Path
     assert data.class_names == ["a", "b"]
     assert sizes(data) == {"train": 4, "val": 2, "test": 6}
     assert data.looks_complete(tmp_path)
+    assert per_class(data, "val") == [1, 1], "the same names in both classes do not matter"
+
+
+def test_a_million_pictures_are_kept_as_names(tmp_path: Path) -> None:
+    names = [(f"a/{index}.JPEG", index % 3) for index in range(10)] + [("b/größe.JPEG", 2)]
+    items = Pictures(tmp_path, names)
+    assert [(item.path.relative_to(tmp_path).as_posix(), item.target) for item in items] == names
+    assert items[-1] == items[10] == items[9:][1]
+    assert isinstance(items[0].target, int)
+    with pytest.raises(IndexError):
+        items[11]
+    assert spread(items, None) is items
+    assert [item.target for item in spread(items, 2)] == [0, 2]
 
 
 def test_imagenet_that_is_not_sorted_or_not_whole_is_refused(tmp_path: Path) -> None:

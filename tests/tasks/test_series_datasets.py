@@ -142,7 +142,7 @@ def test_wrong_folder_is_one_sentence(name: str, tmp_path: Path) -> None:
 
 def test_too_short_a_series(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "short.csv", 100)
-    with pytest.raises(DataError, match="100 rows .* too few for windows of 96"):
+    with pytest.raises(DataError, match=r"100 rows .* too few for windows of 96"):
         ready(CsvForecast(name="csv_forecast", data_dir=str(path)))
     with pytest.raises(DataError, match="does not lie in the look-back"):
         CsvForecast(name="csv_forecast", season=97)
