@@ -79,12 +79,13 @@ def write(path: Path, values_TN: NDArray[np.float64], start: str, step: str, nam
     frame.to_csv(path, index=False, lineterminator="\n")
 
 
-def ett(path: Path, steps_an_hour: int, days: int = 60) -> None:
+def ett(path: Path, steps_an_hour: int, days: int = 64) -> None:
     """Seven columns by the hour or quarter of an hour, daily and weekly seasons, drift and noise."""
     if steps_an_hour > 1:
         days //= 2
     day = 24 * steps_an_hour
-    values_TN = 10 + 4 * draw(days * day, len(ETT_COLUMNS), (day, 7 * day), seed=2016 + steps_an_hour)
+    values_TN = draw(days * day, len(ETT_COLUMNS), (day, 7 * day), 2016 + steps_an_hour, noise=0.9, drift=0.2)
+    values_TN = 10 + 4 * values_TN
     step = "h" if steps_an_hour == 1 else f"{60 // steps_an_hour}min"
     write(path, values_TN, "2016-07-01", step, ETT_COLUMNS)
 
