@@ -71,7 +71,7 @@ def _solids(per_class: int, seed: int) -> Iterator[tuple[str, int, Any]]:
             yield name, index, draw_solid(name, np.random.default_rng((seed, number, index)))
 
 
-def modelnet(root: Path, train: int = 80, test: int = 20) -> None:
+def modelnet(root: Path, train: int = 64, test: int = 20) -> None:
     """ModelNet's folders of meshes: ``class/train/class_0001.off``, ``class/test/…``, ten solids."""
     for name, index, mesh in _solids(train + test, 40):
         part = "train" if index < train else "test"

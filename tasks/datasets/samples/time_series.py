@@ -79,7 +79,7 @@ def write(path: Path, values_TN: NDArray[np.float64], start: str, step: str, nam
     frame.to_csv(path, index=False, lineterminator="\n")
 
 
-def ett(path: Path, steps_an_hour: int, days: int = 64) -> None:
+def ett(path: Path, steps_an_hour: int, days: int = 56) -> None:
     """Seven columns by the hour or quarter of an hour, daily and weekly seasons, drift and noise."""
     if steps_an_hour > 1:
         days //= 2
