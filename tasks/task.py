@@ -144,10 +144,9 @@ class Task(LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
         return self.answer(batch["raw"])
 
-    def _count(self, out: dict[str, Tensor] | None, batch: dict[str, Any], split: str) -> None:
-        if out is not None:
-            # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
-            self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
+    def _count(self, out: dict[str, Tensor], batch: dict[str, Any], split: str) -> None:
+        # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
+        self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
 
     def _loss_of(self, split: str) -> MeanMetric:
         metric = self.losses[f"{split}_loss"]
