@@ -1,6 +1,8 @@
 """Reading points: every format, broken files, the cache; and each source on its own sample's layout."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from tests_support import TINY
 
 from tasks.datasets.base import SPLITS, DataError, DataModule, ReadError
-from tasks.datasets.modelnet import ModelNet
+from tasks.datasets.download import Source
+from tasks.datasets.modelnet import SOURCES, ModelNet
 from tasks.datasets.point_files import (
     Cloud,
     PointData,
@@ -457,3 +460,21 @@ def test_from_meshes_to_an_answer(act: Callable[..., Path], tmp_path: Path) -> N
     )
     rows = (answers / "predictions.csv").read_text().splitlines()
     assert len(rows) == 6
+
+
+def test_modelnet_is_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples.modelnet(tmp_path / "made" / "ModelNet10", train=4, test=1)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "made"))
+    monkeypatch.setitem(
+        SOURCES, 10, Source(archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
+    )
+    settings = {"name": "modelnet10", "classes": 10, "num_workers": 0, "val_fraction": 0.25}
+    data = ModelNet(data_dir=str(tmp_path / "data"), download=True, **settings)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup()
+    assert len(data.splits["test"]) == 10
+    archive.unlink()
+    data.prepare_data()  # nothing is fetched twice
+    lost = ModelNet(data_dir=str(tmp_path / "lost"), download=True, **settings)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"packed\.zip"):
+        lost.prepare_data()
