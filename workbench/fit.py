@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,7 +37,8 @@ def fit(cfg: DictConfig) -> float | None:
     if resume:
         log.info("resume: going on from %s", resume)
     if cfg.compile:
-        task.network.compile()
+        compiled = torch.compile(task.network.forward_maps)  # what training, validation and test all run
+        task.network.forward_maps = compiled  # type: ignore[method-assign]
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     metrics = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")

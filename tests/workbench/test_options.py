@@ -103,6 +103,7 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler imports torch.jit
 def test_compiled_run(act: Act) -> None:
     run = act(*TINY, "task=audio_folder", "compile=true")
     assert (run / "result.json").is_file()
