@@ -1,5 +1,6 @@
 """Writing files so that a kill leaves either the old or the new one, never half of one."""
 
+import csv
 import json
 import os
 import uuid
@@ -30,6 +31,18 @@ def write_json(path: Path, content: Any) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Write the given columns of rows as CSV."""
+
+    def write(draft: Path) -> None:
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -40,20 +40,22 @@ def fit(cfg: DictConfig) -> float | None:
         compiled = torch.compile(task.network.forward_maps)  # what training, validation and test all run
         task.network.forward_maps = compiled  # type: ignore[method-assign]
     trainer.fit(task, datamodule=data, ckpt_path=resume)
-    metrics = {
-        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-    }
+    metrics = metrics_of(trainer, "val")
     checkpoint: Any = trainer.checkpoint_callback
     best_path = short(Path(checkpoint.best_model_path)) if checkpoint and checkpoint.best_model_path else None
     best = float(checkpoint.best_model_score) if best_path else None
     if cfg.action.test_after:
         trainer.test(task, datamodule=data, ckpt_path=str(best_path) if best_path else None, verbose=False)
-        metrics |= {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
-        }
+        metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
         finish(cfg, data, task, trainer, metrics, best, best_path, time.monotonic() - started)
     return best
+
+
+def metrics_of(trainer: Trainer, split: str) -> dict[str, float]:
+    """What the trainer last measured on a split, by full name (`val/acc`)."""
+    found = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in found if name.startswith(f"{split}/")}
 
 
 def finish(

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from workbench.files import write_atomically
+from workbench.files import write_table
 
 
 class MetricsCsv(Logger):
@@ -52,11 +52,4 @@ class MetricsCsv(Logger):
     def _write(self) -> None:
         columns = ["epoch", "step"]
         columns += sorted({key for row in self._rows.values() for key in row} - set(columns))
-
-        def write(path: Path) -> None:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self._rows[epoch] for epoch in sorted(self._rows))
-
-        write_atomically(self.path, write)
+        write_table(self.path, [self._rows[epoch] for epoch in sorted(self._rows)], columns)

@@ -1,6 +1,5 @@
 """action=predict: ask a checkpoint about files; a broken file becomes a row with its error."""
 
-import csv
 import glob
 import logging
 from pathlib import Path
@@ -17,7 +16,7 @@ from workbench import figures
 from workbench.build import restore
 from workbench.console import console, print_table
 from workbench.errors import UsageError
-from workbench.files import write_atomically
+from workbench.files import write_table
 
 log = logging.getLogger("widefield")
 
@@ -109,15 +108,3 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     hidden = ("error", "shown", "answer", "files")
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden))
     write_table(path, rows, [*columns, "error"])
-
-
-def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Write the given columns of rows as CSV."""
-
-    def write(draft: Path) -> None:
-        with draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)

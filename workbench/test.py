@@ -9,7 +9,7 @@ from tasks.datasets.base import DataModule
 from tasks.task import Task
 from workbench.build import build_data, build_task, build_trainer, restore, take_pretrained
 from workbench.errors import UsageError
-from workbench.fit import finish
+from workbench.fit import finish, metrics_of
 from workbench.results import write_config
 
 
@@ -22,9 +22,7 @@ def test(cfg: DictConfig) -> float | None:
     trainer = build_trainer(own)
     write_config(own)
     trainer.test(task, datamodule=data, verbose=False)
-    metrics = {
-        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
-    }
+    metrics = metrics_of(trainer, "test")
     value = metrics.get(own.task.monitor.replace("val/", "test/"))
     finish(own, data, task, trainer, metrics, value, checkpoint, time.monotonic() - started)
     return value

@@ -1,6 +1,5 @@
 """ModelNet40 and ModelNet10 (Wu et al. 2015, arXiv 1406.5670): CAD models of 40 or 10 kinds of objects."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ReadError
 from tasks.datasets.download import Source, download_and_unpack
-from tasks.datasets.point_files import Floats, PointData, cached, turned_z_up
+from tasks.datasets.point_files import Floats, PointData, PointSettings, cached, turned_z_up
 from tasks.datasets.splits import stable_fraction
 
 SOURCES = {
@@ -40,8 +39,7 @@ class ModelNet(PointData):
     Args:
         classes: 40 or 10.
         val_fraction: share of the training part to hold out.
-        num_points, columns, pool_points, sampling, votes, vote_turns, cache_dir: see `PointData`.
-        **common: see `DataModule`.
+        **settings: see `PointData` and `DataModule`.
     """
 
     layout = (
@@ -56,25 +54,9 @@ class ModelNet(PointData):
         *,
         classes: int = 40,
         val_fraction: float = 0.1,
-        num_points: int = 1024,
-        columns: Sequence[str] = (),
-        pool_points: int | None = None,
-        sampling: str = "uniform",
-        votes: int = 1,
-        vote_turns: bool = False,
-        cache_dir: str | None = None,
-        **common: Unpack[CommonSettings],
+        **settings: Unpack[PointSettings],
     ) -> None:
-        super().__init__(
-            num_points=num_points,
-            columns=columns,
-            pool_points=pool_points,
-            sampling=sampling,
-            votes=votes,
-            vote_turns=vote_turns,
-            cache_dir=cache_dir,
-            **common,
-        )
+        super().__init__(**settings)
         if classes not in SOURCES:
             raise DataError(f"classes must be 40 or 10, not {classes}")
         if not 0 < val_fraction < 1:

@@ -46,6 +46,18 @@ class Cloud:
     triangles: NDArray[np.int32] | None = None
 
 
+class PointSettings(CommonSettings, total=False):
+    """Arguments every source of single clouds takes, passed on to `PointData`."""
+
+    num_points: int
+    columns: Sequence[str]
+    pool_points: int | None
+    sampling: str
+    votes: int
+    vote_turns: bool
+    cache_dir: str | None
+
+
 class PointData(ClassificationData):
     """A source whose raw sample is a cloud ``(N, 3 + F)``, float32, z up, in the file's own units.
 

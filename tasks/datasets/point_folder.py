@@ -11,15 +11,14 @@ Examples:
             'task.data.label_from="^(?P<label>[a-z]+)_"'
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.labelled_files import LabelledFiles
-from tasks.datasets.point_files import PointData, turned_z_up
+from tasks.datasets.point_files import PointData, PointSettings, turned_z_up
 
 UPS = ("z", "y")
 
@@ -30,8 +29,7 @@ class PointFolder(PointData):
     Args:
         up: which axis of the files points up, z or y; samples have z up.
         csv, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
-        num_points, columns, pool_points, sampling, votes, vote_turns, cache_dir: see `PointData`.
-        **common: see `DataModule`.
+        **settings: see `PointData` and `DataModule`.
     """
 
     layout = (
@@ -51,25 +49,9 @@ class PointFolder(PointData):
         val_from: str | None = None,
         test_fraction: float = 0.15,
         val_fraction: float = 0.15,
-        num_points: int = 1024,
-        columns: Sequence[str] = (),
-        pool_points: int | None = None,
-        sampling: str = "uniform",
-        votes: int = 1,
-        vote_turns: bool = False,
-        cache_dir: str | None = None,
-        **common: Unpack[CommonSettings],
+        **settings: Unpack[PointSettings],
     ) -> None:
-        super().__init__(
-            num_points=num_points,
-            columns=columns,
-            pool_points=pool_points,
-            sampling=sampling,
-            votes=votes,
-            vote_turns=vote_turns,
-            cache_dir=cache_dir,
-            **common,
-        )
+        super().__init__(**settings)
         if up not in UPS:
             raise DataError(f"up must be z or y, not {up}")
         self.y_up = up == "y"

@@ -1,14 +1,13 @@
 """ScanObjectNN (Uy et al. 2019, arXiv 1908.04616): objects cut out of scans of real rooms, 15 classes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.modelnet import read_row
-from tasks.datasets.point_files import Floats, PointData
+from tasks.datasets.point_files import Floats, PointData, PointSettings
 
 CLASSES = (
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow",
@@ -36,8 +35,7 @@ class ScanObjectNN(PointData):
         variant: PB_T50_RS, the hardest and the one usually reported, PB_T50_R, PB_T25_R, PB_T25, OBJ_BG,
             OBJ_ONLY.
         val_fraction: share of the training part to hold out.
-        num_points, columns, pool_points, sampling, votes, vote_turns, cache_dir: see `PointData`.
-        **common: see `DataModule`.
+        **settings: see `PointData` and `DataModule`.
     """
 
     layout = (
@@ -51,25 +49,9 @@ class ScanObjectNN(PointData):
         *,
         variant: str = "PB_T50_RS",
         val_fraction: float = 0.1,
-        num_points: int = 1024,
-        columns: Sequence[str] = (),
-        pool_points: int | None = None,
-        sampling: str = "uniform",
-        votes: int = 1,
-        vote_turns: bool = False,
-        cache_dir: str | None = None,
-        **common: Unpack[CommonSettings],
+        **settings: Unpack[PointSettings],
     ) -> None:
-        super().__init__(
-            num_points=num_points,
-            columns=columns,
-            pool_points=pool_points,
-            sampling=sampling,
-            votes=votes,
-            vote_turns=vote_turns,
-            cache_dir=cache_dir,
-            **common,
-        )
+        super().__init__(**settings)
         if variant not in VARIANTS:
             raise DataError(f"variant must be one of {', '.join(VARIANTS)}, not {variant}")
         if not 0 < val_fraction <= 0.5:
