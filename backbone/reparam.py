@@ -20,6 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbone.batch_norm import affine_from_sums, takes_sums
+from backbone.kernels import DepthwiseConv2d
+from backbone.kernels.depthwise import depthwise_conv2d, depthwise_conv2d_moments, sums_on_chip
+
 #: Dilated branches beside a large kernel: ``{K: ((kernel, dilation), ...)}``, as in the official release.
 DILATED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     5: ((3, 1), (3, 2)),
@@ -108,7 +112,7 @@ class DilatedReparamBlock(nn.Module):
     True
     """
 
-    lk_origin: nn.Conv2d
+    lk_origin: DepthwiseConv2d
 
     def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
         super().__init__()
@@ -118,16 +122,12 @@ class DilatedReparamBlock(nn.Module):
             )
         self.kernel_size = kernel_size
         self.deploy = deploy
-        self.lk_origin = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy
-        )
+        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=deploy)
         if deploy:
             return
         self.origin_bn = nn.BatchNorm2d(channels)
         for k, d in DILATED_BRANCHES[kernel_size]:
-            padding = d * (k - 1) // 2
-            conv = nn.Conv2d(channels, channels, k, padding=padding, dilation=d, groups=channels, bias=False)
-            setattr(self, f"dil_conv_k{k}_{d}", conv)
+            setattr(self, f"dil_conv_k{k}_{d}", DepthwiseConv2d(channels, k, dilation=d, bias=False))
             setattr(self, f"dil_bn_k{k}_{d}", nn.BatchNorm2d(channels))
 
     def branches(self) -> list[tuple[nn.Module, nn.Module, int]]:
@@ -143,10 +143,39 @@ class DilatedReparamBlock(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if self.deploy:
             return cast(Tensor, self.lk_origin(x_NCHW))
+        if one := self.as_one_convolution(x_NCHW):
+            return depthwise_conv2d(x_NCHW, *one)
         out_NCHW: Tensor = self.origin_bn(self.lk_origin(x_NCHW))
         for conv, norm, _ in self.branches()[1:]:
             out_NCHW = out_NCHW + norm(conv(x_NCHW))
         return out_NCHW
+
+    def as_one_convolution(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one convolution equal to all branches on this input.
+
+        In training a batch norm is a scale and a shift too, once the statistics of its branch on this batch are
+        known; those are summed on chip, and no branch's output is ever written. Differentiable, the gradient through
+        the statistics included: the mathematics of the branches, in another order. Updates running statistics.
+
+        None where that would not pay: without kernels that sum on chip, or with other batch norms than the plain.
+        """
+        if self.deploy:
+            return self.lk_origin.as_one_convolution(x_NCHW)
+        count = x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]
+        branches = self.branches()
+        if not sums_on_chip(x_NCHW, self.lk_origin.weight):
+            return None
+        if not all(takes_sums(norm, count) for _, norm, _ in branches):
+            return None
+        kernel, bias = torch.zeros(()), torch.zeros(())
+        for conv, norm, dilation in branches:
+            weight = cast(Tensor, conv.weight)
+            sums = depthwise_conv2d_moments(x_NCHW, weight, dilation) if norm.training else None
+            scale, shift = affine_from_sums(norm, sums, count)
+            dense = undilate(weight * scale.view(-1, 1, 1, 1), dilation)
+            kernel = kernel.to(dense) + F.pad(dense, [(self.kernel_size - dense.shape[-1]) // 2] * 4)
+            bias = bias.to(shift) + shift
+        return kernel, bias
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor]:

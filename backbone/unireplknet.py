@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from backbone.batch_norm import affine_from_sums, takes_sums
 from backbone.checkpoints import LoadReport, default_source, load_pretrained
+from backbone.kernels import DepthwiseConv2d
+from backbone.kernels.depthwise import depthwise_conv2d_sums
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
@@ -80,10 +83,12 @@ class SqueezeExcite(nn.Module):
         self.down = nn.Conv2d(channels, hidden, 1)
         self.up = nn.Conv2d(hidden, channels, 1)
 
+    def gate(self, mean_NC11: Tensor) -> Tensor:
+        """The factor of each channel, ``(N, C, 1, 1)``, from the map's mean."""
+        return cast(Tensor, self.up(F.relu(self.down(mean_NC11))).sigmoid())
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        gate_NC11 = x_NCHW.mean(dim=(2, 3), keepdim=True)
-        gate_NC11 = self.up(F.relu(self.down(gate_NC11))).sigmoid()
-        return x_NCHW * gate_NC11
+        return x_NCHW * self.gate(x_NCHW.mean(dim=(2, 3), keepdim=True))
 
 
 class DropPath(nn.Module):
@@ -169,7 +174,7 @@ class UniRepLKNetBlock(nn.Module):
         elif kernel_size >= 7:
             self.dwconv = DilatedReparamBlock(dim, kernel_size, deploy)
         else:
-            self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=deploy)
+            self.dwconv = DepthwiseConv2d(dim, kernel_size, bias=deploy)
         self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(dim)
         self.se = SqueezeExcite(dim, dim // 4)
         self.pwconv1 = nn.Sequential(NCHWtoNHWC(), nn.Linear(dim, 4 * dim))
@@ -179,8 +184,30 @@ class UniRepLKNetBlock(nn.Module):
             self.pwconv2.append(nn.BatchNorm2d(dim))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    def _gather(self, x_NCHW: Tensor) -> Tensor:
+        """Depthwise convolution, batch norm, squeeze-excite.
+
+        Where the kernels sum their output on chip, norm and excitation need no pass of their own: both are a scale
+        and a shift of each channel of each map.
+        """
+        pixels = x_NCHW.shape[2] * x_NCHW.shape[3]
+        count = x_NCHW.shape[0] * pixels
+        merged = isinstance(self.norm, nn.Identity)
+        one = None if isinstance(self.dwconv, nn.Identity) else self.dwconv.as_one_convolution(x_NCHW)  # type: ignore[operator]
+        if one is None or not (merged or takes_sums(self.norm, count)):
+            return cast(Tensor, self.se(self.norm(self.dwconv(x_NCHW))))
+
+        y_NCHW, sums_NC, squares_C = depthwise_conv2d_sums(x_NCHW, *one)
+        scale_C, shift_C = torch.ones_like(squares_C), torch.zeros_like(squares_C)
+        if not merged:
+            scale_C, shift_C = affine_from_sums(self.norm, (sums_NC.sum(0), squares_C), count)
+        mean_NC = sums_NC / pixels * scale_C + shift_C
+        gate_NC11 = self.se.gate(mean_NC[:, :, None, None].to(y_NCHW.dtype)).float()
+        scale_NC11, shift_NC11 = gate_NC11 * scale_C[:, None, None], gate_NC11 * shift_C[:, None, None]
+        return torch.addcmul(shift_NC11.to(y_NCHW.dtype), y_NCHW, scale_NC11.to(y_NCHW.dtype))
+
     def _forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = self.se(self.norm(self.dwconv(x_NCHW)))
+        y_NCHW = self._gather(x_NCHW)
         y_NCHW = self.pwconv2(self.act(self.pwconv1(y_NCHW)))
         if self.gamma is not None:
             y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)

@@ -1,0 +1,340 @@
+"""``depthwise_conv2d``: the operator, its gradients, and when the Triton kernels run instead of PyTorch's.
+
+Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for batch statistics on chip,
+``widefield::depthwise_conv2d_sums`` and ``widefield::depthwise_conv2d_moments``: each with fake implementation,
+autograd (twice differentiable where it is linear) and autocast, so they compile without graph breaks.
+
+``WIDEFIELD_KERNELS=off`` in the environment leaves everything to PyTorch; ``WIDEFIELD_KERNELS=interpret`` with
+``TRITON_INTERPRET=1`` runs the kernels on a CPU too, in Triton's interpreter: slow, to look into them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+LARGEST = 31  # pixels across the largest kernel, dilation included
+_HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+_DTYPES = (*_HALF, torch.float32)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    """Depthwise convolution: stride 1, "same" zero padding.
+
+    On a CUDA GPU of compute capability 8.0 or later, Triton kernels (bf16 and fp16 on tensor cores, fp32 exactly);
+    elsewhere, or where :func:`why_not` finds a reason, :func:`torch.nn.functional.conv2d`, and one line at INFO.
+
+    Args:
+        x: map, ``(N, C, H, W)``, best in channels-last memory, as the result is.
+        weight: one K x K kernel a channel, K odd, ``(C, 1, K, K)``. May be of another float type than ``x``.
+        bias: ``(C,)`` or None.
+        dilation: distance between taps, in pixels.
+
+    Returns:
+        ``(N, C, H, W)``, of the type of ``x`` or, under autocast, of autocast's.
+
+    Raises:
+        ValueError: shapes that do not fit, or an even K.
+
+    >>> depthwise_conv2d(torch.ones(1, 2, 5, 5), torch.ones(2, 1, 3, 3))[0, 0, 0].tolist()
+    [4.0, 6.0, 6.0, 6.0, 4.0]
+    """
+    _check(x, weight, bias, dilation)
+    if use_kernels(x, weight, dilation):
+        return cast(Tensor, torch.ops.widefield.depthwise_conv2d(x, weight, bias, dilation, False))
+    return _pytorch(x, weight, bias, dilation)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
+    shape = tuple(weight.shape)
+    if x.dim() != 4 or weight.dim() != 4 or shape[:2] != (x.shape[1], 1) or shape[2] != shape[3]:
+        raise ValueError(
+            f"x (N, C, H, W) and weight (C, 1, K, K) do not fit: {tuple(x.shape)} and {shape}"
+        )
+    if shape[3] % 2 == 0:
+        raise ValueError(f"an even kernel has no centre: K = {shape[3]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} does not fit weight {shape}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, not {dilation}")
+
+
+# -- which implementation --------------------------------------------------------------------------------------
+
+
+def _setting() -> str:
+    return os.environ.get("WIDEFIELD_KERNELS", "on").lower()
+
+
+@torch.compiler.assume_constant_result
+def _why_not_on(device: torch.device) -> str | None:
+    if _setting() in ("off", "0", "no", "false"):
+        return "WIDEFIELD_KERNELS is off"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return None if _setting() == "interpret" else "the tensors lie on a CPU"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"there are no kernels for {'ROCm' if torch.version.hip else device.type}"
+    return _too_old(device)
+
+
+@cache
+def _too_old(device: torch.device) -> str | None:
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
+
+
+def why_not(x: Tensor, weight: Tensor, dilation: int = 1) -> str | None:
+    """Why PyTorch's convolution serves these tensors and not the Triton kernels; None where the kernels do."""
+    if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+        return f"there are no kernels for {x.dtype} and {weight.dtype}"
+    if not 3 <= weight.shape[-1] <= dilation * (weight.shape[-1] - 1) + 1 <= LARGEST:
+        return f"kernels reach from 3 to {LARGEST} pixels"
+    if x.numel() == 0:
+        return "the map is empty"
+    return _why_not_on(x.device)
+
+
+_told: set[str] = set()
+
+
+def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
+    """Whether the Triton kernels serve these tensors; if not, says why, once for each reason."""
+    if torch.compiler.is_exporting():
+        return False  # an exported program must run where this project is not installed
+    reason = why_not(x, weight, dilation)
+    if reason is not None and not torch.compiler.is_compiling() and reason not in _told:
+        _told.add(reason)
+        log.info("depthwise convolutions by PyTorch: %s", reason)
+    return reason is None
+
+
+def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
+    """Whether :func:`depthwise_conv2d_sums` and :func:`depthwise_conv2d_moments` cost no pass over the output."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+    else:
+        dtype = x.dtype
+    return dtype in _HALF and use_kernels(x, weight, dilation)
+
+
+def depthwise_conv2d_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`depthwise_conv2d` with, from the same pass, what a batch norm and squeeze-excite ask of its output.
+
+    Returns:
+        The output; its sums over each map, ``(N, C)``; the sums of its squares over all maps, ``(C,)``. Sums are fp32.
+    """
+    _check(x, weight, bias, dilation)
+    if sums_on_chip(x, weight, dilation):
+        return cast(
+            tuple[Tensor, Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_sums(x, weight, bias, dilation)
+        )
+    y = depthwise_conv2d(x, weight, bias, dilation)
+    wide = y.float()
+    return y, wide.sum((2, 3)), wide.square().sum((0, 2, 3))
+
+
+def depthwise_conv2d_moments(x: Tensor, weight: Tensor, dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """Sums ``(C,)`` over a depthwise convolution's output and its squares, fp32, without writing that output.
+
+    The gradient computes the output again.
+    """
+    _check(x, weight, None, dilation)
+    if sums_on_chip(x, weight, dilation):
+        return cast(
+            tuple[Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_moments(x, weight, dilation)
+        )
+    y = depthwise_conv2d(x, weight, None, dilation).float()
+    return y.sum((0, 2, 3)), y.square().sum((0, 2, 3))
+
+
+def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+
+
+# -- the operators ---------------------------------------------------------------------------------------------
+# Bodies run on whatever device the tensors are on, forward only.
+
+
+def _empty_like_NHWC(x: Tensor) -> Tensor:
+    n, channels, height, width = x.shape
+    return x.new_empty(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("widefield::depthwise_conv2d", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
+    from backbone.kernels import launch
+
+    with torch.cuda.device_of(x):
+        return launch.convolve(x, weight, bias, dilation, flip)
+
+
+@_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
+    return _empty_like_NHWC(x)
+
+
+@torch.library.custom_op("widefield::depthwise_conv2d_weight_grad", mutates_args=())
+def _weight_grad(
+    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
+) -> Tensor:
+    from backbone.kernels import launch
+
+    with torch.cuda.device_of(x):
+        return launch.weight_grad(x, grad, kernel_size, dilation, dtype)
+
+
+@_weight_grad.register_fake
+def _(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[1], 1, kernel_size, kernel_size, dtype=dtype)
+
+
+@torch.library.custom_op("widefield::depthwise_conv2d_sums", mutates_args=())
+def _conv_with_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from backbone.kernels import launch
+
+    with torch.cuda.device_of(x):
+        return launch.convolve_with_sums(x, weight, bias, dilation)
+
+
+@_conv_with_sums.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+    n, channels = x.shape[:2]
+    fp32 = torch.float32
+    return _empty_like_NHWC(x), x.new_empty(n, channels, dtype=fp32), x.new_empty(channels, dtype=fp32)
+
+
+@torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
+def _moments(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    from backbone.kernels import launch
+
+    with torch.cuda.device_of(x):
+        _, sums_NC, squares_C = launch.convolve_with_sums(x, weight, None, dilation, store=False)
+    return sums_NC.sum(0), squares_C
+
+
+@_moments.register_fake
+def _(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[1], dtype=torch.float32), x.new_empty(x.shape[1], dtype=torch.float32)
+
+
+# -- gradients -------------------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias, dilation = inputs[:4]
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.dilation, ctx.flip = dilation, len(inputs) > 4 and inputs[4]
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    grad = grad.to(x.dtype)
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _conv(grad, weight, None, ctx.dilation, not ctx.flip)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_grad(x, grad, weight.shape[-1], ctx.dilation, weight.dtype)
+        if ctx.flip:
+            grad_weight = grad_weight.flip(2, 3)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+    return grad_x, grad_weight, grad_bias, None, None
+
+
+_conv.register_autograd(_conv_backward, setup_context=_save)
+
+
+def _save_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, grad, _, ctx.dilation, _ = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def _weight_grad_backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+    x, grad = ctx.saved_tensors
+    # The gradient of the weight is linear in the input and in the output's gradient.
+    grad_x = _conv(grad, grad_weight, None, ctx.dilation, True) if ctx.needs_input_grad[0] else None
+    grad_grad = _conv(x, grad_weight, None, ctx.dilation, False) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_grad, None, None, None
+
+
+_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_weight_grad)
+
+
+def _save_with_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _save(ctx, inputs, output)
+    ctx.save_for_backward(inputs[0], inputs[1], output[0])
+
+
+def _conv_with_sums_backward(
+    ctx: Any, grad_y: Tensor, grad_sums_NC: Tensor, grad_squares_C: Tensor
+) -> tuple[Tensor | None, ...]:
+    x, weight, y = ctx.saved_tensors
+    grad = grad_y + grad_sums_NC[:, :, None, None] + 2 * grad_squares_C[:, None, None] * y
+    grad = grad.to(x.dtype)
+    grad_x = _conv(grad, weight, None, ctx.dilation, True) if ctx.needs_input_grad[0] else None
+    grad_weight = grad_bias = None
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_grad(x, grad, weight.shape[-1], ctx.dilation, weight.dtype)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+    return grad_x, grad_weight, grad_bias, None
+
+
+_conv_with_sums.register_autograd(_conv_with_sums_backward, setup_context=_save_with_sums)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _moments_backward(ctx: Any, grad_sum_C: Tensor, grad_squares_C: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    # The gradient at the unwritten output y is grad_sum + 2 grad_squares y, and y = conv(x, weight): that is one more
+    # convolution with a scaled kernel and a bias.
+    scale = 2 * grad_squares_C.view(-1, 1, 1, 1)
+    grad = _conv(x, weight * scale, grad_sum_C, ctx.dilation, False)
+    grad_x = _conv(grad, weight, None, ctx.dilation, True) if ctx.needs_input_grad[0] else None
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_grad(x, grad, weight.shape[-1], ctx.dilation, weight.dtype)
+    return grad_x, grad_weight, None
+
+
+_moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+# -- autocast --------------------------------------------------------------------------------------------------
+# The map takes autocast's type. Weights keep theirs: the kernels round them when they read them.
+
+_library = torch.library.Library("widefield", "FRAGMENT")
+
+
+def _under_autocast(operator: Any) -> Any:
+    def call(x: Tensor, *others: Any) -> Any:
+        x = x.to(torch.get_autocast_dtype("cuda"))
+        with torch.autocast("cuda", enabled=False):
+            return operator(x, *others)
+
+    return call
+
+
+for _operator in (_conv, _conv_with_sums, _moments):
+    _library.impl(_operator._name, _under_autocast(_operator), "AutocastCUDA")

@@ -1,0 +1,168 @@
+"""Starting the Triton kernels: buffers, grids, and which kernel serves which shape.
+
+Everything here takes ``(N, C, H, W)`` tensors of any strides and returns tensors that lie in memory as NHWC: channels
+last is what the linear layers around a depthwise convolution want, and the order in which its taps share loads.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from backbone.kernels import taps, toeplitz
+from backbone.kernels.tilings import forward_tiling, weight_grad_tiling
+
+#: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
+INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
+_FULL = 264  # programs that occupy a large GPU (132 multiprocessors) twice
+
+
+def _nhwc(x_NCHW: Tensor) -> Tensor:
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
+    # The interpreter multiplies bf16 matrices as if they were integers.
+    return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
+
+
+def _contiguous(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()  # gradients come expanded, with stride 0
+
+
+def _by_tap(dtype: torch.dtype, kernel_size: int) -> bool:
+    return dtype == torch.float32 or kernel_size == 3
+
+
+def _channel_block(channels: int) -> int:
+    """A power of two of at most 64 that wastes no channel, or 8."""
+    return max(8, min(64, channels & -channels))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
+    """Depthwise convolution, "same" zero padding; ``flip``: with the kernel turned by 180 degrees.
+
+    Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
+    """
+    if _by_tap(x.dtype, weight.shape[-1]):
+        return _convolve_by_tap(x, weight, bias, dilation, flip)
+    return _convolve_by_patch(x, weight, bias, dilation, flip, store=True, sums=False)[0]
+
+
+def convolve_with_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, store: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`convolve`, and the output's sums over each map ``(N, C)`` and of squares over all ``(C,)``, fp32.
+
+    ``store=False``: the sums alone; the output is never written, and an empty tensor stands in its place.
+    """
+    if x.dtype != torch.float32:
+        return _convolve_by_patch(x, weight, bias, dilation, flip=False, store=store, sums=True)
+    y = convolve(x, weight, bias, dilation, flip=False)
+    wide = y.float()
+    return y if store else y.new_empty(0), wide.sum((2, 3)), wide.square().sum((0, 2, 3))
+
+
+def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
+    n, channels, height, width = x.shape
+    kernel_size = weight.shape[-1]
+    x_NHWC = _nhwc(x)
+    y_NHWC = torch.empty_like(x_NHWC)
+    block = _channel_block(channels)
+    pixels = n * height * width
+    per_program = 2048 // block
+    grid = (triton.cdiv(pixels, per_program), triton.cdiv(channels, block))
+    taps.conv_by_tap[grid](
+        x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, pixels, channels, height, width, -1 if flip else 1,
+        K=kernel_size, D=dilation, PIXELS=per_program, CB=block, BIAS=bias is not None, UNROLL=kernel_size <= 5,
+    )  # fmt: skip
+    return y_NHWC.to(x.dtype).permute(0, 3, 1, 2)
+
+
+def _convolve_by_patch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool, store: bool, sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, channels, height, width = x.shape
+    kernel_size = weight.shape[-1]
+    tiling = forward_tiling(dilation * (kernel_size // 2), height, width)
+    x_NHWC = _nhwc(x)
+    y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
+    tiles = tiling.tiles(height, width)
+    grid = (triton.cdiv(channels, tiling.channels), triton.cdiv(n, tiling.images), tiles)
+    fp32 = {"dtype": torch.float32, "device": x.device}
+    sums_TNC = torch.empty(tiles, n, channels, **fp32) if sums else None
+    squares_TBC = torch.empty(tiles, grid[1], channels, **fp32) if sums else None
+    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_TBC)
+    sizes = (n, channels, height, width, -1 if flip else 1)
+    (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
+    common = {
+        "K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi,
+        "CB": tiling.channels, "NB": tiling.images, "BIAS": bias is not None, "STORE": store, "SUMS": sums,
+        "num_warps": tiling.channels, "num_stages": 1,
+    }  # fmt: skip
+    if tiling.by_column:
+        toeplitz.conv_by_column[grid](*tensors, *sizes, **common)
+    else:
+        known = (height, width) if tiling.halo == (0, 0) else (0, 0)
+        toeplitz.conv_by_tile[grid](
+            *tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1]
+        )
+    y = y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else y_NHWC
+    if sums_TNC is None or squares_TBC is None:
+        return y, y, y
+    sums_NC = sums_TNC[0] if tiles == 1 else sums_TNC.sum(0)
+    return y, sums_NC, squares_TBC.sum((0, 1))
+
+
+def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype) -> Tensor:
+    """Gradient of the weight, ``(C, 1, K, K)``; the same bits every time (no atomics).
+
+    Shapes: x, the input, and grad, the output's gradient, ``(N, C, H, W)`` both.
+    """
+    if _by_tap(x.dtype, kernel_size):
+        return _weight_grad_by_tap(x, grad, kernel_size, dilation, dtype)
+    return _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype)
+
+
+def _weight_grad_by_tap(
+    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
+) -> Tensor:
+    n, channels, height, width = x.shape
+    block = _channel_block(channels)
+    rows = kernel_size if kernel_size == 3 else 1
+    per_program = (1024 if kernel_size <= 15 else 512) // block
+    pixels = n * height * width
+    others = triton.cdiv(channels, block) * triton.cdiv(kernel_size, rows)
+    splits = max(1, min(triton.cdiv(pixels, per_program), 4 * _FULL // others))
+    shape = (splits, kernel_size, kernel_size, channels)
+    partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(channels, block), splits, triton.cdiv(kernel_size, rows))
+    taps.weight_grad_by_tap[grid](
+        _nhwc(x), _nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
+        K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
+    )  # fmt: skip
+    return partial_SKKC.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous().to(dtype)
+
+
+def _weight_grad_by_patch(
+    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
+) -> Tensor:
+    n, channels, height, width = x.shape
+    tiling = weight_grad_tiling(dilation * (kernel_size // 2), height, width)
+    (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
+    blocks = triton.cdiv(channels, tiling.channels)
+    splits = max(1, min(triton.cdiv(n, tiling.images), _FULL // (blocks * (2 * dj + 1))))
+    shape = (splits, channels, 2 * dj + 1, 2 * di + 1, ph * pw, ph * pw)
+    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    common = {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
+    toeplitz.weight_grad[blocks, splits, 2 * dj + 1](
+        _nhwc(x), _nhwc(grad), partial, n, channels, height, width, splits,
+        **common, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images, num_warps=tiling.channels, num_stages=1,
+    )  # fmt: skip
+    out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x.device)
+    together = 64
+    toeplitz.fold[channels, triton.cdiv(kernel_size**2, together)](
+        partial, out, channels, splits, **common, TAPS=together
+    )
+    return out
+
+

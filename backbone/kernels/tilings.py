@@ -1,0 +1,84 @@
+"""How a map is cut for the kernels of :mod:`backbone.kernels.toeplitz`: a small table, chosen by measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+#: What conv_by_tile can hold in registers: bands, and input patches alive at once.
+BANDS, WINDOW = 27, 28
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one program cuts the map.
+
+    Args:
+        patch: PH x PW, 16 pixels.
+        tile: TI x TJ output patches a program; ``conv_by_column`` and ``weight_grad`` take columns of TI, TJ 0.
+        reach: DI x DJ patches that the kernel reaches to each side.
+        halo: HI x HJ input patches around the tile.
+        channels: channels a program, one a warp.
+        images: images a program, a multiple of the 16 rows of a tensor core's matrix.
+    """
+
+    patch: tuple[int, int]
+    tile: tuple[int, int]
+    reach: tuple[int, int]
+    halo: tuple[int, int]
+    channels: int = 8
+    images: int = 16
+
+    @property
+    def by_column(self) -> bool:
+        return self.tile[1] == 0
+
+    def tiles(self, height: int, width: int) -> int:
+        """Programs that one block of channels and images takes."""
+        rows = -(-height // (self.tile[0] * self.patch[0]))
+        return rows * -(-width // (max(self.tile[1], 1) * self.patch[1]))
+
+
+def _reach(reach_in_pixels: int, side: int, patches: int | None = None) -> int:
+    """Patches of ``side`` pixels that the kernel reaches to one side; not beyond a map of ``patches`` patches."""
+    reach = -(-reach_in_pixels // side)
+    return reach if patches is None else min(reach, patches - 1)
+
+
+@lru_cache(maxsize=4096)
+def forward_tiling(reach: int, height: int, width: int) -> Tiling:
+    """The tiling for the output and for the gradient of the input.
+
+    Args:
+        reach: pixels that the kernel reaches to each side, dilation * (K // 2).
+        height, width: the map, in pixels.
+    """
+    for patch in ((1, 16), (2, 8)) if 8 < width <= 16 else ((2, 8),):
+        rows, columns = -(-height // patch[0]), -(-width // patch[1])
+        di, dj = _reach(reach, patch[0], rows), _reach(reach, patch[1], columns)
+        bands, window = (2 * di + 1) * (2 * dj + 1), min(rows, 2 * di + 1) * columns
+        if rows <= 16 and bands <= BANDS and window <= WINDOW:
+            return Tiling(patch, (rows, columns), (di, dj), (0, 0))
+    patch = (2, 8)
+    rows, columns = -(-height // patch[0]), -(-width // patch[1])
+    di, dj = _reach(reach, patch[0]), _reach(reach, patch[1])
+    tile = 7 if rows % 7 == 0 else 8
+    if rows <= 14 and (2 * min(di, rows - 1) + 1) * (2 * dj + 1) > BANDS:
+        return Tiling(patch, (rows, 0), (min(di, rows - 1), min(dj, columns - 1)), (0, 0))
+    for across in (4, 2):
+        bands, window = (2 * di + 1) * (2 * dj + 1), (2 * di + 1) * (across + 2 * dj)
+        if bands <= BANDS and window <= WINDOW:
+            return Tiling(patch, (tile, across), (di, dj), (di, dj))
+    return Tiling(patch, (tile, 0), (di, min(dj, columns - 1)), (di, 0))
+
+
+@lru_cache(maxsize=4096)
+def weight_grad_tiling(reach: int, height: int, width: int) -> Tiling:
+    """The tiling for the gradient of the weight: whole columns up to 16 patches high."""
+    patch = (2, 8)
+    rows, columns = -(-height // patch[0]), -(-width // patch[1])
+    dj = _reach(reach, patch[1], columns)
+    if rows <= 16:
+        return Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0))
+    di = _reach(reach, patch[0])
+    return Tiling(patch, (8, 0), (di, dj), (di, 0))

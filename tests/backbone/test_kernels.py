@@ -1,0 +1,400 @@
+"""The depthwise operator against PyTorch's in fp64: in Triton's interpreter on a CPU, and (marked gpu) compiled."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from backbone import UniRepLKNet
+from backbone.kernels import DepthwiseConv2d, depthwise, depthwise_conv2d
+from backbone.kernels.depthwise import depthwise_conv2d_moments, depthwise_conv2d_sums, why_not
+from backbone.kernels.tilings import BANDS, WINDOW, forward_tiling, weight_grad_tiling
+from backbone.reparam import DilatedReparamBlock
+from backbone.unireplknet import UniRepLKNetBlock
+
+LARGEST_ERROR = {torch.bfloat16: 3e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["cpu", ON_GPU])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A device on which the kernels run."""
+    pytest.importorskip("triton")
+    if request.param == "cpu":
+        if torch.cuda.is_available():
+            pytest.skip("where there is a GPU, kernels are compiled and not interpreted")
+        monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")
+    elif not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    yield request.param
+
+
+@dataclass(frozen=True)
+class Case:
+    images: int
+    channels: int
+    height: int
+    width: int
+    k: int
+    dilation: int = 1
+
+    def tensors(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input, weight, bias, gradient of the output."""
+        random = torch.Generator().manual_seed(hash(self) % 2**31)
+        shape = (self.images, self.channels, self.height, self.width)
+        x, grad = (torch.randn(shape, generator=random).to(device, dtype) for _ in range(2))
+        weight = torch.randn(self.channels, 1, self.k, self.k, generator=random).to(device)
+        # As bf16 rounds it, so that the comparison is of the arithmetic.
+        weight = (weight / self.k).to(torch.bfloat16 if dtype == torch.bfloat16 else dtype).float()
+        return x, weight, torch.randn(self.channels, generator=random).to(device), grad
+
+
+CASES = [
+    Case(3, 3, 14, 14, 13),
+    Case(2, 9, 7, 7, 13),
+    Case(2, 2, 28, 28, 13),
+    Case(2, 2, 14, 14, 31),
+    Case(1, 2, 20, 12, 9, dilation=3),
+    Case(2, 2, 34, 5, 3, dilation=5),
+    Case(2, 5, 9, 33, 3),
+    Case(1, 2, 1, 37, 21),
+    Case(1, 1, 1, 1, 7),
+]
+#: Maps cut into several tiles, and kernels too large for all their bands: slow in the interpreter.
+LARGE_CASES = [Case(1, 1, 33, 18, 9), Case(1, 1, 9, 34, 31), Case(1, 1, 30, 17, 17)]
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    ours, reference = ours.detach().double(), reference.detach().double()
+    return ((ours - reference).norm() / reference.norm().clamp_min(1e-30)).item()
+
+
+def reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's convolution in fp64."""
+    return F.conv2d(
+        x.double(),
+        weight.double(),
+        None if bias is None else bias.double(),
+        padding=case.dilation * (case.k // 2),
+        dilation=case.dilation,
+        groups=case.channels,
+    )
+
+
+def assert_exact(case: Case, dtype: torch.dtype, device: str) -> None:
+    """Output and all gradients."""
+    x, weight, bias, grad = case.tensors(dtype, device)
+    assert why_not(x, weight, case.dilation) is None
+    ours = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    theirs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = depthwise_conv2d(*ours, case.dilation)
+    expected = reference(case, *theirs)
+    assert y.dtype == dtype and y.permute(0, 2, 3, 1).is_contiguous()
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert relative_error(y, expected) <= LARGEST_ERROR[dtype]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert relative_error(a.grad, b.grad) <= LARGEST_ERROR[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_exact_in_half_precision(case: Case, dtype: torch.dtype, device: str) -> None:
+    assert_exact(case, dtype, device)
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+def test_exact_on_large_maps(case: Case, device: str) -> None:
+    assert_exact(case, torch.float16, device)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[8]], ids=str)
+def test_exact_in_fp32(case: Case, device: str) -> None:
+    assert_exact(case, torch.float32, device)
+
+
+ANY_CASE = st.builds(
+    Case,
+    images=st.integers(1, 18),
+    channels=st.integers(1, 17),
+    height=st.integers(1, 15),
+    width=st.integers(1, 17),
+    k=st.sampled_from([3, 5, 7, 9, 11, 13, 15]),
+    dilation=st.integers(1, 2),
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=ANY_CASE, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_exact_on_any_small_shape(case: Case, dtype: torch.dtype, device: str) -> None:
+    assert_exact(case, dtype, device)
+
+
+@pytest.mark.gpu
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    case=st.builds(
+        Case,
+        images=st.integers(1, 40),
+        channels=st.integers(1, 70),
+        height=st.integers(1, 60),
+        width=st.integers(1, 70),
+        k=st.sampled_from([3, 5, 7, 9, 11, 13, 15, 17, 21, 31]),
+    ),
+    dtype=st.sampled_from(list(LARGEST_ERROR)),
+)
+def test_exact_on_any_shape(case: Case, dtype: torch.dtype) -> None:
+    assert_exact(case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], LARGE_CASES[0]], ids=str)
+def test_sums_are_those_of_the_output(case: Case, device: str) -> None:
+    x, weight, bias, grad = case.tensors(torch.float16, device)
+    ours = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    theirs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y, sums, squares = depthwise_conv2d_sums(*ours, case.dilation)
+    expected = reference(case, *theirs)
+    assert relative_error(y, expected) < 1e-3
+    assert relative_error(sums, expected.sum((2, 3))) < 1e-3
+    assert relative_error(squares, expected.square().sum((0, 2, 3))) < 1e-3
+    ((y * grad).sum().float() + sums.square().sum() + squares.sum()).backward()
+    wide = (expected * grad).sum() + expected.sum((2, 3)).square().sum() + expected.square().sum()
+    wide.backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None and b.grad is not None and relative_error(a.grad, b.grad) < 2e-3
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6]], ids=str)
+def test_moments_are_those_of_the_unwritten_output(case: Case, device: str) -> None:
+    x, weight, _, _ = case.tensors(torch.float16, device)
+    ours = [t.clone().requires_grad_() for t in (x, weight)]
+    theirs = [t.double().requires_grad_() for t in (x, weight)]
+    sums, squares = depthwise_conv2d_moments(*ours, case.dilation)
+    expected = reference(case, *theirs, None)
+    assert (sums - expected.sum((0, 2, 3))).abs().max() < 1e-3 * expected.abs().sum((0, 2, 3)).max()
+    assert relative_error(squares, expected.square().sum((0, 2, 3))) < 1e-3
+    (3 * sums.sum() + squares.sum()).backward()
+    (3 * expected.sum() + expected.square().sum()).backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None and b.grad is not None and relative_error(a.grad, b.grad) < 2e-3
+
+
+def test_every_operator_passes_opcheck(device: str) -> None:
+    x, weight, bias, grad = Case(2, 3, 9, 9, 3, dilation=2).tensors(torch.float16, device)
+    x.requires_grad_()
+    weight.requires_grad_()
+    calls: dict[str, tuple[Any, ...]] = {
+        "depthwise_conv2d": (x, weight, bias, 2, False),
+        "depthwise_conv2d_sums": (x, weight, bias, 2),
+        "depthwise_conv2d_moments": (x, weight, 2),
+        "depthwise_conv2d_weight_grad": (x, grad, 3, 2, torch.float32),
+    }
+    for name, arguments in calls.items():
+        torch.library.opcheck(getattr(torch.ops.widefield, name), arguments)
+
+
+def test_second_gradients(device: str) -> None:
+    x, weight, _, _ = Case(2, 2, 5, 6, 3).tensors(torch.float32, device)
+    x.requires_grad_()
+    weight.requires_grad_()
+
+    def gradients(convolve: Callable[..., Tensor]) -> list[Tensor]:
+        y = convolve(x, weight)
+        first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight))]
+
+    ours = gradients(depthwise_conv2d)
+    theirs = gradients(lambda x, w: F.conv2d(x, w, padding=1, groups=2))
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+def test_the_same_bits_every_time(device: str) -> None:
+    x, weight, _, grad = Case(40, 3, 7, 7, 7).tensors(torch.bfloat16, device)
+    weight.requires_grad_()
+    results = []
+    for _ in range(2):
+        (grad_weight,) = torch.autograd.grad(depthwise_conv2d(x, weight), weight, grad)
+        results.append(grad_weight)
+    assert torch.equal(*results)
+
+
+def test_any_memory_layout(device: str) -> None:
+    x, weight, _, _ = Case(2, 4, 6, 10, 5).tensors(torch.float16, device)
+    plain = depthwise_conv2d(x, weight)
+    for layout in (
+        x.to(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        x[:1].expand(2, -1, -1, -1),
+    ):
+        expected = plain if torch.equal(layout, x) else plain[:1].expand(2, -1, -1, -1)
+        assert torch.equal(depthwise_conv2d(layout, weight), expected)
+
+
+# -- the block that uses them -------------------------------------------------------------------------------------
+
+
+def gathered(block: UniRepLKNetBlock, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Output of the block's spatial half, running statistics, and all gradients."""
+    x = x.clone().requires_grad_()
+    y = block._gather(x)
+    y.backward(grad.to(y.dtype))
+    gradients = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {"y": y, "x": x.grad} | gradients | dict(block.named_buffers())
+
+
+@pytest.fixture
+def block(shake: Callable[[nn.Module], None]) -> Callable[..., UniRepLKNetBlock]:
+    def build(k: int, **overrides: Any) -> UniRepLKNetBlock:
+        torch.manual_seed(0)
+        built = UniRepLKNetBlock(8, k, layer_scale_init_value=0.5, **overrides)
+        shake(built)
+        return built
+
+    return build
+
+
+@pytest.mark.parametrize("k", [3, 7, 13])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norms_folded_on_chip_are_the_same_mathematics(
+    block: Callable[..., UniRepLKNetBlock], k: int, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = block(k).train(training).to(device)
+    x = torch.randn(4, 8, 9, 10, device=device)
+    grad = torch.randn_like(x)
+    fused = copy.deepcopy(plain)
+    # fp32 sums are not made on chip, but by the same code around them.
+    monkeypatch.setattr(depthwise, "_HALF", (torch.float32,))
+    assert fused.dwconv.as_one_convolution(x) is not None  # type: ignore[operator]
+    fused = copy.deepcopy(plain)
+    ours = gathered(fused, x, grad)
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
+    theirs = gathered(copy.deepcopy(plain), x, grad)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if value.is_floating_point() and value.norm() > 1e-3:  # the gradients of shifts before a batch norm are 0, up to rounding
+            assert relative_error(ours[name], value) <= 1e-4, name
+    assert ours["norm.num_batches_tracked"] == theirs["norm.num_batches_tracked"]
+
+
+def test_no_further_from_fp32_than_the_plain_form_in_half_precision(
+    block: Callable[..., UniRepLKNetBlock], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = block(13).train().to(device)
+    half = copy.deepcopy(exact)
+    half.se.to(torch.bfloat16)
+    x = torch.randn(8, 8, 14, 14, device=device).bfloat16()
+    grad = torch.randn_like(x)
+    ours = gathered(copy.deepcopy(half), x, grad)
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
+    theirs = gathered(copy.deepcopy(half).to(torch.bfloat16), x, grad)
+    wide = gathered(copy.deepcopy(exact).double(), x.double(), grad.double())
+    for name, value in wide.items():
+        if name.endswith(("running_mean", "running_var", "tracked")) or value.norm() < 1e-3:
+            continue
+        assert relative_error(ours[name], value) <= 1.5 * relative_error(theirs[name], value) + 1e-4, name
+
+
+def test_synchronised_norms_keep_the_plain_form(device: str) -> None:
+    block = DilatedReparamBlock(4, 7).to(device)
+    x = torch.randn(2, 4, 9, 9, device=device).half()
+    assert block.as_one_convolution(x) is not None
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(block).as_one_convolution(x) is None
+
+
+@pytest.mark.gpu
+def test_networks_answer_the_same_with_kernels_on_and_off(
+    tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().eval()
+    x = torch.randn(4, 2, 96, 64, device="cuda")
+    for form in ("train form", "deploy form"):
+        with torch.no_grad():
+            ours = model(x)
+            with torch.autocast("cuda", torch.bfloat16):
+                half = model(x)
+            monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
+            assert relative_error(ours, model(x)) < 1e-5, form
+            assert relative_error(half, model(x)) < 3e-2, form
+            monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+        model.reparameterize()
+
+
+@pytest.mark.gpu
+def test_networks_compile_without_graph_breaks_on_a_gpu(tiny: Callable[..., UniRepLKNet]) -> None:
+    model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().train()
+    x = torch.randn(4, 2, 96, 64, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        eager = copy.deepcopy(model)(x)
+        compiled = torch.compile(model, fullgraph=True)(x)
+    assert relative_error(compiled, eager) < 3e-2
+    compiled.sum().backward()
+
+
+# -- choices and refusals -----------------------------------------------------------------------------------------
+
+
+@given(reach=st.integers(1, 15), height=st.integers(1, 200), width=st.integers(1, 200))
+def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int) -> None:
+    for choose in (forward_tiling, weight_grad_tiling):
+        tiling = choose(reach, height, width)
+        for side, tile, halo, patches, size in zip(
+            tiling.patch, tiling.tile, tiling.halo, tiling.reach, (height, width), strict=True
+        ):
+            whole = tile * side >= size
+            assert halo in (0, patches)
+            # Either the kernel's whole reach is read, or all there is of the map.
+            assert (patches + 1) * side > reach or (patches + 1) * side >= size
+            assert halo == patches or whole or tile == 0
+        if not tiling.by_column:
+            bands = (2 * tiling.reach[0] + 1) * (2 * tiling.reach[1] + 1)
+            columns = tiling.tile[1] + 2 * tiling.halo[1]
+            rows = min(2 * tiling.reach[0] + 1, tiling.tile[0] + 2 * tiling.halo[0])
+            assert bands <= BANDS and rows * columns <= WINDOW
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "message"),
+    [
+        ((2, 3, 8, 8), (4, 1, 3, 3), "do not fit"),
+        ((2, 3, 8, 8), (3, 2, 3, 3), "do not fit"),
+        ((2, 3, 8, 8), (3, 1, 3, 5), "do not fit"),
+        ((3, 8, 8), (3, 1, 3, 3), "do not fit"),
+        ((2, 3, 8, 8), (3, 1, 4, 4), "even kernel"),
+    ],
+)
+def test_bad_shapes_are_refused_in_one_sentence(
+    x: tuple[int, ...], weight: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv2d(torch.zeros(x), torch.zeros(weight))
+    with pytest.raises(ValueError, match="bias"):
+        depthwise_conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(3, 1, 3, 3), torch.zeros(2))
+
+
+def test_elsewhere_pytorch_serves_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "_told", set())
+    layer = DepthwiseConv2d(3, 5, dilation=2)
+    x = torch.randn(2, 3, 12, 9)
+    with caplog.at_level("INFO"):
+        first, second = layer(x), layer(x)
+    assert len(caplog.records) == 1 and "on a CPU" in caplog.text
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=4, dilation=2, groups=3)
+    assert torch.equal(first, expected) and torch.equal(second, expected)
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
+    assert why_not(x, layer.weight) == "WIDEFIELD_KERNELS is off"
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")
+    assert why_not(x.double(), layer.weight) == "there are no kernels for torch.float64 and torch.float32"
+    assert "from 3 to 31" in str(why_not(x, torch.zeros(3, 1, 33, 33)))
+    assert why_not(x[:0], layer.weight) == "the map is empty"
