@@ -4,8 +4,9 @@ Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for ba
 ``widefield::depthwise_conv2d_sums`` and ``widefield::depthwise_conv2d_moments``: each with fake implementation,
 autograd (twice differentiable where it is linear) and autocast, so they compile without graph breaks.
 
-``WIDEFIELD_KERNELS=off`` in the environment leaves everything to PyTorch; ``WIDEFIELD_KERNELS=interpret`` with
-``TRITON_INTERPRET=1`` runs the kernels on a CPU too, in Triton's interpreter: slow, to look into them.
+``WIDEFIELD_KERNELS=on`` in the environment switches the kernels on. The default is off, everything by PyTorch, until
+they have been measured on a GPU; on CPUs they are tested. ``WIDEFIELD_KERNELS=interpret`` with ``TRITON_INTERPRET=1``
+runs them on a CPU too, in Triton's interpreter: slow, to look into them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _DTYPES = (*_HALF, torch.float32)
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Depthwise convolution: stride 1, "same" zero padding.
 
-    On a CUDA GPU of compute capability 8.0 or later, Triton kernels (bf16 and fp16 on tensor cores, fp32 exactly);
-    elsewhere, or where :func:`why_not` finds a reason, :func:`torch.nn.functional.conv2d`, and one line at INFO.
+    With ``WIDEFIELD_KERNELS=on``, on a CUDA GPU of compute capability 8.0 or later: Triton kernels (bf16 and fp16 on
+    tensor cores, fp32 exactly); elsewhere, or where :func:`why_not` finds a reason,
+    :func:`torch.nn.functional.conv2d`, and one line at INFO.
 
     Args:
         x: map, ``(N, C, H, W)``, best in channels-last memory, as the result is.
@@ -57,9 +59,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
     shape = tuple(weight.shape)
     if x.dim() != 4 or weight.dim() != 4 or shape[:2] != (x.shape[1], 1) or shape[2] != shape[3]:
-        raise ValueError(
-            f"x (N, C, H, W) and weight (C, 1, K, K) do not fit: {tuple(x.shape)} and {shape}"
-        )
+        raise ValueError(f"x (N, C, H, W) and weight (C, 1, K, K) do not fit: {tuple(x.shape)} and {shape}")
     if shape[3] % 2 == 0:
         raise ValueError(f"an even kernel has no centre: K = {shape[3]}")
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -72,13 +72,15 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _setting() -> str:
-    return os.environ.get("WIDEFIELD_KERNELS", "on").lower()
+    return os.environ.get("WIDEFIELD_KERNELS", "off").lower()
 
 
 @torch.compiler.assume_constant_result
 def _why_not_on(device: torch.device) -> str | None:
-    if _setting() in ("off", "0", "no", "false"):
+    if _setting() not in ("on", "interpret"):
         return "WIDEFIELD_KERNELS is off"
+    if torch.compiler.is_exporting():  # asked here: while it compiles, torch takes the answer to be yes
+        return "an exported program must run where this project is not installed"
     if find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cpu":
@@ -110,8 +112,6 @@ _told: set[str] = set()
 
 def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
     """Whether the Triton kernels serve these tensors; if not, says why, once for each reason."""
-    if torch.compiler.is_exporting():
-        return False  # an exported program must run where this project is not installed
     reason = why_not(x, weight, dilation)
     if reason is not None and not torch.compiler.is_compiling() and reason not in _told:
         _told.add(reason)
@@ -139,7 +139,8 @@ def depthwise_conv2d_sums(
     _check(x, weight, bias, dilation)
     if sums_on_chip(x, weight, dilation):
         return cast(
-            tuple[Tensor, Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_sums(x, weight, bias, dilation)
+            tuple[Tensor, Tensor, Tensor],
+            torch.ops.widefield.depthwise_conv2d_sums(x, weight, bias, dilation),
         )
     y = depthwise_conv2d(x, weight, bias, dilation)
     wide = y.float()
@@ -153,9 +154,7 @@ def depthwise_conv2d_moments(x: Tensor, weight: Tensor, dilation: int = 1) -> tu
     """
     _check(x, weight, None, dilation)
     if sums_on_chip(x, weight, dilation):
-        return cast(
-            tuple[Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_moments(x, weight, dilation)
-        )
+        return cast(tuple[Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_moments(x, weight, dilation))
     y = depthwise_conv2d(x, weight, None, dilation).float()
     return y.sum((0, 2, 3)), y.square().sum((0, 2, 3))
 
@@ -188,9 +187,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool)
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_weight_grad", mutates_args=())
-def _weight_grad(
-    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
-) -> Tensor:
+def _weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype) -> Tensor:
     from backbone.kernels import launch
 
     with torch.cuda.device_of(x):

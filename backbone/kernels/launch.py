@@ -88,9 +88,8 @@ def _convolve_by_patch(
     y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
     tiles = tiling.tiles(height, width)
     grid = (triton.cdiv(channels, tiling.channels), triton.cdiv(n, tiling.images), tiles)
-    fp32 = {"dtype": torch.float32, "device": x.device}
-    sums_TNC = torch.empty(tiles, n, channels, **fp32) if sums else None
-    squares_TBC = torch.empty(tiles, grid[1], channels, **fp32) if sums else None
+    sums_TNC = x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums else None
+    squares_TBC = x_NHWC.new_empty(tiles, grid[1], channels, dtype=torch.float32) if sums else None
     tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_TBC)
     sizes = (n, channels, height, width, -1 if flip else 1)
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
@@ -103,9 +102,7 @@ def _convolve_by_patch(
         toeplitz.conv_by_column[grid](*tensors, *sizes, **common)
     else:
         known = (height, width) if tiling.halo == (0, 0) else (0, 0)
-        toeplitz.conv_by_tile[grid](
-            *tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1]
-        )
+        toeplitz.conv_by_tile[grid](*tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1])
     y = y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else y_NHWC
     if sums_TNC is None or squares_TBC is None:
         return y, y, y
@@ -164,5 +161,3 @@ def _weight_grad_by_patch(
         partial, out, channels, splits, **common, TAPS=together
     )
     return out
-
-

@@ -7,13 +7,10 @@ Shape legend inside kernels: K taps a side, D dilation; q output pixels, numbere
 channels.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 
 _ANY_SIZE = ("pixels", "H", "W", "sign", "splits")
 
@@ -74,7 +71,9 @@ def weight_grad_by_tap(
         q = block * PIXELS + tl.arange(0, PIXELS).to(tl.int64)
         h = (q // W % H).to(tl.int32)
         w = (q % W).to(tl.int32)
-        g = tl.load(grad + q[:, None] * C + c[None, :], mask=(q < pixels)[:, None] & in_c, other=0.0).to(tl.float32)
+        g = tl.load(grad + q[:, None] * C + c[None, :], mask=(q < pixels)[:, None] & in_c, other=0.0).to(
+            tl.float32
+        )
         updated = ()
         for t in tl.static_range(ROWS * K):
             dh = (first_row + t // K - K // 2) * D

@@ -19,7 +19,7 @@ class Tiling:
         reach: DI x DJ patches that the kernel reaches to each side.
         halo: HI x HJ input patches around the tile.
         channels: channels a program, one a warp.
-        images: images a program, a multiple of the 16 rows of a tensor core's matrix.
+        images: images a program, a multiple of 8; of 16 for the gradient of the weight.
     """
 
     patch: tuple[int, int]
@@ -27,7 +27,7 @@ class Tiling:
     reach: tuple[int, int]
     halo: tuple[int, int]
     channels: int = 8
-    images: int = 16
+    images: int = 8
 
     @property
     def by_column(self) -> bool:
@@ -53,23 +53,31 @@ def forward_tiling(reach: int, height: int, width: int) -> Tiling:
         reach: pixels that the kernel reaches to each side, dilation * (K // 2).
         height, width: the map, in pixels.
     """
+    # The whole map in one tile: a single column of wide patches, or up to four columns of 2 x 8.
     for patch in ((1, 16), (2, 8)) if 8 < width <= 16 else ((2, 8),):
         rows, columns = -(-height // patch[0]), -(-width // patch[1])
+        across = 1 << (columns - 1).bit_length()  # 1, 2 or 4 patches are read at once
         di, dj = _reach(reach, patch[0], rows), _reach(reach, patch[1], columns)
-        bands, window = (2 * di + 1) * (2 * dj + 1), min(rows, 2 * di + 1) * columns
-        if rows <= 16 and bands <= BANDS and window <= WINDOW:
-            return Tiling(patch, (rows, columns), (di, dj), (0, 0))
+        if rows <= 16 and across <= 4 and _fits(di, dj, min(rows, 2 * di + 1) * across):
+            # Sixteen channels fill a sector of memory, and sixteen warps leave each 128 registers.
+            channels = 16 if patch == (1, 16) and di <= 6 else 8
+            return Tiling(patch, (rows, across), (di, dj), (0, 0), channels)
+    # Tiles with a border of input patches.
     patch = (2, 8)
     rows, columns = -(-height // patch[0]), -(-width // patch[1])
     di, dj = _reach(reach, patch[0]), _reach(reach, patch[1])
-    tile = 7 if rows % 7 == 0 else 8
-    if rows <= 14 and (2 * min(di, rows - 1) + 1) * (2 * dj + 1) > BANDS:
+    tall = 7 if rows % 7 == 0 else 8
+    if _fits(di, dj, (2 * di + 1) * 4):
+        return Tiling(patch, (tall, 4 - 2 * dj), (di, dj), (di, dj))
+    # One column at a time.
+    if rows <= 14:
         return Tiling(patch, (rows, 0), (min(di, rows - 1), min(dj, columns - 1)), (0, 0))
-    for across in (4, 2):
-        bands, window = (2 * di + 1) * (2 * dj + 1), (2 * di + 1) * (across + 2 * dj)
-        if bands <= BANDS and window <= WINDOW:
-            return Tiling(patch, (tile, across), (di, dj), (di, dj))
-    return Tiling(patch, (tile, 0), (di, min(dj, columns - 1)), (di, 0))
+    return Tiling(patch, (tall, 0), (di, min(dj, columns - 1)), (di, 0))
+
+
+def _fits(di: int, dj: int, window: int) -> bool:
+    """Whether conv_by_tile can do it with the registers of a warp."""
+    return dj <= 1 and (2 * di + 1) * (2 * dj + 1) <= BANDS and window <= WINDOW
 
 
 @lru_cache(maxsize=4096)
@@ -79,6 +87,6 @@ def weight_grad_tiling(reach: int, height: int, width: int) -> Tiling:
     rows, columns = -(-height // patch[0]), -(-width // patch[1])
     dj = _reach(reach, patch[1], columns)
     if rows <= 16:
-        return Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0))
+        return Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16)
     di = _reach(reach, patch[0])
-    return Tiling(patch, (8, 0), (di, dj), (di, 0))
+    return Tiling(patch, (8, 0), (di, dj), (di, 0), images=16)

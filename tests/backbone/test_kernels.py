@@ -33,7 +33,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")
     elif not torch.cuda.is_available():
         pytest.skip("no GPU")
-    yield request.param
+    return request.param
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ def assert_exact(case: Case, dtype: torch.dtype, device: str) -> None:
     theirs = [t.double().requires_grad_() for t in (x, weight, bias)]
     y = depthwise_conv2d(*ours, case.dilation)
     expected = reference(case, *theirs)
-    assert y.dtype == dtype and y.permute(0, 2, 3, 1).is_contiguous()
+    assert y.dtype == dtype
+    assert y.permute(0, 2, 3, 1).is_contiguous()
     y.backward(grad)
     expected.backward(grad.double())
     assert relative_error(y, expected) <= LARGEST_ERROR[dtype]
     for a, b in zip(ours, theirs, strict=True):
-        assert a.grad is not None and b.grad is not None
+        assert a.grad is not None
+        assert b.grad is not None
         assert relative_error(a.grad, b.grad) <= LARGEST_ERROR[dtype]
 
 
@@ -123,16 +125,16 @@ def test_exact_in_fp32(case: Case, device: str) -> None:
 
 ANY_CASE = st.builds(
     Case,
-    images=st.integers(1, 18),
-    channels=st.integers(1, 17),
-    height=st.integers(1, 15),
+    images=st.integers(1, 9),
+    channels=st.integers(1, 9),
+    height=st.integers(1, 12),
     width=st.integers(1, 17),
-    k=st.sampled_from([3, 5, 7, 9, 11, 13, 15]),
+    k=st.sampled_from([3, 5, 7, 9, 11, 13]),
     dilation=st.integers(1, 2),
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=ANY_CASE, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
 def test_exact_on_any_small_shape(case: Case, dtype: torch.dtype, device: str) -> None:
     assert_exact(case, dtype, device)
@@ -151,8 +153,8 @@ def test_exact_on_any_small_shape(case: Case, dtype: torch.dtype, device: str) -
     ),
     dtype=st.sampled_from(list(LARGEST_ERROR)),
 )
-def test_exact_on_any_shape(case: Case, dtype: torch.dtype) -> None:
-    assert_exact(case, dtype, "cuda")
+def test_exact_on_any_shape(case: Case, dtype: torch.dtype, device: str) -> None:
+    assert_exact(case, dtype, device)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], LARGE_CASES[0]], ids=str)
@@ -169,7 +171,9 @@ def test_sums_are_those_of_the_output(case: Case, device: str) -> None:
     wide = (expected * grad).sum() + expected.sum((2, 3)).square().sum() + expected.square().sum()
     wide.backward()
     for a, b in zip(ours, theirs, strict=True):
-        assert a.grad is not None and b.grad is not None and relative_error(a.grad, b.grad) < 2e-3
+        assert a.grad is not None
+        assert b.grad is not None
+        assert relative_error(a.grad, b.grad) < 2e-3
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6]], ids=str)
@@ -184,7 +188,9 @@ def test_moments_are_those_of_the_unwritten_output(case: Case, device: str) -> N
     (3 * sums.sum() + squares.sum()).backward()
     (3 * expected.sum() + expected.square().sum()).backward()
     for a, b in zip(ours, theirs, strict=True):
-        assert a.grad is not None and b.grad is not None and relative_error(a.grad, b.grad) < 2e-3
+        assert a.grad is not None
+        assert b.grad is not None
+        assert relative_error(a.grad, b.grad) < 2e-3
 
 
 def test_every_operator_passes_opcheck(device: str) -> None:
@@ -239,6 +245,26 @@ def test_any_memory_layout(device: str) -> None:
         assert torch.equal(depthwise_conv2d(layout, weight), expected)
 
 
+def test_compiled_code_calls_the_kernels_and_exported_code_does_not(
+    device: str,
+) -> None:
+    layer = DepthwiseConv2d(3, 5).to(device).eval()
+    x = torch.randn(2, 3, 9, 9, device=device)
+    called: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        torch.compile(layer, backend=backend, fullgraph=True)(x)
+        assert any("widefield" in name for name in called)
+        for strict in (True, False):
+            program = torch.export.export(layer, (x,), strict=strict)
+            assert "widefield" not in str(program.graph)
+    torch.compiler.reset()
+
+
 # -- the block that uses them -------------------------------------------------------------------------------------
 
 
@@ -266,7 +292,11 @@ def block(shake: Callable[[nn.Module], None]) -> Callable[..., UniRepLKNetBlock]
 @pytest.mark.parametrize("k", [3, 7, 13])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norms_folded_on_chip_are_the_same_mathematics(
-    block: Callable[..., UniRepLKNetBlock], k: int, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
+    block: Callable[..., UniRepLKNetBlock],
+    k: int,
+    training: bool,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = block(k).train(training).to(device)
     x = torch.randn(4, 8, 9, 10, device=device)
@@ -281,7 +311,9 @@ def test_batch_norms_folded_on_chip_are_the_same_mathematics(
     theirs = gathered(copy.deepcopy(plain), x, grad)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        if value.is_floating_point() and value.norm() > 1e-3:  # the gradients of shifts before a batch norm are 0, up to rounding
+        if (
+            value.is_floating_point() and value.norm() > 1e-3
+        ):  # the gradients of shifts before a batch norm are 0, up to rounding
             assert relative_error(ours[name], value) <= 1e-4, name
     assert ours["norm.num_batches_tracked"] == theirs["norm.num_batches_tracked"]
 
@@ -315,6 +347,7 @@ def test_synchronised_norms_keep_the_plain_form(device: str) -> None:
 def test_networks_answer_the_same_with_kernels_on_and_off(
     tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
     model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().eval()
     x = torch.randn(4, 2, 96, 64, device="cuda")
     for form in ("train form", "deploy form"):
@@ -330,7 +363,10 @@ def test_networks_answer_the_same_with_kernels_on_and_off(
 
 
 @pytest.mark.gpu
-def test_networks_compile_without_graph_breaks_on_a_gpu(tiny: Callable[..., UniRepLKNet]) -> None:
+def test_networks_compile_without_graph_breaks_on_a_gpu(
+    tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
     model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().train()
     x = torch.randn(4, 2, 96, 64, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
@@ -359,7 +395,8 @@ def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int
             bands = (2 * tiling.reach[0] + 1) * (2 * tiling.reach[1] + 1)
             columns = tiling.tile[1] + 2 * tiling.halo[1]
             rows = min(2 * tiling.reach[0] + 1, tiling.tile[0] + 2 * tiling.halo[0])
-            assert bands <= BANDS and rows * columns <= WINDOW
+            assert bands <= BANDS
+            assert rows * columns <= WINDOW
 
 
 @pytest.mark.parametrize(
@@ -385,13 +422,16 @@ def test_elsewhere_pytorch_serves_and_says_so_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depthwise, "_told", set())
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
     layer = DepthwiseConv2d(3, 5, dilation=2)
     x = torch.randn(2, 3, 12, 9)
     with caplog.at_level("INFO"):
         first, second = layer(x), layer(x)
-    assert len(caplog.records) == 1 and "on a CPU" in caplog.text
+    assert len(caplog.records) == 1
+    assert "on a CPU" in caplog.text
     expected = F.conv2d(x, layer.weight, layer.bias, padding=4, dilation=2, groups=3)
-    assert torch.equal(first, expected) and torch.equal(second, expected)
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
     monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
     assert why_not(x, layer.weight) == "WIDEFIELD_KERNELS is off"
     monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")

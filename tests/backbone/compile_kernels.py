@@ -1,0 +1,109 @@
+"""Compile the kernels for GPUs that are not here: `python compile_kernels.py`; prints registers and spilled bytes.
+
+Run by test_kernels_compile.py in a process of its own, because Triton decides once a process whether it interprets.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from backbone.kernels import taps, toeplitz
+from backbone.kernels.tilings import forward_tiling, weight_grad_tiling
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TENSORS = {
+    "x": "*bf16",
+    "y": "*bf16",
+    "grad": "*bf16",
+    "weight": "*fp32",
+    "bias": "*fp32",
+    "partial": "*fp32",
+    "weight_grad": "*fp32",
+    "sums": "*fp32",
+    "sums_of_squares": "*fp32",
+}
+
+
+def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> tuple[int, int]:
+    """Registers a thread and bytes spilled."""
+    signature = {
+        name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name in TENSORS or name == "C"
+    }
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=aligned,
+    )
+    options = {"num_warps": warps, "num_stages": 1}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(TOOLS / "cuobjdump"), "-res-usage", file.name]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = printed.stdout + printed.stderr
+    registers, stack = re.search(r"REG:(\d+)", report), re.search(r"STACK:(\d+)", report)
+    assert registers is not None
+    assert stack is not None
+    return int(registers[1]), int(stack[1])
+
+
+def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple[Any, dict[str, Any], int]:
+    tiling = forward_tiling(dilation * (k // 2), height, width)
+    (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
+    constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
+    constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images}
+    constants |= {"BIAS": True, "STORE": True, "SUMS": sums}
+    if tiling.by_column:
+        return toeplitz.conv_by_column, constants, tiling.channels
+    known = (height, width) if tiling.halo == (0, 0) else (0, 0)
+    constants |= {"TJ": tj, "HJ": hj, "HEIGHT": known[0], "WIDTH": known[1]}
+    return toeplitz.conv_by_tile, constants, tiling.channels
+
+
+def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], int]:
+    tiling = weight_grad_tiling(k // 2, height, width)
+    (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
+    constants = {"K": k, "D": 1, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi}
+    constants |= {"CB": tiling.channels, "NB": tiling.images}
+    return toeplitz.weight_grad, constants, tiling.channels
+
+
+KERNELS = {
+    "14x14 K13": forward(13, 1, 14, 14, sums=True),
+    "7x7 K13": forward(13, 1, 7, 7, sums=False),
+    "14x14 K3 D5": forward(3, 5, 14, 14, sums=True),
+    "56x56 K13": forward(13, 1, 56, 56, sums=False),
+    "56x56 K31": forward(31, 1, 56, 56, sums=False),
+    "14x14 K13 weight": weight_grad(13, 14, 14),
+    "fold": (toeplitz.fold, {"K": 13, "D": 1, "PH": 2, "PW": 8, "DI": 3, "DJ": 1, "TAPS": 64}, 4),
+    "taps K3": (
+        taps.conv_by_tap,
+        {"K": 3, "D": 1, "PIXELS": 32, "CB": 64, "BIAS": False, "UNROLL": True},
+        4,
+    ),
+    "taps K3 weight": (
+        taps.weight_grad_by_tap,
+        {"K": 3, "D": 1, "ROWS": 3, "PIXELS": 16, "CB": 64},
+        4,
+    ),
+}
+
+if __name__ == "__main__":
+    for capability in (int(word) for word in sys.argv[1:] or ["80", "90"]):
+        for name, (kernel, constants, warps) in KERNELS.items():
+            registers, spilled = resources(kernel, constants, warps, capability)
+            print(f"sm_{capability} {name}: {registers} registers, {spilled} bytes spilled", flush=True)
