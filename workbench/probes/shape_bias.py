@@ -45,6 +45,12 @@ def probe(cfg: DictConfig) -> float | None:
         rows = decide_all(probed, data, pictures, categories, cfg.action.batch_size)
         cues = {key: [row[key] for row in rows] for key in ("decision", "shape", "texture")}
         found = shape_bias(cues["decision"], cues["shape"], cues["texture"], names)
+    if found.cue_share < 0.5:
+        log.warning(
+            "only %.0f %% of the decisions are for either cue: the network hardly knows these categories, and its "
+            "shape bias says little",
+            100 * found.cue_share,
+        )
     write_config(probed.cfg)
     folder = Path(cfg.paths.run)
     write_table(folder / "shape_bias.csv", rows, ["path", "shape", "texture", "decision", "cue", "top_class"])

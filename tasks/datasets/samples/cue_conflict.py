@@ -17,7 +17,7 @@ from tasks.datasets.samples.image import EIGHT, Pose, mask, save
 
 VERSION = 1  # raised when the drawing changes: old samples are drawn anew
 SIDE = 96  # pixels
-CELL = 16  # pixels from one small shape to the next
+CELL = 24  # pixels from one small shape to the next
 
 
 def cue_conflict(root: Path, pairs: int = 4, shapes: Sequence[str] = EIGHT) -> None:
@@ -37,7 +37,7 @@ def draw(shape: str, texture: str, seed: Sequence[int]) -> Image.Image:
     pose = Pose.draw(rng, SIDE, SIDE)
     covered = mask(shape, pose, SIDE, SIDE)[..., None]
     small = tiled(texture, rng)[..., None]
-    strength = rng.choice([-1, 1]) * rng.uniform(25, 40, 3)
+    strength = rng.choice([-1, 1]) * rng.uniform(30, 45, 3)
     pixels = covered * figure + (1 - covered) * ground + (small - 0.5) * strength
     pixels += rng.normal(0, 4, (SIDE, SIDE, 3))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
