@@ -1,6 +1,8 @@
 """The probe actions on tiny runs: the files they leave, the numbers in them, and what they say to wrong input."""
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra.utils import get_method
 from omegaconf import DictConfig
 from PIL import Image
-from tests_support import TINY
+from tests_support import ROOT, TINY
 
 from modalities.image import Pixels
 from workbench.probes.common import to_channels
@@ -326,3 +329,19 @@ def test_the_embedder_stays_the_one_trained(image_run: Path, act: Act) -> None:
     """A probe reads the data through the checkpoint's embedder, not through the command line's."""
     folder = act("trainer=cpu", "action=probe_erf", f"ckpt={image_run}", "action.inputs=1", "modality=audio")
     assert read(folder, "erf")["map"] == [Pixels(64).height, 64]
+
+
+DOCS = (ROOT / "docs" / "PROBES.md").read_text()
+
+
+@pytest.mark.parametrize("line", re.findall(r"python run\.py [^`\n]+", DOCS))
+def test_commands_of_the_docs_compose(line: str, composed: Callable[..., DictConfig]) -> None:
+    cfg = composed(*shlex.split(line, comments=True)[2:])
+    assert callable(get_method(cfg.action._target_))
+
+
+def test_python_and_files_of_the_docs() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "PROBES.md", "exec"), {})
+    for target in re.findall(r"\]\(([^)#]+)\)", DOCS):
+        assert (ROOT / "docs" / target).exists(), target

@@ -178,7 +178,7 @@ def kernel_energy(rows: Sequence[Mapping[str, Any]], share: float, name: str) ->
     places = np.arange(len(rows))
     bars.barh(places, [row["kernel_size"] for row in rows], color="0.92", height=0.8, label="kernel size")
     bars.barh(places, [row["reach"] for row in rows], color=[colours[row["stage"]] for row in rows], height=0.5,
-              label=f"holds {share:.0%} of the energy")  # fmt: skip
+              label=f"reach: holds {share:.0%} of the energy")  # fmt: skip
     bars.plot([row["reach_untrained"] for row in rows], places, "|", color="tab:red", markersize=11,
               markeredgewidth=2, label="the same, untrained")  # fmt: skip
     bars.set_yticks(places, [f"stage {row['stage']}, block {row['block']}" for row in rows], fontsize=8)

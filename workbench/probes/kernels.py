@@ -12,7 +12,7 @@ from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_json, write_table
 from workbench.probes import drawing
-from workbench.probes.common import asked_about, composed_network, plain, show_files
+from workbench.probes.common import asked_about, composed_network, from_checkpoint, plain, show_files
 from workbench.results import write_config
 
 
@@ -21,7 +21,8 @@ def probe(cfg: DictConfig) -> float | None:
     options = cfg.action
     if options.channels < 1:
         raise UsageError(f"action.channels must be at least 1, not {options.channels}")
-    probed, _ = asked_about(cfg)
+    # A checkpoint says enough by itself; without one the network's sizes come from the data.
+    probed = from_checkpoint(cfg, cfg.ckpt) if cfg.ckpt is not None else asked_about(cfg)[0]
     fresh = probed.cfg.copy()
     fresh.backbone.pretrained = None
     kernels = merged_kernels(probed.backbone)
@@ -58,8 +59,9 @@ def probe(cfg: DictConfig) -> float | None:
     figures.save(drawing.kernels(kernels, options.channels, probed.name), pictures[0])
     figures.save(drawing.kernel_energy(rows, options.share, probed.name), pictures[1])
     shown = [tuple(str(row[column]) for column in columns) for row in rows]
-    print_table(f"Square that holds {options.share:.0%} of a kernel's energy, pixels a side: {probed.name}", shown,
-                tuple(columns))  # fmt: skip
+    title = f"Square that holds {options.share:.0%} of a kernel's energy, pixels a side: {probed.name}"
+    heads = ("stage", "block", "kernel", "reach", "untrained", "mean radius", "untrained")
+    print_table(title, shown, heads)
     show_files(folder / "kernels.json", folder / "kernels.csv", *pictures)
     large = [row["reach"] / row["kernel_size"] for row in rows if row["kernel_size"] >= 7]
     return sum(large) / len(large) if large else None
