@@ -65,7 +65,6 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     asking = cfg.copy()
     asking.ckpt = checkpoint_file(path)
     restored = restore(asking)
-    # A stored setting of where samples lie would be that of the command that trained.
     name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
     return Probed(restored.cfg, restored.task.to(device_of(cfg)).eval(), name, True)
 
