@@ -17,7 +17,7 @@ def test(cfg: DictConfig) -> float | None:
     """Test `cfg.ckpt`, or without it `cfg.backbone.pretrained`; returns the test value of what is monitored."""
     started = time.monotonic()
     as_published = cfg.ckpt is None and cfg.backbone.pretrained is not None
-    own, data, task, checkpoint = _published(cfg) if as_published else _trained(cfg)
+    own, data, task, checkpoint = _published(cfg) if as_published else trained(cfg)
     own.logger = {}
     trainer = build_trainer(own)
     write_config(own)
@@ -28,7 +28,7 @@ def test(cfg: DictConfig) -> float | None:
     return value
 
 
-def _trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
+def trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
     restored = restore(cfg)
     data = build_data(restored.cfg)
     facts, known = data.facts(), restored.task.facts

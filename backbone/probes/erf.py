@@ -1,0 +1,166 @@
+"""Effective receptive field: which pixels of its input a central feature depends on, and how far away they lie.
+
+The protocol of RepLKNet (Ding et al. 2022, arXiv 2203.06717, Section 4 and its released scripts), after Luo et
+al. 2016 (arXiv 1701.04128): the gradient of the summed central feature with respect to the input, negative parts
+dropped on both sides, summed over channels, averaged over inputs; then log10(x + 1), over its maximum.
+
+Shapes: N maps, C channels, H height and W width in map pixels.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class Area:
+    """The smallest rectangle round the centre that holds more than ``threshold`` of all contributions.
+
+    Args:
+        threshold: t.
+        side: of the rectangle in map pixels, before it is cut off at the edges of the map.
+        ratio: the part of the map's area it covers.
+    """
+
+    threshold: float
+    side: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What :func:`effective_receptive_field` found.
+
+    Args:
+        scores_HW: contribution of every pixel, the mean over inputs, not scaled; float64.
+        inputs: how many maps it is the mean of.
+        left_out: maps whose gradient was not finite.
+        centre: row and column of the pixel the rectangles grow from.
+        areas: one for each threshold, of the log-scaled scores as published.
+    """
+
+    scores_HW: Tensor
+    inputs: int
+    left_out: int
+    centre: tuple[int, int]
+    areas: tuple[Area, ...]
+
+    @property
+    def support(self) -> tuple[int, int]:
+        """Height and width of the smallest rectangle that holds every pixel with a contribution above 0."""
+        rows, columns = (self.scores_HW.sum(dim=side).nonzero().flatten() for side in (1, 0))
+        if len(rows) == 0:
+            return 0, 0
+        return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+
+
+def effective_receptive_field(
+    features: Callable[[Tensor], Tensor],
+    maps: Iterable[Tensor],
+    stride: int | None = None,
+    offset: float = 0.0,
+    thresholds: Iterable[float] = THRESHOLDS,
+) -> ReceptiveField:
+    """Effective receptive field of the central feature.
+
+    Args:
+        features: maps ``(N, C, H, W)`` -> features ``(N, D, h, w)``, in evaluation mode.
+        maps: batches of maps, all of one H and W.
+        stride: map pixels a feature; the rectangles then grow from the pixel the central feature looks at, ``stride``
+            times its place (of a single feature: from the middle). ``None``: from the middle pixel, as published;
+            the same where sides are multiples of the stride.
+        offset: added to that pixel, for networks whose features look at the middle of a patch rather than its
+            corner (:func:`backbone.probes.layers.centre_offset`).
+        thresholds: parts of all contributions, each in (0, 1).
+
+    Raises:
+        ValueError: no maps, maps of several sizes, or no map with a finite gradient.
+    """
+    total: Tensor | None = None
+    count, left_out = 0, 0
+    place = (0, 0)
+    for maps_NCHW in maps:
+        scores_NHW, place = contribution_scores(features, maps_NCHW)
+        finite_N = scores_NHW.flatten(1).isfinite().all(dim=1)
+        scores_HW = scores_NHW[finite_N].sum(dim=0)
+        if total is not None and total.shape != scores_HW.shape:
+            raise ValueError(
+                f"maps of one size are needed, not {list(total.shape)} and {list(scores_HW.shape)}"
+            )
+        total = scores_HW if total is None else total + scores_HW
+        count += int(finite_N.sum())
+        left_out += int((~finite_N).sum())
+    if total is None or count == 0:
+        raise ValueError(f"no map gave a finite gradient ({left_out} were tried)")
+    scores_HW = (total / count).cpu()
+    row, column = (_looked_at(place[side], stride, offset, scores_HW.shape[side]) for side in (0, 1))
+    scaled_HW = log_scaled(scores_HW)
+    areas = tuple(high_contribution_area(scaled_HW, share, (row, column)) for share in thresholds)
+    return ReceptiveField(scores_HW, count, left_out, (row, column), areas)
+
+
+def _looked_at(place: int, stride: int | None, offset: float, size: int) -> int:
+    if stride is None or place == 0:
+        return size // 2
+    return min(int(place * stride + offset), size - 1)
+
+
+def contribution_scores(
+    features: Callable[[Tensor], Tensor], maps_NCHW: Tensor
+) -> tuple[Tensor, tuple[int, int]]:
+    """How much each pixel of each map raises the positive parts of its central feature, summed over channels.
+
+    Returns:
+        Scores ``(N, H, W)``, float64, at least 0; and row and column of the central feature.
+    """
+    maps_NCHW = maps_NCHW.detach().requires_grad_(True)
+    with torch.enable_grad():
+        features_NDhw = features(maps_NCHW)
+        row, column = features_NDhw.shape[-2] // 2, features_NDhw.shape[-1] // 2
+        central = features_NDhw[:, :, row, column].relu().sum()
+        (gradient_NCHW,) = torch.autograd.grad(central, maps_NCHW)
+    return gradient_NCHW.relu().sum(dim=1, dtype=torch.float64), (row, column)
+
+
+def log_scaled(scores_HW: Tensor) -> Tensor:
+    """log10(x + 1) over its maximum, as published: scores differ by orders of magnitude.
+
+    The logarithm bends large scores only: where all lie far below 1 it changes nothing but the scale.
+    """
+    logs_HW = (scores_HW + 1).log10()
+    return logs_HW / logs_HW.max().clamp(min=torch.finfo(logs_HW.dtype).tiny)
+
+
+def high_contribution_area(
+    scores_HW: Tensor, threshold: float, centre: tuple[int, int] | None = None
+) -> Area:
+    """The smallest rectangle, 2i + 1 pixels a side round ``centre``, with more than ``threshold`` of the sum.
+
+    At the edges it is cut off, so that on a map that is not square it goes on along the longer side. The
+    published script begins at 3 pixels a side and needs squares; this begins at 1.
+
+    Raises:
+        ValueError: a threshold outside (0, 1), or scores that are all 0.
+
+    >>> high_contribution_area(torch.ones(9, 9), 0.5)
+    Area(threshold=0.5, side=7, ratio=0.6049382716049383)
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"a threshold must lie between 0 and 1, not {threshold}")
+    height, width = scores_HW.shape
+    row, column = centre if centre is not None else (height // 2, width // 2)
+    total = scores_HW.sum()
+    if total <= 0:
+        raise ValueError("the central feature depends on no pixel: every contribution is 0")
+    for reach in range(max(height, width)):
+        window = scores_HW[
+            max(row - reach, 0) : row + reach + 1,
+            max(column - reach, 0) : column + reach + 1,
+        ]
+        if window.sum() / total > threshold:
+            break
+    return Area(threshold, 2 * reach + 1, window.numel() / scores_HW.numel())

@@ -1,0 +1,80 @@
+"""Robustness: a score as a function of how strongly the input is spoilt, and what that curve comes to.
+
+After ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261): several kinds of corruption, each at several
+severities. Severities here are in the corruption's own unit and begin at 0, the clean input, so that a curve can
+be read and compared at any of them.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A score at each severity.
+
+    Args:
+        severities: rising, the first 0 (clean).
+        scores: one for each.
+        higher_is_better: whether the score is an accuracy (or the like) rather than an error.
+    """
+
+    severities: tuple[float, ...]
+    scores: tuple[float, ...]
+    higher_is_better: bool = True
+
+    @property
+    def clean(self) -> float:
+        """Score of the clean input."""
+        return self.scores[0]
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """Each score over the clean one: the part of an accuracy that is kept, or how many times the error."""
+        return tuple(score / self.clean if self.clean else float("nan") for score in self.scores)
+
+    @property
+    def mean_corrupted(self) -> float:
+        """Mean score of all severities above 0."""
+        return sum(self.scores[1:]) / (len(self.scores) - 1)
+
+    def half_point(self, floor: float = 0.0) -> float | None:
+        """The severity, linear between those measured, at which half of what was won over ``floor`` is lost.
+
+        For an error, at which it has doubled. ``None`` where the curve never gets there.
+
+        Args:
+            floor: what guessing scores; only for scores where higher is better.
+        """
+        limit = floor + (self.clean - floor) / 2 if self.higher_is_better else 2 * self.clean
+        points = list(zip(self.severities, self.scores, strict=True))
+        for (before, high), (after, low) in itertools.pairwise(points):
+            reached = low <= limit if self.higher_is_better else low >= limit
+            if reached:
+                return before + (after - before) * (high - limit) / (high - low) if high != low else after
+        return None
+
+
+def robustness_curve(
+    score: Callable[[float], float], severities: Sequence[float], higher_is_better: bool = True
+) -> Curve:
+    """Measure a score at each severity.
+
+    Args:
+        score: severity -> score of the input spoilt so strongly; 0 means clean.
+        severities: rising, above 0; the clean input is always measured first.
+        higher_is_better: see :class:`Curve`.
+
+    Raises:
+        ValueError: severities that are none, not rising, or not above 0.
+
+    >>> robustness_curve(lambda severity: 1 - severity / 4, [1, 2, 4]).half_point()
+    2.0
+    """
+    wanted = [float(severity) for severity in severities]
+    rising = all(before < after for before, after in zip([0.0, *wanted], wanted, strict=False))
+    if not wanted or not rising:
+        raise ValueError(f"severities must rise from above 0, not {wanted}")
+    steps = (0.0, *wanted)
+    return Curve(steps, tuple(float(score(severity)) for severity in steps), higher_is_better)

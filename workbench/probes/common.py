@@ -1,0 +1,155 @@
+"""What the probes share: the network asked about, the maps it is shown, and where the results go."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from backbone import UniRepLKNet
+from tasks.datasets.base import DataModule, collate
+from tasks.task import Task
+from workbench.build import build_data, build_task, restore
+from workbench.console import console
+from workbench.errors import UsageError
+
+log = logging.getLogger("widefield")
+
+UNTRAINED = "untrained"
+
+
+@dataclass
+class Probed:
+    """A network and how to call it.
+
+    Args:
+        cfg: the composition it belongs to.
+        task: in evaluation mode, on the device.
+        name: for tables and titles: backbone, and what it was trained on or that it was not.
+        trained: whether its weights are learnt ones.
+    """
+
+    cfg: DictConfig
+    task: Task
+    name: str
+    trained: bool
+
+    @property
+    def backbone(self) -> UniRepLKNet:
+        """The backbone of its network."""
+        backbone = self.task.network.backbone
+        assert isinstance(backbone, UniRepLKNet)
+        return backbone
+
+
+def checkpoint_file(path: str) -> str:
+    """A checkpoint: the file itself, or the best one of a run's folder."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        for place in (folder / "checkpoints" / name, folder / name):
+            if place.is_file():
+                return str(place)
+    raise UsageError(f"there is no checkpoint in the folder {path}")
+
+
+def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
+    """The network of a checkpoint file or run folder."""
+    asking = cfg.copy()
+    asking.ckpt = checkpoint_file(path)
+    restored = restore(asking)
+    name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
+    return Probed(restored.cfg, restored.task.to(device_of(cfg)).eval(), name, True)
+
+
+def composed_network(cfg: DictConfig, facts: dict[str, Any]) -> Probed:
+    """The network of this command line: official weights where `backbone.pretrained` names some, else untrained."""
+    seed_everything(cfg.seed, verbose=False)
+    task = build_task(cfg, facts).to(device_of(cfg)).eval()
+    pretrained = cfg.backbone.pretrained
+    name = f"{cfg.backbone.name}, {f'pretrained ({pretrained})' if pretrained else UNTRAINED}"
+    return Probed(cfg, task, name, bool(pretrained))
+
+
+def asked_about(cfg: DictConfig) -> tuple[Probed, DataModule]:
+    """The network that `ckpt` names, or without it the composed one, and its data."""
+    if cfg.ckpt is not None:
+        probed = from_checkpoint(cfg, cfg.ckpt)
+        return probed, build_data(probed.cfg)
+    data = build_data(cfg)
+    probed = composed_network(cfg, data.facts())
+    embedder: Any = probed.task.network.embedder
+    if embedder.needs_statistics:
+        embedder.fit_statistics(data.training_raws())
+    if not probed.trained:
+        log.info("no ckpt: the network is untrained")
+    return probed, data
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """The GPU where there is one and the trainer may use it, else the CPU."""
+    return torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Iterator[Any]:
+    """Raw batches of the test part on the task's device, at most ``most`` samples spread evenly over it."""
+    if most < 1 or batch_size < 1:
+        raise UsageError(
+            f"action.inputs and action.batch_size must be at least 1, not {most} and {batch_size}"
+        )
+    dataset = data.loader("test").dataset
+    count = len(dataset)  # type: ignore[arg-type]
+    most = min(most, count)
+    chosen = [position * count // most for position in range(most)]
+    for start in range(0, most, batch_size):
+        batch = collate([dataset[index, 0] for index in chosen[start : start + batch_size]])
+        for error in batch["errors"]:
+            log.warning("broken file: %s", error)
+        if "raw" in batch:
+            yield task.transfer_batch_to_device(batch["raw"], task.device, 0)
+
+
+@torch.no_grad()
+def maps_of(task: Task, raw: Any) -> Tensor:
+    """Raw batch -> maps (B, V, C, H, W); of several crops of a sample the first."""
+    embedder: Any = task.network.embedder
+    if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1:
+        raw = raw[:, 0]
+    maps_BVCHW: Tensor = embedder(raw)
+    return maps_BVCHW
+
+
+def to_channels(maps_NCHW: Tensor, channels: int) -> Tensor:
+    """Maps with another number of channels: their mean for one, else the channels in turn.
+
+    >>> to_channels(torch.zeros(2, 1, 8, 8), 3).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    have = maps_NCHW.shape[1]
+    if channels == have:
+        return maps_NCHW
+    if channels == 1:
+        return maps_NCHW.mean(dim=1, keepdim=True)
+    return maps_NCHW[:, torch.arange(channels, device=maps_NCHW.device) % have]
+
+
+def plain(value: Any) -> Any:
+    """Values for JSON: numbers that are not finite become null."""
+    return tree_map(lambda leaf: None if isinstance(leaf, float) and not _finite(leaf) else leaf, value)
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def show_files(*files: Path) -> None:
+    """Name the files written."""
+    for file in files:
+        console.print(f"  {file}", highlight=False, soft_wrap=True)

@@ -1,0 +1,188 @@
+"""action=probe_erf: the effective receptive field, in numbers and as a picture, perhaps beside other networks."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from backbone import UniRepLKNet
+from backbone.probes import (
+    ReceptiveField,
+    centre_offset,
+    deepest_first_match,
+    effective_receptive_field,
+    stage_features,
+    strides,
+)
+from workbench import figures
+from workbench.build import refused_settings
+from workbench.console import print_table
+from workbench.errors import UsageError
+from workbench.files import write_atomically, write_json, write_table
+from workbench.probes import drawing
+from workbench.probes.common import (
+    UNTRAINED,
+    Probed,
+    asked_about,
+    checkpoint_file,
+    composed_network,
+    from_checkpoint,
+    maps_of,
+    plain,
+    show_files,
+    test_raws,
+)
+from workbench.results import write_config
+
+FORMS = ("deploy", "train")
+
+
+def probe(cfg: DictConfig) -> float:
+    """Write `erf.json`, `erf.csv`, `erf.npz` and `figures/erf.png`; returns the largest threshold's area ratio."""
+    options = cfg.action
+    if options.form not in FORMS:
+        raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {options.form}")
+    probed, data = asked_about(cfg)
+    with refused_settings():
+        stage_features(probed.backbone, options.stage)  # refuses a stage that is not there, before any work
+        stride = strides(probed.backbone)[options.stage - 1]
+        networks = {probed.name: in_form(probed.backbone, options.form)}
+        networks |= dict(compared(cfg, probed, name, options.form) for name in options.compare)
+        maps = list(input_maps(cfg, probed, data))
+        found: dict[str, ReceptiveField] = {}
+        steps: dict[str, int] = {}
+        for name, network in networks.items():
+            stage = deepest_first_match(network, stride)
+            steps[name] = strides(network)[stage - 1]
+            found[name] = effective_receptive_field(
+                stage_features(network, stage),
+                maps,
+                steps[name],
+                centre_offset(network, steps[name]),
+                tuple(options.thresholds),
+            )
+    write_config(probed.cfg)
+    folder = Path(cfg.paths.run)
+    rows = table_of(found)
+    about = f"{cfg_words(probed)}, stage {options.stage}, {options.form} form"
+    write_json(folder / "erf.json", plain(summary(found, steps, about)))
+    write_table(folder / "erf.csv", rows, list(rows[0]))
+    scores = {name: field.scores_HW.numpy() for name, field in found.items()}
+    write_atomically(folder / "erf.npz", lambda draft: _save(draft, scores))
+    embedder: Any = probed.task.network.embedder
+    picture = folder / "figures" / "erf.png"
+    figures.save(drawing.receptive_fields(found, steps, embedder.map_axes(), about), picture)
+    shown = [tuple(_word(value) for value in row.values()) for row in rows]
+    print_table(f"Effective receptive field: {about}", shown, tuple(rows[0]))
+    show_files(folder / "erf.json", folder / "erf.csv", folder / "erf.npz", picture)
+    return found[probed.name].areas[-1].ratio
+
+
+def in_form(backbone: nn.Module, form: str) -> nn.Module:
+    """A copy of the network in train or deploy form."""
+    own = copy.deepcopy(backbone).eval()
+    return own.reparameterize() if form == "deploy" and isinstance(own, UniRepLKNet) else own
+
+
+def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str, nn.Module]:
+    """A network to compare with, and its name: `untrained`, a checkpoint, or one of timm's."""
+    if name == UNTRAINED:
+        fresh = probed.cfg.copy()
+        fresh.backbone.pretrained = None
+        twin = composed_network(fresh, probed.task.facts)
+        return twin.name, in_form(twin.backbone, form)
+    if Path(checkpoint_file(name)).is_file():
+        other = from_checkpoint(cfg, name)
+        if other.backbone.in_chans != probed.backbone.in_chans:
+            raise UsageError(
+                f"{name} reads maps of {other.backbone.in_chans} channels, these have {probed.backbone.in_chans}"
+            )
+        label = other.name if other.name != probed.name else f"{other.name} ({Path(name).name})"
+        return label, in_form(other.backbone, form)
+    return timm_network(name, probed.backbone.in_chans, cfg.action.compare_pretrained, probed.task.device)
+
+
+def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.device) -> tuple[str, nn.Module]:
+    """One of timm's networks as a feature extractor, with random weights unless `pretrained`."""
+    import timm
+
+    if not timm.is_model(name):
+        raise UsageError(f"action.compare: {name} is neither a checkpoint nor a network that timm knows")
+    try:
+        network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True)
+    except Exception as error:  # no features, no published weights, no network: timm raises whatever it meets
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"timm could not build {name}{' with its weights' if pretrained else ''}: {reason}"
+        ) from error
+    label = f"{name}, {'pretrained (timm)' if pretrained else UNTRAINED}"
+    return label, network.to(device).eval()
+
+
+def input_maps(cfg: DictConfig, probed: Probed, data: Any) -> Iterator[Tensor]:
+    """Batches of `action.inputs` single maps (N, C, H, W), enlarged to `action.size` where that is given."""
+    wanted, size = cfg.action.inputs, cfg.action.size
+    # One map of every sample: the views of a sample are no independent inputs.
+    for count, raw in enumerate(test_raws(data, probed.task, wanted, cfg.action.batch_size)):
+        maps_BVCHW = maps_of(probed.task, raw)
+        views = maps_BVCHW.shape[1]
+        rows = torch.arange(len(maps_BVCHW), device=maps_BVCHW.device)
+        maps_NCHW = maps_BVCHW[rows, (rows + count * cfg.action.batch_size) % views]
+        if size is not None:
+            maps_NCHW = nn.functional.interpolate(maps_NCHW, (size, size), mode="bicubic", antialias=True)
+        yield maps_NCHW
+
+
+def cfg_words(probed: Probed) -> str:
+    """The data in words."""
+    return f"maps of {probed.cfg.task.name} ({probed.cfg.modality.name})"
+
+
+def table_of(found: dict[str, ReceptiveField]) -> list[dict[str, Any]]:
+    """A row a network and threshold."""
+    return [
+        {
+            "network": name,
+            "threshold": area.threshold,
+            "side": area.side,
+            "area_ratio": area.ratio,
+            "inputs": field.inputs,
+        }
+        for name, field in found.items()
+        for area in field.areas
+    ]
+
+
+def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str) -> dict[str, Any]:
+    """What `erf.json` holds."""
+    networks = [
+        {
+            "network": name,
+            "stride": steps[name],
+            "inputs": field.inputs,
+            "inputs_left_out": field.left_out,
+            "centre": list(field.centre),
+            "support": list(field.support),
+            "areas": [
+                {"threshold": area.threshold, "side": area.side, "area_ratio": area.ratio}
+                for area in field.areas
+            ],
+        }
+        for name, field in found.items()
+    ]
+    size = list(next(iter(found.values())).scores_HW.shape)
+    return {"about": about, "map": size, "scaling": "log10(x + 1) / max", "networks": networks}
+
+
+def _save(draft: Path, arrays: dict[str, np.ndarray]) -> None:
+    with draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _word(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,162 @@
+"""action=probe_robustness: the test metric as the raw data are spoilt more and more."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, open_dict
+
+from backbone.probes import Curve, robustness_curve
+from modalities.corruption import CORRUPTIONS, Corruption
+from tasks.datasets.base import DataModule
+from tasks.task import Task
+from workbench import figures
+from workbench.build import build_trainer, refused_settings
+from workbench.console import print_table
+from workbench.errors import UsageError
+from workbench.files import write_json, write_table
+from workbench.fit import metrics_of
+from workbench.probes import drawing
+from workbench.probes.common import checkpoint_file, plain, show_files
+from workbench.results import write_config
+from workbench.test import trained
+
+log = logging.getLogger("widefield")
+
+
+class Spoil(Callback):
+    """Spoils every test batch on its way to the task; the same way each time it is run."""
+
+    def __init__(self, corruption: Corruption, severity: float, seed: int) -> None:
+        self.corruption = corruption
+        self.severity = severity
+        self.seed = seed
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.severity == 0:
+            for error in batch["errors"]:
+                log.warning("broken file: %s", error)
+        if "raw" not in batch:
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
+        task: Any = pl_module
+        batch["raw"] = self.corruption(batch["raw"], self.severity, generator, task.network.embedder)
+
+
+def probe(cfg: DictConfig) -> float | None:
+    """Write `robustness.json`, `robustness.csv`, `figures/robustness.png`; returns the mean over corruptions of what
+    is left of the metric."""
+    options = cfg.action
+    if cfg.ckpt is not None:
+        cfg.ckpt = checkpoint_file(cfg.ckpt)
+    own, data, task, _ = trained(cfg)
+    chosen = corruptions(own.modality.name, options.corruptions, options.severities)
+    metric = own.task.monitor.replace("val/", "test/")
+    better_up = own.task.mode == "max"
+    own.logger, own.callbacks = {}, {}  # dozens of tests: one line each says enough
+    with open_dict(own.trainer):
+        own.trainer.enable_progress_bar = False
+
+    def score(corruption: Corruption, severity: float) -> float:
+        trainer = build_trainer(own)
+        trainer.callbacks.append(Spoil(corruption, severity, cfg.seed))  # type: ignore[attr-defined]
+        trainer.test(task, datamodule=data, verbose=False)
+        value = metrics_of(trainer, "test")[metric]
+        log.info("%s %g: %s %.4f", corruption.label, severity, metric, value)
+        return value
+
+    found: dict[str, Curve] = {}
+    clean: list[float] = []  # the same for every corruption: measured once
+    with refused_settings():
+        for name, (corruption, severities) in chosen.items():
+
+            def measured(severity: float, corruption: Corruption = corruption) -> float:
+                if severity > 0:
+                    return score(corruption, severity)
+                if not clean:
+                    clean.append(score(corruption, 0.0))
+                return clean[0]
+
+            found[name] = robustness_curve(measured, severities, better_up)
+    return report(cfg, own, data, task, {name: part[0].label for name, part in chosen.items()}, found, metric)
+
+
+def corruptions(
+    modality: str, names: list[str] | None, severities: dict[str, list[float]] | None
+) -> dict[str, tuple[Corruption, list[float]]]:
+    """The corruptions asked for, each with its severities; all of the modality by default."""
+    known = CORRUPTIONS.get(modality, {})
+    if not known:
+        raise UsageError(f"no corruptions are defined for {modality}: add them to modalities/corruption.py")
+    names, severities = list(names or known), dict(severities or {})
+    if strange := [name for name in [*names, *severities] if name not in known]:
+        raise UsageError(f"{modality} has no corruption {strange[0]}: take {', '.join(known)}")
+    return {name: (known[name], list(severities.get(name, known[name].severities))) for name in names}
+
+
+def report(
+    cfg: DictConfig,
+    own: DictConfig,
+    data: DataModule,
+    task: Task,
+    labels: dict[str, str],
+    found: dict[str, Curve],
+    metric: str,
+) -> float | None:
+    """Write what was found and show it."""
+    # Guessing finds one of K classes with equal chance; for other metrics no such floor is known.
+    floor = 1 / len(task.facts["class_names"]) if metric == "test/acc" else 0.0
+    rows = [
+        {"corruption": name, "severity": severity, metric: value, "relative": relative}
+        for name, curve in found.items()
+        for severity, value, relative in zip(curve.severities, curve.scores, curve.relative, strict=True)
+    ]
+    content = {
+        "network": f"{own.backbone.name}, trained on {own.task.name}",
+        "data": {"source": data.source, "data_dir": str(data.root)},
+        "metric": metric,
+        "guessing": floor or None,
+        "corruptions": {
+            name: {
+                "severity": labels[name],
+                "severities": curve.severities,
+                "scores": curve.scores,
+                "relative": curve.relative,
+                "mean_corrupted": curve.mean_corrupted,
+                "half_point": curve.half_point(floor),
+            }
+            for name, curve in found.items()
+        },
+    }
+    write_config(own)
+    folder = Path(cfg.paths.run)
+    write_json(folder / "robustness.json", plain(content))
+    write_table(folder / "robustness.csv", rows, list(rows[0]))
+    picture = folder / "figures" / "robustness.png"
+    about = f"{content['network']} ({data.source} data, {len(data.splits['test']):,} test {data.unit})"
+    figures.save(drawing.robustness(found, labels, metric, floor, about), picture)
+    shown = []
+    for name, curve in found.items():
+        half = curve.half_point(floor)
+        shown.append(
+            (
+                name,
+                f"{curve.clean:.4f}",
+                f"{curve.mean_corrupted:.4f}",
+                "–" if half is None else f"{half:.3g}",
+            )
+        )
+    lost = "half lost at" if own.task.mode == "max" else "doubled at"
+    print_table(f"Robustness of {metric}: {about}", shown, ("corruption", "clean", "mean spoilt", lost))
+    show_files(folder / "robustness.json", folder / "robustness.csv", picture)
+    kept = [sum(curve.relative[1:]) / len(curve.relative[1:]) for curve in found.values()]
+    return sum(kept) / len(kept)
