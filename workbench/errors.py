@@ -4,10 +4,16 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from workbench.files import write_json
 
 log = logging.getLogger("widefield")
+
+ERROR_FILE = "error.json"
 
 
 class UsageError(ValueError):
@@ -65,3 +71,19 @@ def plain_errors() -> Iterator[None]:
             raise
         log.error("error: %s", said)
         sys.exit(1)
+
+
+@contextmanager
+def kept_errors(folder: Path) -> Iterator[None]:
+    """Write why a run ended early into its folder, as `error.json`; a later attempt that succeeds removes it."""
+    file = folder / ERROR_FILE
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        said = sentence(error) or f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk is perhaps the very error
+            write_json(file, {"error": said, "traceback": traceback.format_exc()})
+        raise

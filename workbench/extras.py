@@ -8,7 +8,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
+    "optuna": ("optuna",),
     "joblib": ("hydra_plugins.hydra_joblib_launcher",),
     "submitit": ("hydra_plugins.hydra_submitit_launcher",),
 }

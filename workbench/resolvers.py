@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 
 def register_resolvers() -> None:
-    """Make `${run_folder:…}` and `${folder_name:…}` known to OmegaConf."""
+    """Make `${run_folder:…}`, `${folder_name:…}` and `${direction_of:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
 
@@ -39,6 +40,11 @@ def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | N
 def folder_name(overrides: str) -> str:
     """One folder's name for a job of a sweep: no slashes, quotes or spaces, at most 120 characters."""
     return re.sub(r"[^\w=.,+-]+", "-", overrides)[:120]
+
+
+def direction_of(mode: str) -> str:
+    """Optuna's word for a task's `mode` (`max` or `min`)."""
+    return {"max": "maximize", "min": "minimize"}[mode]
 
 
 def _can_go_on(folder: Path, backbone: str) -> bool:
