@@ -34,6 +34,8 @@ class Interrupted(Exception):
 
 def sentence(error: BaseException) -> str | None:
     """The one sentence for an error that a user can act on; `None` for a defect of ours."""
+    if isinstance(error, (UsageError, TrainingError)):
+        return str(error)
     from hydra.errors import InstantiationException
 
     from backbone import CheckpointError
@@ -44,7 +46,7 @@ def sentence(error: BaseException) -> str | None:
         if cause is None and isinstance(error.__cause__, (ValueError, TypeError, ImportError)):
             return str(error.__cause__)
         return cause
-    if isinstance(error, (UsageError, TrainingError, DataError, CheckpointError)):
+    if isinstance(error, (DataError, CheckpointError)):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error.filename or 'while writing'}); what was saved before is intact"

@@ -15,14 +15,19 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
 
-def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | None) -> str:
+def run_folder(
+    runs: str, action: str, task: str, backbone: str, resume: str | None, source: str | None = None
+) -> str:
     """The folder of this run: a new one, or the one `resume` names.
 
     Args:
         runs: parent of all runs.
         action, task, backbone: names; a fit goes to `runs/<task>/`, any other action to `runs/<action>/`.
         resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
+        source: the folder that a report is about; the report goes into it.
     """
+    if action == "report":
+        return str(Path(source or runs).expanduser() / "report")
     if resume and resume != "auto":
         return str(Path(resume).expanduser())
     parent = Path(runs) / (task if action == "fit" else action)

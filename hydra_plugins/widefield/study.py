@@ -6,7 +6,7 @@ under way, tries the failed ones again, then asks for new ones until there are `
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
@@ -30,7 +30,7 @@ class StudySweeper(FrozenSweeper):
     Args:
         params: as for the grid, and intervals: `optimizer.lr: tag(log, interval(1e-4, 1e-2))`.
         n_trials: runs in all.
-        n_jobs: runs chosen at once, none knowing the others' values; more only helps a launcher that runs them together.
+        n_jobs: runs chosen at once, none knowing the others' values; for launchers that run several together.
         direction: `maximize` or `minimize`.
         storage: an address of Optuna's; `None`: `study.db` in the sweep's folder.
         sampler: makes the sampler, given a seed.
@@ -40,7 +40,7 @@ class StudySweeper(FrozenSweeper):
         self,
         n_trials: int,
         n_jobs: int,
-        direction: str,
+        direction: Literal["minimize", "maximize"],
         sampler: "Callable[..., BaseSampler]",
         storage: str | None = None,
         params: DictConfig | None = None,
@@ -50,11 +50,13 @@ class StudySweeper(FrozenSweeper):
         self.direction, self.storage, self.sampler = direction, storage, sampler
 
     def check(self, overrides: list[Override]) -> None:
-        need("optuna", "hydra/sweeper=optuna")
+        need("sweep", "hydra/sweeper=optuna")
         if self.n_trials < 1 or self.n_jobs < 1:
             raise UsageError(f"n_trials and n_jobs must be at least 1, not {self.n_trials} and {self.n_jobs}")
         if not any(override.is_sweep_override() for override in overrides):
-            raise UsageError("a study needs something to vary, e.g. 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'")
+            raise UsageError(
+                "a study needs something to vary, e.g. 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+            )
 
     def run(self, overrides: list[Override], resumed: bool) -> None:
         import optuna
@@ -62,7 +64,9 @@ class StudySweeper(FrozenSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
         fixed = [
-            f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()
+            f"{o.get_key_element()}={o.get_value_element_as_str()}"
+            for o in overrides
+            if not o.is_sweep_override()
         ]
         study = optuna.create_study(
             study_name="widefield",
@@ -145,7 +149,10 @@ class StudySweeper(FrozenSweeper):
 
     def _job(self, trial: Any, fixed: list[str]) -> Job:
         params = {key: str(value) for key, value in trial.params.items()}
-        short = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in trial.params.items()}
+        short = {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in trial.params.items()
+        }
         folder = trial.user_attrs.get("folder") or job_folder(trial.number, self.n_trials, short)
         return Job(folder, fixed + [f"{key}={value}" for key, value in params.items()])
 
@@ -161,6 +168,8 @@ def distribution(override: Override) -> "BaseDistribution":
             return IntDistribution(low, high, log=log_scale)
         return FloatDistribution(float(low), float(high), log=log_scale)  # type: ignore[arg-type]
     if isinstance(value, RangeSweep) and not value.shuffle:
-        if isinstance(value.start, int) and isinstance(value.stop, int) and isinstance(value.step, int):
-            return IntDistribution(value.start, value.stop - 1, step=value.step)
+        edges = (value.start, value.stop, value.step)
+        whole = [edge for edge in edges if isinstance(edge, int)]
+        if len(whole) == len(edges):
+            return IntDistribution(whole[0], whole[1] - 1, step=whole[2])
     return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError, plain_errors
@@ -45,22 +45,26 @@ class FrozenSweeper(Sweeper):
         params: what to vary, in Hydra's syntax (`seed: 0,1,2`); the command line adds to it and wins.
     """
 
+    config: DictConfig
+
     def __init__(self, params: DictConfig | None = None) -> None:
         self.params = {str(key): value for key, value in (params or {}).items()}
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self.context, self.task_function, self.config = hydra_context, task_function, config
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task_function = hydra_context, task_function
+        self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
         with plain_errors():
             resumed = self.config.sweep.resume is not None
-            words = [word for word in arguments if not word.startswith("sweep.")]  # about the sweep, not its runs
+            # Words that begin so are about the sweep, not about its runs.
+            words = [word for word in arguments if not word.startswith("sweep.")]
             overrides = self._parse([f"{key}={value}" for key, value in self.params.items()] + words)
             self.check(overrides)
             # For launchers that start their processes elsewhere.
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+            )
             self.folder = self._open(Path(self.config.hydra.sweep.dir), arguments, resumed)
             with stoppable(self.folder.path):
                 self.run(overrides, resumed)
@@ -104,10 +108,16 @@ class FrozenSweeper(Sweeper):
         if resumed:
             folder = SweepFolder.load(path)
         elif (path / SWEEP).exists():
-            raise UsageError(f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder")
+            raise UsageError(
+                f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder"
+            )
         else:
-            (main,) = (source for source in self.context.config_loader.get_sources() if source.provider == "main")
-            hydra_words = [word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word]
+            (main,) = (
+                source for source in self.context.config_loader.get_sources() if source.provider == "main"
+            )
+            hydra_words = [
+                word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
+            ]
             name = str(self.config.hydra.job.config_name)
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
             folder.take_snapshot(Path(main.path))
@@ -166,7 +176,9 @@ class GridSweeper(FrozenSweeper):
         if not override.is_sweep_override():
             return [override.get_value_element_as_str()]
         if not override.is_discrete_sweep():
-            raise UsageError(f"{override.input_line}: intervals are for hydra/sweeper=optuna, a grid needs values")
+            raise UsageError(
+                f"{override.input_line}: intervals are for hydra/sweeper=optuna, a grid needs values"
+            )
         if override.value_type != ValueType.GLOB_CHOICE_SWEEP:
             return [str(value) for value in override.sweep_string_iterator()]
         pattern = override.value()

@@ -37,7 +37,7 @@ def one_gpu(gpus: list[str], locks: Path) -> Iterator[str | None]:
         yield None
         return
     locks.mkdir(parents=True, exist_ok=True)
-    for place, gpu in itertools.product(itertools.count(), gpus):
+    for place, gpu in ((place, gpu) for place in itertools.count() for gpu in gpus):
         with (locks / f"{gpus.index(gpu)}.{place}").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

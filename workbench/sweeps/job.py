@@ -32,7 +32,14 @@ RUN = Path(__file__).parents[2] / "run.py"
 PARENT = "WIDEFIELD_PARENT"  # the process id that a run of a sweep belongs to
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal
 # What is said to Hydra about the sweep as a whole does not concern its runs.
-ABOUT_THE_SWEEP = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweep", "hydra.run", "hydra.mode")
+ABOUT_THE_SWEEP = (
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra.launcher",
+    "hydra.sweep",
+    "hydra.run",
+    "hydra.mode",
+)
 
 
 def run_job(cfg: DictConfig) -> float | None:

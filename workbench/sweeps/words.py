@@ -9,7 +9,13 @@ from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.sweeps.job import quoted
 
 KEY = "sweep.resume"
-MAY_CHANGE = ("hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "sweep.report")
+MAY_CHANGE = (
+    "hydra/launcher",
+    "hydra.launcher.",
+    "hydra.sweeper.n_trials",
+    "hydra.sweeper.n_jobs",
+    "sweep.report",
+)
 
 
 def expand_resume(words: list[str]) -> list[str]:
@@ -42,10 +48,10 @@ def expand_resume(words: list[str]) -> list[str]:
     if any(word.startswith("hydra/launcher=") for word in new):
         old = [word for word in old if not word.startswith(("hydra/launcher", "hydra.launcher."))]
     said = {word.partition("=")[0] for word in new}
-    old = [word for word in old if word.partition("=")[0] not in said]
+    old = [word for word in (*old, *sweep.words) if word.partition("=")[0] not in said]
     return [
         *("--multirun", "--config-path", str((path / "conf").resolve()), "--config-name", sweep.config_name),
-        *(*old, *sweep.words, *new, f"hydra.sweep.dir={quoted(path)}", f"{KEY}={quoted(path)}"),
+        *(*old, *new, f"hydra.sweep.dir={quoted(path)}", f"{KEY}={quoted(path)}"),
     ]
 
 
