@@ -66,7 +66,7 @@ class FrozenSweeper(Sweeper):
                 filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
             )
             self.folder = self._open(Path(self.config.hydra.sweep.dir), arguments, resumed)
-            with stoppable(self.folder.path):
+            with self._stoppable():
                 self.run(overrides, resumed)
             self._finish()
 
@@ -93,7 +93,7 @@ class FrozenSweeper(Sweeper):
         """Why the words of a job do not compose, in a sentence; `None` if they do."""
         try:
             self.context.config_loader.load_sweep_config(self.config, job.overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             return " ".join(str(error).split())
         return None
 
@@ -133,6 +133,21 @@ class FrozenSweeper(Sweeper):
         """What is said, each key once: the last time counts."""
         parsed = OverridesParser.create(self.context.config_loader).parse_overrides(words)
         return list({override.get_key_element(): override for override in parsed}.values())
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if "submitit" not in str(self.config.hydra.launcher._target_):  # those runs go on elsewhere
+                self.folder.mark_stopped()
+            log.warning("the sweep was stopped; to go on with it: python run.py %s=%s", KEY, self.folder.path)
+            number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            sys.exit(128 + number)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _finish(self) -> None:
         from workbench.sweeps.end import finish
@@ -194,17 +209,3 @@ class GridSweeper(FrozenSweeper):
         own = [name for name in loader.get_group_options(group) if not name.startswith("_")]
         folders = [] if own else loader.list_groups(group)
         return own + [f"{folder}/{name}" for folder in folders for name in self._options(f"{group}/{folder}")]
-
-
-@contextmanager
-def stoppable(path: Path) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a sweep with a sentence on how to go on with it."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        log.warning("the sweep was stopped; to go on with it: python run.py %s=%s", KEY, path)
-        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-        sys.exit(128 + number)
-    finally:
-        signal.signal(signal.SIGTERM, before)

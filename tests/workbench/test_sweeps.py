@@ -25,7 +25,7 @@ from tests_support import ROOT, TINY
 from workbench.errors import UsageError
 from workbench.sweeps.devices import one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import SweepFolder, job_folder, write_record
-from workbench.sweeps.job import _environment, _verdict
+from workbench.sweeps.job import _environment, _only_one, _verdict
 from workbench.sweeps.words import expand_resume
 
 SWEEPS = sorted(file.stem for file in (ROOT / "conf" / "sweep").glob("*.yaml"))
@@ -199,7 +199,7 @@ def test_a_killed_study_goes_on(tmp_path: Path, samples: Path) -> None:
     process.communicate(timeout=60)
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     before = json.loads((sweep / "sweep.json").read_text())["jobs"]
-    process = start(tmp_path, f"sweep.resume={sweep}")
+    process = start(tmp_path, f"sweep.resume={sweep}", "sweep.report=true")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     after = json.loads((sweep / "sweep.json").read_text())["jobs"]
@@ -536,6 +536,17 @@ def test_resume_refuses(finished: Path, words: list[str], said: str) -> None:
         expand_resume(words)
 
 
+def test_a_run_left_behind_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with _only_one(tmp_path / "run") as lock:
+        left_behind = subprocess.Popen(["sleep", "1.5"], pass_fds=[lock])
+    caplog.set_level("INFO")
+    started = time.monotonic()
+    with _only_one(tmp_path / "run"):
+        assert left_behind.wait(timeout=0.5) == 0
+    assert time.monotonic() - started > 0.5
+    assert "waiting for the process that is still at it" in caplog.text
+
+
 def test_unfinished_runs(tmp_path: Path) -> None:
     from workbench.sweeps.folder import Job
 
@@ -545,3 +556,5 @@ def test_unfinished_runs(tmp_path: Path) -> None:
     for name, status in (("a", "done"), ("b", "failed"), ("c", "running")):
         write_record(tmp_path / name, status=status)
     assert [job.folder for job in SweepFolder.load(tmp_path).unfinished()] == ["b", "c", "d"]
+    sweep.mark_stopped()
+    assert [sweep.record(job)["status"] for job in jobs] == ["done", "failed", "killed", "missing"]

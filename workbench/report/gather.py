@@ -130,6 +130,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         row["data"] = (result.get("data") or {}).get("source")
         row["metric"] = name if metrics.get(name) is not None else monitor
         row["score"] = metrics.get(name) if metrics.get(name) is not None else result.get("best")
+        if job.get("continued"):  # the result knows the last attempt's time only
+            row["wall_s"] = job.get("wall_s")
         row |= metrics
     else:
         names = _json(path / "composition.json")

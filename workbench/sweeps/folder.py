@@ -20,6 +20,7 @@ from workbench.resolvers import folder_name
 
 SWEEP, JOB, SNAPSHOT = "sweep.json", "job.json", "conf"
 DONE, FAILED, KILLED, RUNNING, MISSING = "done", "failed", "killed", "running", "missing"
+STOPPED = "stopped with the sweep"
 
 
 @dataclass
@@ -75,8 +76,15 @@ class SweepFolder:
             shutil.copyfile(file, target)
 
     def record(self, job: Job) -> dict[str, Any]:
-        """What is known of a job; a run whose process is gone counts as killed once the sweep is over."""
+        """What is known of a job."""
         return read_record(self.path / job.folder)
+
+    def mark_stopped(self) -> None:
+        """Record runs that had no time to do so themselves as killed."""
+        for job in self.jobs:
+            record = self.record(job)
+            if record["status"] == RUNNING:
+                write_record(self.path / job.folder, **record | {"status": KILLED, "error": STOPPED})
 
     def unfinished(self) -> list[Job]:
         """Jobs that are missing, failed or were killed."""

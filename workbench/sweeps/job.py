@@ -6,6 +6,7 @@ or of a signal, takes nothing along, and leaves neither a broken CUDA context no
 """
 
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -24,12 +25,23 @@ from omegaconf import DictConfig
 
 from workbench.errors import ERROR_FILE
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
-from workbench.sweeps.folder import DONE, FAILED, KILLED, RUNNING, SweepFolder, now, read_record, write_record
+from workbench.sweeps.folder import (
+    DONE,
+    FAILED,
+    KILLED,
+    RUNNING,
+    STOPPED,
+    SweepFolder,
+    now,
+    read_record,
+    write_record,
+)
 
 log = logging.getLogger("widefield")
 
 RUN = Path(__file__).parents[2] / "run.py"
 PARENT = "WIDEFIELD_PARENT"  # the process id that a run of a sweep belongs to
+LOCK = ".lock"  # held as long as a run goes on
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal
 # What is said to Hydra about the sweep as a whole does not concern its runs.
 ABOUT_THE_SWEEP = (
@@ -46,41 +58,61 @@ def run_job(cfg: DictConfig) -> float | None:
     """Run the job that Hydra has just composed; returns the monitored metric, `None` if the run failed."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    before = read_record(folder)
-    if before["status"] == DONE:  # e.g. a parameter setting that a study tries again
-        value: float | None = before["value"]
-        return value
-    sweep = SweepFolder.load(folder.parent)
-    goes_on = before["status"] in (RUNNING, KILLED) and (folder / "checkpoints" / "last.ckpt").is_file()
-    if not goes_on:
-        _clear(folder)
-    words = list(hydra.overrides.task)
-    about = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(ABOUT_THE_SWEEP)]
-    command = command_of(sweep, words + about, folder, goes_on and cfg.action.name == "fit")
-    parallel = _runs_at_a_time(hydra.launcher)
-    record = {"overrides": words, "axes": sweep.axes, "started": now(), "host": os.uname().nodename}
-    write_record(folder, status=RUNNING, error=None, value=None, **record)
-    started = time.monotonic()
-    try:
-        with _environment(cfg, sweep, parallel) as environ:
-            code = _wait_for(command, environ, None if parallel is None else folder / OUTPUT)
-    except (KeyboardInterrupt, SystemExit):
-        write_record(folder, status=KILLED, error="stopped with the sweep", value=None, **record)
-        raise
-    status, error = _verdict(code, folder)
-    value = _value(folder) if status == DONE else None
-    seconds = round(time.monotonic() - started, 2)
-    write_record(folder, status=status, error=error, value=value, wall_s=seconds, **record)
-    said = f"best {value:.4g}" if value is not None else error or ""
-    log.log(
-        logging.INFO if status == DONE else logging.ERROR,
-        "run %s: %s after %.0f s%s",
-        folder.name,
-        status,
-        seconds,
-        f": {said}" if said else "",
-    )
+    with _only_one(folder) as lock:
+        before = read_record(folder)
+        if before["status"] == DONE:
+            value: float | None = before["value"]
+            return value
+        sweep = SweepFolder.load(folder.parent)
+        goes_on = before["status"] in (RUNNING, KILLED) and (folder / "checkpoints" / "last.ckpt").is_file()
+        if not goes_on:
+            _clear(folder)
+        words = list(hydra.overrides.task)
+        about = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(ABOUT_THE_SWEEP)]
+        command = command_of(sweep, words + about, folder, goes_on and cfg.action.name == "fit")
+        parallel = _runs_at_a_time(hydra.launcher)
+        spent = before.get("wall_s") or 0.0 if goes_on else 0.0  # seconds of the attempts it goes on from
+        record: dict[str, Any] = {
+            "overrides": words,
+            "axes": sweep.axes,
+            "started": now(),
+            "host": os.uname().nodename,
+        }
+        record["continued"] = goes_on
+        write_record(folder, status=RUNNING, error=None, value=None, **record)
+        started = time.monotonic()
+        try:
+            with _environment(cfg, sweep, parallel) as environ:
+                code = _wait_for(command, environ, None if parallel is None else folder / OUTPUT, lock)
+        except (KeyboardInterrupt, SystemExit):
+            seconds = round(spent + time.monotonic() - started, 2)
+            stopped = {"status": KILLED, "error": STOPPED, "value": None, "wall_s": seconds}
+            write_record(folder, **stopped, **record)
+            raise
+        status, error = _verdict(code, folder)
+        value = _value(folder) if status == DONE else None
+        seconds = round(spent + time.monotonic() - started, 2)
+        write_record(folder, status=status, error=error, value=value, wall_s=seconds, **record)
+    said = f"best {value:.4g}" if value is not None else error
+    level = logging.INFO if status == DONE else logging.ERROR
+    log.log(level, "run %s: %s after %.0f s%s", folder.name, status, seconds, f": {said}" if said else "")
     return value
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[int]:
+    """Hold the run's lock; waits while a run left behind by a killed sweep is still saving.
+
+    The run inherits the lock, so that it is held until the run itself has ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            log.info("run %s: waiting for the process that is still at it", folder.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def command_of(sweep: SweepFolder, words: list[str], folder: Path, goes_on: bool) -> list[str]:
@@ -135,11 +167,11 @@ def _runs_at_a_time(launcher: Any) -> int | None:
     return count if count > 0 else max(1, cpu_cores() + 1 + count)
 
 
-def _wait_for(command: list[str], environ: dict[str, str], output: Path | None) -> int:
+def _wait_for(command: list[str], environ: dict[str, str], output: Path | None, lock: int) -> int:
     """Run a command to its end; when the sweep is stopped it is given the time to save."""
     with (output or Path(os.devnull)).open("ab") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT} if output else {}
-        process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, **streams)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, pass_fds=[lock], **streams)  # type: ignore[call-overload]
         try:
             return int(process.wait())
         except KeyboardInterrupt:  # Ctrl-C has reached it as well
@@ -176,5 +208,5 @@ def _clear(folder: Path) -> None:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and entry.name != ".hydra":
             shutil.rmtree(entry)
-        elif entry.is_file() and entry.name != "run.log":
+        elif entry.is_file() and entry.name not in ("run.log", LOCK):
             entry.unlink()
