@@ -3,6 +3,7 @@
     python run.py modality=audio task=speech_commands
     python run.py action=predict ckpt=runs/RUN/checkpoints/best.ckpt input=clip.wav
     python run.py -m backbone=unireplknet_a,unireplknet_f seed=0,1
+    python run.py sweep=kernel_size hydra/launcher=joblib
 
 Heavy libraries are imported inside `main`, so that `--help` and shell completion stay quick.
 """
@@ -10,9 +11,13 @@ Heavy libraries are imported inside `main`, so that `--help` and shell completio
 import os
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from workbench.resolvers import register_resolvers
+from workbench.sweeps.job import follow_parent, run_job
+from workbench.sweeps.words import take_arguments
 
 register_resolvers()
 # Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
@@ -22,10 +27,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run the chosen action; the value returned is the monitored metric, so that a sweeper can optimise it."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(cfg)
     from workbench.actions import run_action
 
     return run_action(cfg)
 
 
 if __name__ == "__main__":
+    follow_parent()
+    take_arguments()
     main()

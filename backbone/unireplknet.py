@@ -148,6 +148,7 @@ class UniRepLKNetBlock(nn.Module):
         drop_path: probability of dropping the residual, in training.
         layer_scale_init_value: start of the per-channel scale of the residual; None or 0: no such scale.
         deploy: build the merged form.
+        dilated_branches: False: K from 7 up is a plain convolution as well, to measure what the branches are worth.
     """
 
     dwconv: nn.Module
@@ -161,6 +162,7 @@ class UniRepLKNetBlock(nn.Module):
         drop_path: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         deploy: bool = False,
+        dilated_branches: bool = True,
     ) -> None:
         super().__init__()
         self.deploy = deploy
@@ -171,7 +173,7 @@ class UniRepLKNetBlock(nn.Module):
 
         if kernel_size == 0:
             self.dwconv = nn.Identity()
-        elif kernel_size >= 7:
+        elif kernel_size >= 7 and dilated_branches:
             self.dwconv = DilatedReparamBlock(dim, kernel_size, deploy)
         else:
             self.dwconv = DepthwiseConv2d(dim, kernel_size, bias=deploy)
@@ -328,6 +330,8 @@ class UniRepLKNet(nn.Module):
         feature_norms: the official form for dense tasks: a norm on each of the four features, no classifier
             (``num_classes`` then counts as 0).
         stem_stride: 4, 2 or 1. Smaller keeps small maps large: features lie at strides s, 2s, 4s, 8s.
+        dilated_branches: False: large kernels are trained alone, without parallel dilated branches (an ablation; the
+            checkpoints of the official release have them).
 
     Raises:
         ValueError: an argument out of its range, with the range.
@@ -356,6 +360,7 @@ class UniRepLKNet(nn.Module):
         grad_checkpointing: bool = False,
         feature_norms: bool = False,
         stem_stride: int = 4,
+        dilated_branches: bool = True,
     ) -> None:
         super().__init__()
         if in_chans < 1:
@@ -384,6 +389,7 @@ class UniRepLKNet(nn.Module):
         self.deploy = deploy
         self.feature_norms = feature_norms
         self.stem_stride = stem_stride
+        self.dilated_branches = dilated_branches
         #: For timm: channels, stride and module of each feature.
         self.feature_info: list[dict[str, Any]] = [
             {
@@ -411,7 +417,7 @@ class UniRepLKNet(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(
-                    UniRepLKNetBlock(dim, k, next(rates), layer_scale_init_value, deploy)
+                    UniRepLKNetBlock(dim, k, next(rates), layer_scale_init_value, deploy, dilated_branches)
                     for k in stage_kernels
                 )
             )
@@ -606,6 +612,7 @@ class Factory(Protocol):
         grad_checkpointing: bool = False,
         feature_norms: bool = False,
         stem_stride: int = 4,
+        dilated_branches: bool = True,
     ) -> UniRepLKNet: ...
 
 
@@ -625,6 +632,7 @@ def _factory(name: str) -> Factory:
         grad_checkpointing: bool = False,
         feature_norms: bool = False,
         stem_stride: int = 4,
+        dilated_branches: bool = True,
     ) -> UniRepLKNet:
         model = UniRepLKNet(
             in_chans=in_chans,
@@ -639,6 +647,7 @@ def _factory(name: str) -> Factory:
             grad_checkpointing=grad_checkpointing,
             feature_norms=feature_norms,
             stem_stride=stem_stride,
+            dilated_branches=dilated_branches,
         )
         if pretrained:
             model.load_pretrained(default_source(model) if pretrained is True else pretrained)

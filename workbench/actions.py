@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from workbench.build import check_composition
 from workbench.console import quiet_libraries, short
-from workbench.errors import plain_errors
+from workbench.errors import kept_errors, plain_errors
 
 log = logging.getLogger("widefield")
 
@@ -24,6 +24,7 @@ def run_action(cfg: DictConfig) -> float | None:
         OmegaConf.set_struct(cfg, True)
         if OmegaConf.is_missing(cfg.paths, "run"):
             cfg.paths.run = str(short(Path(HydraConfig.get().runtime.output_dir)))
-        check_composition(cfg)
-        value: float | None = get_method(cfg.action._target_)(cfg)
+        with kept_errors(Path(cfg.paths.run)):
+            check_composition(cfg)
+            value: float | None = get_method(cfg.action._target_)(cfg)
     return value

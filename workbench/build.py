@@ -19,9 +19,9 @@ from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.network import Network
 from tasks.task import Augment, Task
+from workbench.checkpoint_files import AtomicCheckpoints
 from workbench.errors import UsageError
 from workbench.extras import need
-from workbench.files import AtomicCheckpoints
 
 log = logging.getLogger("widefield")
 

@@ -4,10 +4,16 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from workbench.files import write_json
 
 log = logging.getLogger("widefield")
+
+ERROR_FILE = "error.json"
 
 
 class UsageError(ValueError):
@@ -28,6 +34,8 @@ class Interrupted(Exception):
 
 def sentence(error: BaseException) -> str | None:
     """The one sentence for an error that a user can act on; `None` for a defect of ours."""
+    if isinstance(error, (UsageError, TrainingError)):
+        return str(error)
     from hydra.errors import InstantiationException
 
     from backbone import CheckpointError
@@ -38,7 +46,7 @@ def sentence(error: BaseException) -> str | None:
         if cause is None and isinstance(error.__cause__, (ValueError, TypeError, ImportError)):
             return str(error.__cause__)
         return cause
-    if isinstance(error, (UsageError, TrainingError, DataError, CheckpointError)):
+    if isinstance(error, (DataError, CheckpointError)):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error.filename or 'while writing'}); what was saved before is intact"
@@ -65,3 +73,19 @@ def plain_errors() -> Iterator[None]:
             raise
         log.error("error: %s", said)
         sys.exit(1)
+
+
+@contextmanager
+def kept_errors(folder: Path) -> Iterator[None]:
+    """Write why a run ended early into its folder, as `error.json`; a later attempt that succeeds removes it."""
+    file = folder / ERROR_FILE
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        said = sentence(error) or f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk is perhaps the very error
+            write_json(file, {"error": said, "traceback": traceback.format_exc()})
+        raise

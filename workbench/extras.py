@@ -8,9 +8,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
-    "joblib": ("hydra_plugins.hydra_joblib_launcher",),
-    "submitit": ("hydra_plugins.hydra_submitit_launcher",),
+    "sweep": ("optuna", "hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher"),
 }
 
 

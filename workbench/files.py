@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a draft beside `path`, then move it there in one step."""
@@ -26,11 +23,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write plain values as indented JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda draft: _write_text(draft, text))
+    write_text(path, text)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8."""
+
+    def write(draft: Path) -> None:
+        draft.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -43,18 +45,3 @@ def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> N
             writer.writerows(rows)
 
     write_atomically(path, write)
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, and are read without running code."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        write_atomically(Path(path), lambda draft: torch.save(checkpoint, draft))
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        return content

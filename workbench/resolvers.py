@@ -9,19 +9,25 @@ from omegaconf import OmegaConf
 
 
 def register_resolvers() -> None:
-    """Make `${run_folder:…}` and `${folder_name:…}` known to OmegaConf."""
+    """Make `${run_folder:…}`, `${folder_name:…}` and `${direction_of:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
 
-def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | None) -> str:
+def run_folder(
+    runs: str, action: str, task: str, backbone: str, resume: str | None, source: str | None = None
+) -> str:
     """The folder of this run: a new one, or the one `resume` names.
 
     Args:
         runs: parent of all runs.
         action, task, backbone: names; a fit goes to `runs/<task>/`, any other action to `runs/<action>/`.
         resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
+        source: the folder that a report is about; the report goes into it.
     """
+    if action == "report":
+        return str(Path(source or runs).expanduser() / "report")
     if resume and resume != "auto":
         return str(Path(resume).expanduser())
     parent = Path(runs) / (task if action == "fit" else action)
@@ -39,6 +45,11 @@ def run_folder(runs: str, action: str, task: str, backbone: str, resume: str | N
 def folder_name(overrides: str) -> str:
     """One folder's name for a job of a sweep: no slashes, quotes or spaces, at most 120 characters."""
     return re.sub(r"[^\w=.,+-]+", "-", overrides)[:120]
+
+
+def direction_of(mode: str) -> str:
+    """Optuna's word for a task's `mode` (`max` or `min`)."""
+    return {"max": "maximize", "min": "minimize"}[mode]
 
 
 def _can_go_on(folder: Path, backbone: str) -> bool:

@@ -113,3 +113,15 @@ def test_refuses_what_is_no_fixed_affine_map() -> None:
         batch_norm_affine(nn.GroupNorm(1, 4))
     with pytest.raises(ValueError, match="kernel size 4"):
         DilatedReparamBlock(4, 4)
+
+
+def test_without_branches_only_the_training_differs(tiny: Build, shake: Shake) -> None:
+    plain, branched = (tiny(kernel_sizes=(3, 13, 13, 7), dilated_branches=choice) for choice in (False, True))
+    assert not any(isinstance(module, DilatedReparamBlock) for module in plain.modules())
+    shake(plain)
+    assert_merges(plain, torch.randn(2, plain.in_chans, 48, 40))
+    sizes = [
+        sum(parameter.numel() for parameter in model.reparameterize().parameters())
+        for model in (plain, branched)
+    ]
+    assert sizes[0] == sizes[1]

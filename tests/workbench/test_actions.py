@@ -195,7 +195,7 @@ def test_full_disk_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "checkpoints/last.ckpt")
 
-    monkeypatch.setattr("workbench.files.torch.save", full)
+    monkeypatch.setattr("workbench.checkpoint_files.torch.save", full)
     with pytest.raises(SystemExit):
         act(*TINY, "task=audio_folder")
     assert "the disk is full (checkpoints/last.ckpt)" in caplog.text

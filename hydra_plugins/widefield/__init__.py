@@ -1,0 +1,1 @@
+"""Sweepers of this workbench; Hydra finds them by the package's name."""

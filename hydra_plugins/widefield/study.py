@@ -1,0 +1,175 @@
+"""A sweep that Optuna steers: it chooses the next settings from the values of the runs before.
+
+The study is kept in an SQLite file, so that a killed one goes on: `sweep.resume=DIR` first finishes the runs that were
+under way, tries the failed ones again, then asks for new ones until there are `n_trials`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
+
+from hydra_plugins.widefield.sweepers import FrozenSweeper
+from workbench.errors import UsageError
+from workbench.extras import need
+from workbench.sweeps.folder import Job, job_folder
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+log = logging.getLogger("widefield")
+
+
+class StudySweeper(FrozenSweeper):
+    """Search the settings with the best monitored metric.
+
+    Args:
+        params: as for the grid, and intervals: `optimizer.lr: tag(log, interval(1e-4, 1e-2))`.
+        n_trials: runs in all.
+        n_jobs: runs chosen at once, none knowing the others' values; for launchers that run several together.
+        direction: `maximize` or `minimize`.
+        storage: an address of Optuna's; `None`: `study.db` in the sweep's folder.
+        sampler: makes the sampler, given a seed.
+    """
+
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int,
+        direction: Literal["minimize", "maximize"],
+        sampler: "Callable[..., BaseSampler]",
+        storage: str | None = None,
+        params: DictConfig | None = None,
+    ) -> None:
+        super().__init__(params)
+        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.direction, self.storage, self.sampler = direction, storage, sampler
+
+    def check(self, overrides: list[Override]) -> None:
+        need("sweep", "hydra/sweeper=optuna")
+        if self.n_trials < 1 or self.n_jobs < 1:
+            raise UsageError(f"n_trials and n_jobs must be at least 1, not {self.n_trials} and {self.n_jobs}")
+        if not any(override.is_sweep_override() for override in overrides):
+            raise UsageError(
+                "a study needs something to vary, e.g. 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+            )
+
+    def run(self, overrides: list[Override], resumed: bool) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        fixed = [
+            f"{o.get_key_element()}={o.get_value_element_as_str()}"
+            for o in overrides
+            if not o.is_sweep_override()
+        ]
+        study = optuna.create_study(
+            study_name="widefield",
+            storage=self.storage or f"sqlite:///{self.folder.path.resolve() / 'study.db'}",
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        # Another seed after a resume, or the sampler would propose its first settings once more.
+        study.sampler = self.sampler(seed=int(self.config.seed) + len(study.trials))
+        self.folder.axes = list(space)
+        waiting = self._left_behind(study, fixed)
+        log.info(
+            "study: %d of %d runs are settled, in %s",
+            len(self.folder.jobs) - len(waiting),
+            self.n_trials,
+            self.folder.path,
+        )
+        while batch := self._next(study, space, fixed, waiting):
+            values = self.launch([job for _, job in batch])
+            for (number, _), value in zip(batch, values, strict=True):
+                study.tell(number, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+        if any(trial.value is not None for trial in study.trials):
+            best = ", ".join(f"{key}={value}" for key, value in study.best_params.items())
+            log.info("best: %s gives %.4g", best, study.best_value)
+
+    def _left_behind(self, study: "Study", fixed: list[str]) -> list[tuple[int, Job]]:
+        """Runs of the study that were under way when it was killed, and failed ones, which are asked for once more."""
+        from optuna.trial import TrialState
+
+        waiting: dict[str, tuple[int, Job]] = {}
+        settled = set()
+        for trial in study.trials:
+            job = self._job(trial, fixed)
+            if trial.state == TrialState.RUNNING:
+                waiting[job.folder] = (trial.number, job)
+            elif trial.state == TrialState.FAIL:
+                waiting[job.folder] = (-1, job)
+            elif trial.state == TrialState.COMPLETE:
+                settled.add(job.folder)
+            if job.folder not in {known.folder for known in self.folder.jobs}:
+                self.folder.jobs.append(job)
+        for folder in settled & set(waiting):
+            del waiting[folder]
+        for folder, (number, job) in waiting.items():
+            if number < 0:
+                before = next(trial for trial in study.trials if self._job(trial, fixed).folder == folder)
+                study.enqueue_trial(before.params, user_attrs={"folder": folder})
+                again = study.ask(before.distributions)
+                waiting[folder] = (again.number, job)
+        return list(waiting.values())
+
+    def _next(
+        self,
+        study: "Study",
+        space: "dict[str, BaseDistribution]",
+        fixed: list[str],
+        waiting: list[tuple[int, Job]],
+    ) -> list[tuple[int, Job]]:
+        """The next runs to make: those left behind, then new ones."""
+        from optuna.trial import TrialState
+
+        batch: list[tuple[int, Job]] = []
+        while len(batch) < self.n_jobs:
+            if waiting:
+                batch.append(waiting.pop(0))
+                continue
+            if len(self.folder.jobs) >= self.n_trials:
+                break
+            trial = study.ask(space)
+            job = self._job(trial, fixed)
+            self.folder.jobs.append(job)
+            self.folder.save()
+            if error := self.misfit(job):
+                self.record_misfit(job, error)
+                study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            batch.append((trial.number, job))
+        self.folder.save()
+        return batch
+
+    def _job(self, trial: Any, fixed: list[str]) -> Job:
+        params = {key: str(value) for key, value in trial.params.items()}
+        short = {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in trial.params.items()
+        }
+        folder = trial.user_attrs.get("folder") or job_folder(trial.number, self.n_trials, short)
+        return Job(folder, fixed + [f"{key}={value}" for key, value in params.items()])
+
+
+def distribution(override: Override) -> "BaseDistribution":
+    """Where Optuna may look, from Hydra's way to say it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, log_scale = value.start, value.end, "log" in value.tags
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log_scale)
+        return FloatDistribution(float(low), float(high), log=log_scale)  # type: ignore[arg-type]
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        edges = (value.start, value.stop, value.step)
+        whole = [edge for edge in edges if isinstance(edge, int)]
+        if len(whole) == len(edges):
+            return IntDistribution(whole[0], whole[1] - 1, step=whole[2])
+    return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -1,0 +1,211 @@
+"""Widefield's two sweepers: a grid that can be continued, and a study that Optuna steers.
+
+Hydra accepts sweepers from the package `hydra_plugins` only; conf/hydra/sweeper/ makes the first one the default. Both
+freeze the YAML when they start (a launcher would otherwise compose each run from what the files say by then), keep a
+list of their runs in `sweep.json`, and end with a report. They work with any of Hydra's launchers. This module is
+imported at every start, so it imports nothing heavy.
+"""
+
+import itertools
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, ValueType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from workbench.errors import UsageError, plain_errors
+from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
+from workbench.sweeps.words import KEY
+
+log = logging.getLogger("widefield")
+
+ROOT = Path(__file__).parents[2]
+
+
+class FrozenSweeper(Sweeper):
+    """What both sweepers share.
+
+    Args:
+        params: what to vary, in Hydra's syntax (`seed: 0,1,2`); the command line adds to it and wins.
+    """
+
+    config: DictConfig
+
+    def __init__(self, params: DictConfig | None = None) -> None:
+        self.params = {str(key): value for key, value in (params or {}).items()}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task_function = hydra_context, task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        with plain_errors():
+            resumed = self.config.sweep.resume is not None
+            # Words that begin so are about the sweep, not about its runs.
+            words = [word for word in arguments if not word.startswith("sweep.")]
+            overrides = self._parse([f"{key}={value}" for key, value in self.params.items()] + words)
+            self.check(overrides)
+            # For launchers that start their processes elsewhere.
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+            )
+            self.folder = self._open(Path(self.config.hydra.sweep.dir), arguments, resumed)
+            with self._stoppable():
+                self.run(overrides, resumed)
+            self._finish()
+
+    def check(self, overrides: list[Override]) -> None:
+        """Raise a `UsageError` where what is said makes no sweep of this kind."""
+
+    def run(self, overrides: list[Override], resumed: bool) -> None:
+        """Make every run that is still to be made."""
+        raise NotImplementedError
+
+    def launch(self, jobs: Sequence[Job]) -> list[float | None]:
+        """Hand jobs to the launcher; returns their values, `None` for those that failed."""
+        first = self.folder.jobs.index(jobs[0])
+        words = [[*job.overrides, f"hydra.sweep.subdir='{job.folder}'"] for job in jobs]
+        try:
+            returned = self.launcher.launch(words, initial_job_idx=first)
+            return [done.return_value for done in returned]
+        except Exception as error:  # each run's own errors are in its record; this is the launcher's
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.error("error: the launcher stopped early: %s", said)
+            return [self.folder.record(job).get("value") for job in jobs]
+
+    def misfit(self, job: Job) -> str | None:
+        """Why the words of a job do not compose, in a sentence; `None` if they do."""
+        try:
+            self.context.config_loader.load_sweep_config(self.config, job.overrides)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return " ".join(str(error).split())
+        return None
+
+    def record_misfit(self, job: Job, error: str) -> None:
+        """Record a run that cannot even be started."""
+        log.error("run %s: failed: %s", job.folder, error)
+        record = {"overrides": job.overrides, "axes": self.folder.axes, "started": now()}
+        write_record(self.folder.path / job.folder, status=FAILED, error=error, value=None, **record)
+
+    def _open(self, path: Path, words: list[str], resumed: bool) -> SweepFolder:
+        """The sweep's folder with its snapshot; from here on everything is composed from that."""
+        if resumed:
+            folder = SweepFolder.load(path)
+        elif (path / SWEEP).exists():
+            raise UsageError(
+                f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder"
+            )
+        else:
+            (main,) = (
+                source for source in self.context.config_loader.get_sources() if source.provider == "main"
+            )
+            hydra_words = [
+                word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
+            ]
+            name = str(self.config.hydra.job.config_name)
+            folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
+            folder.take_snapshot(Path(main.path))
+            folder.save()
+        search_path = create_config_search_path(str(folder.snapshot.resolve()))
+        self.context = HydraContext(ConfigLoaderImpl(search_path), self.context.callbacks)
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=self.task_function, config=self.config
+        )
+        return folder
+
+    def _parse(self, words: list[str]) -> list[Override]:
+        """What is said, each key once: the last time counts."""
+        parsed = OverridesParser.create(self.context.config_loader).parse_overrides(words)
+        return list({override.get_key_element(): override for override in parsed}.values())
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if "submitit" not in str(self.config.hydra.launcher._target_):  # those runs go on elsewhere
+                self.folder.mark_stopped()
+            log.warning("the sweep was stopped; to go on with it: python run.py %s=%s", KEY, self.folder.path)
+            number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            sys.exit(128 + number)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _finish(self) -> None:
+        from workbench.sweeps.end import finish
+
+        sys.exit(finish(self.folder, report=bool(self.config.sweep.report)))
+
+
+class GridSweeper(FrozenSweeper):
+    """Every combination of the values given; `sweep.resume=DIR` makes those runs that are missing, failed or killed."""
+
+    def run(self, overrides: list[Override], resumed: bool) -> None:
+        if not resumed:
+            self.folder.axes, self.folder.jobs = self._grid(overrides)
+            self.folder.save()
+        pending = self.folder.unfinished()
+        misfits = {job.folder: error for job in pending if (error := self.misfit(job))}
+        if pending and len(misfits) == len(self.folder.jobs):  # nothing but a mistake
+            shutil.rmtree(self.folder.path)
+            raise UsageError(misfits[pending[0].folder])
+        for job in pending:
+            if job.folder in misfits:
+                self.record_misfit(job, misfits[job.folder])
+        pending = [job for job in pending if job.folder not in misfits]
+        log.info("sweep: %d of %d runs to make, in %s", len(pending), len(self.folder.jobs), self.folder.path)
+        if pending:
+            self.launch(pending)
+
+    def _grid(self, overrides: list[Override]) -> tuple[list[str], list[Job]]:
+        """The axes and all combinations, the last axis running fastest."""
+        choices = {override.get_key_element(): self._values(override) for override in overrides}
+        axes = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        combinations = list(itertools.product(*choices.values()))
+        jobs = []
+        for number, values in enumerate(combinations):
+            setting = dict(zip(choices, values, strict=True))
+            name = job_folder(number, len(combinations), {axis.lstrip("+"): setting[axis] for axis in axes})
+            jobs.append(Job(name, [f"{key}={value}" for key, value in setting.items()]))
+        return axes, jobs
+
+    def _values(self, override: Override) -> list[str]:
+        if not override.is_sweep_override():
+            return [override.get_value_element_as_str()]
+        if not override.is_discrete_sweep():
+            raise UsageError(
+                f"{override.input_line}: intervals are for hydra/sweeper=optuna, a grid needs values"
+            )
+        if override.value_type != ValueType.GLOB_CHOICE_SWEEP:
+            return [str(value) for value in override.sweep_string_iterator()]
+        pattern = override.value()
+        assert isinstance(pattern, Glob)
+        names = pattern.filter(self._options(override.key_or_group))
+        if not names:
+            raise UsageError(f"{override.input_line}: no file below conf/{override.key_or_group} fits")
+        return names
+
+    def _options(self, group: str) -> list[str]:
+        """The files of a group, or where it has only folders, theirs as FOLDER/NAME; none that begin with `_`."""
+        loader = self.context.config_loader
+        own = [name for name in loader.get_group_options(group) if not name.startswith("_")]
+        folders = [] if own else loader.list_groups(group)
+        return own + [f"{folder}/{name}" for folder in folders for name in self._options(f"{group}/{folder}")]

@@ -1,0 +1,330 @@
+"""The report on a folder of runs: right numbers, quick, and a page that works in a browser."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import DictConfig
+
+from workbench.errors import UsageError
+from workbench.report.gather import gather
+from workbench.report.table import Cell, Table, tables
+from workbench.report.write import write_report
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+TASKS = {"audio": ("speech_commands", "acc", "max"), "time_series": ("etth1", "mse", "min")}
+
+
+def put_run(
+    folder: Path, words: list[str], score: float | None, error: str | None = None, **result: Any
+) -> None:
+    """A run's folder as a sweep leaves it."""
+    folder.mkdir(parents=True)
+    status = "failed" if error else "done"
+    record = {"status": status, "error": error, "value": score, "overrides": words}
+    (folder / "job.json").write_text(json.dumps(record))
+    if error:
+        return
+    said = dict(word.split("=", 1) for word in words)
+    modality = said.get("modality", "audio")
+    task, metric, mode = TASKS[modality]
+    whole = {
+        **{
+            "modality": modality,
+            "task": task,
+            "backbone": "widefield_nano",
+            "seed": int(said.get("seed", 0)),
+        },
+        **{
+            "data": {"source": "sample", "data_dir": "x"},
+            "params": 800_000,
+            "epochs": 2,
+            "monitor": f"val/{metric}",
+        },
+        **{
+            "metrics": {f"test/{metric}": score, f"val/{metric}": 0.5, "test/loss": 1.0},
+            "best": 0.5,
+            "wall_s": 60.0,
+        },
+        **{"device": "cpu", "precision": "32-true", "git": "abc", "versions": {}, "checkpoint": None},
+    } | result
+    (folder / "result.json").write_text(json.dumps(whole))
+    (folder / "config.yaml").write_text(f"task:\n  mode: {mode}\n")
+    (folder / "metrics.csv").write_text(f"epoch,step,val/{metric}\n0,1,0.25\n1,2,0.5\n")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two modalities × two kernel sizes × two seeds, one of them failed."""
+    scores = {("audio", 3): (0.5, 0.7), ("audio", 13): (0.8, 0.9), ("time_series", 3): (0.4, 0.6)}
+    for (modality, kernel), pair in scores.items():
+        for seed, score in enumerate(pair):
+            words = [
+                f"modality={modality}",
+                f"backbone.kernel_size={kernel}",
+                f"seed={seed}",
+                "paths.samples=x",
+            ]
+            put_run(tmp_path / "sweep" / f"{modality}_{kernel}_{seed}", words, score)
+    for seed, error in enumerate((None, "the loss became <nan>")):
+        words = ["modality=time_series", "backbone.kernel_size=13", f"seed={seed}", "paths.samples=x"]
+        put_run(tmp_path / "sweep" / f"time_series_13_{seed}", words, 0.3, error)
+    return tmp_path / "sweep"
+
+
+def column(table: Table, name: str) -> list[Cell]:
+    return [row[table.columns.index(name)] for row in table.rows]
+
+
+def test_known_means_and_deviations(sweep: Path) -> None:
+    overview, audio, series = tables(gather(sweep))
+    assert audio.title == "audio: speech_commands"
+    assert audio.columns == [
+        "kernel_size",
+        "n",
+        "test/acc",
+        "test/loss",
+        "val/acc",
+        "parameters",
+        "wall time (s)",
+    ]
+    assert [cell.text for cell in column(audio, "kernel_size")] == ["13", "3"], "the best first"
+    # Sample standard deviations by hand: of (.8, .9) and of (.5, .7).
+    assert [cell.text for cell in column(audio, "test/acc")] == ["0.8500 ± 0.071", "0.6000 ± 0.14"]
+    assert [cell.best for cell in column(audio, "test/acc")] == [True, False]
+    assert not any(cell.best for cell in column(audio, "test/loss")), "equal means have no best"
+    assert [cell.text for cell in column(series, "n")] == ["1", "2"]
+    assert [cell.text for cell in column(series, "unfinished")] == ["1", ""]
+    assert [cell.text for cell in column(series, "test/mse")] == ["0.3000", "0.5000 ± 0.14"]
+    assert [cell.best for cell in column(series, "test/mse")] == [True, False], "less is better"
+    assert [cell.text for cell in column(overview, "speech_commands test/acc")] == [
+        "0.6000 ± 0.14 (2)",
+        "0.8500 ± 0.071 (2)",
+    ]
+    assert [cell.best for cell in column(overview, "etth1 test/mse")] == [False, True]
+    assert "| 13 | 2 | **0.8500 ± 0.071** |" in audio.markdown()
+
+
+def test_axes_are_what_varies(sweep: Path) -> None:
+    runs = gather(sweep)
+    assert runs.axes == ["modality", "kernel_size"], (
+        "a task says no more than its modality, samples' place nothing"
+    )
+    assert runs.table["kernel_size"].dtype.kind == "i"
+    assert runs.table["task"].notna().all(), "a failed run's task is known from its modality"
+    failed = runs.table[runs.table["status"] == "failed"]
+    assert failed["error"].tolist() == ["the loss became <nan>"]
+
+
+def test_a_setting_left_out_is_a_value(tmp_path: Path) -> None:
+    put_run(tmp_path / "a", ["seed=0"], 0.5)
+    put_run(tmp_path / "b", ["seed=0", "optimizer.lr=0.1"], 0.6)
+    runs = gather(tmp_path)
+    assert runs.axes == ["lr"]
+    assert runs.table["lr"].tolist() == ["default", "0.1"]
+
+
+def test_single_runs_and_strangers(tmp_path: Path) -> None:
+    """Runs without a sweep, a run that was killed at once, a broken file, a sweep's run that was never started."""
+    put_run(tmp_path / "runs" / "esc50" / "one", [], 0.5)
+    (tmp_path / "runs" / "esc50" / "one" / "job.json").unlink()
+    hydra = tmp_path / "runs" / "esc50" / "one" / ".hydra"
+    hydra.mkdir()
+    (hydra / "overrides.yaml").write_text("- optimizer.lr=0.1\n- 'task.name=''a b'''\n")
+    broken = tmp_path / "runs" / "esc50" / "two"
+    broken.mkdir()
+    (broken / "result.json").write_text('{"modality": "au')
+    wrong = tmp_path / "runs" / "esc50" / "three"
+    wrong.mkdir()
+    (wrong / "error.json").write_text('{"error": "no such file"}')
+    sweep = tmp_path / "runs" / "sweeps" / "now"
+    sweep.mkdir(parents=True)
+    about = {
+        "config_name": "config",
+        "hydra_words": [],
+        "words": [],
+        "cwd": ".",
+        "axes": ["seed"],
+        "started": "",
+    }
+    jobs = [{"folder": "0_seed=0", "overrides": ["seed=0"]}]
+    (sweep / "sweep.json").write_text(json.dumps(about | {"jobs": jobs}))
+    table = gather(tmp_path / "runs").table.set_index("run")
+    assert table["status"].to_dict() == {
+        "esc50/one": "done",
+        "esc50/two": "failed",
+        "esc50/three": "failed",
+        "sweeps/now/0_seed=0": "missing",
+    }
+    assert table.loc["esc50/three", "error"] == "no such file"
+    assert table.loc["esc50/one", "lr"] == "0.1"
+    assert (write_report(tmp_path / "runs")).is_file()
+
+
+def test_files_of_a_report(sweep: Path, recwarn: pytest.WarningsRecorder) -> None:
+    page = write_report(sweep)
+    report = page.parent
+    names = {str(file.relative_to(report)) for file in report.rglob("*") if file.is_file()}
+    figures = {"metric_by_modality", "metric_by_kernel_size", "metric_by_parameters", "metric_by_wall_time"}
+    figures |= {"learning_curves"}
+    # One metric a modality: there is nothing to compare along that axis.
+    figures -= {"metric_by_modality"}
+    assert names == {"runs.csv", "runs.parquet", "report.md", "report.html"} | {
+        f"figures/{n}.png" for n in figures
+    }
+    csv, parquet = pd.read_csv(report / "runs.csv"), pd.read_parquet(report / "runs.parquet")
+    assert len(csv) == len(parquet) == 8
+    assert list(csv) == list(parquet)
+    np.testing.assert_allclose(csv["score"], parquet["score"])
+    text = (report / "report.md").read_text()
+    assert "- `time_series_13_1` failed: the loss became <nan>" in text
+    assert "8 runs: 7 done, 1 failed" in text
+    assert "On embedded samples" in text
+    assert "http" not in page.read_text().replace("http://www.w3.org", ""), "self-contained"
+    again = write_report(sweep)
+    assert len(pd.read_csv(again.parent / "runs.csv")) == 8, "a report does not count itself"
+
+
+def test_no_result_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are no runs below"):
+        write_report(tmp_path)
+    put_run(tmp_path / "a", ["modality=audio"], None, error="no")
+    put_run(tmp_path / "b", ["modality=video"], None, error="no")
+    assert "2 failed" in write_report(tmp_path).with_name("report.md").read_text()
+
+
+def test_words_that_look_like_markup(tmp_path: Path) -> None:
+    put_run(tmp_path / "a", ["task.name=</script><b>|"], 0.5)
+    put_run(tmp_path / "b", ["task.name=other"], 0.6)
+    page = write_report(tmp_path)
+    assert page.read_text().count("</script>") == 2, "the page's own"
+    assert "\\|" in page.with_name("report.md").read_text()
+
+
+def test_action(sweep: Path, composed: Callable[..., DictConfig]) -> None:
+    from workbench.actions import run_action
+
+    run_action(composed("action=report", f"input={sweep}", f"paths.run={sweep / 'report'}"))
+    assert (sweep / "report" / "report.html").is_file()
+    with pytest.raises(SystemExit):
+        run_action(composed("action=report", "input=/does/not/exist", f"paths.run={sweep / 'other'}"))
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_ten_thousand_results_in_ten_seconds(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(10_000):
+        words = [f"seed={number % 5}", f"modality={'audio' if number % 2 else 'time_series'}"]
+        words += [f"backbone.kernel_size={(3, 7, 13)[number // 5 % 3]}"] if kind == "grid" else []
+        words += [f"optimizer.lr={rng.lognormal():.6g}"] if kind == "search" else []
+        put_run(tmp_path / f"{number:05d}", words, float(rng.uniform()))
+    started = time.process_time()  # of one core; on a busy machine the clock on the wall says nothing
+    page = write_report(tmp_path)
+    assert time.process_time() - started < 10
+    assert len(pd.read_parquet(page.with_name("runs.parquet"))) == 10_000
+
+
+# -- in a browser ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser of this machine; CI sets WIDEFIELD_BROWSER=required, so that it cannot be missing there."""
+    required = os.environ.get("WIDEFIELD_BROWSER") == "required"
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None and not required:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium-headless-shell)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A tab that may reach nothing but files, and in which no error may happen."""
+    errors: list[str] = []
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
+    yield tab
+    context.close()
+    assert errors == []
+
+
+def texts(page: Any, table: str, column: str) -> list[str]:
+    """A column of the table with this heading, as shown."""
+    names = page.locator(f"h2:text-is('{table}') ~ div table").first.locator("thead button").all_inner_texts()
+    position = names.index(column) + 1
+    rows = page.locator(f"h2:text-is('{table}') ~ div table").first.locator(f"tbody td:nth-child({position})")
+    found: list[str] = rows.all_inner_texts()
+    return found
+
+
+def head(page: Any, table: str, column: str) -> Any:
+    heads = page.locator(f"h2:text-is('{table}') ~ div table").first.locator("thead th")
+    return heads.filter(has=page.locator(f"button:text-is('{column}')"))
+
+
+def test_page_in_a_browser(page: Any, sweep: Path) -> None:
+    page.goto(write_report(sweep).as_uri())
+    assert page.title() == "Report on sweep"
+    # Figures are drawn, not broken.
+    widths = page.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert len(widths) == 4
+    assert min(widths) > 300
+    # The best is bold.
+    best = page.locator("h2:text-is('All tasks') ~ div table").first.locator("td.best").all_inner_texts()
+    assert best == ["0.8500 ± 0.071 (2)", "0.3000 (1)"]
+    # Sorting: up, then down; what is missing stays last.
+    head(page, "Runs", "score").locator("button").click()
+    scores = [float(text) for text in texts(page, "Runs", "score") if text]
+    assert scores == sorted(scores)
+    assert texts(page, "Runs", "score")[-1] == ""
+    head(page, "Runs", "score").locator("button").click()
+    assert [float(text) for text in texts(page, "Runs", "score") if text] == sorted(scores, reverse=True)
+    assert texts(page, "Runs", "score")[-1] == ""
+    # Numbers are sorted as numbers.
+    head(page, "Runs", "kernel_size").locator("button").click()
+    assert [int(text) for text in texts(page, "Runs", "kernel_size")] == [3] * 4 + [13] * 4
+    # Filters: words, bounds, ranges, the opposite; together.
+    head(page, "Runs", "modality").locator("input").fill("AUDIO")
+    assert len(texts(page, "Runs", "run")) == 4
+    head(page, "Runs", "score").locator("input").fill(">=0.7")
+    assert sorted(texts(page, "Runs", "score")) == ["0.7", "0.8", "0.9"]
+    head(page, "Runs", "score").locator("input").fill("0.75..0.85")
+    assert texts(page, "Runs", "score") == ["0.8"]
+    head(page, "Runs", "score").locator("input").fill("")
+    head(page, "Runs", "modality").locator("input").fill("!audio")
+    head(page, "Runs", "status").locator("input").fill("failed")
+    assert texts(page, "Runs", "error") == ["the loss became <nan>"]
+    # The link leads to the run.
+    link = page.locator("#runs tbody a").first
+    target = page.evaluate("link => link.href", link.element_handle())
+    assert target == (sweep / "time_series_13_1").as_uri() + "/"
+    listing = page.context.new_page()
+    listing.goto(target)
+    assert "job.json" in listing.content()
+
+
+def test_many_runs_in_a_browser(page: Any, tmp_path: Path) -> None:
+    for number in range(450):
+        put_run(tmp_path / f"{number:03d}", [f"seed={number}"], number / 450)
+    page.goto(write_report(tmp_path).as_uri())
+    assert len(texts(page, "Runs", "run")) == 200
+    bar = page.locator("#runs .bar")
+    assert "1–200 of 450 rows" in bar.inner_text()
+    bar.locator("button:text-is('next ›')").click()
+    bar.locator("button:text-is('next ›')").click()
+    assert texts(page, "Runs", "run")[-1] == "449"
+    assert bar.locator("button:text-is('next ›')").is_disabled()

@@ -1,0 +1,1 @@
+"""A folder of runs as one table: gathered, grouped, drawn, and put on one page."""

@@ -1,0 +1,258 @@
+"""A report's figures: the metric against each axis, against size and time, and learning curves laid over each other."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from workbench.files import write_atomically
+from workbench.report.gather import Runs
+from workbench.resolvers import folder_name
+
+MOST_CURVES = 60  # runs in a panel of learning curves
+MOST_COLOURS = 10  # settings that a legend names
+MOST_NAMES = 40  # values of an axis of words
+MARKERS = "osD^vPX*<>"
+
+
+def draw(runs: Runs, folder: Path) -> list[Path]:
+    """Draw what the runs allow and return the files."""
+    drawn: list[Path] = []
+    done = runs.done
+    if done.empty:
+        return drawn
+    for axis in runs.axes:
+        if done[axis].nunique() > 1:
+            path = folder / f"metric_by_{folder_name(axis)}.png"
+            if _by_axis(runs, axis, path):
+                drawn.append(path)
+    for column, label, name in (
+        ("params", "parameters", "metric_by_parameters"),
+        ("wall_s", "wall time (s)", "metric_by_wall_time"),
+    ):
+        drawn.append(folder / f"{name}.png")
+        _scatter(runs, column, label, drawn[-1])
+    curves = folder / "learning_curves.png"
+    if _learning_curves(runs, curves):
+        drawn.append(curves)
+    return drawn
+
+
+def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
+    """The metric of each run against one axis, with mean and standard deviation; other axes as colours.
+
+    Returns whether there was anything to compare.
+    """
+    done = runs.done
+    of_task = axis in ("modality", "task")
+    grouped = [rows for _, rows in done.groupby("metric" if of_task else "task", sort=False)]
+    panels = [("" if of_task else _title(rows), rows) for rows in grouped if rows[axis].nunique() > 1]
+    if not panels:  # e.g. modalities that have no metric in common
+        return False
+    others = [
+        other for other in runs.axes if other != axis and (of_task or other not in ("modality", "task"))
+    ]
+    figure, grid = _panels(len(panels))
+    for panel, (name, rows) in zip(grid, panels, strict=False):
+        colours = _settings(rows, others)
+        places, numeric = _places(panel, rows[axis])
+        groups = (
+            list(rows.groupby(colours, sort=False)) if colours.nunique() <= MOST_COLOURS else [("", rows)]
+        )
+        for position, (label, group) in enumerate(groups):
+            # Beside each other where the axis has no room between its values.
+            shift = 0.0 if numeric else (position - (len(groups) - 1) / 2) * min(0.12, 0.6 / len(groups))
+            x = places.loc[group.index] + shift
+            colour, marker = f"C{position}", MARKERS[position % len(MARKERS)]
+            panel.plot(
+                x,
+                group["score"],
+                "_",
+                color="black",
+                alpha=0.6 if len(group) < 50 else 0.1,
+                markersize=9,
+                zorder=3,
+            )
+            means = group.groupby(x)["score"].agg(["mean", "std"])
+            if len(means) <= MOST_NAMES:
+                panel.errorbar(
+                    means.index,
+                    means["mean"],
+                    yerr=means["std"].fillna(0),
+                    color=colour,
+                    marker=marker,
+                    markersize=6,
+                    linestyle="-" if numeric else "",
+                    capsize=3,
+                    label=str(label) or None,
+                )
+        panel.set_xlabel(axis)
+        _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
+    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path)
+    return True
+
+
+def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
+    panels = [(_title(rows), rows) for _, rows in runs.done.groupby("task", sort=False)]
+    axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
+    figure, grid = _panels(len(panels))
+    for panel, (name, rows) in zip(grid, panels, strict=False):
+        colours = _settings(rows, axes)
+        groups = (
+            list(rows.groupby(colours, sort=False)) if colours.nunique() <= MOST_COLOURS else [("", rows)]
+        )
+        for position, (setting, group) in enumerate(groups):
+            panel.plot(
+                pd.to_numeric(group[column]),
+                group["score"],
+                MARKERS[position % len(MARKERS)],
+                alpha=0.75,
+                markeredgewidth=0,
+                label=str(setting) or None,
+            )
+        if _spread(rows[column]) > 20:
+            panel.set_xscale("log")
+        elif column == "params":
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
+        panel.set_xlabel(label)
+        _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
+    _close(figure, f"Test metric by {label}, a point a run", path)
+
+
+def _learning_curves(runs: Runs, path: Path) -> bool:
+    """The monitored metric by epoch, a line a run, coloured by setting; returns whether any run has a history."""
+    drawn = []
+    for _, rows in runs.done.groupby("task", sort=False):
+        monitor = str(rows["monitor"].iloc[0])
+        ranked = rows.sort_values("score", ascending=not runs.maximise.get(str(rows["metric"].iloc[0]), True))
+        # With very many runs some, evenly spaced by rank, the best among them.
+        chosen = ranked.iloc[
+            np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), MOST_CURVES)).astype(int))
+        ]
+        histories = {
+            index: _history(runs.folder / str(row["run"]), monitor) for index, row in chosen.iterrows()
+        }
+        histories = {index: history for index, history in histories.items() if history[0]}
+        if histories:
+            drawn.append(
+                (_title(rows), monitor, chosen.loc[list(histories)].sort_index(), histories, len(rows))
+            )
+    if not drawn:
+        return False
+    axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
+    figure, grid = _panels(len(drawn))
+    for panel, (name, monitor, rows, histories, count) in zip(grid, drawn, strict=False):
+        settings = _settings(rows, axes)
+        names = list(dict.fromkeys(settings))
+        few = len(names) <= MOST_COLOURS
+        for index, (epochs, values) in histories.items():
+            position = names.index(settings[index]) if few else 0
+            panel.plot(
+                epochs,
+                values,
+                color=f"C{position}" if few else "0.4",
+                marker="." if len(epochs) < 30 else "",
+                markersize=4,
+                linewidth=1.1,
+                alpha=0.8,
+            )
+        if few and len(names) > 1:
+            for position, setting in enumerate(names):
+                panel.plot([], [], color=f"C{position}", label=setting)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("epoch")
+        shown = "" if len(histories) == count else f" ({len(histories)} of {count} runs)"
+        _finish(panel, name + shown, monitor, few and len(names) > 1)
+    _close(figure, "Learning curves, a line a run", path)
+    return True
+
+
+def _history(run: Path, monitor: str) -> tuple[list[int], list[float]]:
+    epochs, values = [], []
+    try:
+        with (run / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get(monitor):
+                    epochs.append(int(row["epoch"]) + 1)
+                    values.append(float(row[monitor]))
+    except OSError:
+        return [], []
+    return epochs, values
+
+
+def _title(rows: pd.DataFrame) -> str:
+    return f"{rows['modality'].iloc[0]}: {rows['task'].iloc[0]}"
+
+
+def _settings(rows: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
+    """What tells a run from others, apart from the seed, as a legend says it."""
+    axes = [axis for axis in axes if rows[axis].nunique(dropna=False) > 1]
+    if not axes:
+        return pd.Series("", index=rows.index)
+    labels = [axis + "=" + rows[axis].map(_short) for axis in axes]
+    return labels[0].str.cat(labels[1:], sep=", ") if len(labels) > 1 else labels[0]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
+    """Where an axis' values stand: numbers at their place, words in order; sets ticks and scale."""
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if numeric:
+        places = pd.to_numeric(values).astype(float)
+        known = sorted(places.unique())
+        if _spread(places) >= 50:
+            panel.set_xscale("log")
+        elif len(known) <= 12:
+            panel.set_xticks(known, [f"{value:.6g}" for value in known])
+        return places, True
+    names = sorted(values.astype(str).unique(), key=str)
+    places = values.astype(str).map({name: float(place) for place, name in enumerate(names)})
+    if len(names) <= MOST_NAMES:
+        long = max(map(len, names)) > 8
+        panel.set_xticks(
+            range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center"
+        )
+        panel.set_xlim(-0.5, len(names) - 0.5)
+    return places, False
+
+
+def _spread(values: pd.Series) -> float:
+    """How many times larger the largest value is than the smallest; 1 unless all are positive."""
+    numbers = pd.to_numeric(values, errors="coerce").dropna()
+    if numbers.empty or numbers.min() <= 0:
+        return 1.0
+    return float(numbers.max() / numbers.min())
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(max(count, 1), 2 if count == 4 else 3)
+    rows = math.ceil(max(count, 1) / columns)
+    figure = Figure(figsize=(4.8 * columns + 0.4, 3.6 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for panel in grid.flat[count:]:
+        panel.axis("off")
+    return figure, list(grid.flat)
+
+
+def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
+    panel.set_title(title, fontsize=10)
+    panel.set_ylabel(metric)
+    panel.grid(alpha=0.3)
+    panel.tick_params(labelsize=8)
+    if legend:
+        panel.legend(fontsize=7.5)
+
+
+def _close(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
+    write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))

@@ -1,0 +1,31 @@
+"""What a sweep says at its end: how many runs are done, why the others are not, where the report lies."""
+
+import logging
+from collections import Counter
+
+from workbench.sweeps.folder import DONE, MISSING, RUNNING, SweepFolder
+from workbench.sweeps.words import KEY
+
+log = logging.getLogger("widefield")
+
+
+def finish(sweep: SweepFolder, report: bool) -> int:
+    """Draw the report, sum the sweep up and return the exit code: 0 if every run is done."""
+    records = {job.folder: sweep.record(job) for job in sweep.jobs}
+    if report and records:
+        from workbench.report.write import write_report
+
+        written = write_report(sweep.path)
+        log.info("report: %s", written)
+    counts = Counter(record["status"] for record in records.values())
+    log.info("sweep: %s", ", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs")
+    for folder, record in records.items():
+        if record["status"] != DONE:
+            unknown = "was not started" if record["status"] == MISSING else "has not ended"
+            log.error("  %s: %s: %s", record["status"], folder, record.get("error") or unknown)
+    if counts[DONE] == len(records):
+        return 0
+    if counts[RUNNING]:
+        log.info("runs that a cluster still works on go on writing into %s", sweep.path)
+    log.info("to make only what is missing or failed: python run.py %s=%s", KEY, sweep.path)
+    return 1

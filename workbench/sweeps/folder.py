@@ -1,0 +1,117 @@
+"""A sweep's folder: its list of jobs, its snapshot of the YAML, and what became of each job.
+
+    sweep.json          the command, when and where it was started, the jobs
+    conf/               the YAML as it was then; every run of the sweep is composed from it
+    NUMBER_AXES/        one run each: an ordinary run folder, and job.json with how it ended
+    report/             see workbench/report
+
+Nothing heavy is imported here: the processes that only wait for a run use it too.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from workbench.files import write_json
+from workbench.resolvers import folder_name
+
+SWEEP, JOB, SNAPSHOT = "sweep.json", "job.json", "conf"
+DONE, FAILED, KILLED, RUNNING, MISSING = "done", "failed", "killed", "running", "missing"
+STOPPED = "stopped with the sweep"
+
+
+@dataclass
+class Job:
+    """One run to make: its folder's name and the words that compose it."""
+
+    folder: str
+    overrides: list[str]
+
+
+@dataclass
+class SweepFolder:
+    """The list of jobs of a sweep, kept in `sweep.json`.
+
+    Args:
+        path: the folder.
+        config_name: the primary configuration's name.
+        hydra_words: what was said about Hydra itself, e.g. `hydra/launcher=joblib`.
+        words: everything else that was said.
+        cwd: where the command was typed; relative paths among the words start there.
+        axes: keys that vary.
+        jobs: in the order they are started.
+    """
+
+    path: Path
+    config_name: str
+    hydra_words: list[str]
+    words: list[str]
+    cwd: str
+    axes: list[str] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    started: str = field(default_factory=lambda: now())
+
+    @property
+    def snapshot(self) -> Path:
+        return self.path / SNAPSHOT
+
+    def save(self) -> None:
+        content = {key: value for key, value in vars(self).items() if key not in ("path", "jobs")}
+        write_json(self.path / SWEEP, content | {"jobs": [vars(job) for job in self.jobs]})
+
+    @classmethod
+    def load(cls, path: Path) -> "SweepFolder":
+        content = json.loads((path / SWEEP).read_text())
+        jobs = [Job(**job) for job in content.pop("jobs")]
+        return cls(path=path, jobs=jobs, **content)
+
+    def take_snapshot(self, conf: Path) -> None:
+        """Copy the YAML below `conf`."""
+        for file in sorted(conf.rglob("*.yaml")):
+            target = self.snapshot / file.relative_to(conf)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """What is known of a job."""
+        return read_record(self.path / job.folder)
+
+    def mark_stopped(self) -> None:
+        """Record runs that had no time to do so themselves as killed."""
+        for job in self.jobs:
+            record = self.record(job)
+            if record["status"] == RUNNING:
+                write_record(self.path / job.folder, **record | {"status": KILLED, "error": STOPPED})
+
+    def unfinished(self) -> list[Job]:
+        """Jobs that are missing, failed or were killed."""
+        return [job for job in self.jobs if self.record(job)["status"] != DONE]
+
+
+def job_folder(number: int, count: int, axes: dict[str, str]) -> str:
+    """The name of a run's folder: its number and what is special about it, e.g. `03_modality=audio_seed=1`."""
+    width = len(str(max(count - 1, 0)))
+    name = "_".join(f"{key}={value}" for key, value in axes.items())
+    return f"{number:0{width}d}_{folder_name(name)}".rstrip("_")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run's `job.json`; where there is none the run is missing."""
+    try:
+        record: dict[str, Any] = json.loads((folder / JOB).read_text())
+    except FileNotFoundError:
+        return {"status": MISSING}
+    return record
+
+
+def write_record(folder: Path, **content: Any) -> None:
+    """Write a run's `job.json`."""
+    write_json(folder / JOB, content)
+
+
+def now() -> str:
+    """The time, to the second, in ISO 8601."""
+    return datetime.now().isoformat(timespec="seconds")

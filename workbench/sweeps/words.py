@@ -1,0 +1,63 @@
+"""`python run.py sweep.resume=DIR`: the command of an earlier sweep again, composed from its snapshot."""
+
+import os
+import sys
+from pathlib import Path
+
+from workbench.errors import UsageError
+from workbench.sweeps.folder import SWEEP, SweepFolder
+from workbench.sweeps.job import quoted
+
+KEY = "sweep.resume"
+MAY_CHANGE = (
+    "hydra/launcher",
+    "hydra.launcher.",
+    "hydra.sweeper.n_trials",
+    "hydra.sweeper.n_jobs",
+    "sweep.report",
+)
+
+
+def expand_resume(words: list[str]) -> list[str]:
+    """The command line with `sweep.resume=DIR` replaced by everything that made the sweep in DIR.
+
+    Raises:
+        UsageError: there is no sweep in DIR, or something else is said that would make other runs of it.
+    """
+    asked = [word.partition("=")[2] for word in words if word.startswith(f"{KEY}=")]
+    if not asked or asked[-1] in ("", "null"):
+        return words
+    path = Path(asked[-1].strip("'\"")).expanduser()
+    if not (path / SWEEP).is_file():
+        raise UsageError(f"{KEY}={path}: there is no {SWEEP} in it, so it is no sweep's folder")
+    new = [word for word in words if word not in ("-m", "--multirun") and not word.startswith(f"{KEY}=")]
+    others = [word for word in new if not word.startswith(MAY_CHANGE)]
+    if others:
+        raise UsageError(
+            f"{KEY} repeats the sweep's own command, so {' '.join(others)} cannot be said beside it; "
+            f"what can: {', '.join(MAY_CHANGE)}"
+        )
+    sweep = SweepFolder.load(path)
+    if not sweep.snapshot.is_dir():
+        raise UsageError(f"{KEY}={path}: its snapshot {sweep.snapshot} is gone")
+    path = path.resolve()
+    if Path(sweep.cwd).is_dir():
+        os.chdir(sweep.cwd)  # relative paths among the words start there
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    old = sweep.hydra_words
+    if any(word.startswith("hydra/launcher=") for word in new):
+        old = [word for word in old if not word.startswith(("hydra/launcher", "hydra.launcher."))]
+    said = {word.partition("=")[0] for word in new}
+    old = [word for word in (*old, *sweep.words) if word.partition("=")[0] not in said]
+    return [
+        *("--multirun", "--config-path", str((path / "conf").resolve()), "--config-name", sweep.config_name),
+        *(*old, *new, f"hydra.sweep.dir={quoted(path)}", f"{KEY}={quoted(path)}"),
+    ]
+
+
+def take_arguments() -> None:
+    """Expand `sweep.resume=DIR` in this process's own command line."""
+    try:
+        sys.argv[1:] = expand_resume(sys.argv[1:])
+    except UsageError as error:
+        sys.exit(f"error: {error}")
