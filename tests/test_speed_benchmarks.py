@@ -1,0 +1,58 @@
+"""benchmarks/depthwise.py and benchmarks/model.py, small, on a CPU."""
+
+import csv
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from tests_support import ROOT
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
+
+
+def test_depthwise_writes_table_and_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depthwise = importlib.import_module("depthwise")
+    for name, values in (("NETWORK", ((16, 7, 5),)), ("KERNEL_SIZES", (3, 5)), ("MAP_SIDES", (5, 8))):
+        monkeypatch.setattr(depthwise, name, values)
+    rows = depthwise.main(["--device", "cpu", "--batch", "1", "--out", str(tmp_path)])
+    assert [(row.series, row.side, row.kernel_size) for row in rows] == [
+        ("network", 7, 5),
+        ("kernel size", 14, 3),
+        ("kernel size", 14, 5),
+        ("map size", 5, 13),
+        ("map size", 8, 13),
+    ]
+    for row in rows:
+        assert row.f_ours > 0
+        assert row.fb_ours > 0
+        assert 0 < row.f_floor < row.fb_floor
+        assert row.error < 1e-5
+    with (tmp_path / "depthwise.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
+    assert (tmp_path / "depthwise.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert "ours is PyTorch's here" in shown
+    assert "TB/s" in shown
+
+
+def test_model_compares_forms_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = importlib.import_module("model")
+    threads = torch.get_num_threads()
+    try:
+        rows = model.main(
+            ["--device", "cpu", "--batch", "1", "--resolution", "32", "--models", "a", "--out", str(tmp_path)]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rows) == 8
+    assert all(row.images_per_s > 0 for row in rows)
+    with (tmp_path / "model.csv").open(newline="") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == [row.model for row in rows]
+    assert "deploy form, channels last" in capsys.readouterr().out
