@@ -80,7 +80,8 @@ def _read() -> dict[str, Tiling]:
 
 
 def _tiling(**fields: Any) -> Tiling:
-    return Tiling(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Tiling(**settings)
 
 
 def _write(tilings: dict[str, Tiling]) -> None:
