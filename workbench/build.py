@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from backbone import CheckpointError, UniRepLKNet, load_pretrained
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
+from tasks.freezing import frozen_modules
 from tasks.network import Network
 from tasks.task import Augment, Task
-from workbench.checkpoint_files import AtomicCheckpoints
+from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.errors import UsageError
 from workbench.extras import need
 
@@ -51,6 +52,8 @@ def check_composition(cfg: DictConfig) -> None:
         raise UsageError(
             f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
         )
+    with refused_settings():
+        frozen_modules(cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or []))
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.logger or {}):
             need(extra, f"logger={extra}")
@@ -149,7 +152,8 @@ def restore(cfg: DictConfig) -> Restored:
     """Rebuild the model of `cfg.ckpt`: its own modality, task and backbone, this command's paths and options."""
     if cfg.ckpt is None:
         raise UsageError(f"action={cfg.action.name} needs ckpt=PATH, a checkpoint of an earlier run")
-    content = read_checkpoint(Path(cfg.ckpt))
+    path, _ = find_checkpoint(cfg.ckpt)
+    content = read_checkpoint(path)
     stored = content["widefield"]
     own = _merge(cfg, stored["composition"])
     task = build_task(own, stored["facts"], pretrained=False)
@@ -157,24 +161,7 @@ def restore(cfg: DictConfig) -> Restored:
         task.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"{cfg.ckpt} does not fit its own description: {error}") from error
-    return Restored(own, task.eval(), Path(cfg.ckpt), int(content.get("epoch", 0)))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints, refusing anything that would run code."""
-    if not path.is_file():
-        raise CheckpointError(f"ckpt: there is no file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint, or one that would run code while it is read ({type(error).__name__}); refused"
-        ) from error
-    if not isinstance(content, dict) or "widefield" not in content:
-        raise CheckpointError(
-            f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
-        )
-    return content
+    return Restored(own, task.eval(), path, int(content.get("epoch", 0)))
 
 
 def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:

@@ -16,6 +16,7 @@ from workbench.console import console, print_table, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
 from workbench.results import write_config, write_result
+from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
 
@@ -30,6 +31,9 @@ def fit(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg)
     if trainer.is_global_zero:
         write_config(cfg)
+    if cfg.init_from and resume is None:
+        start_from(cfg, task)
+    freeze(cfg, task)
     embedder: Any = task.network.embedder
     if embedder.needs_statistics and resume is None:
         embedder.fit_statistics(data.training_raws())
@@ -127,7 +131,8 @@ def _settings(cfg: DictConfig) -> list[str]:
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
     free = ("task.data.num_workers", "task.data.samples_dir", "task.data.data_dir", "task.data.download")
     leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
-    leaves += ["seed", "trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
+    leaves += ["seed", "init_from", "freeze"]
+    leaves += ["trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
     return [leaf for leaf in leaves if leaf not in free]
 
 
