@@ -207,12 +207,21 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 @dataclass
 class Restored(Generic[AnyTask]):
-    """A model read from a checkpoint, with the composition it was trained in."""
+    """A model read from a checkpoint, with the composition it was trained in.
+
+    Args:
+        cfg: the composition, with this command's paths and options.
+        task: in evaluation mode.
+        checkpoint: its file; `FILE@PART` where it is a part of a joint run.
+        epoch: the one it was saved in.
+        joint: name of the joint run that it is a part of.
+    """
 
     cfg: DictConfig
     task: AnyTask
     checkpoint: Path
     epoch: int
+    joint: str | None = None
 
 
 def restore(cfg: DictConfig) -> Restored[Task]:
@@ -221,10 +230,14 @@ def restore(cfg: DictConfig) -> Restored[Task]:
     Of a joint run it is the member that this command says: by `task=`, `modality=`, or `ckpt=RUN@PART`.
     """
     path, content, part = _read_asked(cfg)
-    content = one_member(cfg, path, content, part)
+    joint = content["widefield"]["composition"]["task"]["name"]
+    content, member = one_member(cfg, path, content, part)
     own = _merge(cfg, content["widefield"]["composition"])
     task = build_task(own, content["widefield"]["facts"], pretrained=False)
-    return Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
+    restored = Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
+    if member is not None:
+        restored.checkpoint, restored.joint = Path(f"{path}@{member}"), joint
+    return restored
 
 
 def restore_all(cfg: DictConfig) -> Restored[Task] | Restored[JointTask]:

@@ -137,11 +137,11 @@ def draw_curves(history: Path, path: Path) -> None:
             panel.remove()
     for (r, c), name in places.items():
         panel = grid[r][c]
-        for split, style in (("train", "--"), ("val", "-")):
+        for split, style, colour in (("train", "--", "tab:blue"), ("val", "-", "tab:orange")):
             column = f"{split}/{name}"
             if column in table:
                 values = table[["epoch", column]].dropna()
-                panel.plot(values["epoch"] + 1, values[column], style, marker=".", label=split)
+                panel.plot(values["epoch"] + 1, values[column], style, marker=".", color=colour, label=split)
         panel.set_xlabel("epoch")
         panel.set_ylabel(name)
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -108,11 +108,14 @@ def members_of(content: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
 def member_content(content: dict[str, Any], name: str) -> dict[str, Any]:
     """One member of a joint checkpoint, as the checkpoint of an ordinary task."""
     stored = content["widefield"]
-    member = stored["composition"]["task"]["members"][name]
+    joint = stored["composition"]
+    member = joint["task"]["members"][name]
+    replaced = {key: joint["task"]["data"][key] for key in REPLACED}
+    data = member["task"]["data"] | {key: value for key, value in replaced.items() if value is not None}
     composition = {
         "modality": member["modality"],
-        "task": member["task"],
-        "backbone": stored["composition"]["backbone"],
+        "task": member["task"] | {"data": data},
+        "backbone": joint["backbone"],
     }
     return {
         "widefield": {**stored, "composition": composition, "facts": stored["facts"][name]},
@@ -153,16 +156,18 @@ def asked_member(cfg: DictConfig, path: Path, content: dict[str, Any], part: str
     return name
 
 
-def one_member(cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None) -> dict[str, Any]:
-    """The content of an ordinary checkpoint as it is, of a joint one the member that is asked about."""
+def one_member(
+    cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """The content of an ordinary checkpoint as it is; of a joint one the member that is asked about, and its name."""
     name = asked_member(cfg, path, content, part)
     if name is not None:
-        return member_content(content, name)
+        return member_content(content, name), name
     members = members_of(content)
     if members is not None:
         words = " or ".join(f"task={member['task']['name']}" for member in members.values())
         raise UsageError(f"{path} holds several tasks: say {words}")
-    return content
+    return content, None
 
 
 def listed(members: dict[str, dict[str, Any]]) -> str:

@@ -54,6 +54,7 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     asking.ckpt = path
     restored = restore(asking)
     name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
+    name += f" within {restored.joint}" if restored.joint else ""
     return Probed(restored.cfg, restored.task.to(device_of(cfg)).eval(), name, True)
 
 
