@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from workbench.files import write_atomically, write_json
+from workbench.members import resolved
 
 PACKAGES = (
     "torch",
@@ -25,8 +26,8 @@ PACKAGES = (
 
 def write_config(cfg: DictConfig) -> None:
     """Write the resolved configuration and the names of its parts into the run folder."""
-    folder = Path(cfg.paths.run)
-    write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(cfg, path, resolve=True))
+    folder, whole = Path(cfg.paths.run), resolved(cfg)
+    write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(whole, path))
     names = {group: cfg[group].name for group in ("modality", "task", "backbone", "action")}
     write_json(folder / "composition.json", names)
 

@@ -203,6 +203,10 @@ class DataModule(LightningDataModule):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
         self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
 
+    def by_task(self) -> "dict[str, DataModule]":
+        """The sources in it, by name; the name of an only one is empty."""
+        return {"": self}
+
     def facts(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
         return {}
