@@ -72,7 +72,7 @@ def finish(
     result = write_result(
         cfg,
         source=data.source,
-        data_dir=data.root,
+        data_dir=data.place,
         params=sum(parameter.numel() for parameter in task.network.parameters()),
         epochs=trainer.current_epoch,
         metrics=metrics,
@@ -126,9 +126,10 @@ def _settings(cfg: DictConfig) -> list[str]:
     """Leaves of the configuration that decide what is learnt."""
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
     free = ("task.data.num_workers", "task.data.samples_dir", "task.data.data_dir", "task.data.download")
+    elsewhere = ("task.data.shards.cache_", "task.data.shards.storage")
     leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
     leaves += ["seed", "trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
-    return [leaf for leaf in leaves if leaf not in free]
+    return [leaf for leaf in leaves if leaf not in free and not leaf.startswith(elsewhere)]
 
 
 def _leaves(node: Any, path: str) -> list[str]:
