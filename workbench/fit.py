@@ -82,7 +82,7 @@ def finish(
     result = write_result(
         cfg,
         source=data.source,
-        data_dir=data.root,
+        data_dir=data.place,
         params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
         epochs=trainer.current_epoch,
         metrics=metrics,
@@ -142,10 +142,13 @@ def _settings(cfg: DictConfig) -> list[str]:
     """Leaves of the configuration that decide what is learnt."""
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
     free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
+    elsewhere = ("data.shards.cache_", "data.shards.storage")
     leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
     leaves += ["seed", "init_from", "freeze"]
     leaves += ["trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
-    return [leaf for leaf in leaves if not leaf.endswith(free)]
+    return [
+        leaf for leaf in leaves if not leaf.endswith(free) and not any(part in leaf for part in elsewhere)
+    ]
 
 
 def _leaves(node: Any, path: str) -> list[str]:

@@ -7,7 +7,6 @@ distributed run draw the same task.
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,9 +200,9 @@ class JointData(LightningDataModule):
         return sources.pop() if len(sources) == 1 else "mixed"
 
     @property
-    def root(self) -> Path:
+    def place(self) -> str:
         """The folder that all the data lie in."""
-        return Path(os.path.commonpath([member.root.absolute() for member in self.members.values()]))
+        return os.path.commonpath([member.root.absolute() for member in self.members.values()])
 
     def describe(self) -> str:
         """A line for each task."""

@@ -120,7 +120,7 @@ def report(
     ]
     content = {
         "network": f"{own.backbone.name}, trained on {own.task.name}",
-        "data": {"source": data.source, "data_dir": str(data.root)},
+        "data": {"source": data.source, "data_dir": data.place},
         "metric": metric,
         "guessing": floor or None,
         "corruptions": {
