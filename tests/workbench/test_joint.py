@@ -85,6 +85,15 @@ def test_what_a_joint_run_leaves(run: Path) -> None:
     assert len(report["time_series"]["forecasts"]) == 4
 
 
+def test_info_counts_what_is_shared_once(act: Act, capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    act(*SMALL, "action=info", folder="info")
+    shown = capsys.readouterr().out
+    together, alone = re.findall(r"(\d\.\d+) M parameters; as 2 networks it would be (\d\.\d+) M", shown)[0]
+    assert float(together) * 1e6 == pytest.approx(result_of(run)["params"], abs=1e4)
+    assert float(together) < float(alone)
+    assert "7×6×8×24" in shown
+
+
 def test_config_is_resolved_as_each_member_means_it(run: Path, composed: Compose, samples: Path) -> None:
     config = OmegaConf.load(run / "config.yaml")
     members = config.task.members
