@@ -6,6 +6,8 @@ last is what the linear layers around a depthwise convolution want, and the orde
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 from torch import Tensor
@@ -95,27 +97,46 @@ def _convolve_by_patch(
     x_NHWC = _nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
     tiles = tiling.tiles(height, width)
-    grid = (triton.cdiv(channels, tiling.channels), triton.cdiv(n, tiling.images), tiles)
+    blocks = triton.cdiv(channels, tiling.channels)
+    splits = _splits(x.device, tiling, blocks * tiles, n)
     sums_TNC = x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums else None
-    squares_TBC = x_NHWC.new_empty(tiles, grid[1], channels, dtype=torch.float32) if sums else None
-    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_TBC)
-    sizes = (n, channels, height, width, -1 if flip else 1)
+    squares_TSC = x_NHWC.new_empty(tiles, splits, channels, dtype=torch.float32) if sums else None
+    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_TSC)
+    sizes = (n, height, width, -1 if flip else 1, splits)
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     common = {
+        "C": channels, "WHOLE": n % tiling.images == 0,
         "K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi,
         "CB": tiling.channels, "NB": tiling.images, "BIAS": bias is not None, "STORE": store, "SUMS": sums,
-        "num_warps": tiling.channels, "num_stages": 1,
+        **_options(tiling),
     }  # fmt: skip
+    grid = (blocks, splits, tiles)
     if tiling.by_column:
         toeplitz.conv_by_column[grid](*tensors, *sizes, **common)
     else:
         known = (height, width) if tiling.halo == (0, 0) else (0, 0)
         toeplitz.conv_by_tile[grid](*tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1])
     y = y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else y_NHWC
-    if sums_TNC is None or squares_TBC is None:
+    if sums_TNC is None or squares_TSC is None:
         return y, y, y
     sums_NC = sums_TNC[0] if tiles == 1 else sums_TNC.sum(0)
-    return y, sums_NC, squares_TBC.sum((0, 1))
+    return y, sums_NC, squares_TSC.sum((0, 1))
+
+
+def _options(tiling: Tiling) -> dict[str, int]:
+    options = {"num_warps": tiling.channels, "num_stages": 1}
+    return options | {"maxnreg": tiling.registers} if tiling.registers and not INTERPRETED else options
+
+
+def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:
+    """Programs among which the images are split, so that all run at once: bands are read once a program."""
+    programs = _multiprocessors(device) * tiling.resident
+    return max(1, min(triton.cdiv(images, tiling.images), programs // others))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype) -> Tensor:
@@ -162,13 +183,13 @@ def _weight_grad_by_patch(
         )
     (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     blocks = triton.cdiv(channels, tiling.channels)
-    splits = max(1, min(triton.cdiv(n, tiling.images), _FULL // (blocks * (2 * dj + 1))))
+    splits = _splits(x.device, tiling, blocks * (2 * dj + 1), n)
     shape = (splits, channels, 2 * dj + 1, 2 * di + 1, ph * pw, ph * pw)
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     common = {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
     toeplitz.weight_grad[blocks, splits, 2 * dj + 1](
-        _nhwc(x), _nhwc(grad), partial, n, channels, height, width, splits,
-        **common, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images, num_warps=tiling.channels, num_stages=1,
+        _nhwc(x), _nhwc(grad), partial, n, height, width, splits,
+        **common, C=channels, WHOLE=n % tiling.images == 0, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images, **_options(tiling),
     )  # fmt: skip
     out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x.device)
     together = 64

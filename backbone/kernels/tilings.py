@@ -19,7 +19,9 @@ class Tiling:
         reach: DI x DJ patches that the kernel reaches to each side.
         halo: HI x HJ input patches around the tile.
         channels: channels a program, one a warp.
-        images: images a program, a multiple of 8; of 16 for the gradient of the weight.
+        images: images at a time, a multiple of 8; of 16 for the gradient of the weight.
+        resident: programs that one multiprocessor runs at a time.
+        registers: registers a thread at most; 0: as many as the compiler likes.
     """
 
     patch: tuple[int, int]
@@ -28,6 +30,8 @@ class Tiling:
     halo: tuple[int, int]
     channels: int = 8
     images: int = 8
+    resident: int = 1
+    registers: int = 0
 
     @property
     def by_column(self) -> bool:

@@ -37,149 +37,271 @@ def joins(displacement, side, K, D):
     return any(offset % D == 0 and abs(offset) <= K // 2 * D for offset in offsets)
 
 
+@triton.constexpr_function
+def displacements(K, D, PH, PW, DI, DJ):
+    """The displacements (di, dj), in patches, whose bands hold taps."""
+    rows = [di for di in range(-DI, DI + 1) if joins(di, PH, K, D)]
+    columns = [dj for dj in range(-DJ, DJ + 1) if joins(dj, PW, K, D)]
+    return tuple((di, dj) for di in rows for dj in columns)
+
+
+@triton.constexpr_function
+def divides(block, size):
+    """Whether the last block is full."""
+    return size % block == 0
+
+
+@triton.constexpr_function
+def source(i, j, displacement, TI, TJ, HI, HJ):
+    """The number, in the order of reading, of the input patch displaced so from output patch (i, j); -1: none."""
+    from_i, from_j = i + displacement[0] + HI, j + displacement[1] + HJ
+    inside = i < TI and 0 <= from_i < TI + 2 * HI and 0 <= from_j < TJ + 2 * HJ
+    return from_i * (TJ + 2 * HJ) + from_j if inside else -1
+
+
+@triton.constexpr_function
+def last_group(first, rows, TI, DI, HI, FIRST, THEN):
+    """The last group of input patches that ``rows`` rows of output from ``first`` on need."""
+    row = min(first + rows - 1 + DI + HI, TI + 2 * HI - 1)
+    return 0 if row < FIRST else 1 + (row - FIRST) // THEN
+
+
+@triton.constexpr_function
+def first_rows(TI, DI, HI):
+    """Rows of input patches that the first 4 rows of a column's output need, rounded up to a power of two."""
+    rows = min(TI + 2 * HI, 4 + DI + HI)
+    return 1 << (rows - 1).bit_length()
+
+
+@triton.constexpr_function
+def rows_of_outputs(TI, TJ):
+    """Rows of output patches that are made together: 4 patches, or fewer."""
+    return min(max(1, 4 // TJ), 1 << (TI - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_read_first(rows, across):
+    """Rows of input patches that are read together at first: 16 patches, or fewer."""
+    return min(16 // across, 1 << (rows - 1).bit_length())
+
+
 @triton.jit
-def _row_pointers(base, n, c, i, j0, N, C, H, W, PH: tl.constexpr, PW: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the patches (i, j0), (i, j0 + 1), ... lie, and which of their pixels lie on the map: ``(j, n, a, c)``."""
-    a = tl.arange(0, PH * PW)[None, :]
-    h = i * PH + a // PW
-    w = (j0 + tl.arange(0, COLUMNS))[:, None] * PW + a % PW
-    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    pixel = (h * W + w) * C
-    image = n.to(tl.int64) * (H * W * C)
-    pointers = base + image[None, :, None, None] + pixel[:, None, :, None] + c[None, None, None, :]
-    mask = (n < N)[None, :, None, None] & inside[:, None, :, None] & (c < C)[None, None, None, :]
+def _group_pointers(
+    base, n, c, i0, j0, N, C, H, W,
+    PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """Where a group of ROWS x COLUMNS patches lies, the first (i0, j0), and which of its pixels lie on the map:
+    ``(p, n, a, c)``."""
+    p = tl.arange(0, ROWS * COLUMNS)
+    a = tl.arange(0, PH * PW)
+    if READ:
+        p = p[None, None, :, None]
+        a = a[:, None, None, None]
+        n = n[None, :, None, None]
+        c = c[None, None, None, :]
+    else:
+        p = p[:, None, None, None]
+        a = a[None, None, :, None]
+        n = n[None, :, None, None]
+        c = c[None, None, None, :]
+    h = (i0 + p // COLUMNS) * PH + a // PW
+    w = (j0 + p % COLUMNS) * PW + a % PW
+    mask = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    pointers = base + n.to(tl.int64) * (H * W * C) + c + (h * W + w) * C
+    if N is not None:
+        mask = mask & (n < N)
+    if not divides(c.shape[3], C):
+        mask = mask & (c < C)
     return pointers, mask
 
 
 @triton.jit
-def _unpack(row, COLUMNS: tl.constexpr):
-    """The tensors along the last dimension of ``row``, of which there are 1, 2 or 4."""
-    if COLUMNS == 1:
-        return (tl.reshape(row, row.shape[:-1]),)
-    elif COLUMNS == 2:
-        first, second = tl.split(row)
-        return first, second
+def _unpack(group, P: tl.constexpr):
+    """The tensors along the last dimension of ``group``; P, their number, is a power of two."""
+    if P == 1:
+        return (tl.reshape(group, group.shape[:-1]),)
     else:
-        even, odd = tl.split(tl.reshape(row, (row.shape[0], row.shape[1], row.shape[2], 2, 2)))
-        zeroth, second = tl.split(even)
-        first, third = tl.split(odd)
-        return zeroth, first, second, third
+        even, odd = tl.split(tl.reshape(group, (group.shape[0], group.shape[1], group.shape[2], P // 2, 2)))
+        evens = _unpack(even, P // 2)
+        odds = _unpack(odd, P // 2)
+        tensors = ()
+        for p in tl.static_range(P // 2):
+            tensors = tensors + (evens[p], odds[p])
+        return tensors
 
 
 @triton.jit
-def _pack(row, COLUMNS: tl.constexpr):
+def _pack(tensors, P: tl.constexpr):
     """The inverse of :func:`_unpack`."""
-    shape: tl.constexpr = row[0].shape
-    if COLUMNS == 1:
-        return tl.reshape(row[0], (shape[0], shape[1], shape[2], 1))
-    elif COLUMNS == 2:
-        return tl.join(row[0], row[1])
+    shape: tl.constexpr = tensors[0].shape
+    if P == 1:
+        return tl.reshape(tensors[0], (shape[0], shape[1], shape[2], 1))
+    elif P == 2:
+        return tl.join(tensors[0], tensors[1])
     else:
-        pairs = tl.join(tl.join(row[0], row[2]), tl.join(row[1], row[3]))
+        pairs = tl.join(tl.join(tensors[0], tensors[2]), tl.join(tensors[1], tensors[3]))
         return tl.reshape(pairs, (shape[0], shape[1], shape[2], 4))
 
 
 @triton.jit
-def _load_row(x, n, c, i, j0, N, C, H, W, PH: tl.constexpr, PW: tl.constexpr, COLUMNS: tl.constexpr):
-    """Patches (i, j0), ... of the input, zero outside the map: ``COLUMNS`` times ``(c, a, n)``."""
-    pointers, mask = _row_pointers(x, n, c, i, j0, N, C, H, W, PH, PW, COLUMNS)
-    return _unpack(tl.permute(tl.load(pointers, mask=mask, other=0.0), (3, 2, 1, 0)), COLUMNS)
+def _read_group(x, n, c, i0, j0, N, C, H, W, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """A group of ROWS x COLUMNS input patches, zero outside the map: ``(a, n, p, c)``."""
+    pointers, mask = _group_pointers(x, n, c, i0, j0, N, C, H, W, PH, PW, ROWS, COLUMNS, True)
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _patches(group):
+    """The patches of a group that was read: as many times ``(c, a, n)``."""
+    return _unpack(tl.permute(group, (3, 0, 1, 2)), group.shape[2])
+
+
+@triton.jit
+def _read_bands(
+    weight, c, C, sign, column, first: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
+):  # fmt: skip
+    """The bands of 4 displacements from the ``first`` on, ``column`` patches further right: ``(a, b, p, c)``.
+
+    In this order neighbouring threads read neighbouring taps.
+    """
+    P: tl.constexpr = 4
+    chosen: tl.constexpr = displacements(K, D, PH, PW, DI, DJ)
+    p = tl.arange(0, P)[None, None, :, None]
+    di = tl.zeros((1, 1, P, 1), tl.int32) + K * D  # beyond all taps
+    dj = tl.zeros((1, 1, P, 1), tl.int32) + column
+    for e in tl.static_range(P):
+        if first + e < len(chosen):
+            di = tl.where(p == e, chosen[first + e][0], di)
+            dj = tl.where(p == e, column + chosen[first + e][1], dj)
+    a = tl.arange(0, PH * PW)[:, None, None, None]
+    b = tl.arange(0, PH * PW)[None, :, None, None]
+    # Both offsets in pixels, shifted so that tap 0 lies at 0.
+    h = sign * (di * PH + a // PW - b // PW) + K // 2 * D
+    w = sign * (dj * PW + a % PW - b % PW) + K // 2 * D
+    mask = (h >= 0) & (h < K * D) & (w >= 0) & (w < K * D)
+    if D > 1:
+        mask = mask & (h % D == 0) & (w % D == 0)
+    if not divides(c.shape[0], C):
+        mask = mask & (c < C)[None, None, None, :]
+    pointers = weight + c[None, None, None, :] * (K * K) + h // D * K + w // D
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _arrange_bands(four, dtype: tl.constexpr):
+    """Of bands that were read: four times ``(c, b, a)``."""
+    return _unpack(tl.permute(four.to(dtype), (3, 1, 0, 2)), four.shape[2])
 
 
 @triton.jit
 def _load_bands(
-    weight, c, C, sign, di, dj0,
-    dtype: tl.constexpr, K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, COLUMNS: tl.constexpr,
+    weight, c, C, sign, dtype: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
 ):  # fmt: skip
-    """The matrices from the input patches (di, dj0), (di, dj0 + 1), ... to the output patch: ``(c, b, a)`` each."""
-    dj = dj0 + tl.arange(0, COLUMNS)[:, None, None, None]
-    a = tl.arange(0, PH * PW)[None, None, None, :]
-    b = tl.arange(0, PH * PW)[None, None, :, None]
-    # Both offsets in pixels, shifted so that tap 0 lies at 0.
-    h = sign * (di * PH + a // PW - b // PW) + K // 2 * D
-    w = sign * (dj * PW + a % PW - b % PW) + K // 2 * D
-    mask = (h >= 0) & (h < K * D) & (w >= 0) & (w < K * D) & (c < C)[None, :, None, None]
-    if D > 1:
-        mask = mask & (h % D == 0) & (w % D == 0)
-    pointers = weight + c[None, :, None, None] * (K * K) + h // D * K + w // D
-    taps = tl.load(pointers, mask=mask, other=0.0).to(dtype)
-    return _unpack(tl.permute(taps, (1, 2, 3, 0)), COLUMNS)
+    """The bands of all displacements: as many times ``(c, b, a)``. Four are read while four are arranged."""
+    count: tl.constexpr = len(displacements(K, D, PH, PW, DI, DJ))
+    bands = ()
+    ahead = _read_bands(weight, c, C, sign, 0, 0, K, D, PH, PW, DI, DJ)
+    for first in tl.static_range(0, count, 4):
+        four = ahead
+        if first + 4 < count:
+            ahead = _read_bands(weight, c, C, sign, 0, first + 4, K, D, PH, PW, DI, DJ)
+        bands = bands + _arrange_bands(four, dtype)
+    return bands
 
 
 @triton.jit
-def _finish_row(
-    row, total, squares, y, bias, n, c, i, j0, N, C, H, W,
-    PH: tl.constexpr, PW: tl.constexpr, COLUMNS: tl.constexpr,
+def _finish_group(
+    group, total, squares, y, bias, n, c, i0, j0, N, C, H, W,
+    PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALID: tl.constexpr,
     BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Bias, output and sums of finished output patches, ``COLUMNS`` times ``(c, b, n)``; returns the sums so far
-    ``(c, b, n)``."""
+    """Bias, output and sums of a group of finished output patches, each ``(c, b, n)``, of which VALID rows belong to
+    this tile; returns the sums so far ``(c, b, n)``."""
     b = tl.arange(0, PH * PW)
     if BIAS:
         shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[:, None, None]
         shifted = ()
-        for j in tl.static_range(COLUMNS):
-            shifted = shifted + (row[j] + shift,)
-        row = shifted
+        for p in tl.static_range(ROWS * COLUMNS):
+            shifted = shifted + (group[p] + shift,)
+        group = shifted
     if SUMS:
-        for j in tl.static_range(COLUMNS):
-            inside = (i * PH + b // PW < H) & ((j0 + j) * PW + b % PW < W)
-            counted = tl.where(inside[None, :, None] & (n < N)[None, None, :], row[j], 0.0)
+        for p in tl.static_range(ROWS * COLUMNS):
+            inside = ((i0 + p // COLUMNS) * PH + b // PW < H) & ((j0 + p % COLUMNS) * PW + b % PW < W)
+            inside = inside & (p // COLUMNS < VALID)
+            counted = tl.where(inside[None, :, None], group[p], 0.0)
+            if N is not None:
+                counted = tl.where((n < N)[None, None, :], counted, 0.0)
             total += counted
             squares += counted * counted
     if STORE:
         rounded = ()
-        for j in tl.static_range(COLUMNS):
-            rounded = rounded + (row[j].to(y.dtype.element_ty),)
-        pointers, mask = _row_pointers(y, n, c, i, j0, N, C, H, W, PH, PW, COLUMNS)
-        tl.store(pointers, tl.permute(_pack(rounded, COLUMNS), (3, 2, 1, 0)), mask=mask)
+        for p in tl.static_range(ROWS * COLUMNS):
+            rounded = rounded + (group[p].to(y.dtype.element_ty),)
+        pointers, mask = _group_pointers(y, n, c, i0, j0, N, C, H, W, PH, PW, ROWS, COLUMNS, False)
+        if VALID < ROWS:
+            mask = mask & (tl.arange(0, ROWS * COLUMNS) // COLUMNS < VALID)[:, None, None, None]
+        tl.store(pointers, tl.permute(_pack(rounded, ROWS * COLUMNS), (3, 2, 1, 0)), mask=mask)
     return total, squares
 
 
 @triton.jit
-def _store_sums(sums, sums_of_squares, total, squares, n, c, tile, N, C):
-    """``sums (tile, N, C)`` over one tile of the map, ``sums_of_squares (tile, block of images, C)``; both fp32."""
-    row = (tile * N + n).to(tl.int64)
+def _store_sums(sums, total, n, c, tile, N, C):
+    """``sums (tile, N, C)`` over one tile of the map."""
+    image = (tile * N + n).to(tl.int64)
     mask = (c < C)[:, None] & (n < N)[None, :]
-    tl.store(sums + row[None, :] * C + c[:, None], tl.sum(total, axis=1), mask=mask)
-    block = tile * tl.num_programs(1) + tl.program_id(1)
-    tl.store(sums_of_squares + block * C + c, tl.sum(tl.sum(squares, axis=1), axis=1), mask=c < C)
+    tl.store(sums + image[None, :] * C + c[:, None], tl.sum(total, axis=1), mask=mask)
 
 
 @triton.jit
-def _output_row(
-    patches, bands, c, n, i: tl.constexpr,
+def _store_squares(sums_of_squares, squares, c, tile, splits, C):
+    """``sums_of_squares (tile, split, C)`` over one tile of every ``splits``-th block of images."""
+    part = tile * splits + tl.program_id(1)
+    tl.store(sums_of_squares + part * C + c, tl.sum(tl.sum(squares, axis=1), axis=1), mask=c < C)
+
+
+@triton.jit
+def _output_group(
+    patches, bands, c, n, o: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr,
+    DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Output patches of row i of the tile: TJ times ``(c, b, n)``, fp32."""
-    row = ()
-    for j in tl.static_range(TJ):
-        acc = tl.zeros((c.shape[0], PH * PW, n.shape[0]), tl.float32)
-        for di in tl.static_range(-DI, DI + 1):
-            for dj in tl.static_range(-DJ, DJ + 1):
-                if i + di >= -HI and i + di < TI + HI and j + dj >= -HJ and j + dj < TJ + HJ:
-                    if joins(di, PH, K, D) and joins(dj, PW, K, D):
-                        patch = patches[(i + di + HI) * (TJ + 2 * HJ) + j + dj + HJ]
-                        acc = tl.dot(bands[(di + DI) * (3 * DJ + 1) + dj + DJ], patch, acc)
-        row = row + (acc,)
-    return row
+    """ROWS x TJ output patches, the first in row ``o`` of the tile: each ``(c, b, n)``, fp32.
+
+    One product for every patch in turn: the products of one patch wait for each other.
+    """
+    chosen: tl.constexpr = displacements(K, D, PH, PW, DI, DJ)
+    accs = ()
+    for _ in tl.static_range(ROWS * TJ):
+        accs = accs + (tl.zeros((c.shape[0], PH * PW, n.shape[0]), tl.float32),)
+    for e in tl.static_range(len(chosen)):
+        updated = ()
+        for p in tl.static_range(ROWS * TJ):
+            if source(o + p // TJ, p % TJ, chosen[e], TI, TJ, HI, HJ) >= 0:
+                patch = patches[source(o + p // TJ, p % TJ, chosen[e], TI, TJ, HI, HJ)]
+                updated = updated + (tl.dot(bands[e], patch, accs[p]),)
+            else:
+                updated = updated + (accs[p],)
+        accs = updated
+    return accs
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def conv_by_tile(
-    x, weight, bias, y, sums, sums_of_squares, N, C, H, W, sign,
+    x, weight, bias, y, sums, sums_of_squares, N, H, W, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
     DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """All bands stay in registers; input patches are read row by row, each output row made as soon as it can be.
+    """All bands stay in registers, for every ``splits``-th block of images; input patches are read in groups of 4,
+    AHEAD groups before they are needed, and each group of output patches made as soon as it can be.
 
-    TJ + 2 HJ is 1, 2 or 4 and DJ 0 or 1. ``STORE``: write the output. ``SUMS``: also sums of it and its squares, see
-    :func:`_store_sums`.
+    TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
+    the map, and ``sums_of_squares (tile, split, C)``; both fp32.
     """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
-    n = tl.program_id(1) * NB + tl.arange(0, NB)
     tile = tl.program_id(2)
     i0 = 0
     j0 = 0
@@ -191,81 +313,114 @@ def conv_by_tile(
         i0 = tile // tiles_across * TI
         j0 = tile % tiles_across * TJ
 
-    bands = ()
-    for di in tl.static_range(-DI, DI + 1):
-        if joins(di, PH, K, D):
-            # For DJ 1 four, of which three are used.
-            bands = bands + _load_bands(
-                weight, c, C, sign, di, -DJ, x.dtype.element_ty, K, D, PH, PW, 3 * DJ + 1
-            )
-        else:
-            for _ in tl.static_range(3 * DJ + 1):
-                bands = bands + (0,)
-
-    total = tl.zeros((CB, PH * PW, NB), tl.float32)
+    across: tl.constexpr = TJ + 2 * HJ
+    OUT: tl.constexpr = rows_of_outputs(TI, TJ)
+    FIRST: tl.constexpr = rows_read_first(TI + 2 * HI, across)
+    AHEAD: tl.constexpr = 2
+    THEN: tl.constexpr = OUT
+    groups: tl.constexpr = 1 + (TI + 2 * HI - FIRST + THEN - 1) // THEN if TI + 2 * HI > FIRST else 1
+    block = tl.program_id(1)
+    bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
     squares = tl.zeros((CB, PH * PW, NB), tl.float32)
-    patches = ()
-    for i in tl.static_range(-HI, TI + DI):
-        if i < TI + HI:
-            patches = patches + _load_row(x, n, c, i0 + i, j0 - HJ, N, C, H, W, PH, PW, TJ + 2 * HJ)
-        if i - DI >= 0:
-            row = _output_row(patches, bands, c, n, i - DI, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ)
-            total, squares = _finish_row(
-                row, total, squares, y, bias, n, c, i0 + i - DI, j0, N, C, H, W, PH, PW, TJ, BIAS, STORE, SUMS
-            )
+    while block * NB < N:
+        n = block * NB + tl.arange(0, NB)
+        M = None if WHOLE else N
+        total = tl.zeros((CB, PH * PW, NB), tl.float32)
+        patches = ()
+        read = (_read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across),)
+        for g in tl.static_range(groups):
+            for ahead in tl.static_range(1 if g == 0 else AHEAD, AHEAD + 1):
+                if g + ahead < groups:
+                    i = i0 - HI + FIRST + (g + ahead - 1) * THEN
+                    read = read + (_read_group(x, n, c, i, j0 - HJ, M, C, H, W, PH, PW, THEN, across),)
+            if g == 0:
+                patches = _patches(read[0])
+            else:
+                # Always true: but for this, Triton would wait for what was read as soon as it is asked for.
+                patches = patches + _patches(tl.where(block * NB < N, read[g], 0.0))
+            for o in tl.static_range(0, TI, OUT):
+                if last_group(o, OUT, TI, DI, HI, FIRST, THEN) == g:
+                    done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
+                    total, squares = _finish_group(
+                        done, total, squares, y, bias, n, c, i0 + o, j0, None if WHOLE else N, C, H, W,
+                        PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS,
+                    )  # fmt: skip
+        if SUMS:
+            _store_sums(sums, total, n, c, tile, N, C)
+        block += splits
     if SUMS:
-        _store_sums(sums, sums_of_squares, total, squares, n, c, tile, N, C)
+        _store_squares(sums_of_squares, squares, c, tile, splits, C)
+
+
+@triton.jit
+def _read_column(x, n, c, i0, j, N, C, H, W, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr):
+    """At least ROWS patches of one column, from (i0, j) on: as many times ``(c, a, n)``."""
+    patches = ()
+    for i in tl.static_range(0, ROWS, 8):
+        group = _read_group(
+            x, n, c, i0 + i, j, N, C, H, W, PH, PW, 8 if ROWS - i > 4 else 4 if ROWS - i > 2 else 2, 1
+        )
+        patches = patches + _patches(group)
+    return patches
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def conv_by_column(
-    x, weight, bias, y, sums, sums_of_squares, N, C, H, W, sign,
+    x, weight, bias, y, sums, sums_of_squares, N, H, W, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
     BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """For kernels and maps too large for :func:`conv_by_tile`: one column of output patches stays in registers, and
-    the bands of one horizontal displacement at a time. Input columns are read 2 DJ + 1 times."""
+    the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
     c = tl.program_id(0) * CB + tl.arange(0, CB)
-    n = tl.program_id(1) * NB + tl.arange(0, NB)
     tile = tl.program_id(2)
     columns = tl.cdiv(W, PW)
     i0 = tile // columns * TI
     j = tile % columns
-
-    outputs = ()
-    for _ in tl.static_range(TI):
-        outputs = outputs + (tl.zeros((CB, PH * PW, NB), tl.float32),)
-    for dj in range(-DJ, DJ + 1):
-        bands = ()
-        for di in tl.static_range(-DI, DI + 1):
-            if joins(di, PH, K, D):
-                bands = bands + _load_bands(weight, c, C, sign, di, dj, x.dtype.element_ty, K, D, PH, PW, 1)
-            else:
-                bands = bands + (0,)
-        for i in tl.static_range(-HI, TI + HI):
-            patch = _load_row(x, n, c, i0 + i, j + dj, N, C, H, W, PH, PW, 1)[0]
-            updated = ()
-            for o in tl.static_range(TI):
-                if i - o >= -DI and i - o <= DI and joins(i - o, PH, K, D):
-                    updated = updated + (tl.dot(bands[i - o + DI], patch, outputs[o]),)
-                else:
-                    updated = updated + (outputs[o],)
-            outputs = updated
-
-    total = tl.zeros((CB, PH * PW, NB), tl.float32)
+    chosen: tl.constexpr = displacements(K, D, PH, PW, DI, 0)
     squares = tl.zeros((CB, PH * PW, NB), tl.float32)
-    for o in tl.static_range(TI):
-        total, squares = _finish_row(
-            (outputs[o],), total, squares, y, bias, n, c, i0 + o, j, N, C, H, W, PH, PW, 1, BIAS, STORE, SUMS
-        )
+    block = tl.program_id(1)
+    while block * NB < N:
+        n = block * NB + tl.arange(0, NB)
+        outputs = ()
+        for _ in tl.static_range((TI + 3) // 4 * 4):
+            outputs = outputs + (tl.zeros((CB, PH * PW, NB), tl.float32),)
+        for dj in range(-DJ, DJ + 1):
+            ahead = _read_bands(weight, c, C, sign, dj, 0, K, D, PH, PW, DI, 0)
+            patches = _read_column(x, n, c, i0 - HI, j + dj, None if WHOLE else N, C, H, W, PH, PW, TI + 2 * HI)
+            for first in tl.static_range(0, len(chosen), 4):
+                bands = _arrange_bands(ahead, x.dtype.element_ty)
+                if first + 4 < len(chosen):
+                    ahead = _read_bands(weight, c, C, sign, dj, first + 4, K, D, PH, PW, DI, 0)
+                for e in tl.static_range(4):
+                    updated = ()
+                    for o in tl.static_range(len(outputs)):
+                        if first + e < len(chosen):
+                            if source(o, 0, chosen[first + e], TI, 1, HI, 0) >= 0:
+                                patch = patches[source(o, 0, chosen[first + e], TI, 1, HI, 0)]
+                                updated = updated + (tl.dot(bands[e], patch, outputs[o]),)
+                            else:
+                                updated = updated + (outputs[o],)
+                        else:
+                            updated = updated + (outputs[o],)
+                    outputs = updated
+        total = tl.zeros((CB, PH * PW, NB), tl.float32)
+        for o in tl.static_range(0, TI, 4):
+            total, squares = _finish_group(
+                outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, None if WHOLE else N, C, H, W,
+                PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS,
+            )  # fmt: skip
+        if SUMS:
+            _store_sums(sums, total, n, c, tile, N, C)
+        block += splits
     if SUMS:
-        _store_sums(sums, sums_of_squares, total, squares, n, c, tile, N, C)
+        _store_squares(sums_of_squares, squares, c, tile, splits, C)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def weight_grad(
-    x, grad, partial, N, C, H, W, splits,
+    x, grad, partial, N, H, W, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
@@ -280,36 +435,45 @@ def weight_grad(
     columns = tl.maximum(tl.cdiv(W, PW) - tl.abs(dj), 0)
     row_tiles = tl.cdiv(H, TI * PH)
     steps = tl.cdiv(tl.cdiv(N, NB) - split, splits) * columns * row_tiles
+    chosen: tl.constexpr = displacements(K, D, PH, PW, DI, 0)
+    FIRST: tl.constexpr = first_rows(TI, DI, HI)
+    groups: tl.constexpr = (TI + 3) // 4
 
     sums = ()
-    for _ in tl.static_range(2 * DI + 1):
+    for _ in tl.static_range(len(chosen)):
         sums = sums + (tl.zeros((CB, PH * PW, PH * PW), tl.float32),)
     step = 0
     while step < steps:
         j = first + step % columns
         i0 = step // columns % row_tiles * TI
         n = (split + step // (columns * row_tiles) * splits) * NB + tl.arange(0, NB)
-        patches = ()
-        for i in tl.static_range(-HI, TI + DI):
-            if i < TI + HI:
-                patches = patches + _load_row(x, n, c, i0 + i, j + dj, N, C, H, W, PH, PW, 1)
-            if i - DI >= 0:
-                g = tl.permute(_load_row(grad, n, c, i0 + i - DI, j, N, C, H, W, PH, PW, 1)[0], (0, 2, 1))
+        M = None if WHOLE else N
+        patches = _patches(_read_group(x, n, c, i0 - HI, j + dj, M, C, H, W, PH, PW, FIRST, 1))
+        for g in tl.static_range(groups):
+            if FIRST + (g - 1) * 4 < TI + 2 * HI and g > 0:
+                more = _read_group(
+                    x, n, c, i0 - HI + FIRST + (g - 1) * 4, j + dj, M, C, H, W, PH, PW, 4, 1
+                )
+                patches = patches + _patches(more)
+            grads = _patches(_read_group(grad, n, c, i0 + g * 4, j, M, C, H, W, PH, PW, 4, 1))
+            for o in tl.static_range(4):
+                grad_T = tl.permute(grads[o], (0, 2, 1))
                 updated = ()
-                for di in tl.static_range(-DI, DI + 1):
-                    if i - DI + di >= -HI and i - DI + di < TI + HI and joins(di, PH, K, D):
-                        updated = updated + (tl.dot(patches[i - DI + di + HI], g, sums[di + DI]),)
+                for e in tl.static_range(len(chosen)):
+                    if source(g * 4 + o, 0, chosen[e], TI, 1, HI, 0) >= 0:
+                        patch = patches[source(g * 4 + o, 0, chosen[e], TI, 1, HI, 0)]
+                        updated = updated + (tl.dot(patch, grad_T, sums[e]),)
                     else:
-                        updated = updated + (sums[di + DI],)
+                        updated = updated + (sums[e],)
                 sums = updated
         step += 1
 
     a = tl.arange(0, PH * PW)[None, :, None]
     b = tl.arange(0, PH * PW)[None, None, :]
     channel = (split * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
-    for d in tl.static_range(2 * DI + 1):
-        pointers = partial + (channel * (2 * DI + 1) + d) * (PH * PW * PH * PW) + a * (PH * PW) + b
-        tl.store(pointers, sums[d], mask=(c < C)[:, None, None])
+    for e in tl.static_range(len(chosen)):
+        pointers = partial + (channel * (2 * DI + 1) + chosen[e][0] + DI) * (PH * PW * PH * PW) + a * (PH * PW) + b
+        tl.store(pointers, sums[e], mask=(c < C)[:, None, None])
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
