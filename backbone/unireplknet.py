@@ -28,6 +28,7 @@ from backbone.batch_norm import affine_from_sums, takes_sums
 from backbone.checkpoints import LoadReport, default_source, load_pretrained
 from backbone.kernels import DepthwiseConv2d
 from backbone.kernels.depthwise import depthwise_conv2d_sums
+from backbone.kernels.grn_mlp import grn_mlp, takes
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
@@ -76,19 +77,16 @@ class GRN(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention from the mean of the map: 1x1 convolutions C -> ``hidden`` -> C, ReLU, sigmoid."""
+    """The gate of channel attention: 1x1 convolutions C -> ``hidden`` -> C, ReLU, sigmoid."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(channels, hidden, 1)
         self.up = nn.Conv2d(hidden, channels, 1)
 
-    def gate(self, mean_NC11: Tensor) -> Tensor:
+    def forward(self, mean_NC11: Tensor) -> Tensor:
         """The factor of each channel, ``(N, C, 1, 1)``, from the map's mean."""
         return cast(Tensor, self.up(F.relu(self.down(mean_NC11))).sigmoid())
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return x_NCHW * self.gate(x_NCHW.mean(dim=(2, 3), keepdim=True))
 
 
 class DropPath(nn.Module):
@@ -186,30 +184,40 @@ class UniRepLKNetBlock(nn.Module):
             self.pwconv2.append(nn.BatchNorm2d(dim))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def _gather(self, x_NCHW: Tensor) -> Tensor:
-        """Depthwise convolution, batch norm, squeeze-excite.
+    def _convolve(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Depthwise convolution, ``(N, C, H, W)``, and the scale, ``(N, C, 1, 1)``, and shift still to be applied to it.
 
-        Where the kernels sum their output on chip, norm and excitation need no pass of their own: both are a scale
-        and a shift of each channel of each map.
+        The scale is squeeze-excite's gate and the shift None; but where the kernels sum their output on chip, batch
+        norm needs no pass of its own either and is part of both.
         """
         pixels = x_NCHW.shape[2] * x_NCHW.shape[3]
         count = x_NCHW.shape[0] * pixels
         merged = isinstance(self.norm, nn.Identity)
         one = None if isinstance(self.dwconv, nn.Identity) else self.dwconv.as_one_convolution(x_NCHW)  # type: ignore[operator]
         if one is None or not (merged or takes_sums(self.norm, count)):
-            return cast(Tensor, self.se(self.norm(self.dwconv(x_NCHW))))
+            y_NCHW = self.norm(self.dwconv(x_NCHW))
+            return y_NCHW, self.se(y_NCHW.mean(dim=(2, 3), keepdim=True)), None
 
         y_NCHW, sums_NC, squares_C = depthwise_conv2d_sums(x_NCHW, *one)
-        scale_C, shift_C = torch.ones_like(squares_C), torch.zeros_like(squares_C)
-        if not merged:
-            scale_C, shift_C = affine_from_sums(self.norm, (sums_NC.sum(0), squares_C), count)
-        mean_NC = sums_NC / pixels * scale_C + shift_C
-        gate_NC11 = self.se.gate(mean_NC[:, :, None, None].to(y_NCHW.dtype)).float()
+        mean_NC = sums_NC / pixels
+        if merged:
+            return y_NCHW, self.se(mean_NC[:, :, None, None].to(y_NCHW.dtype)), None
+        scale_C, shift_C = affine_from_sums(self.norm, (sums_NC.sum(0), squares_C), count)
+        mean_NC = mean_NC * scale_C + shift_C
+        gate_NC11 = self.se(mean_NC[:, :, None, None].to(y_NCHW.dtype)).float()
         scale_NC11, shift_NC11 = gate_NC11 * scale_C[:, None, None], gate_NC11 * shift_C[:, None, None]
-        return torch.addcmul(shift_NC11.to(y_NCHW.dtype), y_NCHW, scale_NC11.to(y_NCHW.dtype))
+        return y_NCHW, scale_NC11.to(y_NCHW.dtype), shift_NC11.to(y_NCHW.dtype)
 
     def _forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = self._gather(x_NCHW)
+        y_NCHW, scale_NC11, shift_NC11 = self._convolve(x_NCHW)
+        if self.deploy and shift_NC11 is None and takes(y_NCHW):
+            up, grn, down = (cast(Any, layer) for layer in (self.pwconv1[1], self.act[1], self.pwconv2[0]))
+            weights = (up.weight, up.bias, grn.gamma, down.weight, down.bias)
+            return grn_mlp(y_NCHW, scale_NC11.flatten(1), *weights, x_NCHW)
+        if shift_NC11 is None:
+            y_NCHW = y_NCHW * scale_NC11
+        else:
+            y_NCHW = torch.addcmul(shift_NC11, y_NCHW, scale_NC11)
         y_NCHW = self.pwconv2(self.act(self.pwconv1(y_NCHW)))
         if self.gamma is not None:
             y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)

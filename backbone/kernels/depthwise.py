@@ -126,7 +126,8 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
         dtype = torch.get_autocast_dtype("cuda")
     else:
         dtype = x.dtype
-    return dtype in _HALF and use_kernels(x, weight, dilation)
+    plain_3x3 = weight.shape[-1] == 3 and dilation == 1  # the sums would cost more than the passes they save
+    return dtype in _HALF and not plain_3x3 and use_kernels(x, weight, dilation)
 
 
 def depthwise_conv2d_sums(

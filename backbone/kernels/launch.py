@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
@@ -21,7 +22,8 @@ INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
 _FULL = 264  # programs that occupy a large GPU (132 multiprocessors) twice
 
 
-def _nhwc(x_NCHW: Tensor) -> Tensor:
+def nhwc(x_NCHW: Tensor) -> Tensor:
+    """The map in channels-last memory."""
     x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
     # The interpreter multiplies bf16 matrices as if they were integers.
     return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
@@ -45,6 +47,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
 
     Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
     """
+    if weight.shape[-1] == 3 and not INTERPRETED:  # PyTorch's own is as fast as its memory lets it
+        turned = weight.flip(2, 3) if flip else weight
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(
+            nhwc(x).permute(0, 3, 1, 2), turned.to(x.dtype), bias,
+            padding=dilation, dilation=dilation, groups=weight.shape[0],
+        ).contiguous(memory_format=torch.channels_last)  # fmt: skip
     if _by_tap(x.dtype, weight.shape[-1]):
         return _convolve_by_tap(x, weight, bias, dilation, flip)
     return _convolve_by_patch(x, weight, bias, dilation, flip, store=True, sums=False)[0]
@@ -67,7 +76,7 @@ def convolve_with_sums(
 def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
     n, channels, height, width = x.shape
     kernel_size = weight.shape[-1]
-    x_NHWC = _nhwc(x)
+    x_NHWC = nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC)
     block = _channel_block(channels)
     pixels = n * height * width
@@ -94,7 +103,7 @@ def _convolve_by_patch(
             forward_tilings(dilation * (kernel_size // 2), height, width),
             lambda t: _convolve_by_patch(x, weight, bias, dilation, flip, store, sums, t),
         )
-    x_NHWC = _nhwc(x)
+    x_NHWC = nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
     tiles = tiling.tiles(height, width)
     blocks = triton.cdiv(channels, tiling.channels)
@@ -163,7 +172,7 @@ def _weight_grad_by_tap(
     partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(channels, block), splits, triton.cdiv(kernel_size, rows))
     taps.weight_grad_by_tap[grid](
-        _nhwc(x), _nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
+        nhwc(x), nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
         K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
     )  # fmt: skip
     return partial_SKKC.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous().to(dtype)
@@ -188,8 +197,9 @@ def _weight_grad_by_patch(
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     common = {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
     toeplitz.weight_grad[blocks, splits, 2 * dj + 1](
-        _nhwc(x), _nhwc(grad), partial, n, height, width, splits,
-        **common, C=channels, WHOLE=n % tiling.images == 0, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images, **_options(tiling),
+        nhwc(x), nhwc(grad), partial, n, height, width, splits,
+        **common, C=channels, WHOLE=n % tiling.images == 0, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images,
+        **_options(tiling),
     )  # fmt: skip
     out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x.device)
     together = 64

@@ -64,24 +64,28 @@ def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
         across = 1 << (columns - 1).bit_length()  # 1, 2 or 4 patches are read at once
         di, dj = _reach(reach, patch[0], rows), _reach(reach, patch[1], columns)
         if rows <= 16 and across <= 4 and _fits(di, dj, min(rows, 2 * di + 1) * across):
-            # Sixteen channels fill a sector of memory, and sixteen warps leave each 128 registers.
-            wide = patch == (1, 16) and di <= 6
-            for channels in (16, 8) if wide else (8, 16):
-                tilings.append(Tiling(patch, (rows, across), (di, dj), (0, 0), channels))
+            first = Tiling(patch, (rows, across), (di, dj), (0, 0))
+            if across == 1:
+                # Sixteen channels fill a sector of memory, but sixteen warps leave each 128 registers.
+                sixteen = replace(first, channels=16, images=16 if rows <= 4 else 8)
+                tilings += [sixteen, first] if di <= 6 else [first, sixteen]
+                tilings.append(replace(first, resident=2, registers=128))
+            else:
+                tilings.append(first)
     # Tiles with a border of input patches.
     patch = (2, 8)
     rows, columns = -(-height // patch[0]), -(-width // patch[1])
     di, dj = _reach(reach, patch[0]), _reach(reach, patch[1])
     tall = 7 if rows % 7 == 0 else 8
     if _fits(di, dj, (2 * di + 1) * 4):
-        tilings.append(Tiling(patch, (tall, 4 - 2 * dj), (di, dj), (di, dj)))
+        tilings.append(Tiling(patch, (tall, 4 - 2 * dj), (di, dj), (di, dj), resident=4))
     # One column at a time.
     dj = min(dj, columns - 1)
     if rows <= 14:
         columnwise = Tiling(patch, (rows, 0), (min(di, rows - 1), dj), (0, 0))
     else:
         columnwise = Tiling(patch, (tall, 0), (di, dj), (di, 0))
-    return (*tilings, columnwise, replace(columnwise, channels=16))
+    return (*tilings, replace(columnwise, resident=4), columnwise)
 
 
 def _fits(di: int, dj: int, window: int) -> bool:
@@ -92,12 +96,13 @@ def _fits(di: int, dj: int, window: int) -> bool:
 @lru_cache(maxsize=4096)
 def weight_grad_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
     """Tilings for the gradient of the weight, likewise: whole columns up to 16 patches high."""
-    patch = (2, 8)
-    rows, columns = -(-height // patch[0]), -(-width // patch[1])
-    dj = _reach(reach, patch[1], columns)
-    if rows <= 16:
-        first = Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16)
-    else:
-        di = _reach(reach, patch[0])
-        first = Tiling(patch, (8, 0), (di, dj), (di, 0), images=16)
-    return first, replace(first, channels=16)
+    tilings = []
+    for patch in ((1, 16), (2, 8)) if 8 < width <= 16 and height <= 16 and reach <= 6 else ((2, 8),):
+        rows, columns = -(-height // patch[0]), -(-width // patch[1])
+        dj = _reach(reach, patch[1], columns)
+        if rows <= 16:
+            tilings.append(Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16))
+        else:
+            di = _reach(reach, patch[0])
+            tilings.append(Tiling(patch, (8, 0), (di, dj), (di, 0), images=16))
+    return (*tilings, *(replace(tiling, resident=2) for tiling in tilings))

@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbone.kernels import taps, toeplitz
+from backbone.kernels import linear, taps, toeplitz
+from backbone.kernels.grn_mlp import blocking_down, blocking_up
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -28,13 +29,18 @@ TENSORS = {
     "weight_grad": "*fp32",
     "sums": "*fp32",
     "sums_of_squares": "*fp32",
+    "scale": "*bf16",
+    "residual": "*bf16",
+    "energy": "*fp32",
+    "gamma": "*bf16",
 }
 
 
 def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> tuple[int, int]:
     """Registers a thread and bytes spilled."""
+    tensors = TENSORS | ({"weight": "*bf16", "bias": "*bf16"} if kernel is linear.scaled_linear else {})
     signature = {
-        name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
+        name: "constexpr" if name in constants else tensors.get(name, "i32") for name in kernel.arg_names
     }
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -65,7 +71,7 @@ def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple
     tiling = forward_tilings(dilation * (k // 2), height, width)[0]
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
-    constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images}
+    constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
     constants |= {"BIAS": True, "STORE": True, "SUMS": sums}
     if tiling.by_column:
         return toeplitz.conv_by_column, constants, tiling.channels
@@ -78,8 +84,15 @@ def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], i
     tiling = weight_grad_tilings(k // 2, height, width)[0]
     (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants = {"K": k, "D": 1, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi}
-    constants |= {"CB": tiling.channels, "NB": tiling.images}
+    constants |= {"CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
     return toeplitz.weight_grad, constants, tiling.channels
+
+
+def layer(channels: int, up: bool) -> tuple[Any, dict[str, Any], int]:
+    blocking = blocking_up(channels) if up else blocking_down(channels)
+    k, d = (channels, 4 * channels) if up else (4 * channels, channels)
+    constants = {"K": k, "D": d, "BM": blocking.rows, "BN": blocking.columns, "BK": blocking.depth, "GROUP": 8}
+    return linear.scaled_linear, constants | {"IMAGES": 2, "GELU": up, "RESIDUAL": not up}, blocking.warps
 
 
 KERNELS = {
@@ -100,6 +113,10 @@ KERNELS = {
         {"K": 3, "D": 1, "ROWS": 3, "PIXELS": 16, "CB": 64},
         4,
     ),
+    "linear 80 to 320": layer(80, up=True),
+    "linear 320 to 1280": layer(320, up=True),
+    "linear 1280 to 320": layer(320, up=False),
+    "grn": (linear.grn_scale, {"D": 1280, "BM": 128, "IMAGES": 2, "BLOCKS": 4, "BD": 2048}, 4),
 }
 
 if __name__ == "__main__":
