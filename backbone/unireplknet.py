@@ -28,7 +28,7 @@ from backbone.batch_norm import affine_from_sums, takes_sums
 from backbone.checkpoints import LoadReport, default_source, load_pretrained
 from backbone.kernels import DepthwiseConv2d
 from backbone.kernels.depthwise import depthwise_conv2d_sums
-from backbone.kernels.grn_mlp import grn_mlp, takes
+from backbone.kernels.gelu_grn import gelu_grn, takes
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
@@ -185,7 +185,7 @@ class UniRepLKNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def _convolve(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Depthwise convolution, ``(N, C, H, W)``, and the scale, ``(N, C, 1, 1)``, and shift still to be applied to it.
+        """Depthwise convolution, ``(N, C, H, W)``, and the scale, ``(N, C, 1, 1)``, and shift that are still due.
 
         The scale is squeeze-excite's gate and the shift None; but where the kernels sum their output on chip, batch
         norm needs no pass of its own either and is part of both.
@@ -210,15 +210,17 @@ class UniRepLKNetBlock(nn.Module):
 
     def _forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW, scale_NC11, shift_NC11 = self._convolve(x_NCHW)
-        if self.deploy and shift_NC11 is None and takes(y_NCHW):
-            up, grn, down = (cast(Any, layer) for layer in (self.pwconv1[1], self.act[1], self.pwconv2[0]))
-            weights = (up.weight, up.bias, grn.gamma, down.weight, down.bias)
-            return grn_mlp(y_NCHW, scale_NC11.flatten(1), *weights, x_NCHW)
         if shift_NC11 is None:
             y_NCHW = y_NCHW * scale_NC11
         else:
             y_NCHW = torch.addcmul(shift_NC11, y_NCHW, scale_NC11)
-        y_NCHW = self.pwconv2(self.act(self.pwconv1(y_NCHW)))
+        hidden_NHWD = self.pwconv1(y_NCHW)
+        if takes(hidden_NHWD):
+            grn = cast(GRN, self.act[1])
+            hidden_NHWD = gelu_grn(hidden_NHWD, grn.gamma, grn.beta)
+        else:
+            hidden_NHWD = self.act(hidden_NHWD)
+        y_NCHW = self.pwconv2(hidden_NHWD)
         if self.gamma is not None:
             y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)
         return x_NCHW + cast(Tensor, self.drop_path(y_NCHW))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 ROOT = Path(__file__).parent.parent
 
 TINY = (
@@ -11,3 +13,9 @@ TINY = (
     "trainer=cpu",
     "trainer.max_epochs=1",
 )
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    """In the norm over all elements."""
+    ours, reference = ours.detach().double(), reference.detach().double()
+    return ((ours - reference).norm() / reference.norm().clamp_min(1e-30)).item()

@@ -4,9 +4,8 @@ Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for ba
 ``widefield::depthwise_conv2d_sums`` and ``widefield::depthwise_conv2d_moments``: each with fake implementation,
 autograd (twice differentiable where it is linear) and autocast, so they compile without graph breaks.
 
-``WIDEFIELD_KERNELS=on`` in the environment switches the kernels on. The default is off, everything by PyTorch, until
-they have been measured on a GPU; on CPUs they are tested. ``WIDEFIELD_KERNELS=interpret`` with ``TRITON_INTERPRET=1``
-runs them on a CPU too, in Triton's interpreter: slow, to look into them.
+``WIDEFIELD_KERNELS=off`` in the environment leaves everything to PyTorch. ``WIDEFIELD_KERNELS=interpret`` with
+``TRITON_INTERPRET=1`` runs the kernels on a CPU too, in Triton's interpreter: slow, to look into them.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ log = logging.getLogger(__name__)
 
 _OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # pixels across the largest kernel, dilation included
-_HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
-_DTYPES = (*_HALF, torch.float32)
+#: Types whose products run on tensor cores.
+HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+_DTYPES = (*HALF, torch.float32)
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Depthwise convolution: stride 1, "same" zero padding.
 
-    With ``WIDEFIELD_KERNELS=on``, on a CUDA GPU of compute capability 8.0 or later: Triton kernels (bf16 and fp16 on
+    On a CUDA GPU of compute capability 8.0 or later: Triton kernels (bf16 and fp16 on
     tensor cores, fp32 exactly); elsewhere, or where :func:`why_not` finds a reason,
     :func:`torch.nn.functional.conv2d`, and one line at INFO.
 
@@ -73,7 +73,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _setting() -> str:
-    return os.environ.get("WIDEFIELD_KERNELS", "off").lower()
+    return os.environ.get("WIDEFIELD_KERNELS", "on").lower()
 
 
 @torch.compiler.assume_constant_result
@@ -127,7 +127,7 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
     else:
         dtype = x.dtype
     plain_3x3 = weight.shape[-1] == 3 and dilation == 1  # the sums would cost more than the passes they save
-    return dtype in _HALF and not plain_3x3 and use_kernels(x, weight, dilation)
+    return dtype in HALF and not plain_3x3 and use_kernels(x, weight, dilation)
 
 
 def depthwise_conv2d_sums(

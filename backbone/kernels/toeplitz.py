@@ -398,7 +398,9 @@ def conv_by_column(
             outputs = outputs + (tl.zeros((CB, PH * PW, NB), tl.float32),)
         for dj in range(-DJ, DJ + 1):
             ahead = _read_bands(weight, c, C, sign, dj, 0, K, D, PH, PW, DI, 0)
-            patches = _read_column(x, n, c, i0 - HI, j + dj, None if WHOLE else N, C, H, W, PH, PW, TI + 2 * HI)
+            patches = _read_column(
+                x, n, c, i0 - HI, j + dj, None if WHOLE else N, C, H, W, PH, PW, TI + 2 * HI
+            )
             for first in tl.static_range(0, len(chosen), 4):
                 bands = _arrange_bands(ahead, x.dtype.element_ty)
                 if first + 4 < len(chosen):
@@ -461,9 +463,7 @@ def weight_grad(
         patches = _patches(_read_group(x, n, c, i0 - HI, j + dj, M, C, H, W, PH, PW, FIRST, 1))
         for g in tl.static_range(groups):
             if FIRST + (g - 1) * 4 < TI + 2 * HI and g > 0:
-                more = _read_group(
-                    x, n, c, i0 - HI + FIRST + (g - 1) * 4, j + dj, M, C, H, W, PH, PW, 4, 1
-                )
+                more = _read_group(x, n, c, i0 - HI + FIRST + (g - 1) * 4, j + dj, M, C, H, W, PH, PW, 4, 1)
                 patches = patches + _patches(more)
             grads = _patches(_read_group(grad, n, c, i0 + g * 4, j, M, C, H, W, PH, PW, 4, 1))
             for o in tl.static_range(4):
@@ -482,7 +482,9 @@ def weight_grad(
     b = tl.arange(0, PH * PW)[None, None, :]
     channel = (split * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
     for e in tl.static_range(len(chosen)):
-        pointers = partial + (channel * (2 * DI + 1) + chosen[e][0] + DI) * (PH * PW * PH * PW) + a * (PH * PW) + b
+        pointers = (
+            partial + (channel * (2 * DI + 1) + chosen[e][0] + DI) * (PH * PW * PH * PW) + a * (PH * PW) + b
+        )
         tl.store(pointers, sums[e], mask=(c < C)[:, None, None])
 
 

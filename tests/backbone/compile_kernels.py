@@ -14,8 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbone.kernels import linear, taps, toeplitz
-from backbone.kernels.grn_mlp import blocking_down, blocking_up
+from backbone.kernels import activation, taps, toeplitz
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -29,18 +28,22 @@ TENSORS = {
     "weight_grad": "*fp32",
     "sums": "*fp32",
     "sums_of_squares": "*fp32",
-    "scale": "*bf16",
-    "residual": "*bf16",
+    "first": "*fp32",
+    "second": "*fp32",
     "energy": "*fp32",
-    "gamma": "*bf16",
+    "gamma": "*fp32",
+    "dot": "*fp32",
+    "scale": "*fp32",
+    "slope": "*fp32",
+    "other": "*fp32",
+    "gamma_grad": "*fp32",
 }
 
 
 def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> tuple[int, int]:
     """Registers a thread and bytes spilled."""
-    tensors = TENSORS | ({"weight": "*bf16", "bias": "*bf16"} if kernel is linear.scaled_linear else {})
     signature = {
-        name: "constexpr" if name in constants else tensors.get(name, "i32") for name in kernel.arg_names
+        name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
     }
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -88,13 +91,6 @@ def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], i
     return toeplitz.weight_grad, constants, tiling.channels
 
 
-def layer(channels: int, up: bool) -> tuple[Any, dict[str, Any], int]:
-    blocking = blocking_up(channels) if up else blocking_down(channels)
-    k, d = (channels, 4 * channels) if up else (4 * channels, channels)
-    constants = {"K": k, "D": d, "BM": blocking.rows, "BN": blocking.columns, "BK": blocking.depth, "GROUP": 8}
-    return linear.scaled_linear, constants | {"IMAGES": 2, "GELU": up, "RESIDUAL": not up}, blocking.warps
-
-
 KERNELS = {
     "14x14 K13": forward(13, 1, 14, 14, sums=True),
     "7x7 K13": forward(13, 1, 7, 7, sums=False),
@@ -113,10 +109,13 @@ KERNELS = {
         {"K": 3, "D": 1, "ROWS": 3, "PIXELS": 16, "CB": 64},
         4,
     ),
-    "linear 80 to 320": layer(80, up=True),
-    "linear 320 to 1280": layer(320, up=True),
-    "linear 1280 to 320": layer(320, up=False),
-    "grn": (linear.grn_scale, {"D": 1280, "BM": 128, "IMAGES": 2, "BLOCKS": 4, "BD": 2048}, 4),
+    "gelu": (
+        activation.scaled_gelu,
+        {"D": 1280, "BM": 16, "BD": 128, "BETA": False, "GRAD": True},
+        4,
+    ),
+    "gelu sums": (activation.sums_over_pixels, {"D": 1280, "BP": 32, "BD": 128, "GRAD": True}, 4),
+    "grn": (activation.factors, {"D": 1280, "BD": 2048, "GRAD": True}, 4),
 }
 
 if __name__ == "__main__":

@@ -41,3 +41,18 @@ def shake() -> Callable[[nn.Module], None]:
                     value.add_(0.2 * torch.randn_like(value))
 
     return move
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device on which the kernels run."""
+    pytest.importorskip("triton")
+    if request.param == "cpu":
+        if torch.cuda.is_available():
+            pytest.skip("where there is a GPU, kernels are compiled and not interpreted")
+        monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")
+    else:
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+    return request.param  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """The depthwise operator against PyTorch's in fp64: in Triton's interpreter on a CPU, and (marked gpu) compiled."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests_support import relative_error
 from torch import Tensor, nn
 
 from backbone import UniRepLKNet
@@ -21,20 +22,6 @@ from backbone.reparam import DilatedReparamBlock
 from backbone.unireplknet import UniRepLKNetBlock
 
 LARGEST_ERROR = {torch.bfloat16: 3e-3, torch.float16: 1e-3, torch.float32: 1e-5}
-ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-@pytest.fixture(params=["cpu", ON_GPU])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A device on which the kernels run."""
-    pytest.importorskip("triton")
-    if request.param == "cpu":
-        if torch.cuda.is_available():
-            pytest.skip("where there is a GPU, kernels are compiled and not interpreted")
-        monkeypatch.setenv("WIDEFIELD_KERNELS", "interpret")
-    elif not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return request.param
 
 
 @dataclass(frozen=True)
@@ -70,11 +57,6 @@ CASES = [
 ]
 #: Maps cut into several tiles, and kernels too large for all their bands: slow in the interpreter.
 LARGE_CASES = [Case(1, 1, 33, 18, 9), Case(1, 1, 9, 34, 31), Case(1, 1, 30, 17, 17)]
-
-
-def relative_error(ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.detach().double(), reference.detach().double()
-    return ((ours - reference).norm() / reference.norm().clamp_min(1e-30)).item()
 
 
 def reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,148 @@
+"""``gelu_grn``: GELU and global response normalisation of a map in two passes over it, and in two backward.
+
+    h = gelu(x),   y = h (1 + gamma |h| / mean |h|) + beta
+
+with |h| the norm of a channel over the pixels of one image (GRN, arXiv 2301.00808, equations 1-3). The map between the
+two linear layers of a block has 4C channels; nothing else in the network moves as many bytes. One pass reads it for the
+norms, one reads it again and writes y; h is never written, and computing it twice costs less than moving it.
+
+Registered with ``torch.library`` as ``widefield::gelu_grn``, differentiable once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from backbone.kernels.depthwise import HALF, use_kernels
+
+
+def takes(x_NHWD: Tensor) -> bool:
+    """Whether :func:`gelu_grn` can serve a map like x: half precision, where the kernels are on."""
+    return x_NHWD.dtype in HALF and use_kernels(x_NHWD, x_NHWD.new_empty(1, 1, 3, 3))
+
+
+def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """GELU, then GRN.
+
+    Args:
+        x_NHWD: ``(N, H, W, D)``, for which :func:`takes`.
+        gamma, beta: of GRN, D values of any float type and shape; beta may be None.
+
+    Returns:
+        ``(N, H, W, D)``, of the type of x.
+    """
+    beta = None if beta is None else beta.flatten()
+    return cast(Tensor, torch.ops.widefield.gelu_grn(x_NHWD, gamma.flatten(), beta)[0])
+
+
+@torch.library.custom_op("widefield::gelu_grn", mutates_args=())
+def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    from backbone.kernels import activation
+
+    x = x.contiguous()
+    n, channels = x.shape[0], x.shape[-1]
+    pixels = x.shape[1] * x.shape[2]
+    energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
+    y = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        activation.sums_over_pixels[_by_image(n, channels)](
+            x, x, energy, energy, pixels, **_sums_blocks(channels), D=channels, GRAD=False
+        )
+        activation.factors[(n,)](
+            energy, gamma, energy, scale, energy, energy, D=channels, BD=_power(channels), GRAD=False
+        )
+        activation.scaled_gelu[_by_row(n * pixels, channels)](
+            x, x, scale, scale if beta is None else beta, y, n * pixels, pixels,
+            **_row_blocks(channels), D=channels, BETA=beta is not None, GRAD=False,
+        )  # fmt: skip
+    return y, energy
+
+
+@_gelu_grn.register_fake
+def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return contiguous, x.new_empty(x.shape[0], x.shape[-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("widefield::gelu_grn_backward", mutates_args=())
+def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gamma and beta, the last two fp32."""
+    from backbone.kernels import activation
+
+    x, grad = x.contiguous(), grad.contiguous()
+    n, channels = x.shape[0], x.shape[-1]
+    pixels = x.shape[1] * x.shape[2]
+    dot, total, scale, slope, of_gamma = (torch.empty_like(energy) for _ in range(5))
+    x_grad = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        activation.sums_over_pixels[_by_image(n, channels)](
+            x, grad, dot, total, pixels, **_sums_blocks(channels), D=channels, GRAD=True
+        )
+        activation.factors[(n,)](
+            energy, gamma, dot, scale, slope, of_gamma, D=channels, BD=_power(channels), GRAD=True
+        )
+        activation.scaled_gelu[_by_row(n * pixels, channels)](
+            x, grad, scale, slope, x_grad, n * pixels, pixels,
+            **_row_blocks(channels), D=channels, BETA=False, GRAD=True,
+        )  # fmt: skip
+    return x_grad, of_gamma.sum(0), total.sum(0)
+
+
+@_backward.register_fake
+def _(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return contiguous, torch.empty_like(energy[0]), torch.empty_like(energy[0])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    x, gamma, beta = inputs
+    ctx.save_for_backward(x, gamma, output[1])
+    ctx.beta_dtype = None if beta is None else beta.dtype
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, gamma, energy = ctx.saved_tensors
+    x_grad, gamma_grad, beta_grad = _backward(x, gamma, energy, grad)
+    return (
+        x_grad,
+        gamma_grad.to(gamma.dtype),
+        None if ctx.beta_dtype is None else beta_grad.to(ctx.beta_dtype),
+    )
+
+
+_gelu_grn.register_autograd(_gradients, setup_context=_save)
+
+
+# -- how the map is cut ----------------------------------------------------------------------------------------
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _channel_block(channels: int) -> int:
+    """A power of two of at most 128 that wastes no channel, or 32."""
+    return max(32, min(128, channels & -channels))
+
+
+def _sums_blocks(channels: int) -> dict[str, int]:
+    block = _channel_block(channels)
+    return {"BP": 4096 // block, "BD": block}
+
+
+def _row_blocks(channels: int) -> dict[str, int]:
+    block = _channel_block(channels)
+    return {"BM": 2048 // block, "BD": block}
+
+
+def _by_image(images: int, channels: int) -> tuple[int, int]:
+    return images, -(-channels // _channel_block(channels))
+
+
+def _by_row(rows: int, channels: int) -> tuple[int, int]:
+    blocks = _row_blocks(channels)
+    return -(-rows // blocks["BM"]), -(-channels // blocks["BD"])
