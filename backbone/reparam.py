@@ -167,10 +167,16 @@ class DilatedReparamBlock(nn.Module):
             return None
         if not all(takes_sums(norm, count) for _, norm, _ in branches):
             return None
+        weights, dilations = (
+            [cast(Tensor, conv.weight) for conv, _, _ in branches],
+            [d for _, _, d in branches],
+        )
+        sums_BC = squares_BC = None
+        if any(norm.training for _, norm, _ in branches):
+            sums_BC, squares_BC = depthwise_conv2d_moments(x_NCHW, weights, dilations)
         kernel, bias = torch.zeros(()), torch.zeros(())
-        for conv, norm, dilation in branches:
-            weight = cast(Tensor, conv.weight)
-            sums = depthwise_conv2d_moments(x_NCHW, weight, dilation) if norm.training else None
+        for i, (weight, (_, norm, dilation)) in enumerate(zip(weights, branches, strict=True)):
+            sums = None if sums_BC is None or squares_BC is None else (sums_BC[i], squares_BC[i])
             scale, shift = affine_from_sums(norm, sums, count)
             dense = undilate(weight * scale.view(-1, 1, 1, 1), dilation)
             kernel = kernel.to(dense) + F.pad(dense, [(self.kernel_size - dense.shape[-1]) // 2] * 4)

@@ -60,8 +60,11 @@ def pytorch(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
-def with_backward(convolve: object, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(convolve(x, weight), (x, weight), grad)  # type: ignore[operator]
+def with_backward(convolve: object, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Output's gradients, for the input as the output's gradient."""
+    # Leaves of this stream, or else autograd waits for another one, which a graph cannot.
+    leaf, kernel = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    return torch.autograd.grad(convolve(leaf, kernel), (leaf, kernel), x)  # type: ignore[operator]
 
 
 def measure(
@@ -77,20 +80,13 @@ def measure(
 
     ours = median_ms([lambda x=x: depthwise_conv2d(x, weight) for x in xs], device)
     theirs = min(median_ms([lambda x=x: pytorch(x, weight) for x in each], device) for each in layouts)
-    weight.requires_grad_()
-    for each in layouts:
-        for x in each:
-            x.requires_grad_()
-    ours_both = median_ms(
-        [lambda x=x: with_backward(depthwise_conv2d, x, weight, x.detach()) for x in xs], device
-    )
+    ours_both = median_ms([lambda x=x: with_backward(depthwise_conv2d, x, weight) for x in xs], device)
     theirs_both = min(
-        median_ms([lambda x=x: with_backward(pytorch, x, weight, x.detach()) for x in each], device)
-        for each in layouts
+        median_ms([lambda x=x: with_backward(pytorch, x, weight) for x in each], device) for each in layouts
     )
-    few = xs[0][:4].detach()
-    exact = pytorch(few.double(), weight.detach().double())
-    error = (depthwise_conv2d(few, weight.detach()).double() - exact).norm() / exact.norm()
+    few = xs[0][:4]
+    exact = pytorch(few.double(), weight.double())
+    error = (depthwise_conv2d(few, weight).double() - exact).norm() / exact.norm()
     return Row(
         series,
         *shape,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
@@ -34,7 +35,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
 
     On a CUDA GPU of compute capability 8.0 or later: Triton kernels (bf16 and fp16 on
     tensor cores, fp32 exactly); elsewhere, or where :func:`why_not` finds a reason,
-    :func:`torch.nn.functional.conv2d`, and one line at INFO.
+    :func:`torch.nn.functional.conv2d`, and one line at INFO. A plain 3 x 3 is always PyTorch's.
 
     Args:
         x: map, ``(N, C, H, W)``, best in channels-last memory, as the result is.
@@ -52,7 +53,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     [4.0, 6.0, 6.0, 6.0, 4.0]
     """
     _check(x, weight, bias, dilation)
-    if use_kernels(x, weight, dilation):
+    if use_kernels(x, weight, dilation) and not _is_plain_3x3(weight, dilation):
         return cast(Tensor, torch.ops.widefield.depthwise_conv2d(x, weight, bias, dilation, False))
     return _pytorch(x, weight, bias, dilation)
 
@@ -108,6 +109,11 @@ def why_not(x: Tensor, weight: Tensor, dilation: int = 1) -> str | None:
     return _why_not_on(x.device)
 
 
+def _is_plain_3x3(weight: Tensor, dilation: int) -> bool:
+    """PyTorch's own kernels for these run at twice the time of a copy; ours were slower."""
+    return weight.shape[-1] == 3 and dilation == 1
+
+
 _told: set[str] = set()
 
 
@@ -126,8 +132,7 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
         dtype = torch.get_autocast_dtype("cuda")
     else:
         dtype = x.dtype
-    plain_3x3 = weight.shape[-1] == 3 and dilation == 1  # the sums would cost more than the passes they save
-    return dtype in HALF and not plain_3x3 and use_kernels(x, weight, dilation)
+    return dtype in HALF and not _is_plain_3x3(weight, dilation) and use_kernels(x, weight, dilation)
 
 
 def depthwise_conv2d_sums(
@@ -149,20 +154,39 @@ def depthwise_conv2d_sums(
     return y, wide.sum((2, 3)), wide.square().sum((0, 2, 3))
 
 
-def depthwise_conv2d_moments(x: Tensor, weight: Tensor, dilation: int = 1) -> tuple[Tensor, Tensor]:
-    """Sums ``(C,)`` over a depthwise convolution's output and its squares, fp32, without writing that output.
+def depthwise_conv2d_moments(
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Sums over the outputs of B depthwise convolutions of one map and over their squares, the outputs not written.
 
-    The gradient computes the output again.
+    The gradient computes the outputs again.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weights: B kernels ``(C, 1, K, K)``, of any sizes.
+        dilations: of each, in pixels.
+
+    Returns:
+        Sums and sums of squares, ``(B, C)`` each, fp32.
     """
-    _check(x, weight, None, dilation)
-    if sums_on_chip(x, weight, dilation):
-        return cast(tuple[Tensor, Tensor], torch.ops.widefield.depthwise_conv2d_moments(x, weight, dilation))
-    y = depthwise_conv2d(x, weight, None, dilation).float()
-    return y.sum((0, 2, 3)), y.square().sum((0, 2, 3))
+    for weight, dilation in zip(weights, dilations, strict=True):
+        _check(x, weight, None, dilation)
+    if all(sums_on_chip(x, weight, d) for weight, d in zip(weights, dilations, strict=True)):
+        return cast(
+            tuple[Tensor, Tensor],
+            torch.ops.widefield.depthwise_conv2d_moments(x, list(weights), list(dilations)),
+        )
+    sums, squares = [], []
+    for weight, dilation in zip(weights, dilations, strict=True):
+        y = depthwise_conv2d(x, weight, None, dilation).float()
+        sums.append(y.sum((0, 2, 3)))
+        squares.append(y.square().sum((0, 2, 3)))
+    return torch.stack(sums), torch.stack(squares)
 
 
 def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     padding = dilation * (weight.shape[-1] // 2)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
 
 
@@ -219,17 +243,49 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Te
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
-def _moments(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, weights: list[Tensor], dilations: list[int]) -> tuple[Tensor, Tensor]:
     from backbone.kernels import launch
 
+    sums, squares = [], []
     with torch.cuda.device_of(x):
-        _, sums_NC, squares_C = launch.convolve_with_sums(x, weight, None, dilation, store=False)
-    return sums_NC.sum(0), squares_C
+        for weight, dilation in zip(weights, dilations, strict=True):
+            _, sums_NC, squares_C = launch.convolve_with_sums(x, weight, None, dilation, store=False)
+            sums.append(sums_NC.sum(0))
+            squares.append(squares_C)
+    return torch.stack(sums), torch.stack(squares)
 
 
 @_moments.register_fake
-def _(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[1], dtype=torch.float32), x.new_empty(x.shape[1], dtype=torch.float32)
+def _(x: Tensor, weights: list[Tensor], dilations: list[int]) -> tuple[Tensor, Tensor]:
+    shape = (len(weights), x.shape[1])
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("widefield::depthwise_conv2d_moments_grad", mutates_args=())
+def _moments_grad(
+    x: Tensor, weights: list[Tensor], dilations: list[int], grad_sums_BC: Tensor, grad_squares_BC: Tensor
+) -> list[Tensor]:
+    """Gradient of x, and of every weight."""
+    from backbone.kernels import launch
+
+    # The gradient at an unwritten output y is grad_sum + 2 grad_squares y, and y = conv(x, weight): that is one more
+    # convolution with a scaled kernel and a bias.
+    grad_x, grad_weights = torch.zeros((), device=x.device, dtype=x.dtype), []
+    with torch.cuda.device_of(x):
+        for weight, dilation, bias, squares in zip(
+            weights, dilations, grad_sums_BC, grad_squares_BC, strict=True
+        ):
+            grad = launch.convolve(x, weight * (2 * squares.view(-1, 1, 1, 1)), bias, dilation, flip=False)
+            grad_x = grad_x + launch.convolve(grad, weight, None, dilation, flip=True)
+            grad_weights.append(launch.weight_grad(x, grad, weight.shape[-1], dilation, weight.dtype))
+    return [grad_x, *grad_weights]
+
+
+@_moments_grad.register_fake
+def _(
+    x: Tensor, weights: list[Tensor], dilations: list[int], grad_sums_BC: Tensor, grad_squares_BC: Tensor
+) -> list[Tensor]:
+    return [_empty_like_NHWC(x), *(torch.empty_like(weight) for weight in weights)]
 
 
 # -- gradients -------------------------------------------------------------------------------------------------
@@ -300,21 +356,14 @@ _conv_with_sums.register_autograd(_conv_with_sums_backward, setup_context=_save_
 
 
 def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight)
+    x, weights, ctx.dilations = inputs
+    ctx.save_for_backward(x, *weights)
 
 
-def _moments_backward(ctx: Any, grad_sum_C: Tensor, grad_squares_C: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    # The gradient at the unwritten output y is grad_sum + 2 grad_squares y, and y = conv(x, weight): that is one more
-    # convolution with a scaled kernel and a bias.
-    scale = 2 * grad_squares_C.view(-1, 1, 1, 1)
-    grad = _conv(x, weight * scale, grad_sum_C, ctx.dilation, False)
-    grad_x = _conv(grad, weight, None, ctx.dilation, True) if ctx.needs_input_grad[0] else None
-    grad_weight = None
-    if ctx.needs_input_grad[1]:
-        grad_weight = _weight_grad(x, grad, weight.shape[-1], ctx.dilation, weight.dtype)
-    return grad_x, grad_weight, None
+def _moments_backward(ctx: Any, grad_sums_BC: Tensor, grad_squares_BC: Tensor) -> tuple[Any, ...]:
+    x, *weights = ctx.saved_tensors
+    grad_x, *grad_weights = _moments_grad(x, weights, ctx.dilations, grad_sums_BC, grad_squares_BC)
+    return grad_x, grad_weights, None
 
 
 _moments.register_autograd(_moments_backward, setup_context=_save_moments)

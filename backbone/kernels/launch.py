@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
@@ -33,10 +32,6 @@ def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()  # gradients come expanded, with stride 0
 
 
-def _by_tap(dtype: torch.dtype, kernel_size: int) -> bool:
-    return dtype == torch.float32 or kernel_size == 3
-
-
 def _channel_block(channels: int) -> int:
     """A power of two of at most 64 that wastes no channel, or 8."""
     return max(8, min(64, channels & -channels))
@@ -47,14 +42,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
 
     Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
     """
-    if weight.shape[-1] == 3 and not INTERPRETED:  # PyTorch's own is as fast as its memory lets it
-        turned = weight.flip(2, 3) if flip else weight
-        bias = None if bias is None else bias.to(x.dtype)
-        return F.conv2d(
-            nhwc(x).permute(0, 3, 1, 2), turned.to(x.dtype), bias,
-            padding=dilation, dilation=dilation, groups=weight.shape[0],
-        ).contiguous(memory_format=torch.channels_last)  # fmt: skip
-    if _by_tap(x.dtype, weight.shape[-1]):
+    if x.dtype == torch.float32:
         return _convolve_by_tap(x, weight, bias, dilation, flip)
     return _convolve_by_patch(x, weight, bias, dilation, flip, store=True, sums=False)[0]
 
@@ -153,7 +141,7 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype:
 
     Shapes: x, the input, and grad, the output's gradient, ``(N, C, H, W)`` both.
     """
-    if _by_tap(x.dtype, kernel_size):
+    if x.dtype == torch.float32:
         return _weight_grad_by_tap(x, grad, kernel_size, dilation, dtype)
     return _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype)
 
