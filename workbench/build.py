@@ -12,9 +12,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from lightning import Trainer
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from backbone import CheckpointError, UniRepLKNet, load_pretrained
+from backbone.cross_process_norm import across_processes, within_process
 from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
@@ -190,12 +193,27 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
+    plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
+    without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if cfg.trainer.sync_batchnorm and without_gpus:
+        plugins.append(SyncOnCPU())
     return make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()],
+        plugins=plugins,
+        sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
         default_root_dir=cfg.paths.run,
     )
+
+
+class SyncOnCPU(LayerSync):
+    """Batch norm across the processes of a distributed run on CPUs."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return across_processes(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return within_process(model)
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
