@@ -22,6 +22,7 @@ from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
+from tasks.datasets.shards.data import ShardableData
 from tasks.freezing import frozen_modules
 from tasks.joint import JointTask, make_weighting
 from tasks.network import Network
@@ -38,6 +39,7 @@ from workbench.members import (
     members_of,
     one_member,
 )
+from workbench.shard_settings import check_settings
 
 log = logging.getLogger("widefield")
 
@@ -84,21 +86,25 @@ def build_data(cfg: DictConfig) -> DataModule:
     """The data module, ready to read; its first line says what data it is."""
     refuse_joint(cfg)
     data: DataModule = instantiate(cfg.task.data)
-    return _ready(data)
+    return _ready(data, {"": cfg})
 
 
 def build_all_data(cfg: DictConfig) -> DataModule | JointData:
     """The data module of one task, or that of all tasks of a joint run."""
     if not is_joint(cfg):
         return build_data(cfg)
-    members = {name: instantiate(own.task.data) for name, own in member_cfgs(cfg).items()}
+    own = member_cfgs(cfg)
+    members = {name: instantiate(member.task.data) for name, member in own.items()}
     options = {key: value for key, value in cfg.task.data.items() if key not in REPLACED}
-    return _ready(JointData(members, seed=cfg.seed, **options))
+    return _ready(JointData(members, seed=cfg.seed, **options), own)
 
 
-def _ready(data: AnyData) -> AnyData:
+def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
     data.prepare_data()
     data.setup()
+    for name, part in data.by_task().items():
+        if isinstance(part, ShardableData):
+            check_settings(cfgs[name], part, member=name)
     log.info("data: %s", data.describe())
     return data
 

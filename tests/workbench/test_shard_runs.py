@@ -107,3 +107,30 @@ def test_a_broken_shard_ends_a_run_with_one_sentence(
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert said.startswith(f"error: the shard {path} has 1,000 bytes instead of ")
     assert "\n" not in said
+
+
+def test_what_decided_the_splits_must_be_repeated(
+    act: Act, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else five folds could be trained from the shards of one."""
+    shards = tmp_path / "shards"
+    act("task=esc50", "action=shard", f"action.out={shards}", "task.data.fold=2")
+    assert "task=esc50 task.data.format=webdataset" in (said := capsys.readouterr().out.replace("\n", " "))
+    assert said.rstrip().endswith("task.data.fold=2")
+    info = ("action=info", "task=esc50", "task.data.format=webdataset", f"data_dir={shards}")
+    act(*info, "task.data.fold=2", "task.data.batch_size=7", "task.data.test_crops=3")
+    with pytest.raises(SystemExit):
+        act(*info, "task.data.fold=3")
+    message = f"error: {shards} was written with fold=2 (not 3): add task.data.fold=2, or write other shards"
+    assert caplog.records[-1].getMessage() == message
+    joint = (
+        "action=info",
+        "experiment=joint/four_modalities",
+        "task@task.members.audio.task=esc50",
+        "task.members.audio.task.data.format=webdataset",
+        f"task.members.audio.data_dir={shards}",
+    )
+    with pytest.raises(SystemExit):
+        act(*joint, *(f"~task.members.{name}" for name in ("time_series", "point_cloud", "video")))
+    message = message.replace("not 3", "not 1").replace("add task.", "add task.members.audio.task.")
+    assert caplog.records[-1].getMessage() == message
