@@ -10,15 +10,33 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class StopAt(Callback):
-    """The run gets SIGTERM before a step."""
+    """The run's first process gets SIGTERM at a batch: before its step, or after the run's own callbacks."""
 
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.moment = (epoch, batch)
+    def __init__(self, epoch: int, batch: int, hook: str = "on_train_batch_start") -> None:
+        self.moment = (hook, epoch, batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (trainer.current_epoch, batch_idx) == self.moment:
+        self._reached("on_train_batch_start", trainer, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._reached("on_train_batch_end", trainer, batch_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._reached("on_validation_batch_end", trainer, batch_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._reached("on_test_batch_end", trainer, batch_idx)
+
+    def _reached(self, hook: str, trainer: Trainer, batch_idx: int) -> None:
+        if trainer.is_global_zero and (hook, trainer.current_epoch, batch_idx) == self.moment:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -34,10 +34,15 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=notice)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.onnx", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)):
-        logging.getLogger("widefield").setLevel(logging.WARNING)  # one process of a distributed run speaks
+    if not speaks():
+        logging.getLogger("widefield").setLevel(logging.WARNING)
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def speaks() -> bool:
+    """Whether this process tells what a run does: one of a distributed run."""
+    return not (int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)))
 
 
 def short(path: Path) -> Path:

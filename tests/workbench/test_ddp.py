@@ -7,6 +7,7 @@ is.
 """
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -152,3 +153,18 @@ def test_without_shared_statistics_they_part(
 def test_half_a_batch_is_far_from_the_whole(alone: Run, whole: Path, start: State) -> None:
     """The comparison can fail: so it would if one process's gradients were lost."""
     assert apart(weights(whole), weights(alone("task.data.batch_size=8")), start) > 0.1
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    stop = (
+        "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 3, hook: on_train_batch_end}"
+    )
+    done = command(tmp_path, *WORDS, *TWO, "task.data.batch_size=8", stop)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert (done.stdout + done.stderr).count("stopped by SIGTERM") == 1
+    (last,) = (tmp_path / "runs").glob("*/*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 5
