@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def takes_sums(norm: nn.Module, count: int) -> bool:
@@ -17,26 +18,27 @@ def takes_sums(norm: nn.Module, count: int) -> bool:
 
     It cannot for a synchronised norm, nor for settings that UniRepLKNet does not use.
     """
-    return (
-        type(norm) is nn.BatchNorm2d
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and count > 1
-    )
+    return type(norm) is nn.BatchNorm2d and has_usual_settings(norm) and count > 1
+
+
+def has_usual_settings(norm: _BatchNorm) -> bool:
+    """Whether it has weights and running statistics, which follow the batches with a fixed momentum."""
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def affine_from_sums(
     norm: nn.Module, sums: tuple[Tensor, Tensor] | None, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(C,)`` that ``norm`` applies, fp32; in training it also updates its running statistics.
+    """Scale and shift ``(C,)`` that ``norm`` applies, as exact as the sums.
+
+    In training it also updates the running statistics.
 
     Args:
-        norm: a batch norm for which :func:`takes_sums`.
-        sums: of the channel's values and of their squares, ``(C,)`` each, fp32; in evaluation not looked at.
+        norm: a batch norm for which :func:`has_usual_settings`.
+        sums: of the channel's values and of their squares, ``(C,)`` each, fp32 or fp64; in evaluation not looked at.
         count: values a channel.
     """
-    norm = cast(nn.BatchNorm2d, norm)
+    norm = cast(_BatchNorm, norm)
     if not norm.training or sums is None:
         mean_C, variance_C = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     else:
@@ -50,7 +52,7 @@ def affine_from_sums(
 
 
 @torch.no_grad()
-def _update_running_statistics(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor) -> None:
+def _update_running_statistics(norm: _BatchNorm, mean_C: Tensor, variance_C: Tensor) -> None:
     momentum = cast(float, norm.momentum)
     cast(Tensor, norm.num_batches_tracked).add_(1)
     running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

@@ -12,13 +12,17 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from lightning import Trainer
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from backbone import CheckpointError, UniRepLKNet, load_pretrained
+from backbone.cross_process_norm import across_processes, within_process
 from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
+from tasks.datasets.shards.data import ShardableData
 from tasks.freezing import frozen_modules
 from tasks.joint import JointTask, make_weighting
 from tasks.network import Network
@@ -35,6 +39,7 @@ from workbench.members import (
     members_of,
     one_member,
 )
+from workbench.shard_settings import check_settings
 
 log = logging.getLogger("widefield")
 
@@ -81,21 +86,25 @@ def build_data(cfg: DictConfig) -> DataModule:
     """The data module, ready to read; its first line says what data it is."""
     refuse_joint(cfg)
     data: DataModule = instantiate(cfg.task.data)
-    return _ready(data)
+    return _ready(data, {"": cfg})
 
 
 def build_all_data(cfg: DictConfig) -> DataModule | JointData:
     """The data module of one task, or that of all tasks of a joint run."""
     if not is_joint(cfg):
         return build_data(cfg)
-    members = {name: instantiate(own.task.data) for name, own in member_cfgs(cfg).items()}
+    own = member_cfgs(cfg)
+    members = {name: instantiate(member.task.data) for name, member in own.items()}
     options = {key: value for key, value in cfg.task.data.items() if key not in REPLACED}
-    return _ready(JointData(members, seed=cfg.seed, **options))
+    return _ready(JointData(members, seed=cfg.seed, **options), own)
 
 
-def _ready(data: AnyData) -> AnyData:
+def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
     data.prepare_data()
     data.setup()
+    for name, part in data.by_task().items():
+        if isinstance(part, ShardableData):
+            check_settings(cfgs[name], part, member=name)
     log.info("data: %s", data.describe())
     return data
 
@@ -190,12 +199,27 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
+    plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
+    without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if cfg.trainer.sync_batchnorm and without_gpus:
+        plugins.append(SyncOnCPU())
     return make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()],
+        plugins=plugins,
+        sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
         default_root_dir=cfg.paths.run,
     )
+
+
+class SyncOnCPU(LayerSync):
+    """Batch norm across the processes of a distributed run on CPUs."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return across_processes(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return within_process(model)
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:

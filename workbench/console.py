@@ -21,6 +21,7 @@ _NOTICES = (
     r".*`_get_loader_len`.*",
     r".*The given buffer is not writable.*",  # torch reading back its own export
     r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # tasks average over processes themselves
+    r".*Grad strides do not match bucket view strides.*",  # distributed runs of 1×1 convolutions; harmless
     r".*GPU available but not used.*",  # trainer=cpu was asked for
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",  # freeze=… was asked for
     r".*Experiment logs directory .* exists and is not empty.*",
@@ -33,10 +34,15 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=notice)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.onnx", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)):
-        logging.getLogger("widefield").setLevel(logging.WARNING)  # one process of a distributed run speaks
+    if not speaks():
+        logging.getLogger("widefield").setLevel(logging.WARNING)
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def speaks() -> bool:
+    """Whether this process tells what a run does: one of a distributed run."""
+    return not (int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)))
 
 
 def short(path: Path) -> Path:

@@ -3,12 +3,15 @@
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
+from workbench.console import speaks
 from workbench.files import write_json
 
 log = logging.getLogger("widefield")
@@ -65,14 +68,25 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        log.warning("%s", stop)
-        sys.exit(stop.exit_code)
+        _leave(str(stop), stop.exit_code)
+    except SystemExit as stop:
+        if (
+            type(stop).__name__ == "SIGTERMException"
+        ):  # the trainer's, while it tests; its exit code would be 0
+            _leave("stopped by SIGTERM", 128 + signal.SIGTERM)
+        raise
     except Exception as error:
         said = sentence(error)
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
         log.error("error: %s", said)
         sys.exit(1)
+
+
+def _leave(message: str, exit_code: int) -> NoReturn:
+    if speaks():
+        log.warning("%s", message)
+    sys.exit(exit_code)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from tasks.datasets.shards.data import ShardableData
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
-from workbench.build import build_data, command
+from workbench.build import CONF, build_data, command
 from workbench.console import console, print_table
 from workbench.errors import UsageError
+from workbench.shard_settings import split_settings, word
 
 
 def shard(cfg: DictConfig) -> None:
@@ -29,6 +30,7 @@ def shard(cfg: DictConfig) -> None:
     options = OmegaConf.to_container(action.storage, resolve=True)
     assert isinstance(options, dict)
     target = Storage(action.out, {str(key): value for key, value in options.items()})
+    settings = split_settings(cfg)
     shards = write_shards(
         data,
         data.splits,
@@ -36,10 +38,17 @@ def shard(cfg: DictConfig) -> None:
         shard_bytes=round(action.shard_mb * 1e6),
         shard_samples=action.shard_samples,
         shuffle=action.shuffle,
+        settings=settings,
         replace=action.replace,
     )
     print_table(f"shards of {cfg.task.name} in {target}", rows(shards), ("split", "samples", "shards", "MB"))
-    words = {"task.data.format": "webdataset", "data_dir": target}
+    default = OmegaConf.load(CONF / "task" / f"{cfg.task.name}.yaml")
+    changed = {
+        f"task.data.{key}": word(value)
+        for key, value in settings.items()
+        if OmegaConf.select(default, f"data.{key}") != value
+    }
+    words = {"task.data.format": "webdataset", "data_dir": target, **changed}
     line = command(modality=cfg.modality.name, task=cfg.task.name, **words)
     console.print(f"next:\n  {line}", highlight=False, soft_wrap=True)
 

@@ -639,7 +639,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_wrong_options_get_one_sentence(written: Path, files: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="format must be files or webdataset, not 'tar'"):
         sounds(files, format="tar")
-    with pytest.raises(DataError, match="shards of modality audio, not image"):
+    with pytest.raises(DataError, match=r"holds shards of sounds \(audio\), not of x"):
         ImageFolder(name="x", data_dir=str(written), format="webdataset").setup()
     with pytest.raises(DataError, match="buffer must be at least 1"):
         ShardOptions(buffer=0)

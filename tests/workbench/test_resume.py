@@ -27,6 +27,14 @@ WORDS = (
     "logger=csv",
 )
 
+SHORT = (  # two epochs of four steps
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=4",
+    "trainer.limit_val_batches=3",
+    "trainer.limit_test_batches=3",
+    "task.data.num_workers=0",
+)
+
 
 def start(folder: Path, samples: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -91,6 +99,49 @@ def test_killed_and_continued(how: signal.Signals, tmp_path: Path, samples: Path
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (run, unbroken))
     assert ours["metrics"] == theirs["metrics"]
     assert ours["best"] == theirs["best"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "batch", "step"),
+    [
+        ("on_train_batch_start", 1, 2),
+        ("on_train_batch_end", 1, 3),  # this step's chance to stop has just passed
+        ("on_train_batch_end", 3, 4),  # the epoch's last: its validation comes first
+        ("on_validation_batch_end", 0, 4),
+    ],
+)
+def test_sigterm_at_any_moment_saves_and_says_how_to_go_on(
+    act: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+    batch: int,
+    step: int,
+) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop = f"+callbacks.stop={{_target_: callbacks_support.StopAt, epoch: 0, batch: {batch}, hook: {hook}}}"
+    with pytest.raises(SystemExit) as stopped:
+        act(*WORDS, *SHORT, stop)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    said = f"stopped by SIGTERM, saved in {last}; to go on, repeat the command with resume={run}"
+    assert caplog.records[-1].getMessage() == said
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_in_the_test_after_training_is_no_success(
+    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 2, batch: 0, hook: on_test_batch_end}"
+    with pytest.raises(SystemExit) as stopped:
+        act(*WORDS, *SHORT, stop)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert caplog.records[-1].getMessage() == "stopped by SIGTERM"
+    assert not (tmp_path / "run" / "result.json").exists()
+    run = act(*WORDS, *SHORT, f"resume={tmp_path / 'run'}")
+    assert json.loads((run / "result.json").read_text())["metrics"]["test/acc"] >= 0
 
 
 def test_another_command_is_refused(

@@ -24,20 +24,17 @@ class Interrupt(Callback):
     def __init__(self, checkpoint_dir: str) -> None:
         self.last = Path(checkpoint_dir) / "last.ckpt"
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: the trainer has just installed its own handler, which ends a run wherever it is and saves
+        # nothing. The trainer also puts back what was there before either.
+        for number in SIGNALS:
+            signal.signal(number, self._note)
 
     def _wanted(self, trainer: Trainer) -> bool:
         # One process may get the signal a step before another: all decide together.
@@ -62,8 +59,10 @@ class Interrupt(Callback):
 
     def _stop(self) -> None:
         number = self.received or signal.SIGTERM
+        said, code = f"stopped by {signal.Signals(number).name}", 128 + number
+        if not self.last.is_file():
+            raise Interrupted(f"{said} before there was anything to save", code)
+        folder = self.last.parent.parent
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name}, saved in {self.last}; "
-            f"to go on, repeat the command with resume={self.last.parent.parent}",
-            exit_code=128 + number,
+            f"{said}, saved in {self.last}; to go on, repeat the command with resume={folder}", code
         )

@@ -135,9 +135,9 @@ class ShardableData(ClassificationData):
             super().setup(stage)
         elif not self.splits:
             found = read_shard_set(self.storage)
-            if found.modality != self.modality:
+            if (found.task, found.modality) != (self.name, self.modality):
                 raise DataError(
-                    f"{self.storage} holds shards of modality {found.modality}, not {self.modality}"
+                    f"{self.storage} holds shards of {found.task} ({found.modality}), not of {self.name}"
                 )
             self.shard_set, self.class_names, self.multilabel = found, found.class_names, found.multilabel
             self.cache = self._make_cache(self.storage, found)

@@ -11,7 +11,7 @@ The index is what makes reading exact: any sample can be found, and counted, wit
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,7 +23,7 @@ from tasks.datasets.shards.storage import MissingFile, Storage
 
 ABOUT = "shards.json"
 INDEX = "index.parquet"
-FORMAT = 1
+FORMAT = 2
 COLUMNS = ("shard", "offset", "size", "crc32", "key", "extension", "file", "target")
 
 
@@ -121,7 +121,9 @@ class ShardSet:
     """A folder of shards.
 
     Args:
+        task: name of the task it was written from.
         modality: ``audio``, ``image`` or ``video``.
+        settings: of the task, which decided the splits.
         class_names: in the order of the targets.
         multilabel: whether targets are multi-hot.
         shards: train, then val, then test.
@@ -130,7 +132,9 @@ class ShardSet:
         digest: changes with any sample.
     """
 
+    task: str
     modality: str
+    settings: dict[str, Any]
     class_names: list[str]
     multilabel: bool
     shards: list[Shard]
@@ -149,27 +153,6 @@ class ShardSet:
         if most is None or most >= len(items):
             return items
         return items[:most] if self.shuffled else items.take(np.asarray(spread(range(len(items)), most)))
-
-
-def describe_shards(
-    modality: str,
-    class_names: Sequence[str],
-    multilabel: bool,
-    shards: Sequence[Shard],
-    shuffled: bool,
-    index: bytes,
-) -> str:
-    """The content of `ABOUT`, for a finished index."""
-    said = {
-        "format": FORMAT,
-        "modality": modality,
-        "class_names": list(class_names),
-        "multilabel": multilabel,
-        "shuffled": shuffled,
-        "digest": hashlib.sha256(index).hexdigest(),
-        "shards": [asdict(shard) for shard in shards],
-    }
-    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
@@ -199,8 +182,9 @@ def read_shard_set(storage: Storage) -> ShardSet:
         said = json.loads(content)
         shards = [Shard(**shard) for shard in said["shards"]]
         known = said["format"] == FORMAT and {shard.split for shard in shards} == set(SPLITS)
-        modality, names, multilabel = said["modality"], list(said["class_names"]), bool(said["multilabel"])
-        shuffled, digest = bool(said["shuffled"]), said["digest"]
+        names, multilabel = list(said["class_names"]), bool(said["multilabel"])
+        task, modality, settings = str(said["task"]), str(said["modality"]), dict(said["settings"])
+        shuffled, digest = bool(said["shuffled"]), str(said["digest"])
     except (ValueError, TypeError, KeyError) as error:
         raise damaged from error
     if not known:
@@ -216,7 +200,7 @@ def read_shard_set(storage: Storage) -> ShardSet:
     whole = ShardItems(columns, shards, str(storage))
     of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
     splits = {split: whole.take(of_split == number) for number, split in enumerate(SPLITS)}
-    return ShardSet(modality, names, multilabel, shards, splits, shuffled, digest)
+    return ShardSet(task, modality, settings, names, multilabel, shards, splits, shuffled, digest)
 
 
 def _read_index(content: bytes) -> dict[str, NDArray[Any]]:

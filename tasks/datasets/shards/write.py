@@ -1,5 +1,6 @@
 """Writes the files of a source into shards, the same bytes each time."""
 
+import hashlib
 import io
 import json
 import logging
@@ -8,13 +9,14 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.datasets.base import SPLITS, DataError, Item
-from tasks.datasets.shards.layout import ABOUT, COLUMNS, INDEX, Shard, describe_shards, write_index
+from tasks.datasets.shards.layout import ABOUT, COLUMNS, FORMAT, INDEX, Shard, write_index
 from tasks.datasets.shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def write_shards(
     shard_samples: int | None = None,
     shuffle: bool = True,
     replace: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Shard]:
     """Write splits of ``data`` into shards.
 
@@ -48,6 +51,7 @@ def write_shards(
         shuffle: mix every split first, always in the same way. Files lie class by class, and reading mixes only
             what lies near.
         replace: write over shards that are there.
+        settings: plain values that decided the splits, kept for those who read them.
 
     Raises:
         DataError: shards are there already, or a file cannot be read.
@@ -74,11 +78,21 @@ def write_shards(
                 keyed = keyed[written:]
         index = Path(scratch) / INDEX
         write_index(index, rows)
-        said = describe_shards(
-            data.modality, data.class_names, data.multilabel, shards, shuffle, index.read_bytes()
-        )
+        said = {
+            "format": FORMAT,
+            "task": data.name,
+            "modality": data.modality,
+            "class_names": list(data.class_names),
+            "multilabel": data.multilabel,
+            "settings": dict(settings or {}),
+            "shuffled": shuffle,
+            "digest": hashlib.sha256(index.read_bytes()).hexdigest(),
+            "shards": [asdict(shard) for shard in shards],
+        }
         _place(index, target)
-        (Path(scratch) / ABOUT).write_text(said, encoding="utf-8")
+        (Path(scratch) / ABOUT).write_text(
+            json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         _place(Path(scratch) / ABOUT, target)
     return shards
 

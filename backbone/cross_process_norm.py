@@ -1,0 +1,71 @@
+"""Batch norm over the batches of all processes together, on CPUs.
+
+PyTorch's ``nn.SyncBatchNorm`` does this on GPUs and refuses CPUs. With this one distributed training can be tried, and
+tested, without a GPU; it sums in fp64, for exactness rather than speed.
+"""
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from backbone.batch_norm import affine_from_sums, has_usual_settings
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _AcrossProcesses(_BatchNorm):
+    """A batch norm as one process with the batches of all would compute it, gradients included.
+
+    Every process must call it equally often. Without other processes, and in evaluation, it is the plain norm.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(B, C, …) -> (B, C, …)``; the B of the processes may differ."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        self._check_input_dim(input)
+        channels, others = input.shape[1], [0, *range(2, input.dim())]
+        x = input.double()  # the variance is a small difference of large sums
+        count = x.new_tensor([input.numel() // channels])
+        # Its gradient is added up over the processes too: each one's input moves the outputs of all.
+        total = all_reduce(torch.cat([x.sum(others), x.square().sum(others), count]))
+        sums = total[:channels], total[channels:-1]
+        scale_C, shift_C = affine_from_sums(self, sums, int(total[-1]))
+        along = (channels, *[1] * (input.dim() - 2))
+        return (x * scale_C.view(along) + shift_C.view(along)).to(input.dtype)
+
+
+class CrossProcessBatchNorm1d(_AcrossProcesses, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` across processes."""
+
+
+class CrossProcessBatchNorm2d(_AcrossProcesses, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` across processes."""
+
+
+_ACROSS: dict[type, type] = {
+    nn.BatchNorm1d: CrossProcessBatchNorm1d,
+    nn.BatchNorm2d: CrossProcessBatchNorm2d,
+}
+_WITHIN = {across: within for within, across in _ACROSS.items()}
+
+
+def across_processes(model: Model) -> Model:
+    """Turn every plain batch norm into one across processes, in place; returns the model."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and type(module) in _ACROSS and has_usual_settings(module):
+            module.__class__ = _ACROSS[type(module)]
+    return model
+
+
+def within_process(model: Model) -> Model:
+    """Undo `across_processes`, in place; returns the model."""
+    for module in model.modules():
+        if type(module) in _WITHIN:
+            module.__class__ = _WITHIN[type(module)]
+    return model

@@ -1,0 +1,45 @@
+"""Settings of a task that decide what is trained and tested on: in shards they are fixed."""
+
+import shlex
+from inspect import signature
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.datasets.shards.data import ShardableData, ShardableSettings
+from workbench.errors import UsageError
+
+
+def split_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of `task.data` that are neither about reading a file nor about every source (folds, labels, …)."""
+    source = get_class(cfg.task.data._target_)
+    modality = next(parent for parent in source.__mro__ if ShardableData in parent.__bases__)
+    reading = {"_target_", *signature(modality).parameters, *ShardableSettings.__annotations__}
+    plain = OmegaConf.to_container(cfg.task.data, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in reading}
+
+
+def check_settings(cfg: DictConfig, data: ShardableData, member: str = "") -> None:
+    """Raise a `UsageError` where shards were written with other settings than the command's.
+
+    Args:
+        cfg: of the run, or of one member as if it ran on its own.
+        data: which reads the shards.
+        member: of a joint run: its name.
+    """
+    written = data.shard_set.settings if data.shard_set else {}
+    now = split_settings(cfg)
+    other = [key for key, value in written.items() if key in now and now[key] != value]
+    if other:
+        task = f"task.members.{member}.task" if member else "task"
+        said = ", ".join(f"{key}={word(written[key])} (not {word(now[key])})" for key in other)
+        words = " ".join(f"{task}.data.{key}={word(written[key])}" for key in other)
+        raise UsageError(f"{data.place} was written with {said}: add {words}, or write other shards")
+
+
+def word(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shlex.quote(text)
