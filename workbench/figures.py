@@ -1,12 +1,14 @@
 """Figures: maps, curves, confusion matrices. Every axis has its label and unit."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook shows its figures itself
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
