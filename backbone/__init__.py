@@ -1,7 +1,7 @@
 """The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
 
 from backbone import timm_models as _timm_models
-from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained
+from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained, load_weights
 from backbone.unireplknet import (
     SIZES,
     UniRepLKNet,
@@ -22,6 +22,7 @@ __all__ = [
     "LoadReport",
     "UniRepLKNet",
     "load_pretrained",
+    "load_weights",
     "unireplknet_a",
     "unireplknet_b",
     "unireplknet_f",

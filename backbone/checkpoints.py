@@ -111,7 +111,12 @@ def load_pretrained(model: UniRepLKNet, source: str | Path) -> LoadReport:
             weights of another architecture, or a deploy-form checkpoint for a train-form network.
     """
     path, label = _locate(model, source)
-    state, other = _network_part(_read(path), label)
+    return load_weights(model, _read(path), label)
+
+
+def load_weights(model: UniRepLKNet, content: Mapping[str, Any], label: str) -> LoadReport:
+    """Like :func:`load_pretrained`, from tensors in memory; ``label`` is what to call them in messages."""
+    state, other = _network_part(content, label)
     merged = any(name.endswith(".pwconv2.0.bias") for name in state)
     if merged and not model.deploy:
         raise CheckpointError(

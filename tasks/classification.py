@@ -100,7 +100,7 @@ class ClassificationTask(Task):
         metrics.reset()
         return dict(values)
 
-    def on_test_epoch_start(self) -> None:
+    def begin_test(self, samples: int) -> None:
         for metric in (self.confusion, self.per_class):
             if metric is not None:
                 metric.reset()

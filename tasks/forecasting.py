@@ -64,6 +64,7 @@ class ForecastingTask(Task):
     """
 
     shown_metric = "mse"
+    regression = True
     mean: Tensor
     std: Tensor
 
@@ -78,6 +79,7 @@ class ForecastingTask(Task):
         names = ("train", "val", "test", *BASELINES)
         self.errors = nn.ModuleDict({f"{name}_errors": ForecastErrors(*size) for name in names})
         self.examples: list[dict[str, Any]] = []
+        self.wanted: set[int] = set()  # windows of the test part to keep
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # MSE and MAE of the last test, (T, N)
 
     @classmethod
@@ -149,18 +151,16 @@ class ForecastingTask(Task):
         errors.reset()
         return {name: value.float() for name, value in values.items()}
 
-    def on_test_epoch_start(self) -> None:
+    def begin_test(self, samples: int) -> None:
         for name in ("test", *BASELINES):
             self._errors_of(name).reset()
         self.examples, self.found = [], {}
+        self.wanted = {samples * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
 
     def _keep_examples(self, batch: dict[str, Any], forecast_BTN: Tensor) -> None:
         """Keep `SHOWN` windows, evenly spread over the test part."""
-        loader: Any = self.trainer.test_dataloaders
-        total = len(loader.dataset)
-        wanted = {total * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
         for position, index in enumerate(batch["index"].tolist()):
-            if index in wanted:
+            if index in self.wanted:
                 past_LN, date_X = batch["raw"]["values"][position], batch["raw"]["date"][position]
                 example = self._example(past_LN, forecast_BTN[position], date_X)
                 self.examples.append(

@@ -1,5 +1,6 @@
 """The whole path as one module: raw batch -> embedder -> maps -> backbone -> features -> head -> output."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,23 @@ class Network(nn.Module):
         self.embedder = embedder
         self.backbone = backbone
         self.head = head
+        self.frozen: tuple[str, ...] = ()
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Keep submodules as they are: no gradients, and always in evaluation mode.
+
+        Their batch norms then use and keep the statistics they have, and their dropout and drop path rest.
+        """
+        self.frozen = tuple(names)
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, raw: Any) -> Tensor:
         """Raw batch -> output of the head."""

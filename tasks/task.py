@@ -1,4 +1,7 @@
-"""What every task shares: it owns the network and its optimiser, and turns batches into {"loss", "output"}."""
+"""What every task shares: it owns the network and its optimiser, and turns batches into {"loss", "output"}.
+
+`Training` is what the trainer sees, of one task or of several trained together (`tasks.joint`); `Task` is one of them.
+"""
 
 import math
 from collections.abc import Callable
@@ -50,16 +53,14 @@ class Augment(nn.Module):
         self.maps = maps
 
 
-class Task(LightningModule):
-    """Base of all tasks.
+class Training(LightningModule):
+    """Steps, logs and the optimiser, for one task or for several that are trained together.
 
     Args:
-        network: embedder, backbone, head.
         facts: what the data module knows and the answers need (class names, units, …); plain values, kept in
             every checkpoint so that predictions need no data set.
-        optimizer: network -> optimiser.
+        optimizer: module -> optimiser of its parameters.
         scheduler: optimiser, total_steps, steps_per_epoch -> learning-rate schedule.
-        augment: what happens to training batches on the device.
         composition: the run's modality, task and backbone nodes as plain containers, kept in every checkpoint.
     """
 
@@ -67,91 +68,67 @@ class Task(LightningModule):
 
     def __init__(
         self,
-        network: Network,
         facts: dict[str, Any],
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
-        augment: Augment | None = None,
         composition: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
         self.facts = facts
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.augment = augment or Augment()
         self.composition = composition or {}
-        self.losses = nn.ModuleDict(
-            {f"{split}_loss": MeanMetric(nan_strategy="disable") for split in ("train", "val", "test")}
-        )
 
-    @classmethod
-    def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        """What the head's constructor needs to know of the data."""
+    # -- what there is to train ---------------------------------------------------------------------------------
+
+    def by_task(self) -> "dict[str, Task]":
+        """The tasks in it, by name; the name of an only one is empty."""
         raise NotImplementedError
 
-    @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
-        """What the head's constructor needs to know of the data and of the parts before it."""
-        return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
-
-    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
-        """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
+    def task_of(self, batch: dict[str, Any]) -> str:
+        """Name of the task that a batch is of."""
         raise NotImplementedError
 
-    def epoch_metrics(self, split: str) -> dict[str, Tensor]:
-        """The metrics of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
+    def trained_module(self) -> nn.Module:
+        """What the optimiser is made for."""
         raise NotImplementedError
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
-        """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
+    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        """One batch of a split -> {"loss", "output"}; updates the metrics and the mean loss of that split."""
         raise NotImplementedError
 
-    def caption(self, batch: dict[str, Any], position: int) -> str:
-        """What to write above the picture of one sample of a batch."""
-        return f"sample {int(batch['index'][position])}"
+    def epoch_values(self, split: str) -> dict[str, Tensor]:
+        """Metrics and loss of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
+        raise NotImplementedError
 
-    def test_report(self) -> dict[str, Any]:
-        """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
-        return {}
+    def begin_test(self, samples: int) -> None:
+        """Forget the last test; there will be so many samples."""
+        raise NotImplementedError
 
-    def preview(self, batch: dict[str, Any], most: int) -> tuple[Any, list[str]]:
-        """The first samples of a training batch as training sees them, with captions."""
-        count = min(most, len(batch["index"]))
-        raw = tree_map(lambda value: value[:count], batch["raw"])
-        if self.augment.raw is not None:
-            raw = self.augment.raw(raw)
-        return raw, [self.caption(batch, position) for position in range(count)]
+    def in_short(self, name: str) -> bool:
+        """Whether a value belongs in the one line that the log has for an epoch."""
+        return True
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
         if "raw" not in batch:
             return None  # every file of the batch was broken; the callback BrokenFiles has said so
-        out = self.step(batch, "train")
+        out = self.measured_step(batch, "train")
         self.log("loss", out["loss"].detach(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
-        self._count(out, batch, "train")
         return out
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if "raw" in batch:
-            self._count(self.step(batch, "val"), batch, "val")
+            self.measured_step(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if "raw" in batch:
-            self._count(self.step(batch, "test"), batch, "test")
+            self.measured_step(batch, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
-        return self.answer(batch["raw"])
-
-    def _count(self, out: dict[str, Tensor], batch: dict[str, Any], split: str) -> None:
-        # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
-        self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
-
-    def _loss_of(self, split: str) -> MeanMetric:
-        metric = self.losses[f"{split}_loss"]
-        assert isinstance(metric, MeanMetric)
-        return metric
+    def on_test_epoch_start(self) -> None:
+        loader: Any = self.trainer.test_dataloaders
+        self.begin_test(len(loader.dataset))
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -165,18 +142,13 @@ class Task(LightningModule):
     def _log_epoch(self, split: str) -> None:
         # All processes of a distributed run compute here, together: a value left for the trainer to average would
         # be asked for by the progress bar of the first process alone, which then waits for the others for ever.
-        values = self.epoch_metrics(split)
-        loss = self._loss_of(split)
-        if loss.update_called:
-            values[f"{split}/loss"] = loss.compute()
-            loss.reset()
-        for name, value in values.items():
+        for name, value in self.epoch_values(split).items():
             self.log(name, value, prog_bar=name.split("/")[-1] == self.shown_metric and split != "test")
 
     def configure_optimizers(self) -> Any:
         if self.make_optimizer is None:
             raise ValueError("this task was built without an optimizer; it can predict and test, not train")
-        optimizer = self.make_optimizer(self.network)
+        optimizer = self.make_optimizer(self.trained_module())
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
         total, per_epoch = self._planned_steps()
@@ -199,6 +171,110 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["widefield"] = {"format": 1, "composition": self.composition, "facts": self.facts}
+
+
+class Task(Training):
+    """Base of all tasks.
+
+    Args:
+        network: embedder, backbone, head.
+        augment: what happens to training batches on the device.
+        facts, optimizer, scheduler, composition: see `Training`.
+    """
+
+    regression = (
+        False  # whether the loss is a squared error of numbers rather than a cross-entropy of classes
+    )
+
+    def __init__(
+        self,
+        network: Network,
+        facts: dict[str, Any],
+        optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        augment: Augment | None = None,
+        composition: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(facts, optimizer, scheduler, composition)
+        self.network = network
+        self.augment = augment or Augment()
+        self.losses = nn.ModuleDict(
+            {f"{split}_loss": MeanMetric(nan_strategy="disable") for split in ("train", "val", "test")}
+        )
+
+    @classmethod
+    def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        """What the head's constructor needs to know of the data."""
+        raise NotImplementedError
+
+    @classmethod
+    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
+        """What the head's constructor needs to know of the data and of the parts before it."""
+        return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
+
+    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
+        raise NotImplementedError
+
+    def epoch_metrics(self, split: str) -> dict[str, Tensor]:
+        """The metrics of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
+        raise NotImplementedError
+
+    def begin_test(self, samples: int) -> None:
+        """Forget the last test; there will be so many samples."""
+
+    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
+        """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
+        raise NotImplementedError
+
+    def caption(self, batch: dict[str, Any], position: int) -> str:
+        """What to write above the picture of one sample of a batch."""
+        return f"sample {int(batch['index'][position])}"
+
+    def test_report(self) -> dict[str, Any]:
+        """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
+        return {}
+
+    def preview(self, batch: dict[str, Any], most: int) -> tuple[Any, list[str]]:
+        """The first samples of a training batch as training sees them, with captions."""
+        count = min(most, len(batch["index"]))
+        raw = tree_map(lambda value: value[:count], batch["raw"])
+        if self.augment.raw is not None:
+            raw = self.augment.raw(raw)
+        return raw, [self.caption(batch, position) for position in range(count)]
+
+    # -- what `Training` asks for ---------------------------------------------------------------------------------
+
+    def by_task(self) -> "dict[str, Task]":
+        return {"": self}
+
+    def task_of(self, batch: dict[str, Any]) -> str:
+        return ""
+
+    def trained_module(self) -> nn.Module:
+        return self.network
+
+    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        out = self.step(batch, split)
+        # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
+        self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
+        return out
+
+    def epoch_values(self, split: str) -> dict[str, Tensor]:
+        values = self.epoch_metrics(split)
+        loss = self._loss_of(split)
+        if loss.update_called:
+            values[f"{split}/loss"] = loss.compute()
+            loss.reset()
+        return values
+
+    def _loss_of(self, split: str) -> MeanMetric:
+        metric = self.losses[f"{split}_loss"]
+        assert isinstance(metric, MeanMetric)
+        return metric
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
+        return self.answer(batch["raw"])
 
     def embed(self, raw: Any, train: bool) -> Tensor:
         """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -15,17 +15,33 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from backbone import CheckpointError, UniRepLKNet, load_pretrained
+from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
+from tasks.datasets.joint import JointData
+from tasks.freezing import frozen_modules
+from tasks.joint import JointTask, make_weighting
 from tasks.network import Network
-from tasks.task import Augment, Task
-from workbench.checkpoint_files import AtomicCheckpoints
+from tasks.task import Augment, Task, Training
+from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.errors import UsageError
 from workbench.extras import need
+from workbench.members import (
+    REPLACED,
+    asked_member,
+    check_members,
+    is_joint,
+    member_cfgs,
+    members_of,
+    one_member,
+)
 
 log = logging.getLogger("widefield")
 
 CONF = Path(__file__).parent.parent / "conf"
+AnyData = TypeVar("AnyData", DataModule, JointData)
+SomeTask = TypeVar("SomeTask", Task, JointTask)
+AnyTask = TypeVar("AnyTask", bound=Training)
 MODEL_GROUPS = ("modality", "task", "backbone")  # what decides a checkpoint's shape and meaning
 
 
@@ -41,7 +57,10 @@ def tasks_of(modality: str) -> list[str]:
 
 def check_composition(cfg: DictConfig) -> None:
     """Raise a `UsageError` where the parts cannot go together."""
-    if cfg.task.modality != cfg.modality.name:
+    if is_joint(cfg):
+        check_members(cfg)
+    # With a checkpoint `task=` only says which one is meant: the modality is the checkpoint's.
+    if cfg.ckpt is None and cfg.task.modality != cfg.modality.name:
         raise UsageError(
             f"task {cfg.task.name} reads {cfg.task.modality}, not {cfg.modality.name}: "
             f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
@@ -51,6 +70,8 @@ def check_composition(cfg: DictConfig) -> None:
         raise UsageError(
             f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
         )
+    with refused_settings():
+        frozen_modules(cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or []))
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.logger or {}):
             need(extra, f"logger={extra}")
@@ -58,11 +79,34 @@ def check_composition(cfg: DictConfig) -> None:
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module, ready to read; its first line says what data it is."""
+    refuse_joint(cfg)
     data: DataModule = instantiate(cfg.task.data)
+    return _ready(data)
+
+
+def build_all_data(cfg: DictConfig) -> DataModule | JointData:
+    """The data module of one task, or that of all tasks of a joint run."""
+    if not is_joint(cfg):
+        return build_data(cfg)
+    members = {name: instantiate(own.task.data) for name, own in member_cfgs(cfg).items()}
+    options = {key: value for key, value in cfg.task.data.items() if key not in REPLACED}
+    return _ready(JointData(members, seed=cfg.seed, **options))
+
+
+def _ready(data: AnyData) -> AnyData:
     data.prepare_data()
     data.setup()
     log.info("data: %s", data.describe())
     return data
+
+
+def refuse_joint(cfg: DictConfig) -> None:
+    """Raise a `UsageError` for a joint composition, where an action is about one task."""
+    if is_joint(cfg):
+        raise UsageError(
+            f"action={cfg.action.name} is about one task, {cfg.task.name} trains several: "
+            "leave experiment= out and say task=NAME"
+        )
 
 
 @contextmanager
@@ -100,6 +144,7 @@ def take_pretrained(cfg: DictConfig, network: Network) -> bool:
 
 def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task:
     """The whole task, ready to train."""
+    refuse_joint(cfg)
     augment = cfg.modality.augment
     # Called by hand: objects passed through `instantiate` would be copied.
     make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
@@ -109,6 +154,31 @@ def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) 
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
+        composition=plain_config(cfg),
+    )
+
+
+def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task | JointTask:
+    """The task of a run, or all tasks of a joint run around one backbone."""
+    if not is_joint(cfg):
+        return build_task(cfg, facts, pretrained)
+    own = member_cfgs(cfg)
+    members = {name: build_task(member, facts[name], pretrained) for name, member in own.items()}
+    backbones = [cast(UniRepLKNet, member.network.backbone) for member in members.values()]
+    with refused_settings():
+        share(
+            backbones,
+            batch_norm=cfg.task.batch_norm == "shared",
+            stem_chans=cfg.task.stem_chans if cfg.task.stem == "shared" else 0,
+        )
+        weights = {name: float(cfg.task.members[name].weight) for name in members}
+        weighting = make_weighting(cfg.task.weighting, weights)
+    return JointTask(
+        members,
+        {name: (member.task.monitor.removeprefix("val/"), member.task.mode) for name, member in own.items()},
+        weighting,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
         composition=plain_config(cfg),
     )
 
@@ -136,45 +206,64 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 @dataclass
-class Restored:
-    """A model read from a checkpoint, with the composition it was trained in."""
+class Restored(Generic[AnyTask]):
+    """A model read from a checkpoint, with the composition it was trained in.
+
+    Args:
+        cfg: the composition, with this command's paths and options.
+        task: in evaluation mode.
+        checkpoint: its file; `FILE@PART` where it is a part of a joint run.
+        epoch: the one it was saved in.
+        joint: name of the joint run that it is a part of.
+    """
 
     cfg: DictConfig
-    task: Task
+    task: AnyTask
     checkpoint: Path
     epoch: int
+    joint: str | None = None
 
 
-def restore(cfg: DictConfig) -> Restored:
-    """Rebuild the model of `cfg.ckpt`: its own modality, task and backbone, this command's paths and options."""
+def restore(cfg: DictConfig) -> Restored[Task]:
+    """Rebuild the model of `cfg.ckpt`: its own modality, task and backbone, this command's paths and options.
+
+    Of a joint run it is the member that this command says: by `task=`, `modality=`, or `ckpt=RUN@PART`.
+    """
+    path, content, part = _read_asked(cfg)
+    joint = content["widefield"]["composition"]["task"]["name"]
+    content, member = one_member(cfg, path, content, part)
+    own = _merge(cfg, content["widefield"]["composition"])
+    task = build_task(own, content["widefield"]["facts"], pretrained=False)
+    restored = Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
+    if member is not None:
+        restored.checkpoint, restored.joint = Path(f"{path}@{member}"), joint
+    return restored
+
+
+def restore_all(cfg: DictConfig) -> Restored[Task] | Restored[JointTask]:
+    """Like `restore`; a joint run as a whole, unless this command says which member."""
+    path, content, part = _read_asked(cfg)
+    if members_of(content) is None or asked_member(cfg, path, content, part) is not None:
+        return restore(cfg)
+    own = _merge(cfg, content["widefield"]["composition"])
+    task = build_training(own, content["widefield"]["facts"], pretrained=False)
+    assert isinstance(task, JointTask)
+    return Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
+
+
+def _read_asked(cfg: DictConfig) -> tuple[Path, dict[str, Any], str | None]:
     if cfg.ckpt is None:
         raise UsageError(f"action={cfg.action.name} needs ckpt=PATH, a checkpoint of an earlier run")
-    content = read_checkpoint(Path(cfg.ckpt))
-    stored = content["widefield"]
-    own = _merge(cfg, stored["composition"])
-    task = build_task(own, stored["facts"], pretrained=False)
+    path, part = find_checkpoint(str(cfg.ckpt))
+    return path, read_checkpoint(path), part
+
+
+def _filled(task: SomeTask, content: dict[str, Any], path: Path) -> SomeTask:
     try:
         task.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"{cfg.ckpt} does not fit its own description: {error}") from error
-    return Restored(own, task.eval(), Path(cfg.ckpt), int(content.get("epoch", 0)))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints, refusing anything that would run code."""
-    if not path.is_file():
-        raise CheckpointError(f"ckpt: there is no file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint, or one that would run code while it is read ({type(error).__name__}); refused"
-        ) from error
-    if not isinstance(content, dict) or "widefield" not in content:
-        raise CheckpointError(
-            f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
-        )
-    return content
+        raise CheckpointError(f"{path} does not fit its own description: {error}") from error
+    return task.eval()
 
 
 def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running code."""
+"""Checkpoint files: found, written whole or not at all, read without running code."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from backbone import CheckpointError
+from workbench.errors import UsageError
 from workbench.files import write_atomically
 
 
@@ -22,3 +24,39 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return content
+
+
+def find_checkpoint(name: str) -> tuple[Path, str | None]:
+    """A checkpoint's file, and the part of a joint run that is meant.
+
+    Args:
+        name: a file, or a run's folder, whose best checkpoint is taken; `NAME@PART` means one part of a joint run.
+    """
+    whole = Path(name).expanduser()
+    if "@" in name and not whole.exists():
+        before, _, part = name.rpartition("@")
+        return find_checkpoint(before)[0], part
+    if not whole.is_dir():
+        return whole, None
+    for file in ("best.ckpt", "last.ckpt"):
+        for place in (whole / "checkpoints" / file, whole / file):
+            if place.is_file():
+                return place, None
+    raise UsageError(f"there is no checkpoint in the folder {name}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints, refusing anything that would run code."""
+    if not path.is_file():
+        raise CheckpointError(f"ckpt: there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint, or one that would run code while it is read ({type(error).__name__}); refused"
+        ) from error
+    if not isinstance(content, dict) or "widefield" not in content:
+        raise CheckpointError(
+            f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
+        )
+    return content

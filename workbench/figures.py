@@ -132,23 +132,29 @@ def _draw_map(panel: Axes, map_CHW: np.ndarray, axes: MapAxes, limits: tuple[flo
 
 
 def draw_curves(history: Path, path: Path) -> None:
-    """Draw metrics.csv: one panel a metric, training and validation in it."""
+    """Draw metrics.csv: one panel a metric, training and validation in it; of a joint run one row a task."""
     table = pd.read_csv(history)
-    names = sorted(
-        {column.split("/", 1)[1] for column in table if column.startswith(("train/", "val/"))},
-        key=lambda name: (name != "loss", name),
-    )
+    names = {column.split("/", 1)[1] for column in table if column.startswith(("train/", "val/"))}
     if not names:
         return
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained"
+    rows: dict[str, list[str]] = {}  # task (none in an ordinary run) -> its metrics, the loss first
+    for name in sorted(names, key=lambda name: ("/" in name, not name.endswith("loss"), name)):
+        rows.setdefault(name.rpartition("/")[0], []).append(name)
+    columns = max(len(row) for row in rows.values())
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(4.2 * columns, 3.4 * len(rows)), squeeze=False, layout="constrained"
     )
-    for panel, name in zip(panels[0], names, strict=True):
-        for split, style in (("train", "--"), ("val", "-")):
+    places = {(r, c): name for r, row in enumerate(rows.values()) for c, name in enumerate(row)}
+    for place, panel in np.ndenumerate(grid):
+        if place not in places:
+            panel.remove()
+    for (r, c), name in places.items():
+        panel = grid[r][c]
+        for split, style, colour in (("train", "--", "tab:blue"), ("val", "-", "tab:orange")):
             column = f"{split}/{name}"
             if column in table:
                 values = table[["epoch", column]].dropna()
-                panel.plot(values["epoch"] + 1, values[column], style, marker=".", label=split)
+                panel.plot(values["epoch"] + 1, values[column], style, marker=".", color=colour, label=split)
         panel.set_xlabel("epoch")
         panel.set_ylabel(name)
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -10,12 +10,15 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import DataModule
-from tasks.task import Task
-from workbench.build import build_data, build_task, build_trainer, command
+from tasks.datasets.joint import JointData
+from tasks.task import Training
+from workbench.build import build_all_data, build_trainer, build_training, command
 from workbench.console import console, print_table, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
+from workbench.members import resolved
 from workbench.results import write_config, write_result
+from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
 
@@ -24,21 +27,28 @@ def fit(cfg: DictConfig) -> float | None:
     """Train and test; returns the best value of the monitored metric."""
     started = time.monotonic()
     resume = _resume_from(cfg)
-    data = build_data(cfg)
+    data = build_all_data(cfg)
     seed_everything(cfg.seed, verbose=False)
-    task = build_task(cfg, data.facts(), pretrained=resume is None)
+    task = build_training(cfg, data.facts(), pretrained=resume is None)
     trainer = build_trainer(cfg)
     if trainer.is_global_zero:
         write_config(cfg)
-    embedder: Any = task.network.embedder
-    if embedder.needs_statistics and resume is None:
-        embedder.fit_statistics(data.training_raws())
-    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, size(task.network), map_shape(embedder))
+    if cfg.init_from and resume is None:
+        start_from(cfg, task)
+    freeze(cfg, task)
+    shapes = []
+    for name, part in task.by_task().items():
+        embedder: Any = part.network.embedder
+        if embedder.needs_statistics and resume is None:
+            embedder.fit_statistics(data.by_task()[name].training_raws())
+        shapes.append(f"{name} {map_shape(embedder)}".strip())
+        if cfg.compile:
+            compiled = torch.compile(part.network.forward_maps)  # what training, validation and test all run
+            part.network.forward_maps = compiled  # type: ignore[method-assign]
+    parameters = size(task.trained_module())
+    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:
         log.info("resume: going on from %s", resume)
-    if cfg.compile:
-        compiled = torch.compile(task.network.forward_maps)  # what training, validation and test all run
-        task.network.forward_maps = compiled  # type: ignore[method-assign]
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     metrics = metrics_of(trainer, "val")
     checkpoint: Any = trainer.checkpoint_callback
@@ -60,8 +70,8 @@ def metrics_of(trainer: Trainer, split: str) -> dict[str, float]:
 
 def finish(
     cfg: DictConfig,
-    data: DataModule,
-    task: Task,
+    data: DataModule | JointData,
+    task: Training,
     trainer: Trainer,
     metrics: dict[str, float],
     best: float | None,
@@ -72,8 +82,8 @@ def finish(
     result = write_result(
         cfg,
         source=data.source,
-        data_dir=data.root,
-        params=sum(parameter.numel() for parameter in task.network.parameters()),
+        data_dir=data.place,
+        params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
         epochs=trainer.current_epoch,
         metrics=metrics,
         best=best,
@@ -90,13 +100,19 @@ def finish(
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
     if checkpoint:
         console.print("next:", highlight=False)
-        file = data.example_file()
-        for line in (
-            command(action="predict", ckpt=checkpoint, input=file) if file else None,
-            command(action="export", ckpt=checkpoint),
-        ):
-            if line:
-                console.print(f"  {line}", highlight=False, soft_wrap=True)
+        for line in next_commands(cfg, data, checkpoint):
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def next_commands(cfg: DictConfig, data: DataModule | JointData, checkpoint: Path) -> list[str]:
+    """What to type next, of a joint run for each of its tasks."""
+    lines = []
+    for name, part in data.by_task().items():
+        which = {"task": cfg.task.members[name].task.name} if name else {}
+        if file := part.example_file():
+            lines.append(command(action="predict", ckpt=checkpoint, **which, input=file))
+    lines.append(command(action="export", ckpt=checkpoint, **which))
+    return lines
 
 
 def _resume_from(cfg: DictConfig) -> str | None:
@@ -110,12 +126,12 @@ def _resume_from(cfg: DictConfig) -> str | None:
             log.info("resume: no unfinished run of this kind; starting a new one in %s", folder)
             return None
         raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
-    before = OmegaConf.load(folder / "config.yaml")
+    before, now = OmegaConf.load(folder / "config.yaml"), resolved(cfg)
     assert isinstance(before, DictConfig)
-    changed = [key for key in _settings(cfg) if OmegaConf.select(before, key) != OmegaConf.select(cfg, key)]
+    changed = [key for key in _settings(now) if OmegaConf.select(before, key) != OmegaConf.select(now, key)]
     if changed:
         words = "; ".join(
-            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(cfg, key)}"
+            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(now, key)}"
             for key in changed[:3]
         )
         raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
@@ -125,10 +141,14 @@ def _resume_from(cfg: DictConfig) -> str | None:
 def _settings(cfg: DictConfig) -> list[str]:
     """Leaves of the configuration that decide what is learnt."""
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
-    free = ("task.data.num_workers", "task.data.samples_dir", "task.data.data_dir", "task.data.download")
+    free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
+    elsewhere = ("data.shards.cache_", "data.shards.storage")
     leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
-    leaves += ["seed", "trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
-    return [leaf for leaf in leaves if leaf not in free]
+    leaves += ["seed", "init_from", "freeze"]
+    leaves += ["trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
+    return [
+        leaf for leaf in leaves if not leaf.endswith(free) and not any(part in leaf for part in elsewhere)
+    ]
 
 
 def _leaves(node: Any, path: str) -> list[str]:

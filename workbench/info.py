@@ -10,12 +10,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.network import Network
-from workbench.build import build_data, build_network, command, restore
+from workbench.build import build_all_data, build_data, build_network, build_training, command, restore
 from workbench.console import console, print_table
+from workbench.members import is_joint
 
 
 def info(cfg: DictConfig) -> None:
-    """Print composition, parameters, MACs, shapes and receptive field."""
+    """Print composition, parameters, MACs, shapes and receptive field; of a joint run its members."""
+    if is_joint(cfg) and not cfg.ckpt:
+        joint_info(cfg)
+        return
     if cfg.ckpt:
         restored = restore(cfg)
         cfg, network, facts = restored.cfg, restored.task.network, restored.task.facts
@@ -44,6 +48,27 @@ def info(cfg: DictConfig) -> None:
         console.print(
             f"train it: {command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)}"
         )
+
+
+def joint_info(cfg: DictConfig) -> None:
+    """Print a row for each member, and what sharing the backbone saves."""
+    training = build_training(cfg, build_all_data(cfg).facts(), pretrained=False)
+    rows, alone = [], 0
+    for name, task in training.by_task().items():
+        network = task.network
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        alone += parameters
+        macs = count_macs(network, network.embedder.example_raw(1))  # type: ignore[operator]
+        shape = map_shape(network.embedder)
+        member = cfg.task.members[name].task.name
+        rows.append((name, member, shape, f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.3f} G"))
+    together = size(training.trained_module())
+    rows.append(("together", "", "", together, ""))
+    columns = ("member", "task", "maps", "parameters (train form)", "MACs of a sample (train form)")
+    print_table(f"{cfg.task.name}: one {cfg.backbone.name}", rows, columns)
+    console.print(
+        f"{together} parameters; as {len(rows) - 1} networks it would be {alone / 1e6:.2f} M", highlight=False
+    )
 
 
 def size(module: nn.Module) -> str:

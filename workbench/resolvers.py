@@ -43,8 +43,12 @@ def run_folder(
 
 
 def folder_name(overrides: str) -> str:
-    """One folder's name for a job of a sweep: no slashes, quotes or spaces, at most 120 characters."""
-    return re.sub(r"[^\w=.,+-]+", "-", overrides)[:120]
+    """One folder's name for a job of a sweep, at most 120 characters: none that a shell or an option would mind.
+
+    >>> folder_name("modality=audio_backbone.dims=[8,16]")
+    'modality-audio_backbone.dims-8-16'
+    """
+    return re.sub(r"[^\w.]+", "-", overrides).strip("-")[:120]
 
 
 def direction_of(mode: str) -> str:

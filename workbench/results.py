@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from workbench.files import write_atomically, write_json
+from workbench.members import resolved
 
 PACKAGES = (
     "torch",
@@ -25,8 +26,8 @@ PACKAGES = (
 
 def write_config(cfg: DictConfig) -> None:
     """Write the resolved configuration and the names of its parts into the run folder."""
-    folder = Path(cfg.paths.run)
-    write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(cfg, path, resolve=True))
+    folder, whole = Path(cfg.paths.run), resolved(cfg)
+    write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(whole, path))
     names = {group: cfg[group].name for group in ("modality", "task", "backbone", "action")}
     write_json(folder / "composition.json", names)
 
@@ -35,7 +36,7 @@ def write_result(
     cfg: DictConfig,
     *,
     source: str,
-    data_dir: Path,
+    data_dir: str,
     params: int,
     epochs: int,
     metrics: dict[str, float],
@@ -50,7 +51,7 @@ def write_result(
         "task": cfg.task.name,
         "backbone": cfg.backbone.name,
         "seed": cfg.seed,
-        "data": {"source": source, "data_dir": str(data_dir)},
+        "data": {"source": source, "data_dir": data_dir},
         "params": params,
         "epochs": epochs,
         "metrics": {name: _finite(value) for name, value in sorted(metrics.items())},

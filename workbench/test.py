@@ -2,12 +2,23 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from tasks.datasets.base import DataModule
+from tasks.datasets.joint import JointData
+from tasks.joint import JointTask
 from tasks.task import Task
-from workbench.build import build_data, build_task, build_trainer, restore, take_pretrained
+from workbench.build import (
+    build_all_data,
+    build_data,
+    build_task,
+    build_trainer,
+    restore,
+    restore_all,
+    take_pretrained,
+)
 from workbench.errors import UsageError
 from workbench.fit import finish, metrics_of
 from workbench.results import write_config
@@ -17,7 +28,7 @@ def test(cfg: DictConfig) -> float | None:
     """Test `cfg.ckpt`, or without it `cfg.backbone.pretrained`; returns the test value of what is monitored."""
     started = time.monotonic()
     as_published = cfg.ckpt is None and cfg.backbone.pretrained is not None
-    own, data, task, checkpoint = _published(cfg) if as_published else trained(cfg)
+    own, data, task, checkpoint = _published(cfg) if as_published else _trained(cfg)
     own.logger = {}
     trainer = build_trainer(own)
     write_config(own)
@@ -28,19 +39,34 @@ def test(cfg: DictConfig) -> float | None:
     return value
 
 
+Found = tuple[DictConfig, DataModule | JointData, Task | JointTask, Path | None]
+
+
 def trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
+    """The model of a checkpoint, of a joint one the member asked about, and its data."""
     restored = restore(cfg)
     data = build_data(restored.cfg)
-    facts, known = data.facts(), restored.task.facts
+    same_facts(cfg, data.facts(), restored.task.facts)
+    return restored.cfg, data, restored.task, restored.checkpoint
+
+
+def _trained(cfg: DictConfig) -> Found:
+    restored = restore_all(cfg)
+    data = build_all_data(restored.cfg)
+    same_facts(cfg, data.facts(), restored.task.facts)
+    return restored.cfg, data, restored.task, restored.checkpoint
+
+
+def same_facts(cfg: DictConfig, facts: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise a `UsageError` where the data are not those a checkpoint was trained on."""
     if facts != known:
         raise UsageError(
             f"{cfg.ckpt} was trained on other data than this: "
             f"{', '.join(key for key in facts if facts[key] != known.get(key))} differ"
         )
-    return restored.cfg, data, restored.task, restored.checkpoint
 
 
-def _published(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, None]:
+def _published(cfg: DictConfig) -> Found:
     data = build_data(cfg)
     task = build_task(cfg, data.facts(), pretrained=False)
     if not take_pretrained(cfg, task.network):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+_OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # pixels across the largest kernel, dilation included
 _HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*_HALF, torch.float32)
@@ -78,7 +79,7 @@ def _setting() -> str:
 @torch.compiler.assume_constant_result
 def _why_not_on(device: torch.device) -> str | None:
     if _setting() not in ("on", "interpret"):
-        return "WIDEFIELD_KERNELS is off"
+        return _OFF
     if torch.compiler.is_exporting():  # asked here: while it compiles, torch takes the answer to be yes
         return "an exported program must run where this project is not installed"
     if find_spec("triton") is None:
@@ -111,9 +112,9 @@ _told: set[str] = set()
 
 
 def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
-    """Whether the Triton kernels serve these tensors; if not, says why, once for each reason."""
+    """Whether the Triton kernels serve these tensors; if they are on and do not, says why, once for each reason."""
     reason = why_not(x, weight, dilation)
-    if reason is not None and not torch.compiler.is_compiling() and reason not in _told:
+    if reason not in (None, _OFF) and not torch.compiler.is_compiling() and reason not in _told:
         _told.add(reason)
         log.info("depthwise convolutions by PyTorch: %s", reason)
     return reason is None

@@ -11,8 +11,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from backbone.kernels import taps, toeplitz
-from backbone.kernels.tilings import forward_tiling, weight_grad_tiling
+from backbone.kernels import autotune, taps, toeplitz
+from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 #: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
 INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
@@ -79,11 +79,19 @@ def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: i
 
 
 def _convolve_by_patch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool, store: bool, sums: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool, store: bool, sums: bool,
+    tiling: Tiling | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     n, channels, height, width = x.shape
     kernel_size = weight.shape[-1]
-    tiling = forward_tiling(dilation * (kernel_size // 2), height, width)
+    if tiling is None:
+        tiling = autotune.choose(
+            f"forward {x.dtype}",
+            (*x.shape, kernel_size, dilation, store, sums),
+            x.device,
+            forward_tilings(dilation * (kernel_size // 2), height, width),
+            lambda t: _convolve_by_patch(x, weight, bias, dilation, flip, store, sums, t),
+        )
     x_NHWC = _nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
     tiles = tiling.tiles(height, width)
@@ -141,10 +149,17 @@ def _weight_grad_by_tap(
 
 
 def _weight_grad_by_patch(
-    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
+    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype, tiling: Tiling | None = None
 ) -> Tensor:
     n, channels, height, width = x.shape
-    tiling = weight_grad_tiling(dilation * (kernel_size // 2), height, width)
+    if tiling is None:
+        tiling = autotune.choose(
+            f"weight gradient {x.dtype}",
+            (*x.shape, kernel_size, dilation),
+            x.device,
+            weight_grad_tilings(dilation * (kernel_size // 2), height, width),
+            lambda t: _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype, t),
+        )
     (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     blocks = triton.cdiv(channels, tiling.channels)
     splits = max(1, min(triton.cdiv(n, tiling.images), _FULL // (blocks * (2 * dj + 1))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 #: What conv_by_tile can hold in registers: bands, and input patches alive at once.
@@ -46,13 +46,14 @@ def _reach(reach_in_pixels: int, side: int, patches: int | None = None) -> int:
 
 
 @lru_cache(maxsize=4096)
-def forward_tiling(reach: int, height: int, width: int) -> Tiling:
-    """The tiling for the output and for the gradient of the input.
+def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
+    """Tilings for the output and for the gradient of the input, the one expected to be the fastest first.
 
     Args:
         reach: pixels that the kernel reaches to each side, dilation * (K // 2).
         height, width: the map, in pixels.
     """
+    tilings = []
     # The whole map in one tile: a single column of wide patches, or up to four columns of 2 x 8.
     for patch in ((1, 16), (2, 8)) if 8 < width <= 16 else ((2, 8),):
         rows, columns = -(-height // patch[0]), -(-width // patch[1])
@@ -60,19 +61,23 @@ def forward_tiling(reach: int, height: int, width: int) -> Tiling:
         di, dj = _reach(reach, patch[0], rows), _reach(reach, patch[1], columns)
         if rows <= 16 and across <= 4 and _fits(di, dj, min(rows, 2 * di + 1) * across):
             # Sixteen channels fill a sector of memory, and sixteen warps leave each 128 registers.
-            channels = 16 if patch == (1, 16) and di <= 6 else 8
-            return Tiling(patch, (rows, across), (di, dj), (0, 0), channels)
+            wide = patch == (1, 16) and di <= 6
+            for channels in (16, 8) if wide else (8, 16):
+                tilings.append(Tiling(patch, (rows, across), (di, dj), (0, 0), channels))
     # Tiles with a border of input patches.
     patch = (2, 8)
     rows, columns = -(-height // patch[0]), -(-width // patch[1])
     di, dj = _reach(reach, patch[0]), _reach(reach, patch[1])
     tall = 7 if rows % 7 == 0 else 8
     if _fits(di, dj, (2 * di + 1) * 4):
-        return Tiling(patch, (tall, 4 - 2 * dj), (di, dj), (di, dj))
+        tilings.append(Tiling(patch, (tall, 4 - 2 * dj), (di, dj), (di, dj)))
     # One column at a time.
+    dj = min(dj, columns - 1)
     if rows <= 14:
-        return Tiling(patch, (rows, 0), (min(di, rows - 1), min(dj, columns - 1)), (0, 0))
-    return Tiling(patch, (tall, 0), (di, min(dj, columns - 1)), (di, 0))
+        columnwise = Tiling(patch, (rows, 0), (min(di, rows - 1), dj), (0, 0))
+    else:
+        columnwise = Tiling(patch, (tall, 0), (di, dj), (di, 0))
+    return (*tilings, columnwise, replace(columnwise, channels=16))
 
 
 def _fits(di: int, dj: int, window: int) -> bool:
@@ -81,12 +86,14 @@ def _fits(di: int, dj: int, window: int) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def weight_grad_tiling(reach: int, height: int, width: int) -> Tiling:
-    """The tiling for the gradient of the weight: whole columns up to 16 patches high."""
+def weight_grad_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
+    """Tilings for the gradient of the weight, likewise: whole columns up to 16 patches high."""
     patch = (2, 8)
     rows, columns = -(-height // patch[0]), -(-width // patch[1])
     dj = _reach(reach, patch[1], columns)
     if rows <= 16:
-        return Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16)
-    di = _reach(reach, patch[0])
-    return Tiling(patch, (8, 0), (di, dj), (di, 0), images=16)
+        first = Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16)
+    else:
+        di = _reach(reach, patch[0])
+        first = Tiling(patch, (8, 0), (di, dj), (di, 0), images=16)
+    return first, replace(first, channels=16)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
@@ -21,7 +22,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damag
 UNKNOWN_LENGTH = 2**48
 
 
-class AudioData(ClassificationData):
+class AudioData(ShardableData):
     """A source whose items are audio files and whose raw sample is a waveform ``(T,)``, float32 in [-1, 1].
 
     Training reads a random crop (a shorter file is placed at random in silence); validation, testing and
@@ -31,7 +32,7 @@ class AudioData(ClassificationData):
         sample_rate: in Hz; files at another rate are resampled.
         seconds: length of a waveform.
         test_crops: K; 1 gives ``(T,)``.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     modality = "audio"
@@ -43,7 +44,7 @@ class AudioData(ClassificationData):
         sample_rate: int = 16000,
         seconds: float = 1.0,
         test_crops: int = 1,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(**common)
         if sample_rate < 1 or seconds * sample_rate < 1 or test_crops < 1:

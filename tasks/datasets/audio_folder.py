@@ -21,8 +21,9 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
-from tasks.datasets.base import CommonSettings, Item
+from tasks.datasets.base import Item
 from tasks.datasets.labelled_files import LabelledFiles
+from tasks.datasets.shards.data import ShardableSettings
 
 
 class AudioFolder(AudioData):
@@ -31,7 +32,7 @@ class AudioFolder(AudioData):
     Args:
         csv, multilabel, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
         sample_rate, seconds, test_crops: see `AudioData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = (
@@ -53,7 +54,7 @@ class AudioFolder(AudioData):
         sample_rate: int = 16000,
         seconds: float = 1.0,
         test_crops: int = 1,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(sample_rate=sample_rate, seconds=seconds, test_crops=test_crops, **common)
         self.multilabel = multilabel

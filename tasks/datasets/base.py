@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,11 @@ class Item:
     path: Path
     target: Any = None
     where: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return str(self.path)
 
 
 class CommonSettings(TypedDict, total=False):
@@ -73,7 +78,9 @@ class ItemDataset(Dataset[dict[str, Any]]):
         try:
             raw = self.read(item, np.random.default_rng((self.seed, epoch, index)))
         except ReadError as error:
-            return {"error": f"{item.path}: {error}"}
+            return {"error": f"{item.name}: {error}"}
+        except DataError as error:  # a reader process could only hand on a traceback
+            return {"stop": str(error)}
         sample = {"raw": raw, "index": index}
         if item.target is not None:
             sample["target"] = item.target
@@ -81,14 +88,38 @@ class ItemDataset(Dataset[dict[str, Any]]):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the readable samples; list the others under `errors`. `raw` is absent when none was readable."""
+    """Stack the readable samples; list the others under `errors`. `raw` is absent when none was readable.
+
+    Where the data as a whole turned out unusable, the batch is `{"stop": why}`.
+    """
+    stops = [sample["stop"] for sample in samples if "stop" in sample]
+    if stops:
+        return {"stop": stops[0]}
     good = [sample for sample in samples if "error" not in sample]
     batch = dict(default_collate(good)) if good else {}
     batch["errors"] = [sample["error"] for sample in samples if "error" in sample]
     return batch
 
 
-def spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
+def usable(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch; raises the `DataError` that a reader ran into."""
+    if "stop" in batch:
+        raise DataError(batch["stop"])
+    return batch
+
+
+class ItemLoader(ResumableLoader):
+    """The batches of `collate`; a `DataError` of a reader process arises in this one, as one sentence."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            yield usable(batch)
+
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], most: int | None) -> Sequence[T]:
     """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
     if most is None or most >= len(items):
         return items
@@ -203,6 +234,10 @@ class DataModule(LightningDataModule):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
         self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
 
+    def by_task(self) -> "dict[str, DataModule]":
+        """The sources in it, by name; the name of an only one is empty."""
+        return {"": self}
+
     def facts(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
         return {}
@@ -214,7 +249,12 @@ class DataModule(LightningDataModule):
         """One line: what data this is and where it lies."""
         kind = "embedded sample of " if self.source == "sample" else ""
         sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
-        return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.root}"
+        return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Where the data lie: a folder, or the address of one."""
+        return str(self.root)
 
     def example_file(self) -> Path | None:
         """A file to try a prediction on."""
@@ -237,12 +277,11 @@ class DataModule(LightningDataModule):
         items = self.splits[split]
         if batch_size is None:
             batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
-        batches = EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=self.seed)
-        dataset = ItemDataset(items, _Reader(self, train), self.seed)
+        dataset = ItemDataset(items, self._reader(train), self.seed)
         workers = self._workers()
-        return ResumableLoader(
+        return ItemLoader(
             dataset,
-            batch_sampler=batches,
+            batch_sampler=self._batches(split, train, batch_size),
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
@@ -262,14 +301,23 @@ class DataModule(LightningDataModule):
         """Raw batches of the training part, un-augmented, at most about `most` samples spread over it."""
         items = self.splits["train"]
         chosen = items[:: max(1, len(items) // most)][:most]
-        dataset = ItemDataset(chosen, _Reader(self, train=False), self.seed)
+        dataset = ItemDataset(chosen, self._reader(train=False), self.seed)
         for start in range(0, len(chosen), self.batch_size):
             stop = min(start + self.batch_size, len(chosen))
-            batch = collate([dataset[index, 0] for index in range(start, stop)])
+            batch = usable(collate([dataset[index, 0] for index in range(start, stop)]))
             if "raw" in batch:
                 yield batch["raw"]
 
     # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
+        """Which items make up each batch."""
+        count = len(self.splits[split])
+        return EpochBatches(count, batch_size, shuffle=train, drop_last=train, seed=self.seed)
+
+    def _reader(self, train: bool) -> Callable[[Item, np.random.Generator], Any]:
+        """`read_item` with the train flag fixed, in a form that reader processes can be given."""
+        return _Reader(self, train)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -277,25 +325,29 @@ class DataModule(LightningDataModule):
         return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
     def _draw_sample(self) -> None:
-        stamp = {"task": self.name, "version": self.sample_version}
-        marker = self.root / "SAMPLE.json"
-        if marker.is_file() and json.loads(marker.read_text()) == stamp:
-            return
-        # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
-        draft = self.root.with_name(f".{self.root.name}-{uuid.uuid4().hex}")
-        draft.mkdir(parents=True)
-        try:
-            self.write_sample(draft)
-            (draft / "SAMPLE.json").write_text(json.dumps(stamp))
-            if self.root.exists():
-                self.root.rename(draft.with_name(f"{draft.name}-old"))
-            draft.rename(self.root)
-        except OSError:
-            if not marker.is_file():  # otherwise a parallel run was faster
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
+        draw_once(self.root, {"task": self.name, "version": self.sample_version}, self.write_sample)
+
+
+def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Let `write` fill the folder `root`, unless it already holds what `stamp` says."""
+    marker = root / "SAMPLE.json"
+    if marker.is_file() and json.loads(marker.read_text()) == stamp:
+        return
+    # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
+    draft = root.with_name(f".{root.name}-{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        write(draft)
+        (draft / "SAMPLE.json").write_text(json.dumps(stamp))
+        if root.exists():
+            root.rename(draft.with_name(f"{draft.name}-old"))
+        draft.rename(root)
+    except OSError:
+        if not marker.is_file():  # otherwise a parallel run was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
 
 
 class _Reader:

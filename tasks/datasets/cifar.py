@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 pictures of 32 × 32 pixels in Python pickles."""
 
 import codecs
+import io
 import pickle
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source, download_and_unpack
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.imagenet import check_val_part
+from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Cifar10(ImageData):
     Args:
         val_part: part of the training pictures to validate on.
         transforms: see `ImageData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = (
@@ -56,7 +58,7 @@ class Cifar10(ImageData):
         *,
         val_part: float = 0.1,
         transforms: ImageTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(transforms=transforms, **common)
         self.val_part = check_val_part(val_part)
@@ -97,9 +99,16 @@ class Cifar10(ImageData):
     def example_file(self) -> Path | None:
         return None  # a part holds ten thousand pictures; prediction takes a picture
 
+    def pack(self, item: Item) -> tuple[str, bytes]:
+        picture = io.BytesIO()
+        self.open_item(item).save(picture, format="png")
+        return "png", picture.getvalue()
+
     def open_item(self, item: Item) -> "Image.Image":
         from PIL import Image
 
+        if "row" not in item.where:  # a picture of its own, from a shard
+            return super().open_item(item)
         return Image.fromarray(self._rows(item.path).pixels[item.where["row"]])
 
     def _rows(self, file: Path) -> "Rows":

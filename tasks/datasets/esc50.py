@@ -6,8 +6,9 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
 SOURCE = Source(url="https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip")
@@ -27,7 +28,7 @@ class ESC50(AudioData):
         fold: the fold to test on, 1 to 5.
         val_fraction: part of the training folds to validate on.
         sample_rate, seconds, test_crops: see `AudioData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = "meta/esc50.csv and audio/*.wav (the unpacked ESC-50 repository, or the folder that holds it)"
@@ -42,7 +43,7 @@ class ESC50(AudioData):
         sample_rate: int = 16000,
         seconds: float = 5.0,
         test_crops: int = 1,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(sample_rate=sample_rate, seconds=seconds, test_crops=test_crops, **common)
         if fold not in FOLDS:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,12 +121,12 @@ class ImageTransforms:
         )
 
 
-class ImageData(ClassificationData):
+class ImageData(ShardableData):
     """A source whose items are pictures and whose raw sample is ``(3, S, S)`` uint8.
 
     Args:
         transforms: crops, mirroring and augmentation; ``None`` takes `ImageTransforms`' own values.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     modality = "image"
@@ -133,7 +134,7 @@ class ImageData(ClassificationData):
     unit = "images"
 
     def __init__(
-        self, *, transforms: ImageTransforms | None = None, **common: Unpack[CommonSettings]
+        self, *, transforms: ImageTransforms | None = None, **common: Unpack[ShardableSettings]
     ) -> None:
         super().__init__(**common)
         self.transforms = transforms or ImageTransforms()

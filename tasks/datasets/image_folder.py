@@ -20,9 +20,10 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, Item
+from tasks.datasets.base import Item
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.labelled_files import LabelledFiles
+from tasks.datasets.shards.data import ShardableSettings
 
 
 class ImageFolder(ImageData):
@@ -31,7 +32,7 @@ class ImageFolder(ImageData):
     Args:
         csv, multilabel, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
         transforms: see `ImageData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = (
@@ -51,7 +52,7 @@ class ImageFolder(ImageData):
         test_fraction: float = 0.1,
         val_fraction: float = 0.1,
         transforms: ImageTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(transforms=transforms, **common)
         self.multilabel = multilabel

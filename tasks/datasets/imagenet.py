@@ -9,8 +9,9 @@ from typing import overload
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.image_files import EXTENSIONS, ImageData, ImageTransforms
+from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 
 FOLDERS = (".", "ILSVRC/Data/CLS-LOC", "ILSVRC2012", "imagenet", "imagenet-1k")
@@ -29,7 +30,7 @@ class ImageNet(ImageData):
     Args:
         val_part: part of ``train/`` to validate on; 0.01 is 12,811 pictures of the whole.
         transforms: see `ImageData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = "train/<synset>/*.JPEG and val/<synset>/*.JPEG (ImageFolder layout, such as train/n01440764/…)"
@@ -40,7 +41,7 @@ class ImageNet(ImageData):
         *,
         val_part: float = 0.01,
         transforms: ImageTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(transforms=transforms, **common)
         self.val_part = check_val_part(val_part)

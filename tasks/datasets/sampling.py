@@ -58,13 +58,17 @@ class EpochBatches(Sampler[list[Key]]):
         rank, world = _rank_and_world()
         return range(rank, self.size, world)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def _mine(self) -> list[int]:
+        """The items of this process in the order of this epoch."""
         order = list(range(self.size))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.size, generator=generator).tolist()
+        return [order[position] for position in self._share()]
+
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch, first, self.skip = self.epoch, self.skip, 0
-        mine = [order[position] for position in self._share()]
+        mine = self._mine()
         for batch in range(first, len(self)):
             part = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(index, epoch) for index in part]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(
     url="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
@@ -33,7 +34,7 @@ class SpeechCommands(AudioData):
 
     Args:
         sample_rate, seconds: see `AudioData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = (
@@ -44,7 +45,7 @@ class SpeechCommands(AudioData):
     unit = "clips"
 
     def __init__(
-        self, *, sample_rate: int = 16000, seconds: float = 1.0, **common: Unpack[CommonSettings]
+        self, *, sample_rate: int = 16000, seconds: float = 1.0, **common: Unpack[ShardableSettings]
     ) -> None:
         super().__init__(sample_rate=sample_rate, seconds=seconds, **common)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, Item
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source, download_and_unpack
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.imagenet import check_val_part, pictures_by_folder, split_training
+from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(url="http://cs231n.stanford.edu/tiny-imagenet-200.zip")
 FOLDERS = (".", "tiny-imagenet-200")
@@ -24,7 +25,7 @@ class TinyImageNet(ImageData):
     Args:
         val_part: part of ``train/`` to validate on.
         transforms: see `ImageData`.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     layout = (
@@ -38,7 +39,7 @@ class TinyImageNet(ImageData):
         *,
         val_part: float = 0.05,
         transforms: ImageTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(transforms=transforms, **common)
         self.val_part = check_val_part(val_part)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
@@ -39,7 +40,7 @@ class Video:
     read: Callable[[Places], Frames]
 
 
-class VideoSettings(CommonSettings, total=False):
+class VideoSettings(ShardableSettings, total=False):
     """Arguments every video source takes, passed on to `VideoData`."""
 
     frames: int
@@ -55,7 +56,7 @@ class VideoSettings(CommonSettings, total=False):
     cache_side: int | None
 
 
-class VideoData(ClassificationData):
+class VideoData(ShardableData):
     """A source whose items are video files and whose raw sample is a clip ``(T, 3, S, S)``, uint8 RGB.
 
     Which frames: ``dense`` takes T frames ``stride`` ticks apart, beginning anywhere in training and so that
@@ -80,7 +81,7 @@ class VideoData(ClassificationData):
         cache_dir: keep the decoded frames of every file here (uint8, short side at most ``cache_side``); for
             small sets that are read many times. ``None`` decodes each time.
         cache_side: in pixels; ``None`` keeps the frames' own size.
-        **common: see `DataModule`.
+        **common: see `ShardableData` and `DataModule`.
     """
 
     modality = "video"
@@ -101,9 +102,11 @@ class VideoData(ClassificationData):
         ratio: Sequence[float] = (1.0, 1.0),
         cache_dir: str | None = None,
         cache_side: int | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(**common)
+        if cache_dir is not None and self.format != "files":
+            raise DataError("cache_dir keeps decoded frames of files: leave it out with format=webdataset")
         if min(frames, size, stride, test_segments, test_crops, cache_side or 1) < 1:
             raise DataError(
                 "frames, size, stride, test_segments, test_crops and cache_side must be at least 1"
@@ -132,7 +135,9 @@ class VideoData(ClassificationData):
         fresh = not self.splits
         super().setup(stage)
         if fresh:  # validation, once an epoch, looks at one clip of a file; only the test pays for several
-            self.splits["val"] = [replace(item, where={"clips": 1}) for item in self.splits["val"]]
+            self.splits["val"] = [
+                replace(item, where={**item.where, "clips": 1}) for item in self.splits["val"]
+            ]
 
     def find_class_folders(self, root: Path, places: Sequence[str]) -> Path:
         """The first of ``places`` below ``root`` that holds a folder of one of the classes."""

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from backbone.kernels import taps, toeplitz
-from backbone.kernels.tilings import forward_tiling, weight_grad_tiling
+from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSORS = {
@@ -62,7 +62,7 @@ def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: in
 
 
 def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple[Any, dict[str, Any], int]:
-    tiling = forward_tiling(dilation * (k // 2), height, width)
+    tiling = forward_tilings(dilation * (k // 2), height, width)[0]
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
     constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images}
@@ -75,7 +75,7 @@ def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple
 
 
 def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], int]:
-    tiling = weight_grad_tiling(k // 2, height, width)
+    tiling = weight_grad_tilings(k // 2, height, width)[0]
     (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants = {"K": k, "D": 1, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi}
     constants |= {"CB": tiling.channels, "NB": tiling.images}

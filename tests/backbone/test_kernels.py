@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from backbone import UniRepLKNet
 from backbone.kernels import DepthwiseConv2d, depthwise, depthwise_conv2d
 from backbone.kernels.depthwise import depthwise_conv2d_moments, depthwise_conv2d_sums, why_not
-from backbone.kernels.tilings import BANDS, WINDOW, forward_tiling, weight_grad_tiling
+from backbone.kernels.tilings import BANDS, WINDOW, Tiling, forward_tilings, weight_grad_tilings
 from backbone.reparam import DilatedReparamBlock
 from backbone.unireplknet import UniRepLKNetBlock
 
@@ -381,8 +382,7 @@ def test_networks_compile_without_graph_breaks_on_a_gpu(
 
 @given(reach=st.integers(1, 15), height=st.integers(1, 200), width=st.integers(1, 200))
 def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int) -> None:
-    for choose in (forward_tiling, weight_grad_tiling):
-        tiling = choose(reach, height, width)
+    for tiling in forward_tilings(reach, height, width) + weight_grad_tilings(reach, height, width):
         for side, tile, halo, patches, size in zip(
             tiling.patch, tiling.tile, tiling.halo, tiling.reach, (height, width), strict=True
         ):
@@ -397,6 +397,54 @@ def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int
             rows = min(2 * tiling.reach[0] + 1, tiling.tile[0] + 2 * tiling.halo[0])
             assert bands <= BANDS
             assert rows * columns <= WINDOW
+
+
+def test_every_tiling_of_a_shape_gives_the_same(device: str) -> None:
+    from backbone.kernels import launch
+
+    case = Case(3, 5, 14, 14, 7)
+    x, weight, bias, _ = case.tensors(torch.float16, device)
+    expected = reference(case, x, weight, bias)
+    tilings = forward_tilings(3, 14, 14)
+    assert len({tiling.patch for tiling in tilings}) == 2
+    assert {tiling.by_column for tiling in tilings} == {True, False}
+    for tiling in tilings:
+        y, sums, _ = launch._convolve_by_patch(x, weight, bias, 1, False, True, True, tiling)
+        assert relative_error(y, expected) < 1e-3
+        assert relative_error(sums, expected.sum((2, 3))) < 1e-3
+
+
+def test_autotuning_remembers_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from backbone.kernels import autotune
+
+    tilings = forward_tilings(6, 14, 14)
+    timed: list[Tiling] = []
+
+    def milliseconds(run: Callable[[Tiling], Any], tiling: Tiling) -> float:
+        timed.append(tiling)
+        return abs(tilings.index(tiling) - 2) + 1.0  # the third is the fastest
+
+    def choose() -> Tiling:
+        return autotune.choose("forward", (8, 3, 14, 14), torch.device("cuda"), tilings, timed.append)
+
+    monkeypatch.setattr(autotune, "_milliseconds", milliseconds)
+    monkeypatch.setattr(autotune, "_remembered", {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setenv("WIDEFIELD_CACHE", str(tmp_path / "cache"))
+    assert choose() == tilings[0]
+    assert not timed
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
+    assert [choose(), choose()] == [tilings[2]] * 2
+    assert timed == list(tilings)
+    monkeypatch.setattr(autotune, "_remembered", {})  # as another process
+    assert choose() == tilings[2]
+    assert len(timed) == len(tilings)
+    (tmp_path / "cache" / "tilings.json").write_text("{broken")
+    monkeypatch.setattr(autotune, "_remembered", {})
+    assert choose() == tilings[2]
+    assert len(timed) == 2 * len(tilings)
 
 
 @pytest.mark.parametrize(

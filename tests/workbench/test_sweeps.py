@@ -81,7 +81,7 @@ def test_a_killed_run_is_recorded_and_goes_on_from_the_snapshot(tmp_path: Path, 
     words = ("-m", "--config-path", str(conf), *SHORT, f"paths.samples={samples}", "optimizer=nosuch,adamw")
     process = start(tmp_path, *words)
     until(lambda: list(tmp_path.glob("runs/sweeps/*/1_*/checkpoints/last.ckpt")), process)
-    victim = process_of("1_optimizer=adamw")
+    victim = process_of("1_optimizer-adamw")
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
@@ -89,7 +89,7 @@ def test_a_killed_run_is_recorded_and_goes_on_from_the_snapshot(tmp_path: Path, 
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     said = records(sweep)
     assert [record["status"] for record in said.values()] == ["failed", "killed"]
-    assert "nosuch" in said["0_optimizer=nosuch"]["error"]
+    assert "nosuch" in said["0_optimizer-nosuch"]["error"]
     assert pd.read_csv(sweep / "report" / "runs.csv")["status"].tolist() == ["failed", "killed"]
 
     yaml = conf / "optimizer" / "adamw.yaml"
@@ -98,7 +98,7 @@ def test_a_killed_run_is_recorded_and_goes_on_from_the_snapshot(tmp_path: Path, 
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output  # the other cannot be composed
     assert [record["status"] for record in records(sweep).values()] == ["failed", "done"]
-    run = sweep / "1_optimizer=adamw"
+    run = sweep / "1_optimizer-adamw"
     assert OmegaConf.load(run / "config.yaml").optimizer.weight_decay == 0.05
     assert "resume: going on from" in (run / "run.log").read_text()
     assert pd.read_csv(run / "metrics.csv")["epoch"].tolist() == [0, 1, 2, 3]
@@ -122,7 +122,7 @@ def test_failed_and_killed_runs_do_not_stop_a_sweep_and_only_they_are_repeated(
     assert "weight_decay: 0.05" in yaml.read_text()
     yaml.write_text(yaml.read_text().replace("weight_decay: 0.05", "weight_decay: 0.77"))
     until(lambda: list(tmp_path.glob("runs/sweeps/*/2_*/checkpoints/last.ckpt")), process)
-    victim = process_of("2_optimizer.lr=0.002")
+    victim = process_of("2_optimizer.lr-0.002")
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
@@ -130,8 +130,8 @@ def test_failed_and_killed_runs_do_not_stop_a_sweep_and_only_they_are_repeated(
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     said = records(sweep)
     assert [record["status"] for record in said.values()] == ["done", "failed", "killed"]
-    assert said["1_optimizer.lr=-1"]["error"] == "ValueError: Invalid learning rate: -1"
-    assert "SIGKILL" in said["2_optimizer.lr=0.002"]["error"]
+    assert said["1_optimizer.lr-1"]["error"] == "ValueError: Invalid learning rate: -1"
+    assert "SIGKILL" in said["2_optimizer.lr-0.002"]["error"]
     assert "1 done, 1 failed, 1 killed" in output
     assert f"sweep.resume=runs/sweeps/{sweep.name}" in output
     table = pd.read_csv(sweep / "report" / "runs.csv")
@@ -139,17 +139,17 @@ def test_failed_and_killed_runs_do_not_stop_a_sweep_and_only_they_are_repeated(
     assert table["lr"].tolist() == [0.001, -1, 0.002]
     assert (sweep / "report" / "report.html").is_file()
 
-    first = (sweep / "0_optimizer.lr=0.001" / "result.json").stat().st_mtime_ns
+    first = (sweep / "0_optimizer.lr-0.001" / "result.json").stat().st_mtime_ns
     process = start(tmp_path, f"sweep.resume={sweep}", "hydra/launcher=basic", "sweep.report=false")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output  # the wrong one is still wrong
     assert "2 of 3 runs to make" in output
     assert [record["status"] for record in records(sweep).values()] == ["done", "failed", "done"]
-    assert (sweep / "0_optimizer.lr=0.001" / "result.json").stat().st_mtime_ns == first
-    again = sweep / "2_optimizer.lr=0.002"
+    assert (sweep / "0_optimizer.lr-0.001" / "result.json").stat().st_mtime_ns == first
+    again = sweep / "2_optimizer.lr-0.002"
     assert "resume: going on from" in (again / "run.log").read_text()
     assert pd.read_csv(again / "metrics.csv")["epoch"].tolist() == [0, 1, 2, 3]
-    for run in (sweep / "0_optimizer.lr=0.001", again):
+    for run in (sweep / "0_optimizer.lr-0.001", again):
         assert OmegaConf.load(run / "config.yaml").optimizer.weight_decay == 0.05, (
             "editing changed a running sweep"
         )
@@ -159,27 +159,27 @@ def test_failed_and_killed_runs_do_not_stop_a_sweep_and_only_they_are_repeated(
 def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path: Path, samples: Path) -> None:
     process = start(tmp_path, "-m", *SHORT, "trainer.max_epochs=40", f"paths.samples={samples}", "seed=0,1")
     until(lambda: list(tmp_path.glob("runs/sweeps/*/0_*/checkpoints/last.ckpt")), process)
-    run = until(lambda: process_of("0_seed=0"), process)
+    run = until(lambda: process_of("0_seed-0"), process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "to go on with it: python run.py sweep.resume=runs/sweeps/" in output
     assert not Path(f"/proc/{run}").exists()
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
-    assert records(sweep)["0_seed=0"]["status"] == "killed"
+    assert records(sweep)["0_seed-0"]["status"] == "killed"
     process = start(tmp_path, f"sweep.resume={sweep.relative_to(tmp_path)}")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("resume: going on from") == 1
     assert [record["status"] for record in records(sweep).values()] == ["done", "done"]
-    history = pd.read_csv(sweep / "0_seed=0" / "metrics.csv")
+    history = pd.read_csv(sweep / "0_seed-0" / "metrics.csv")
     assert history["epoch"].tolist() == list(range(40))
 
 
 @pytest.mark.slow
 def test_a_run_dies_with_the_process_that_waits_for_it(tmp_path: Path, samples: Path) -> None:
     process = start(tmp_path, "-m", *SHORT, "trainer.max_epochs=400", f"paths.samples={samples}", "seed=0,1")
-    run = until(lambda: process_of("0_seed=0"), process)
+    run = until(lambda: process_of("0_seed-0"), process)
     until(lambda: list(tmp_path.glob("runs/sweeps/*/0_*/checkpoints/last.ckpt")), process)
     process.kill()
     process.communicate(timeout=60)
@@ -220,7 +220,7 @@ def test_submitit_composes_from_the_snapshot(tmp_path: Path, samples: Path) -> N
     assert process.returncode == 0, output
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert [record["status"] for record in records(sweep).values()] == ["done", "done"]
-    for run in sweep.glob("*_seed=*"):
+    for run in sweep.glob("*_seed-*"):
         sources = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.config_sources
         assert [source.path for source in sources if source.provider == "main"] == [str(sweep / "conf")]
 
@@ -286,7 +286,7 @@ def test_kernel_size_is_the_papers_ablation(sweeper_of: Callable[..., Any]) -> N
     axes, jobs = grid(sweeper)
     assert axes == ["modality", "backbone.kernel_size", "seed"]
     assert len(jobs) == 5 * 4 * 3
-    assert jobs[0].folder == "00_modality=audio_backbone.kernel_size=3_seed=0"
+    assert jobs[0].folder == "00_modality-audio_backbone.kernel_size-3_seed-0"
     cfg = sweeper.context.config_loader.load_sweep_config(sweeper.config, jobs[-1].overrides)
     assert list(cfg.backbone.model.kernel_sizes) == [3, 13, 13, 13]
     assert (cfg.modality.name, cfg.seed) == ("video", 2)
@@ -308,7 +308,7 @@ def test_glob_finds_modalities_and_experiments(sweeper_of: Callable[..., Any], t
     ]
     shutil.rmtree(tmp_path / "sweep")
     _, jobs = grid(sweeper_of("experiment=glob(*)"))
-    files = (ROOT / "conf" / "experiment").rglob("*.yaml")
+    files = (ROOT / "conf" / "experiment").rglob("[!_]*.yaml")
     names = sorted(str(file.relative_to(ROOT / "conf" / "experiment").with_suffix("")) for file in files)
     assert sorted(job.overrides[0] for job in jobs) == [f"experiment={name}" for name in names]
     shutil.rmtree(tmp_path / "sweep")
@@ -491,7 +491,7 @@ def test_verdict(code: int, status: str, error: str | None, tmp_path: Path) -> N
 
 
 def test_folder_names_are_short_and_sorted() -> None:
-    assert job_folder(7, 120, {"modality": "audio", "seed": "1"}) == "007_modality=audio_seed=1"
+    assert job_folder(7, 120, {"modality": "audio", "seed": "1"}) == "007_modality-audio_seed-1"
     assert job_folder(0, 1, {}) == "0"
     assert len(job_folder(0, 9, {"key": "x" * 500})) < 130
     assert "/" not in job_folder(0, 9, {"experiment": "audio/fsdd"})

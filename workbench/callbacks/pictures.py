@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_map
 
-from tasks.task import Task
+from tasks.task import Training
 from workbench import figures
 from workbench.files import write_json
 
@@ -16,7 +16,7 @@ SHOWN = 12
 
 class Pictures(Callback):
     """`inputs.png` (maps of the first training batch, augmented), `samples.png` (raw samples beside their maps,
-    where the embedder draws them), `curves.png` and the task's own test pictures.
+    where the embedder draws them), `curves.png` and the task's own test pictures; of a joint run a folder each task.
 
     Args:
         folder: where the PNG files go.
@@ -28,19 +28,21 @@ class Pictures(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        file = self.folder / "inputs.png"
+        assert isinstance(pl_module, Training)
+        name = pl_module.task_of(batch)
+        task, folder = pl_module.by_task()[name], self.folder / name
+        file = folder / "inputs.png"
         if file.exists() or "raw" not in batch or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, Task)
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):  # drawing must not change what training draws
-            raw, captions = pl_module.preview(batch, SHOWN)
-            maps_BVCHW = pl_module.embed(raw, train=True)
-        embedder: Any = pl_module.network.embedder
+            raw, captions = task.preview(batch, SHOWN)
+            maps_BVCHW = task.embed(raw, train=True)
+        embedder: Any = task.network.embedder
         maps_BVCHW = maps_BVCHW.float().cpu()
         if embedder.draws_raw:
             raw = tree_map(lambda value: value.cpu(), raw)
-            figures.draw_samples(raw, maps_BVCHW, embedder, captions, self.folder / "samples.png")
+            figures.draw_samples(raw, maps_BVCHW, embedder, captions, folder / "samples.png")
         figures.draw_maps(
             maps_BVCHW,
             embedder.map_axes(),
@@ -55,9 +57,13 @@ class Pictures(Callback):
             figures.draw_curves(history, self.folder / "curves.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        report = pl_module.test_report()  # computed by all processes together
-        if trainer.is_global_zero:
-            if report:
-                write_json(self.folder.parent / "test_report.json", report)
-            figures.draw_report(report, self.folder)
+        assert isinstance(pl_module, Training)
+        # Computed by all processes together.
+        reports = {name: task.test_report() for name, task in pl_module.by_task().items()}
+        if not trainer.is_global_zero:
+            return
+        if any(reports.values()):
+            content = reports.get("", reports)
+            write_json(self.folder.parent / "test_report.json", content)
+        for name, report in reports.items():
+            figures.draw_report(report, self.folder / name)

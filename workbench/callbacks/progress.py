@@ -6,6 +6,8 @@ import time
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from tasks.task import Training
+
 log = logging.getLogger("widefield")
 
 
@@ -27,22 +29,23 @@ class Progress(RichProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch > self._first:
-            self._say(trainer, trainer.current_epoch)
+            self._say(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._say(trainer, trainer.current_epoch)
+        self._say(trainer, pl_module)
 
-    def _say(self, trainer: Trainer, epoch: int) -> None:
+    def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        in_short = pl_module.in_short if isinstance(pl_module, Training) else str
         shown = {
             name: float(value)
             for name, value in sorted(trainer.callback_metrics.items())
-            if name.startswith(("train/", "val/"))
+            if name.startswith(("train/", "val/")) and in_short(name)
         }
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info(
             "epoch %d/%s  %s  (%.0f s)",
-            epoch,
+            trainer.current_epoch,
             trainer.max_epochs,
             text,
             time.monotonic() - self._started,

@@ -48,24 +48,13 @@ class Probed:
         return backbone
 
 
-def checkpoint_file(path: str) -> str:
-    """A checkpoint: the file itself, or the best one of a run's folder."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
-    for name in ("best.ckpt", "last.ckpt"):
-        for place in (folder / "checkpoints" / name, folder / name):
-            if place.is_file():
-                return str(place)
-    raise UsageError(f"there is no checkpoint in the folder {path}")
-
-
 def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     """The network of a checkpoint file or run folder."""
     asking = cfg.copy()
-    asking.ckpt = checkpoint_file(path)
+    asking.ckpt = path
     restored = restore(asking)
     name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
+    name += f" within {restored.joint}" if restored.joint else ""
     return Probed(restored.cfg, restored.task.to(device_of(cfg)).eval(), name, True)
 
 

@@ -21,6 +21,7 @@ from backbone.probes import (
 )
 from workbench import figures
 from workbench.build import refused_settings
+from workbench.checkpoint_files import find_checkpoint
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_atomically, write_json, write_table
@@ -29,7 +30,6 @@ from workbench.probes.common import (
     UNTRAINED,
     Probed,
     asked_about,
-    checkpoint_file,
     composed_network,
     from_checkpoint,
     maps_of,
@@ -96,7 +96,7 @@ def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str
         fresh.backbone.pretrained = None
         twin = composed_network(fresh, probed.task.facts)
         return twin.name, in_form(twin.backbone, form)
-    if Path(checkpoint_file(name)).is_file():
+    if find_checkpoint(name)[0].is_file():
         other = from_checkpoint(cfg, name)
         if other.backbone.in_chans != probed.backbone.in_chans:
             raise UsageError(

@@ -19,7 +19,7 @@ from workbench.errors import UsageError
 from workbench.files import write_json, write_table
 from workbench.fit import metrics_of
 from workbench.probes import drawing
-from workbench.probes.common import checkpoint_file, plain, show_files
+from workbench.probes.common import plain, show_files
 from workbench.results import write_config
 from workbench.test import trained
 
@@ -56,8 +56,6 @@ def probe(cfg: DictConfig) -> float | None:
     """Write `robustness.json`, `robustness.csv`, `figures/robustness.png`; returns the mean over corruptions of what
     is left of the metric."""
     options = cfg.action
-    if cfg.ckpt is not None:
-        cfg.ckpt = checkpoint_file(cfg.ckpt)
     own, data, task, _ = trained(cfg)
     chosen = corruptions(own.modality.name, options.corruptions, options.severities)
     metric = own.task.monitor.replace("val/", "test/")
@@ -122,7 +120,7 @@ def report(
     ]
     content = {
         "network": f"{own.backbone.name}, trained on {own.task.name}",
-        "data": {"source": data.source, "data_dir": str(data.root)},
+        "data": {"source": data.source, "data_dir": data.place},
         "metric": metric,
         "guessing": floor or None,
         "corruptions": {

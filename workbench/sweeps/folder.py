@@ -92,7 +92,7 @@ class SweepFolder:
 
 
 def job_folder(number: int, count: int, axes: dict[str, str]) -> str:
-    """The name of a run's folder: its number and what is special about it, e.g. `03_modality=audio_seed=1`."""
+    """The name of a run's folder: its number and what is special about it, e.g. `03_modality-audio_seed-1`."""
     width = len(str(max(count - 1, 0)))
     name = "_".join(f"{key}={value}" for key, value in axes.items())
     return f"{number:0{width}d}_{folder_name(name)}".rstrip("_")

@@ -1,0 +1,95 @@
+"""Choosing a tiling by measurement: ``WIDEFIELD_AUTOTUNE=1``, once for each shape, remembered in a file.
+
+Without it the first tiling of the table serves. The file is ``tilings.json`` in ``WIDEFIELD_CACHE`` or else in
+``~/.cache/widefield``; delete it to measure again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbone.kernels.tilings import Tiling
+
+log = logging.getLogger(__name__)
+
+_remembered: dict[str, Tiling] = {}
+
+
+def choose(
+    name: str,
+    shape: tuple[int, ...],
+    device: torch.device,
+    tilings: Sequence[Tiling],
+    run: Callable[[Tiling], Any],
+) -> Tiling:
+    """The fastest of ``tilings`` for this kernel and shape on this GPU, or the first.
+
+    Args:
+        name: of the kernel.
+        shape: everything the time depends on.
+        device: where it runs.
+        tilings: candidates, the table's choice first.
+        run: runs the kernel once with a tiling.
+    """
+    if os.environ.get("WIDEFIELD_AUTOTUNE", "0") != "1" or device.type != "cuda" or len(tilings) == 1:
+        return tilings[0]
+    key = " ".join([torch.cuda.get_device_name(device), name, "x".join(str(size) for size in shape)])
+    if not _remembered:
+        _remembered.update(_read())
+    if key not in _remembered:
+        if torch.cuda.is_current_stream_capturing():
+            return tilings[0]  # nothing can be timed inside a graph
+        times = [_milliseconds(run, tiling) for tiling in tilings]
+        fastest = min(range(len(tilings)), key=times.__getitem__)
+        _remembered[key] = tilings[fastest]
+        _write(_remembered)
+        log.info("%s: %.4f ms with %s; the table's %.4f ms", key, times[fastest], tilings[fastest], times[0])
+    return _remembered[key]
+
+
+def _milliseconds(run: Callable[[Tiling], Any], tiling: Tiling) -> float:
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return float(do_bench(lambda: run(tiling), warmup=5, rep=25, return_mode="median"))
+    except OutOfResources:  # more registers or shared memory than this GPU has
+        return float("inf")
+
+
+def _file() -> Path:
+    return Path(os.environ.get("WIDEFIELD_CACHE", Path.home() / ".cache" / "widefield")) / "tilings.json"
+
+
+def _read() -> dict[str, Tiling]:
+    """What the file holds; nothing where it does not exist, is of another version, or is broken."""
+    try:
+        entries = json.loads(_file().read_text(encoding="utf-8"))
+        return {key: _tiling(**fields) for key, fields in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _tiling(**fields: Any) -> Tiling:
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Tiling(**settings)
+
+
+def _write(tilings: dict[str, Tiling]) -> None:
+    """Replace the file in one step: other processes may be reading it."""
+    file = _file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    draft.write_text(
+        json.dumps({key: asdict(tiling) for key, tiling in tilings.items()}, indent=1), encoding="utf-8"
+    )
+    draft.replace(file)

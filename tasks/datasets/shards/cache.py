@@ -1,0 +1,128 @@
+"""Shards from elsewhere, kept on this machine while they are needed, and no more of them than the disk may hold."""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tasks.datasets.base import DataError
+from tasks.datasets.shards.storage import Storage
+
+AT_ONCE = 4  # shards fetched in the background at a time
+STALE = 3600.0  # seconds after which what a killed process left half-fetched is removed
+
+
+class ShardCache:
+    """Whole shards in a folder that all processes of this machine share; each is fetched once, by whoever is first.
+
+    Args:
+        storage: where the shards come from.
+        folder: where they are kept, one folder for each set of shards.
+        limit: bytes in the parent of ``folder``, whatever set they belong to; those used longest ago go first.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, limit: int) -> None:
+        self.storage = storage
+        self.folder = folder
+        self.limit = limit
+
+    def path(self, file: str, size: int) -> Path:
+        """The shard ``file`` of ``size`` bytes on this machine, fetched if need be.
+
+        Raises:
+            DataError: it cannot be fetched whole.
+        """
+        path = self.folder / file
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / f".{file}.lock"):
+                if not path.is_file():  # another process may have been faster
+                    self._fetch(path, size)
+        return path
+
+    def read(self, file: str, size: int, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start`` on of a shard of ``size`` bytes."""
+        while True:
+            path = self.path(file, size)
+            try:
+                with path.open("rb") as shard:
+                    shard.seek(start)
+                    content = shard.read(length)
+                os.utime(path)
+                return content
+            except FileNotFoundError:  # another process has just made room
+                continue
+
+    def drop(self, file: str) -> None:
+        """Forget a copy that turned out damaged."""
+        (self.folder / file).unlink(missing_ok=True)
+
+    def _fetch(self, path: Path, size: int) -> None:
+        self._make_room(size)
+        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            self.storage.download(path.name, draft)
+            received = draft.stat().st_size
+            if received != size:
+                raise DataError(wrong_size(self.storage.name(path.name), received, size))
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        now, kept = time.time(), []
+        for file in self.folder.parent.glob("*/*"):
+            with suppress(FileNotFoundError):
+                about = file.stat()
+                if file.name.endswith(".tar"):
+                    kept.append((about.st_mtime, about.st_size, file))
+                elif file.name.startswith(".") and now - about.st_mtime > STALE and about.st_size:
+                    file.unlink()
+        spare = self.limit - size - sum(bytes_ for _, bytes_, _ in kept)
+        for _, bytes_, file in sorted(kept):
+            if spare >= 0:
+                break
+            file.unlink(missing_ok=True)
+            spare += bytes_
+
+
+class Prefetch:
+    """Fetches shards in the background before a reader asks for them."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.cache = cache
+        self.turns = threading.Semaphore(AT_ONCE)
+
+    def __call__(self, file: str, size: int) -> None:
+        if not (self.cache.folder / file).is_file():
+            # A daemon: a run that ends does not wait for shards that nobody will read.
+            threading.Thread(target=self._fetch, args=(file, size), daemon=True).start()
+
+    def _fetch(self, file: str, size: int) -> None:
+        # Whatever goes wrong here happens again to the reader that needs the shard, which can say so.
+        with self.turns, suppress(DataError, OSError):
+            self.cache.path(file, size)
+
+
+def wrong_size(name: str, found: int, expected: int) -> str:
+    """The sentence for a shard that is not what was written."""
+    return (
+        f"the shard {name} has {found:,} bytes instead of {expected:,}: it is damaged or was copied in part"
+    )
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock that all processes and threads of this machine respect; the system frees it after a kill."""
+    import fcntl
+
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Said aloud: a process forked meanwhile holds the file as well.
+            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -1,0 +1,278 @@
+"""A source whose samples are files of their own, read from a folder or from shards by the same reader."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from tasks.datasets.base import (
+    SPLITS,
+    ClassificationData,
+    CommonSettings,
+    DataError,
+    Item,
+    ReadError,
+    draw_once,
+    spread,
+)
+from tasks.datasets.sampling import EpochBatches
+from tasks.datasets.shards.cache import Prefetch, ShardCache
+from tasks.datasets.shards.layout import FORMAT, Shard, ShardItem, ShardItems, ShardSet, read_shard_set
+from tasks.datasets.shards.order import ShardBatches
+from tasks.datasets.shards.storage import Storage
+
+FORMATS = ("files", "webdataset")
+AHEAD = 2  # shards fetched before they are needed
+SAMPLE_SHARD = 64  # samples in a shard of the embedded sample: several shards, however small it is
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How shards are read.
+
+    Args:
+        buffer: samples among which training mixes; splits no larger are mixed as a whole.
+        cache_dir: where shards from elsewhere are kept while they are needed; ``None`` keeps nothing and asks for
+            each sample by itself, which http servers must support (range requests).
+        cache_gb: most gigabytes (10^9 bytes) to keep there.
+        storage: options for fsspec, such as ``{anon: true}`` or ``{endpoint_url: …}`` for s3.
+
+    Raises:
+        DataError: settings that make no sense.
+    """
+
+    buffer: int = 10_000
+    cache_dir: str | None = "data/shards"
+    cache_gb: float = 20.0
+    storage: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.buffer < 1 or self.cache_gb <= 0:
+            raise DataError("shards.buffer must be at least 1 and shards.cache_gb above 0")
+
+
+class ShardableSettings(CommonSettings, total=False):
+    """Arguments every such source takes, passed on to `ShardableData`."""
+
+    format: str
+    shards: ShardOptions | None
+
+
+class ShardableData(ClassificationData):
+    """A source that can be read from shards.
+
+    Args:
+        format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
+            ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
+        shards: how they are read; ``None`` takes `ShardOptions`' own values.
+        **common: see `DataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: str = "files",
+        shards: ShardOptions | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        if format not in FORMATS:
+            raise DataError(f"format must be {' or '.join(FORMATS)}, not {format!r}")
+        super().__init__(**common)
+        self.format = format
+        self.options = shards or ShardOptions()
+        self.storage: Storage | None = None
+        self.shard_set: ShardSet | None = None
+        self.cache: ShardCache | None = None
+        if format == "webdataset":
+            if self.download:
+                raise DataError("download=true fetches files; shards are written from them with action=shard")
+            data_dir = common.get("data_dir")
+            place = str(self.root.with_name(f"{self.name}-shards")) if data_dir is None else data_dir
+            self.storage = Storage(place, self.options.storage)
+
+    def pack(self, item: Item) -> tuple[str, bytes]:
+        """An item as a file to put into a shard: its ending without the dot, and its bytes."""
+        try:
+            return item.path.suffix.lower().lstrip("."), item.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{item.path} cannot be read ({error.strerror})") from error
+
+    @property
+    def place(self) -> str:
+        return super().place if self.storage is None else str(self.storage)
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        if self.storage is None or self.source != "sample":
+            return
+        from tasks.datasets.shards.write import write_shards
+
+        splits = {split: spread(items, None) for split, items in self.read_splits(self.root).items()}
+        names = {split: [item.name for item in items] for split, items in splits.items()}
+        stamp = {
+            "task": self.name,
+            "version": self.sample_version,
+            "format": FORMAT,
+            "splits": digest_of(names),
+        }
+
+        def write(root: Path) -> None:
+            write_shards(self, splits, Storage(str(root)), shard_samples=SAMPLE_SHARD)
+
+        draw_once(Path(str(self.storage)), stamp, write)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.storage is None:
+            super().setup(stage)
+        elif not self.splits:
+            found = read_shard_set(self.storage)
+            if found.modality != self.modality:
+                raise DataError(
+                    f"{self.storage} holds shards of modality {found.modality}, not {self.modality}"
+                )
+            self.shard_set, self.class_names, self.multilabel = found, found.class_names, found.multilabel
+            self.cache = self._make_cache(self.storage, found)
+            self.splits = {split: found.some(split, self.limit) for split in SPLITS}
+
+    def details(self) -> str:
+        shards = f" in {len(self.shard_set.shards):,} shards" if self.shard_set else ""
+        return f"{super().details()}{shards}"
+
+    def example_file(self) -> Path | None:
+        return super().example_file() if self.storage is None else None
+
+    def training_raws(self, most: int = 2000) -> Iterator[Any]:
+        if self.shard_set is None or not self.shard_set.shuffled:
+            yield from super().training_raws(most)
+            return
+        whole = self.splits["train"]
+        self.splits["train"] = whole[:most]  # mixed, and a few shards instead of some of each
+        try:
+            yield from super().training_raws(most)
+        finally:
+            self.splits["train"] = whole
+
+    def content(self, item: ShardItem) -> bytes:
+        """The bytes of a sample in a shard.
+
+        Raises:
+            ReadError: they are not those that were written.
+            DataError: the shard cannot be had.
+        """
+        assert self.storage is not None
+        assert self.shard_set is not None
+        shard = self.shard_set.shards[item.shard]
+        content = self._read(shard, item)
+        if self.cache and zlib.crc32(content) != item.crc32:
+            self.cache.drop(shard.file)
+            content = self._read(shard, item)
+        if zlib.crc32(content) != item.crc32:
+            raise ReadError("its bytes are not those that were written (wrong checksum)")
+        return content
+
+    def _read(self, shard: Shard, item: ShardItem) -> bytes:
+        assert self.storage is not None
+        if self.cache:
+            return self.cache.read(shard.file, shard.size, item.offset, item.size)
+        folder = self.storage.folder
+        if folder is None:
+            return self.storage.read_range(shard.file, item.offset, item.size)
+        try:
+            with (folder / shard.file).open("rb") as file:
+                file.seek(item.offset)
+                return file.read(item.size)
+        except OSError as error:
+            raise DataError(f"the shard {folder / shard.file} cannot be read ({error.strerror})") from error
+
+    def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
+        if self.shard_set is None:
+            return super()._batches(split, train, batch_size)
+        items, shards = self.splits[split], self.shard_set.shards
+        numbers = (
+            items.shards if isinstance(items, ShardItems) else np.array([shard_of(item) for item in items])
+        )
+        prefetch = Prefetch(self.cache) if self.cache else None
+
+        def announce(number: int) -> None:
+            assert prefetch is not None
+            prefetch(shards[number].file, shards[number].size)
+
+        return ShardBatches(
+            numbers,
+            batch_size,
+            shuffle=train,
+            drop_last=train,
+            seed=self.seed,
+            buffer=self.options.buffer,
+            ahead=AHEAD * self.shard_set.samples_a_shard,
+            announce=announce if prefetch else None,
+        )
+
+    def _reader(self, train: bool) -> Callable[[Item, np.random.Generator], Any]:
+        return super()._reader(train) if self.storage is None else _ShardReader(self, train)
+
+    def _make_cache(self, storage: Storage, found: ShardSet) -> ShardCache | None:
+        folder, limit = self.options.cache_dir, round(self.options.cache_gb * 1e9)
+        if storage.folder is not None or folder is None:
+            return None
+        # Shards that hold the samples of the buffer, those fetched ahead, one begun at either end.
+        at_once = self.options.buffer // found.samples_a_shard + AHEAD + 2
+        sizes = sorted((shard.size for shard in found.shards), reverse=True)
+        needed = sum(sizes[:at_once])
+        if needed > limit:
+            raise DataError(
+                f"mixing {self.options.buffer:,} samples of {storage} takes {needed / 1e9:,.3g} GB of shards at a "
+                f"time: raise task.data.shards.cache_gb={self.options.cache_gb:g} or lower task.data.shards.buffer"
+            )
+        return ShardCache(storage, Path(folder).expanduser() / found.digest[:16], limit)
+
+
+class _ShardReader:
+    """`read_item` of a source, handed the sample's bytes as a file (a class, so that workers can pickle it)."""
+
+    def __init__(self, data: ShardableData, train: bool) -> None:
+        self.data = data
+        self.train = train
+
+    def __call__(self, item: Item, rng: np.random.Generator) -> Any:
+        assert isinstance(item, ShardItem)
+        with as_file(self.data.content(item), item.path.suffix) as path:
+            return self.data.read_item(replace(item, path=path), self.train, rng)
+
+
+def shard_of(item: Item) -> int:
+    """The number of the shard that holds an item."""
+    assert isinstance(item, ShardItem)
+    return item.shard
+
+
+@contextmanager
+def as_file(content: bytes, suffix: str) -> Iterator[Path]:
+    """A file with this content while the block lasts; in memory where the system can.
+
+    Readers open paths. A file in memory needs no clearing up, whatever kills the process.
+    """
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("sample"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+            file.write(content)
+            file.flush()
+            yield Path(file.name)
+
+
+def digest_of(names: Mapping[str, list[str]]) -> str:
+    """Changes with any name, its place or its split."""
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,245 @@
+"""What a folder of shards holds, and the items in it.
+
+    shards.json            what it is: modality, class names, the shards with their sizes; written last
+    index.parquet          a row for each sample: where it lies, its target, its checksum, the file it came from
+    train-000000.tar …     samples as any WebDataset reader expects them: 000000042.wav beside 000000042.cls
+    val-000000.tar …  test-000000.tar …
+
+The index is what makes reading exact: any sample can be found, and counted, without opening a shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.base import SPLITS, DataError, Item, spread
+from tasks.datasets.shards.storage import MissingFile, Storage
+
+ABOUT = "shards.json"
+INDEX = "index.parquet"
+FORMAT = 1
+COLUMNS = ("shard", "offset", "size", "crc32", "key", "extension", "file", "target")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file.
+
+    Args:
+        file: its name.
+        split: ``train``, ``val`` or ``test``.
+        samples: how many it holds.
+        size: in bytes.
+    """
+
+    file: str
+    split: str
+    samples: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ShardItem(Item):
+    """A sample in a shard; ``path`` is the file it was made from, which need not exist here.
+
+    Args:
+        shard: number of the shard in `ShardSet.shards`.
+        offset, size: of the sample in the shard, in bytes.
+        crc32: checksum of these bytes.
+        title: what a message calls it.
+    """
+
+    shard: int = 0
+    offset: int = 0
+    size: int = 0
+    crc32: int = 0
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+
+class ShardItems(Sequence[Item]):
+    """Items made as they are asked for from the columns of the index: millions would fill the memory.
+
+    Args:
+        columns: of `COLUMNS`, all of one length.
+        shards: all shards of the set.
+        place: address of the set.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]], shards: Sequence[Shard], place: str) -> None:
+        self.columns = dict(columns)
+        self.all_shards = shards
+        self.place = place
+
+    @property
+    def shards(self) -> NDArray[np.int32]:
+        """The shard of each item."""
+        return self.columns["shard"]
+
+    def __len__(self) -> int:
+        return len(self.columns["shard"])
+
+    def take(self, positions: Any) -> "ShardItems":
+        """Some of the items."""
+        columns = {name: column[positions] for name, column in self.columns.items()}
+        return ShardItems(columns, self.all_shards, self.place)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "ShardItems": ...
+
+    def __getitem__(self, index: int | slice) -> "Item | ShardItems":
+        if isinstance(index, slice):
+            return self.take(index)
+        row = {name: column[index] for name, column in self.columns.items()}
+        shard, target = int(row["shard"]), row["target"]
+        member = f"{bytes(row['key']).decode()}.{bytes(row['extension']).decode()}"
+        return ShardItem(
+            Path(bytes(row["file"]).decode()),
+            target if np.ndim(target) else int(target),
+            shard=shard,
+            offset=int(row["offset"]),
+            size=int(row["size"]),
+            crc32=int(row["crc32"]),
+            title=f"{self.place}/{self.all_shards[shard].file}/{member}",
+        )
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A folder of shards.
+
+    Args:
+        modality: ``audio``, ``image`` or ``video``.
+        class_names: in the order of the targets.
+        multilabel: whether targets are multi-hot.
+        shards: train, then val, then test.
+        splits: the items of each.
+        shuffled: whether each split was mixed before it was written.
+        digest: changes with any sample.
+    """
+
+    modality: str
+    class_names: list[str]
+    multilabel: bool
+    shards: list[Shard]
+    splits: dict[str, ShardItems]
+    shuffled: bool
+    digest: str
+
+    @property
+    def samples_a_shard(self) -> int:
+        """On average, at least 1."""
+        return max(sum(shard.samples for shard in self.shards) // len(self.shards), 1)
+
+    def some(self, split: str, most: int | None) -> ShardItems:
+        """At most ``most`` items of a split, of any class: evenly spread, or the first ones where they are mixed."""
+        items = self.splits[split]
+        if most is None or most >= len(items):
+            return items
+        return items[:most] if self.shuffled else items.take(np.asarray(spread(range(len(items)), most)))
+
+
+def describe_shards(
+    modality: str,
+    class_names: Sequence[str],
+    multilabel: bool,
+    shards: Sequence[Shard],
+    shuffled: bool,
+    index: bytes,
+) -> str:
+    """The content of `ABOUT`, for a finished index."""
+    said = {
+        "format": FORMAT,
+        "modality": modality,
+        "class_names": list(class_names),
+        "multilabel": multilabel,
+        "shuffled": shuffled,
+        "digest": hashlib.sha256(index).hexdigest(),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
+    """Write the columns of `COLUMNS`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"shard": pa.int32(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
+    table = {name: pa.array(rows[name], types.get(name)) for name in COLUMNS}
+    pq.write_table(pa.table(table), path)
+
+
+def read_shard_set(storage: Storage) -> ShardSet:
+    """Read what a folder of shards holds and compare it with the shards that are there.
+
+    Raises:
+        DataError: it holds no shards, or they are damaged, incomplete or of another version.
+    """
+    try:
+        content = storage.read(ABOUT)
+    except MissingFile as error:
+        raise DataError(
+            f"{storage} holds no shards (no {ABOUT}): write some with action=shard, or leave task.data.format out"
+        ) from error
+    damaged = DataError(f"{storage.name(ABOUT)} is damaged, or not of this version: write the shards again")
+    try:
+        said = json.loads(content)
+        shards = [Shard(**shard) for shard in said["shards"]]
+        known = said["format"] == FORMAT and {shard.split for shard in shards} == set(SPLITS)
+        modality, names, multilabel = said["modality"], list(said["class_names"]), bool(said["multilabel"])
+        shuffled, digest = bool(said["shuffled"]), said["digest"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged from error
+    if not known:
+        raise damaged
+    content = storage.read(INDEX)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{storage.name(INDEX)} does not belong to {ABOUT}: copy or write the shards again")
+    _check_sizes(storage, shards)
+    columns = _read_index(content)
+    counts = np.bincount(columns["shard"], minlength=len(shards))
+    if counts.tolist() != [shard.samples for shard in shards]:
+        raise damaged
+    whole = ShardItems(columns, shards, str(storage))
+    of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
+    splits = {split: whole.take(of_split == number) for number, split in enumerate(SPLITS)}
+    return ShardSet(modality, names, multilabel, shards, splits, shuffled, digest)
+
+
+def _read_index(content: bytes) -> dict[str, NDArray[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(pa.BufferReader(content))
+    columns = {}
+    for name in COLUMNS:
+        values = table[name]
+        if pa.types.is_string(values.type):  # fixed-width bytes: no objects for millions of names
+            columns[name] = np.array([value.encode() for value in values.to_pylist()])
+        elif pa.types.is_list(values.type):
+            columns[name] = np.array(values.to_pylist(), dtype=np.float32)
+        else:
+            columns[name] = values.to_numpy()
+    return columns
+
+
+def _check_sizes(storage: Storage, shards: Sequence[Shard]) -> None:
+    from tasks.datasets.shards.cache import wrong_size
+
+    sizes = storage.sizes([shard.file for shard in shards])
+    for shard, size in zip(shards, sizes, strict=True):
+        if size is not None and size != shard.size:
+            raise DataError(wrong_size(storage.name(shard.file), size, shard.size))

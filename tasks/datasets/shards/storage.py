@@ -1,0 +1,141 @@
+"""A folder on this machine or behind an address, through fsspec; every failure is one sentence."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tasks.datasets.base import DataError
+
+ATTEMPTS = 4
+PAUSE = 0.5  # seconds before the second attempt, then twice as long each time
+FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)  # asking again does not help
+
+T = TypeVar("T")
+
+
+class MissingFile(DataError):
+    """A file that is not there."""
+
+
+class Storage:
+    """A folder of files.
+
+    Args:
+        address: a path, or whatever fsspec opens: ``https://…``, ``s3://bucket/…``, ``gs://…``, ``memory://…``.
+        options: for fsspec, e.g. ``{"anon": True}`` or ``{"endpoint_url": …}`` for s3.
+
+    `folder` is the folder where it is on this machine, else ``None``.
+
+    Raises:
+        DataError: no such protocol, or the package for it is missing.
+    """
+
+    def __init__(self, address: str, options: Mapping[str, Any] | None = None) -> None:
+        self.address = address.rstrip("/") if "://" in address else str(Path(address).expanduser())
+        self.options = dict(options or {})
+        from fsspec.implementations.local import LocalFileSystem
+
+        files, base = self._open()
+        self.folder = Path(base) if isinstance(files, LocalFileSystem) else None
+
+    def __str__(self) -> str:
+        return self.address
+
+    def name(self, file: str) -> str:
+        """The whole address of a file."""
+        return f"{self.address}/{file}"
+
+    def read(self, file: str) -> bytes:
+        """All of a file."""
+        return self._ask(file, lambda files, path: files.cat_file(path))
+
+    def read_range(self, file: str, start: int, size: int) -> bytes:
+        """``size`` bytes of a file from ``start`` on."""
+        part = self._ask(file, lambda files, path: files.cat_file(path, start=start, end=start + size))
+        if len(part) != size:
+            raise DataError(
+                f"{self.name(file)}: asked for {size:,} bytes, got {len(part):,}; the file is cut off, or its "
+                "server cannot send parts of files: set task.data.shards.cache_dir=FOLDER"
+            )
+        return part
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Sizes in bytes; ``None`` where a server does not tell.
+
+        Raises:
+            DataError: a file is not there.
+        """
+        files, base = self._open()
+        try:
+            return list(files.sizes([f"{base}/{name}" for name in names]))
+        except Exception:  # one of them: ask for each, to name it
+            return [self._ask(name, lambda files, path: files.size(path)) for name in names]
+
+    def download(self, file: str, to: Path) -> None:
+        """Copy a file to this machine."""
+        self._ask(file, lambda files, path: files.get_file(path, str(to)))
+
+    def upload(self, path: Path, file: str) -> None:
+        """Copy a file of this machine here."""
+
+        def put(files: Any, target: str) -> None:
+            files.makedirs(files._parent(target), exist_ok=True)
+            files.put_file(str(path), target)
+
+        self._ask(file, put)
+
+    def exists(self, file: str) -> bool:
+        """Whether there is such a file, a small one; http servers are sure to tell only when asked for all of it."""
+        try:
+            self.read(file)
+        except MissingFile:
+            return False
+        return True
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the path in it; looked up anew, since none may be carried into another process."""
+        from fsspec.core import url_to_fs
+
+        try:
+            files, base = url_to_fs(self.address, **self.options)
+        except ImportError as error:
+            raise DataError(
+                f"{self.address}: {error} (pip install -e '.[shards]' brings http and s3)"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.address} cannot be opened ({_reason(error)})") from error
+        return files, str(base).rstrip("/")
+
+    def _ask(self, file: str, question: Callable[[Any, str], T]) -> T:
+        pause = PAUSE
+        for attempt in range(1, ATTEMPTS + 1):
+            files, base = self._open()
+            try:
+                return question(files, f"{base}/{file}")
+            except DataError:
+                raise
+            except FINAL as error:
+                raise MissingFile(f"{self.name(file)} is not there, or may not be read") from error
+            except OSError as error:
+                if error.errno is not None and self.folder is not None:
+                    raise  # of this machine, such as a full disk
+                failed: Exception = error
+            except Exception as error:  # each protocol's package has exceptions of its own
+                failed = error
+            if attempt < ATTEMPTS:
+                time.sleep(pause)
+                pause *= 2
+        raise DataError(
+            f"{self.name(file)} cannot be read ({_reason(failed)}; {ATTEMPTS} attempts)"
+        ) from failed
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(" .") if lines else type(error).__name__

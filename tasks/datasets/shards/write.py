@@ -1,0 +1,140 @@
+"""Writes the files of a source into shards, the same bytes each time."""
+
+import io
+import json
+import logging
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.datasets.base import SPLITS, DataError, Item
+from tasks.datasets.shards.layout import ABOUT, COLUMNS, INDEX, Shard, describe_shards, write_index
+from tasks.datasets.shards.storage import Storage
+
+if TYPE_CHECKING:
+    from tasks.datasets.shards.data import ShardableData
+
+log = logging.getLogger("widefield")
+
+
+def write_shards(
+    data: "ShardableData",
+    splits: Mapping[str, Sequence[Item]],
+    target: Storage,
+    *,
+    shard_bytes: int = 256 * 2**20,
+    shard_samples: int | None = None,
+    shuffle: bool = True,
+    replace: bool = False,
+) -> list[Shard]:
+    """Write splits of ``data`` into shards.
+
+    Every split has shards of its own. A sample is the file as it is, beside its class: ``.cls`` holds its number;
+    where a sample may have several, ``.json`` their names. `ABOUT` is written last, so that shards without it are
+    unfinished.
+
+    Args:
+        data: the source, which reads files.
+        splits: the items of its ``train``, ``val`` and ``test``.
+        target: where to.
+        shard_bytes: a shard is closed when it holds so much.
+        shard_samples: … or so many.
+        shuffle: mix every split first, always in the same way. Files lie class by class, and reading mixes only
+            what lies near.
+        replace: write over shards that are there.
+
+    Raises:
+        DataError: shards are there already, or a file cannot be read.
+    """
+    if not replace and target.exists(ABOUT):
+        raise DataError(f"{target} holds shards already: choose another folder, or say action.replace=true")
+    if target.folder is not None:
+        target.folder.mkdir(parents=True, exist_ok=True)
+    shards: list[Shard] = []
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    with tempfile.TemporaryDirectory(dir=target.folder, prefix=".shards-") as scratch:
+        for split in SPLITS:
+            items = splits[split]
+            order = np.random.default_rng(0).permutation(len(items)) if shuffle else np.arange(len(items))
+            keyed = [(f"{number:09d}", int(index)) for number, index in enumerate(order)]
+            while keyed:
+                file = f"{split}-{sum(shard.split == split for shard in shards):06d}.tar"
+                draft = Path(scratch) / file
+                written = _write_shard(data, items, keyed[: shard_samples or None], draft, shard_bytes, rows)
+                rows["shard"] += [len(shards)] * written
+                shards.append(Shard(file, split, written, draft.stat().st_size))
+                _place(draft, target)
+                log.info("shard: %s, %d samples", target.name(file), written)
+                keyed = keyed[written:]
+        index = Path(scratch) / INDEX
+        write_index(index, rows)
+        said = describe_shards(
+            data.modality, data.class_names, data.multilabel, shards, shuffle, index.read_bytes()
+        )
+        _place(index, target)
+        (Path(scratch) / ABOUT).write_text(said, encoding="utf-8")
+        _place(Path(scratch) / ABOUT, target)
+    return shards
+
+
+def _place(draft: Path, target: Storage) -> None:
+    if target.folder is not None:
+        os.replace(draft, target.folder / draft.name)
+    else:
+        target.upload(draft, draft.name)
+        draft.unlink()
+
+
+def _write_shard(
+    data: "ShardableData",
+    items: Sequence[Item],
+    keyed: Sequence[tuple[str, int]],
+    path: Path,
+    most: int,
+    rows: dict[str, list[Any]],
+) -> int:
+    """Write samples until ``most`` bytes; returns how many."""
+    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for count, (key, index) in enumerate(keyed):
+            if count and tar.offset >= most:
+                return count
+            item = items[index]
+            extension, content = data.pack(item)
+            rows["offset"].append(_add(tar, f"{key}.{extension}", content))
+            rows["size"].append(len(content))
+            rows["crc32"].append(zlib.crc32(content))
+            rows["key"].append(key)
+            rows["extension"].append(extension)
+            rows["file"].append(_origin(data.root, item))
+            rows["target"].append(item.target.tolist() if data.multilabel else item.target)
+            for name, label in _label(data, item):
+                _add(tar, f"{key}.{name}", label)
+    return len(keyed)
+
+
+def _label(data: "ShardableData", item: Item) -> Iterator[tuple[str, bytes]]:
+    if data.multilabel:
+        names = [name for name, on in zip(data.class_names, item.target, strict=True) if on]
+        yield "json", json.dumps({"labels": names}, ensure_ascii=False).encode()
+    else:
+        yield "cls", str(item.target).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a member without owner or date; returns where its content begins."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    begin = tar.offset + tarfile.BLOCKSIZE  # behind its header
+    tar.addfile(member, io.BytesIO(content))
+    return begin
+
+
+def _origin(root: Path, item: Item) -> str:
+    path = item.path.relative_to(root) if item.path.is_relative_to(root) else item.path
+    return path.as_posix() + "".join(f"#{value}" for value in item.where.values() if isinstance(value, int))

@@ -1,0 +1,175 @@
+"""Several tasks trained together around one backbone: every step is a batch of one of them.
+
+Each member stays a whole `Task` with a network of its own; the backbones in these networks share their modules
+(`backbone.sharing`). So a member of a joint checkpoint is the checkpoint of an ordinary task: see `member_state`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from backbone.sharing import plain_stem
+from tasks.task import Task, Training
+
+PREFIX = "members"
+
+
+class FixedWeights(nn.Module):
+    """Loss of a step = weight of its task x loss of the task.
+
+    Args:
+        weights: task -> weight.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        wrong = [name for name, weight in weights.items() if weight <= 0]
+        if wrong:
+            raise ValueError(f"the weight of a task must be positive, not {weights[wrong[0]]} ({wrong[0]})")
+        self.weights = dict(weights)
+
+    def forward(self, name: str, loss: Tensor, regression: bool) -> Tensor:
+        return self.weights[name] * loss
+
+    def learnt(self, name: str) -> Tensor | None:
+        """The factor of a task's loss, if it is learnt."""
+        return None
+
+
+class UncertaintyWeights(FixedWeights):
+    """Weights learnt from the losses, as the noise of each task (Kendall et al. 2018, arXiv 1705.07115, section 3.2).
+
+    With s = log sigma² of a task, its loss L counts as exp(-s) / 2 · L + s / 2 where it is a squared error (noise is
+    Gaussian), and as exp(-s) · L + s / 2 where it is a cross-entropy (a softmax of scaled logits). The fixed weights
+    multiply the result.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        super().__init__(weights)
+        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in weights})
+
+    def forward(self, name: str, loss: Tensor, regression: bool) -> Tensor:
+        s = self.log_variance[name]
+        scaled = torch.exp(-s) * loss * (0.5 if regression else 1.0) + 0.5 * s
+        return super().forward(name, scaled, regression)
+
+    def learnt(self, name: str) -> Tensor | None:
+        return torch.exp(-self.log_variance[name].detach())
+
+
+WEIGHTINGS: dict[str, type[FixedWeights]] = {"fixed": FixedWeights, "uncertainty": UncertaintyWeights}
+
+
+def make_weighting(kind: str, weights: Mapping[str, float]) -> FixedWeights:
+    """`fixed` or `uncertainty` weights of the tasks."""
+    if kind not in WEIGHTINGS:
+        raise ValueError(f"task.weighting must be one of {', '.join(WEIGHTINGS)}, not {kind}")
+    return WEIGHTINGS[kind](weights)
+
+
+class JointTask(Training):
+    """Trains its members by turns. A batch says whose it is: `batch["task"]`.
+
+    Metrics carry the member's name, `val/audio/acc`. Beside them stand `val/loss`, the sum of the weighted losses, and
+    `val/score`, the mean over members of the metric that each one monitors, an error e counted as 1 - e.
+
+    Args:
+        members: the tasks, by name; their backbones may share modules.
+        monitors: name -> (metric without its split, `max` or `min`).
+        weighting: (name, loss, whether it is a regression) -> loss of the step.
+        optimizer, scheduler, composition: see `Training`.
+    """
+
+    shown_metric = "score"
+
+    def __init__(
+        self,
+        members: Mapping[str, Task],
+        monitors: Mapping[str, tuple[str, str]],
+        weighting: FixedWeights,
+        optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        composition: dict[str, Any] | None = None,
+    ) -> None:
+        facts = {name: member.facts for name, member in members.items()}
+        super().__init__(facts, optimizer, scheduler, composition)
+        self.members = nn.ModuleDict(dict(members))
+        self.monitors = dict(monitors)
+        self.weighting = weighting
+
+    def by_task(self) -> dict[str, Task]:
+        return {name: cast(Task, member) for name, member in self.members.items()}
+
+    def task_of(self, batch: dict[str, Any]) -> str:
+        return str(batch["task"])
+
+    def trained_module(self) -> nn.Module:
+        return self
+
+    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        name = self.task_of(batch)
+        member = self.by_task()[name]
+        out = member.measured_step(batch, split)
+        return {"loss": self.weighting(name, out["loss"], member.regression), "output": out["output"]}
+
+    def epoch_values(self, split: str) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        losses, scores = [], []
+        for name, member in self.by_task().items():
+            found = member.epoch_values(split)
+            values |= {with_member(full, name): value for full, value in found.items()}
+            if f"{split}/loss" in found:
+                losses.append(self.weighting(name, found[f"{split}/loss"], member.regression).detach())
+            metric, mode = self.monitors[name]
+            if f"{split}/{metric}" in found:
+                value = found[f"{split}/{metric}"]
+                scores.append(value if mode == "max" else 1 - value)
+            factor = self.weighting.learnt(name)
+            if split == "train" and factor is not None:
+                values[f"{split}/{name}/weight"] = factor
+        if losses:
+            values[f"{split}/loss"] = torch.stack(losses).sum()
+        if len(scores) == len(self.members):
+            values[f"{split}/score"] = torch.stack(scores).mean()
+        return values
+
+    def begin_test(self, samples: int) -> None:
+        sizes: dict[str, int] = self.trainer.datamodule.sizes("test")  # type: ignore[attr-defined]
+        for name, member in self.by_task().items():
+            member.begin_test(sizes[name])
+
+    def in_short(self, name: str) -> bool:
+        monitored = {f"val/{part}/{metric}" for part, (metric, _) in self.monitors.items()}
+        return name in monitored | {"train/loss", "val/score"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups for layer-wise learning-rate decay, those of the members together."""
+        anchor = rf"^{PREFIX}\.[^.]+\.network\."
+
+        def anchored(pattern: Any) -> Any:
+            if isinstance(pattern, str):
+                return pattern.replace("^", anchor)
+            return [(anchored(part), order) for part, order in pattern]
+
+        first = next(iter(self.by_task().values())).network.group_matcher(coarse)
+        return {group: anchored(pattern) for group, pattern in first.items()}
+
+
+def with_member(full: str, name: str) -> str:
+    """Full name of a member's metric.
+
+    >>> with_member("val/acc", "audio")
+    'val/audio/acc'
+    """
+    split, _, metric = full.partition("/")
+    return f"{split}/{name}/{metric}"
+
+
+def member_state(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """One member's weights out of a joint task's, as those of an ordinary task."""
+    prefix = f"{PREFIX}.{name}."
+    own = {full.removeprefix(prefix): value for full, value in state.items() if full.startswith(prefix)}
+    return plain_stem(own, "network.backbone.")

@@ -1,0 +1,111 @@
+"""init_from and freeze on tiny runs: what is taken, what is adapted, what stays."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from tests_support import TINY
+
+from backbone.checkpoints import adapt_first_conv
+
+Act = Callable[..., Path]
+STEM = "network.backbone.downsample_layers.0.0.weight"
+IMAGE = (*TINY, "modality=image", "task.data.transforms.size=32", "task.data.limit=8", "trainer.max_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def audio_run(
+    composed: Callable[..., DictConfig], samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from workbench.actions import run_action
+
+    folder = tmp_path_factory.mktemp("runs") / "audio"
+    run_action(composed(*TINY, "task=audio_folder", f"paths.samples={samples}", f"paths.run={folder}"))
+    return folder
+
+
+def state(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    found: dict[str, torch.Tensor] = content["state_dict"]
+    return found
+
+
+def record(run: Path) -> dict:  # type: ignore[type-arg]
+    content: dict = json.loads((run / "init_from.json").read_text())  # type: ignore[type-arg]
+    return content
+
+
+def test_another_modality_takes_the_stages_and_an_adapted_stem(
+    audio_run: Path, act: Act, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = act(*IMAGE, f"init_from={audio_run}", "freeze=all")
+    source, ours = state(audio_run, "best"), state(run)
+    backbone = [name for name in source if name.startswith("network.backbone.") and name != STEM]
+    assert all(torch.equal(source[name], ours[name]) for name in backbone)
+    torch.testing.assert_close(ours[STEM], adapt_first_conv(source[STEM], 3))
+    taken = record(run)
+    assert (taken["modality"], taken["task"]) == ("audio", "audio_folder")
+    assert taken["backbone"]["tensors"] == len(backbone) + 1
+    assert taken["backbone"]["adapted"] == ["downsample_layers.0.0.weight (1 -> 3 input channels)"]
+    assert taken["embedder"] == taken["head"] == []
+    assert "adapted: downsample_layers.0.0.weight (1 -> 3 input channels)" in caplog.text
+    assert "freeze: embedder, backbone; 168 of" in caplog.text  # norm 2·16, linear 16·8 + 8
+
+
+def test_the_same_task_goes_on_with_head_and_statistics(audio_run: Path, act: Act) -> None:
+    run = act(
+        *TINY, "task=audio_folder", f"init_from={audio_run / 'checkpoints' / 'last.ckpt'}", "optimizer.lr=0"
+    )
+    taken = record(run)
+    assert "linear.weight" in taken["head"]
+    assert "normalize.mean" in taken["embedder"]
+    source, ours = state(audio_run), state(run)
+    for name in ("network.head.linear.weight", "network.embedder.normalize.mean", STEM):
+        assert torch.equal(source[name], ours[name])
+
+
+def test_other_settings_of_the_embedder_measure_anew(audio_run: Path, act: Act) -> None:
+    words = (*TINY, "task=audio_folder", f"init_from={audio_run}", "modality.embedder.num_mel_bins=32")
+    run = act(*words, "freeze=stages.1-2")
+    assert record(run)["embedder"] == []
+    source, ours = state(audio_run, "best"), state(run)
+    assert not torch.equal(source["network.embedder.normalize.mean"], ours["network.embedder.normalize.mean"])
+    same = {name for name in source if torch.equal(source[name], ours[name])}
+    frozen = (
+        "network.backbone.stages.1",
+        "network.backbone.stages.2",
+        "network.backbone.downsample_layers.2",
+    )
+    assert {name for name in source if name.startswith(frozen)} <= same
+    assert STEM not in same
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("init_from=nowhere",), "there is no file nowhere"),
+        (("init_from={empty}",), "there is no checkpoint in the folder"),
+        (("freeze=stages.0-4",), "stages.0-4 is not one of none, all, embedder, stem"),
+        (("freeze=[stem,mouth]",), "mouth is not one of"),
+        (("init_from={audio}", "backbone.model.dims=[8,8,16,32]"), "does not fit this network"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(
+    words: tuple[str, ...],
+    said: str,
+    audio_run: Path,
+    act: Act,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = tuple(word.format(empty=tmp_path / "empty", audio=audio_run) for word in words)
+    with pytest.raises(SystemExit):
+        act(*IMAGE, *words)
+    (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert said in error
+    assert "\n" not in error

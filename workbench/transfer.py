@@ -1,0 +1,152 @@
+"""init_from=RUN and freeze=…: begin with what another run has learnt, and keep a part of it as it is."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from backbone import UniRepLKNet, load_weights
+from tasks.freezing import frozen_modules
+from tasks.task import Task, Training
+from workbench.build import MODEL_GROUPS, refused_settings
+from workbench.checkpoint_files import find_checkpoint, read_checkpoint
+from workbench.errors import UsageError
+from workbench.files import write_json
+from workbench.members import listed, matching, member_cfg, member_content, members_of
+
+log = logging.getLogger("widefield")
+
+RECORD = "init_from.json"
+
+
+def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
+    """Give `task` what the run `cfg.init_from` has learnt; says what was taken, also in `init_from.json`.
+
+    The backbone's weights are always taken, the first convolution adapted to the maps' channels. Of an embedder of
+    the same class its learnt weights are taken; with the same settings and the same data also its statistics. The
+    head is taken where task, data and shapes are the same (fine-tuning); else it starts anew. Of a joint run the
+    member with the same task is taken, else the one of the same modality, or the one that `RUN@PART` names.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or of another backbone.
+        UsageError: a joint run with no such member, or one that could begin with several.
+    """
+    path, part = find_checkpoint(str(cfg.init_from))
+    content = read_checkpoint(path)
+    taken: dict[str, Any] = {}
+    for name, member in task.by_task().items():
+        own = member_cfg(cfg, name) if name else cfg
+        taken[name] = _take(own, member, path, *_source(own, path, content, part))
+    record: dict[str, Any] = taken.get("", taken)
+    write_json(Path(cfg.paths.run) / RECORD, record)
+    return record
+
+
+def _source(
+    cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """The content of the ordinary checkpoint to start from, and its name in a joint run."""
+    members = members_of(content)
+    if members is None:
+        if part is not None:
+            raise UsageError(f"init_from: {path} is not of a joint run, so it has no part {part}")
+        return content, None
+    name = part if part in members else matching(members, cfg.task.name, cfg.modality.name)
+    if name is None or part not in (None, name):
+        raise UsageError(
+            f"init_from: {path} holds {listed(members)}: say which to start from, "
+            f"e.g. init_from={cfg.init_from.rpartition('@')[0] or cfg.init_from}@{next(iter(members))}"
+        )
+    return member_content(content, name), name
+
+
+def _take(
+    cfg: DictConfig, task: Task, path: Path, content: dict[str, Any], part: str | None
+) -> dict[str, Any]:
+    stored = content["widefield"]
+    source = source_composition(cfg, stored["composition"])
+    state: dict[str, Tensor] = content["state_dict"]
+    label = f"{path} ({source.task.name})"
+    backbone = cast(UniRepLKNet, task.network.backbone)
+    loaded = load_weights(backbone, below(state, "network.backbone."), label)
+    same_data = source.task.name == cfg.task.name and stored["facts"] == task.facts
+    same_settings = plain(source, "modality.embedder") == plain(cfg, "modality.embedder")
+    embedder: list[str] = []
+    if source.modality.embedder._target_ == cfg.modality.embedder._target_:
+        everything = same_data and same_settings
+        embedder = take_fitting(
+            task.network.embedder, below(state, "network.embedder."), parameters_only=not everything
+        )
+    head: list[str] = []
+    head_state = below(state, "network.head.")
+    if same_data and shapes(task.network.head.state_dict()) == shapes(head_state):
+        head = take_fitting(task.network.head, head_state)
+    log.info(
+        "init_from: %s; %s takes %d tensors of the backbone%s, %s, %s",
+        label,
+        cfg.task.name,
+        loaded.loaded,
+        "".join(f", adapted: {change}" for change in loaded.adapted),
+        f"{len(embedder)} of the embedder" if embedder else "nothing of the embedder",
+        "the head" if head else "not the head, which starts anew",
+    )
+    return {
+        "checkpoint": str(path),
+        "part": part,
+        "modality": source.modality.name,
+        "task": source.task.name,
+        "backbone": {"tensors": loaded.loaded, "adapted": loaded.adapted},
+        "embedder": embedder,
+        "head": head,
+    }
+
+
+def source_composition(cfg: DictConfig, composition: dict[str, Any]) -> DictConfig:
+    """This command's configuration with the modality, task and backbone of another run, to resolve those in."""
+    source = cfg.copy()
+    OmegaConf.set_struct(source, False)
+    for group in MODEL_GROUPS:
+        source[group] = composition[group]
+    return source
+
+
+def plain(cfg: DictConfig, key: str) -> Any:
+    """A node as plain values."""
+    return OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+
+
+def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries below a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def take_fitting(module: nn.Module, state: dict[str, Tensor], parameters_only: bool = False) -> list[str]:
+    """Load the entries that fit in name and shape; returns their names."""
+    own = dict(module.named_parameters()) if parameters_only else module.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    module.load_state_dict(fitting, strict=False)
+    return sorted(fitting)
+
+
+def freeze(cfg: DictConfig, task: Training) -> None:
+    """Keep the parts that `cfg.freeze` names as they are; says what is left to train."""
+    spec = cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or [])
+    with refused_settings():
+        names = frozen_modules(spec)
+    if not names:
+        return
+    for member in task.by_task().values():
+        member.network.freeze(names)
+    parameters = list(task.trained_module().parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    left = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    log.info("freeze: %s; %s of %s parameters are trained", ", ".join(names), f"{left:,}", f"{total:,}")
+    if cfg.init_from is None and cfg.backbone.pretrained is None:
+        log.warning("freeze: without init_from=RUN or backbone.pretrained the frozen weights are untrained")
