@@ -1,18 +1,21 @@
 """Figures: maps, curves, confusion matrices. Every axis has its label and unit."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook shows its figures itself
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -89,6 +92,16 @@ def _channels(maps: np.ndarray, axes: MapAxes) -> np.ndarray:
         return maps
     chosen = [axes.channel] if isinstance(axes.channel, int) else list(axes.channel)
     return maps[..., chosen, :, :]
+
+
+def draw_map(panel: Axes, map_CHW: Tensor, axes: MapAxes) -> AxesImage:
+    """Draw one map on a panel of your own, labelled; returns the image, for a colour bar."""
+    shown_CHW = _channels(map_CHW.detach().float().cpu().numpy(), axes)
+    low, high = np.percentile(shown_CHW, [1, 99])
+    image: AxesImage = _draw_map(panel, shown_CHW, axes, (float(low), float(high)))
+    panel.set_xlabel(axes.x)
+    panel.set_ylabel(axes.y)
+    return image
 
 
 def _draw_map(panel: Axes, map_CHW: np.ndarray, axes: MapAxes, limits: tuple[float, float]):  # type: ignore[no-untyped-def]

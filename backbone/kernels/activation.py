@@ -82,7 +82,11 @@ def factors(
         tl.store(gamma_grad + n * D + d, to_scale * relative, mask=d < D)
         to_relative = to_scale * weight
         to_norm = (to_relative - tl.sum(to_relative * relative, axis=0) / D) / mean
-        tl.store(slope + n * D + d, tl.where(norm > 0.0, to_norm / tl.where(norm > 0.0, norm, 1.0), 0.0), mask=d < D)
+        tl.store(
+            slope + n * D + d,
+            tl.where(norm > 0.0, to_norm / tl.where(norm > 0.0, norm, 1.0), 0.0),
+            mask=d < D,
+        )
 
 
 @triton.jit(do_not_specialize=("M", "P"))

@@ -367,6 +367,8 @@ def turned_z_up(table: Floats, normals: bool = False) -> Floats:
 
 def open3d() -> Any:
     """The module, imported late: it takes seconds, and warns where there is no GPU."""
+    # In a notebook it would start a web server.
+    os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import open3d as o3d

@@ -1,0 +1,119 @@
+"""Training from Python, in a notebook say: a composed configuration goes in, a trained model comes out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, open_dict
+
+from tasks.datasets.base import DataModule
+from tasks.task import Task
+from workbench.build import build_data, check_composition, restore
+from workbench.console import console, quiet_libraries
+from workbench.errors import UsageError, kept_errors
+from workbench.fit import fit
+from workbench.members import is_joint, member_cfgs
+from workbench.resolvers import run_folder
+
+
+@dataclass
+class Trained:
+    """What :func:`train` made, or one member of what :func:`train_jointly` made.
+
+    Args:
+        task: the best checkpoint's model, in evaluation mode, on the CPU.
+        data: what it was trained on, ready to read.
+        result: the content of `result.json`: metrics, parameters, wall time in seconds, …
+        history: `metrics.csv`, a row an epoch.
+        folder: the run's folder.
+    """
+
+    task: Task
+    data: DataModule
+    result: dict[str, Any]
+    history: pd.DataFrame
+    folder: Path
+
+
+def train(cfg: DictConfig) -> Trained:
+    """What `python run.py` does with this composition, without a word on the screen.
+
+    The run's folder and all its files are as the command leaves them. `cfg` itself stays as it is.
+
+    Raises:
+        UsageError, TrainingError, DataError: what cannot be done, in one sentence; kept in `error.json` too.
+
+    Example:
+        >>> with initialize_config_dir("/path/to/conf", version_base="1.3"):  # doctest: +SKIP
+        ...     run = train(compose("config", overrides=["modality=audio", "trainer.max_epochs=2"]))
+        >>> run.result["metrics"]["test/acc"]  # doctest: +SKIP
+    """
+    if is_joint(cfg):
+        raise UsageError(f"{cfg.task.name} trains several tasks: train_jointly returns them all")
+    cfg = _fitted(cfg)
+    return _trained(cfg, build_data(cfg))
+
+
+def train_jointly(cfg: DictConfig) -> dict[str, Trained]:
+    """Like :func:`train`, for several tasks around one backbone: the name of each member -> what came of it.
+
+    Every member has its own model and data; result, history and folder are those of the whole run.
+
+    Raises:
+        UsageError, TrainingError, DataError: what cannot be done, in one sentence; kept in `error.json` too.
+    """
+    if not is_joint(cfg):
+        raise UsageError(f"{cfg.task.name} is one task: train returns it")
+    cfg = _fitted(cfg)
+    return {name: _trained(cfg, build_data(own), f"@{name}") for name, own in member_cfgs(cfg).items()}
+
+
+def _fitted(cfg: DictConfig) -> DictConfig:
+    """Train in silence; the configuration, with the run's folder filled in."""
+    quiet_libraries()
+    cfg = cfg.copy()
+    if cfg.action.name != "fit":
+        raise UsageError(f"training needs action=fit, not {cfg.action.name}")
+    with open_dict(cfg):
+        cfg.paths.run = run_folder(cfg.paths.runs, "fit", cfg.task.name, cfg.backbone.name, cfg.resume)
+        cfg.trainer.enable_progress_bar = False
+        if cfg.callbacks:
+            cfg.callbacks.pop("progress", None)
+    with kept_errors(Path(cfg.paths.run)), silence():
+        check_composition(cfg)
+        fit(cfg)
+    return cfg
+
+
+def _trained(cfg: DictConfig, data: DataModule, part: str = "") -> Trained:
+    """A finished run, or a part of it, read back from its folder."""
+    folder = Path(cfg.paths.run)
+    checkpoints = [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    checkpoint = next((file for file in checkpoints if file.is_file()), None)
+    if checkpoint is None:
+        raise UsageError(f"there is no checkpoint in {folder}: keep callbacks=[default]")
+    asking = cfg.copy()
+    with open_dict(asking):
+        asking.ckpt = f"{checkpoint}{part}"
+    history = folder / "metrics.csv"
+    return Trained(
+        task=restore(asking).task,
+        data=data,
+        result=json.loads((folder / "result.json").read_text()),
+        history=pd.read_csv(history) if history.is_file() else pd.DataFrame(),
+        folder=folder,
+    )
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No tables and sentences on the terminal; errors and warnings still come through."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
