@@ -22,7 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbone.batch_norm import affine_from_sums, takes_sums
 from backbone.kernels import DepthwiseConv2d
-from backbone.kernels.depthwise import depthwise_conv2d, depthwise_conv2d_moments, sums_on_chip
+from backbone.kernels.depthwise import (
+    SMALLEST,
+    SMALLEST_TRAINED,
+    depthwise_conv2d,
+    depthwise_conv2d_moments,
+    sums_on_chip,
+)
 
 #: Dilated branches beside a large kernel: ``{K: ((kernel, dilation), ...)}``, as in the official release.
 DILATED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -163,7 +169,8 @@ class DilatedReparamBlock(nn.Module):
             return self.lk_origin.as_one_convolution(x_NCHW)
         count = x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]
         branches = self.branches()
-        if not sums_on_chip(x_NCHW, self.lk_origin.weight):
+        least = SMALLEST_TRAINED if torch.is_grad_enabled() else SMALLEST
+        if not sums_on_chip(x_NCHW, self.lk_origin.weight, least=least):
             return None
         if not all(takes_sums(norm, count) for _, norm, _ in branches):
             return None

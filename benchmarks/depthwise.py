@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-os.environ.setdefault("WIDEFIELD_KERNELS", "on")
+os.environ.setdefault("WIDEFIELD_KERNELS", "always")
 
 import matplotlib.pyplot as plt
 import torch

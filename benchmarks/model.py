@@ -7,12 +7,14 @@
     python benchmarks/model.py --device cpu               # deploy and train form, memory layouts, 1 and 2 threads
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
-merged form in inference. Each network is measured eager, compiled, and compiled into CUDA graphs (`graphed`), and the
-best one counts. A training step is forward, backward and AdamW, under autocast for bf16. Inference on a GPU is always
-the replay of a CUDA graph. Peak memory is of a training step, weights and optimizer included.
+merged form in inference. Each network is measured eager, compiled, and compiled into CUDA graphs (`graphed`), each with
+channels last and first in memory, and the best one counts. A training step is forward, backward and AdamW, under
+autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak memory is of a training step, weights
+and optimizer included.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +46,9 @@ PEERS = {
     "s": ("convnext_small", "swin_small_patch4_window7_224"),
     "b": ("convnext_base", "swin_base_patch4_window7_224"),
 }
+
+
+LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,13 @@ def best_of(
 ) -> Row:
     """The best form; inference is graphed in any case."""
     results = {}
-    for label in asked.forms:
-        if label == "graphed" and (mode == "inference" or not x.is_cuda):
+    for form, layout in itertools.product(asked.forms, LAYOUTS):
+        if form == "graphed" and (mode == "inference" or not x.is_cuda):
             continue
         torch.manual_seed(0)
-        model = build().to(x.device, memory_format=torch.channels_last)
-        ms, peak = MODES[mode](model, x, label, asked.dtype)
-        results[label] = (ms, peak)
+        model = build().to(x.device, memory_format=LAYOUTS[layout])
+        ms, peak = MODES[mode](model, x.contiguous(memory_format=LAYOUTS[layout]), form, asked.dtype)
+        results[f"{form}, {layout}"] = (ms, peak)
         del model
         if x.is_cuda:
             torch.cuda.empty_cache()
@@ -154,7 +159,6 @@ def on_gpu(asked: argparse.Namespace) -> list[Row]:
     """Every network in every mode."""
     rows = []
     x = torch.randn(asked.batch, 3, asked.resolution, asked.resolution, device=asked.device)
-    x = x.to(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = asked.dtype != "fp32"
     for mode in asked.modes:
         for size in asked.models:
@@ -179,7 +183,7 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for form in ("train form", "deploy form"):
-            for label, layout in (("NCHW", torch.contiguous_format), ("channels last", torch.channels_last)):
+            for label, layout in LAYOUTS.items():
                 torch.manual_seed(0)
                 model = build().eval()
                 if form == "deploy form":

@@ -4,8 +4,9 @@ Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for ba
 ``widefield::depthwise_conv2d_sums`` and ``widefield::depthwise_conv2d_moments``: each with fake implementation,
 autograd (twice differentiable where it is linear) and autocast, so they compile without graph breaks.
 
-``WIDEFIELD_KERNELS=off`` in the environment leaves everything to PyTorch. ``WIDEFIELD_KERNELS=interpret`` with
-``TRITON_INTERPRET=1`` runs the kernels on a CPU too, in Triton's interpreter: slow, to look into them.
+``WIDEFIELD_KERNELS`` in the environment: ``on``, the default; ``off``, everything by PyTorch; ``always``, also where a
+map is so small that PyTorch's convolution would be done before the kernels have started; ``interpret``, with
+``TRITON_INTERPRET=1``, on a CPU too, in Triton's interpreter: slow, to look into them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # pixels across the largest kernel, dilation included
+#: Values of the map times pixels of the kernel that take PyTorch longer than starting a kernel does; and, for the
+#: branches of a block in training, than starting all of theirs.
+SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
 #: Types whose products run on tensor cores.
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*HALF, torch.float32)
@@ -78,8 +82,9 @@ def _setting() -> str:
 
 
 @torch.compiler.assume_constant_result
-def _why_not_on(device: torch.device) -> str | None:
-    if _setting() not in ("on", "interpret"):
+def why_not_on(device: torch.device) -> str | None:
+    """Why the kernels do not run on this device; None where they do."""
+    if _setting() not in ("on", "always", "interpret"):
         return _OFF
     if torch.compiler.is_exporting():  # asked here: while it compiles, torch takes the answer to be yes
         return "an exported program must run where this project is not installed"
@@ -98,7 +103,7 @@ def _too_old(device: torch.device) -> str | None:
     return None if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
 
 
-def why_not(x: Tensor, weight: Tensor, dilation: int = 1) -> str | None:
+def why_not(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> str | None:
     """Why PyTorch's convolution serves these tensors and not the Triton kernels; None where the kernels do."""
     if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
         return f"there are no kernels for {x.dtype} and {weight.dtype}"
@@ -106,7 +111,15 @@ def why_not(x: Tensor, weight: Tensor, dilation: int = 1) -> str | None:
         return f"kernels reach from 3 to {LARGEST} pixels"
     if x.numel() == 0:
         return "the map is empty"
-    return _why_not_on(x.device)
+    reason = why_not_on(x.device)
+    if reason is None and not starts_for(x.numel() * (dilation * (weight.shape[-1] - 1) + 1) ** 2, least):
+        return "on small maps they start sooner"
+    return reason
+
+
+def starts_for(work: int, least: int) -> bool:
+    """Whether starting kernels pays for this much work. Compiled code starts them for (nearly) nothing."""
+    return work >= least or torch.compiler.is_compiling() or _setting() in ("always", "interpret")
 
 
 def _is_plain_3x3(weight: Tensor, dilation: int) -> bool:
@@ -117,22 +130,22 @@ def _is_plain_3x3(weight: Tensor, dilation: int) -> bool:
 _told: set[str] = set()
 
 
-def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
+def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> bool:
     """Whether the Triton kernels serve these tensors; if they are on and do not, says why, once for each reason."""
-    reason = why_not(x, weight, dilation)
+    reason = why_not(x, weight, dilation, least)
     if reason not in (None, _OFF) and not torch.compiler.is_compiling() and reason not in _told:
         _told.add(reason)
         log.info("depthwise convolutions by PyTorch: %s", reason)
     return reason is None
 
 
-def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1) -> bool:
+def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> bool:
     """Whether :func:`depthwise_conv2d_sums` and :func:`depthwise_conv2d_moments` cost no pass over the output."""
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     else:
         dtype = x.dtype
-    return dtype in HALF and not _is_plain_3x3(weight, dilation) and use_kernels(x, weight, dilation)
+    return dtype in HALF and not _is_plain_3x3(weight, dilation) and use_kernels(x, weight, dilation, least)
 
 
 def depthwise_conv2d_sums(
@@ -171,7 +184,7 @@ def depthwise_conv2d_moments(
     """
     for weight, dilation in zip(weights, dilations, strict=True):
         _check(x, weight, None, dilation)
-    if all(sums_on_chip(x, weight, d) for weight, d in zip(weights, dilations, strict=True)):
+    if any(sums_on_chip(x, weight, d) for weight, d in zip(weights, dilations, strict=True)):
         return cast(
             tuple[Tensor, Tensor],
             torch.ops.widefield.depthwise_conv2d_moments(x, list(weights), list(dilations)),

@@ -16,12 +16,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from backbone.kernels.depthwise import HALF, use_kernels
+from backbone.kernels.depthwise import HALF, starts_for, why_not_on
+
+SMALLEST = 2**22  # values of a map for which starting the kernels pays
 
 
 def takes(x_NHWD: Tensor) -> bool:
-    """Whether :func:`gelu_grn` can serve a map like x: half precision, where the kernels are on."""
-    return x_NHWD.dtype in HALF and use_kernels(x_NHWD, x_NHWD.new_empty(1, 1, 3, 3))
+    """Whether :func:`gelu_grn` serves a map like x: half precision, not too small, where the kernels are on."""
+    return (
+        x_NHWD.dtype in HALF
+        and x_NHWD.numel() > 0
+        and starts_for(x_NHWD.numel(), SMALLEST)
+        and why_not_on(x_NHWD.device) is None
+    )
 
 
 def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:

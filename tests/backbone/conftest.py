@@ -54,5 +54,5 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     else:
         if not torch.cuda.is_available():
             pytest.skip("no GPU")
-        monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+        monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
     return request.param  # type: ignore[no-any-return]

@@ -336,7 +336,7 @@ def test_synchronised_norms_keep_the_plain_form(device: str) -> None:
 def test_networks_answer_the_same_with_kernels_on_and_off(
     tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
     model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().eval()
     x = torch.randn(4, 2, 96, 64, device="cuda")
     for form in ("train form", "deploy form"):
@@ -347,7 +347,7 @@ def test_networks_answer_the_same_with_kernels_on_and_off(
             monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
             assert relative_error(ours, model(x)) < 1e-5, form
             assert relative_error(half, model(x)) < 3e-2, form
-            monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+            monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
         model.reparameterize()
 
 
@@ -355,7 +355,7 @@ def test_networks_answer_the_same_with_kernels_on_and_off(
 def test_networks_compile_without_graph_breaks_on_a_gpu(
     tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
     model = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().train()
     x = torch.randn(4, 2, 96, 64, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
@@ -366,6 +366,21 @@ def test_networks_compile_without_graph_breaks_on_a_gpu(
 
 
 # -- choices and refusals -----------------------------------------------------------------------------------------
+
+
+def test_small_maps_are_left_to_pytorch_unless_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+    monkeypatch.setattr(depthwise, "why_not_on", lambda device: None)  # as on a GPU
+    large, small = torch.empty(128, 320, 14, 14, device="meta"), torch.empty(1, 320, 14, 14, device="meta")
+    weight = torch.empty(320, 1, 13, 13, device="meta")
+    assert why_not(large, weight) is None
+    assert why_not(small, weight) == "on small maps they start sooner"
+    assert depthwise.starts_for(1, 2) is False
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert why_not(small, weight) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
+    assert depthwise.starts_for(1, 2)
 
 
 @given(reach=st.integers(1, 15), height=st.integers(1, 200), width=st.integers(1, 200))
@@ -458,7 +473,7 @@ def test_elsewhere_pytorch_serves_and_says_so_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depthwise, "_told", set())
-    monkeypatch.setenv("WIDEFIELD_KERNELS", "on")
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
     layer = DepthwiseConv2d(3, 5, dilation=2)
     x = torch.randn(2, 3, 12, 9)
     with caplog.at_level("INFO"):
