@@ -15,10 +15,10 @@ images and patches, and then a sum along the diagonals (:func:`fold`).
 Tensors lie in memory as NHWC. Shape legend inside kernels: c channels of this program (one a warp), n images, a the 16
 pixels of an input patch, b those of an output patch, j patches of a row. K taps a side, D dilation; TI x TJ output
 patches a program; DI x DJ patches that the kernel reaches to each side; HI x HJ input patches read around the tile (0:
-the tile is the whole map).
+the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divides the number of images.
 
-Rows of patches are read and written as one tensor and split in registers: Triton's choice of memory layouts looks at
-every pair of loads and stores, and a kernel with one of each for every patch would take a minute to compile.
+Patches are read and written in groups, as one tensor, and split in registers: one wait for many reads, one turn through
+shared memory, and less for Triton to compare, whose choice of memory layouts looks at every pair of loads and stores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# One compiled kernel for any number of images and map size; only the channels' divisibility is worth another.
+# Not worth a compiled kernel of its own for each value. A whole map in one tile knows its size by HEIGHT and WIDTH.
 _ANY_SIZE = ("N", "H", "W", "sign", "splits")
 
 
@@ -305,8 +305,8 @@ def conv_by_tile(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """All bands stay in registers, for every ``splits``-th block of images; input patches are read in groups of 4,
-    AHEAD groups before they are needed, and each group of output patches made as soon as it can be.
+    """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
+    read at once, the others AHEAD groups before they are needed; output patches are made as soon as they can be.
 
     TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
     the map, and ``sums_of_squares (tile, split, C)``; both fp32.
