@@ -174,10 +174,8 @@ class DilatedReparamBlock(nn.Module):
             return None
         if not all(takes_sums(norm, count) for _, norm, _ in branches):
             return None
-        weights, dilations = (
-            [cast(Tensor, conv.weight) for conv, _, _ in branches],
-            [d for _, _, d in branches],
-        )
+        weights = [cast(Tensor, conv.weight) for conv, _, _ in branches]
+        dilations = [dilation for _, _, dilation in branches]
         sums_BC = squares_BC = None
         if any(norm.training for _, norm, _ in branches):
             sums_BC, squares_BC = depthwise_conv2d_moments(x_NCHW, weights, dilations)

@@ -283,14 +283,17 @@ def _moments_grad(
 
     # The gradient at an unwritten output y is grad_sum + 2 grad_squares y, and y = conv(x, weight): that is one more
     # convolution with a scaled kernel and a bias.
-    grad_x, grad_weights = torch.zeros((), device=x.device, dtype=x.dtype), []
+    grad_x: Tensor | None = None
+    grad_weights = []
     with torch.cuda.device_of(x):
         for weight, dilation, bias, squares in zip(
             weights, dilations, grad_sums_BC, grad_squares_BC, strict=True
         ):
             grad = launch.convolve(x, weight * (2 * squares.view(-1, 1, 1, 1)), bias, dilation, flip=False)
-            grad_x = grad_x + launch.convolve(grad, weight, None, dilation, flip=True)
+            part = launch.convolve(grad, weight, None, dilation, flip=True)
+            grad_x = part if grad_x is None else grad_x.add_(part)
             grad_weights.append(launch.weight_grad(x, grad, weight.shape[-1], dilation, weight.dtype))
+    assert grad_x is not None
     return [grad_x, *grad_weights]
 
 

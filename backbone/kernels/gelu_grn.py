@@ -47,6 +47,8 @@ def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("widefield::gelu_grn", mutates_args=())
 def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    from triton import next_power_of_2
+
     from backbone.kernels import activation
 
     x = x.contiguous()
@@ -59,7 +61,7 @@ def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Te
             x, x, energy, energy, pixels, **_sums_blocks(channels), D=channels, GRAD=False
         )
         activation.factors[(n,)](
-            energy, gamma, energy, scale, energy, energy, D=channels, BD=_power(channels), GRAD=False
+            energy, gamma, energy, scale, energy, energy, D=channels, BD=next_power_of_2(channels), GRAD=False
         )
         activation.scaled_gelu[_by_row(n * pixels, channels)](
             x, x, scale, scale if beta is None else beta, y, n * pixels, pixels,
@@ -77,6 +79,8 @@ def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("widefield::gelu_grn_backward", mutates_args=())
 def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gamma and beta, the last two fp32."""
+    from triton import next_power_of_2
+
     from backbone.kernels import activation
 
     x, grad = x.contiguous(), grad.contiguous()
@@ -89,7 +93,7 @@ def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[T
             x, grad, dot, total, pixels, **_sums_blocks(channels), D=channels, GRAD=True
         )
         activation.factors[(n,)](
-            energy, gamma, dot, scale, slope, of_gamma, D=channels, BD=_power(channels), GRAD=True
+            energy, gamma, dot, scale, slope, of_gamma, D=channels, BD=next_power_of_2(channels), GRAD=True
         )
         activation.scaled_gelu[_by_row(n * pixels, channels)](
             x, grad, scale, slope, x_grad, n * pixels, pixels,
@@ -125,10 +129,6 @@ _gelu_grn.register_autograd(_gradients, setup_context=_save)
 
 
 # -- how the map is cut ----------------------------------------------------------------------------------------
-
-
-def _power(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _channel_block(channels: int) -> int:

@@ -18,11 +18,9 @@ from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tiling
 
 #: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
 INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
-_FULL = 264  # programs that occupy a large GPU (132 multiprocessors) twice
 
 
-def nhwc(x_NCHW: Tensor) -> Tensor:
-    """The map in channels-last memory."""
+def _nhwc(x_NCHW: Tensor) -> Tensor:
     x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
     # The interpreter multiplies bf16 matrices as if they were integers.
     return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
@@ -64,7 +62,7 @@ def convolve_with_sums(
 def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
     n, channels, height, width = x.shape
     kernel_size = weight.shape[-1]
-    x_NHWC = nhwc(x)
+    x_NHWC = _nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC)
     block = _channel_block(channels)
     pixels = n * height * width
@@ -91,7 +89,7 @@ def _convolve_by_patch(
             forward_tilings(dilation * (kernel_size // 2), height, width),
             lambda t: _convolve_by_patch(x, weight, bias, dilation, flip, store, sums, t),
         )
-    x_NHWC = nhwc(x)
+    x_NHWC = _nhwc(x)
     y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
     tiles = tiling.tiles(height, width)
     blocks = triton.cdiv(channels, tiling.channels)
@@ -155,12 +153,12 @@ def _weight_grad_by_tap(
     per_program = (1024 if kernel_size <= 15 else 512) // block
     pixels = n * height * width
     others = triton.cdiv(channels, block) * triton.cdiv(kernel_size, rows)
-    splits = max(1, min(triton.cdiv(pixels, per_program), 4 * _FULL // others))
+    splits = max(1, min(triton.cdiv(pixels, per_program), 8 * _multiprocessors(x.device) // others))
     shape = (splits, kernel_size, kernel_size, channels)
     partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(channels, block), splits, triton.cdiv(kernel_size, rows))
     taps.weight_grad_by_tap[grid](
-        nhwc(x), nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
+        _nhwc(x), _nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
         K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
     )  # fmt: skip
     return partial_SKKC.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous().to(dtype)
@@ -185,7 +183,7 @@ def _weight_grad_by_patch(
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     common = {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
     toeplitz.weight_grad[blocks, splits, 2 * dj + 1](
-        nhwc(x), nhwc(grad), partial, n, height, width, splits,
+        _nhwc(x), _nhwc(grad), partial, n, height, width, splits,
         **common, C=channels, WHOLE=n % tiling.images == 0, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images,
         **_options(tiling),
     )  # fmt: skip
