@@ -352,7 +352,7 @@ def conv_by_tile(
                 if last_group(o, OUT, TI, DI, HI, FIRST, THEN) == g:
                     done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
                     total, squares = _finish_group(
-                        done, total, squares, y, bias, n, c, i0 + o, j0, None if WHOLE else N, C, H, W,
+                        done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
                         PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS,
                     )  # fmt: skip
         if SUMS:
@@ -393,14 +393,13 @@ def conv_by_column(
     block = tl.program_id(1)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
+        M = None if WHOLE else N
         outputs = ()
         for _ in tl.static_range((TI + 3) // 4 * 4):
             outputs = outputs + (tl.zeros((CB, PH * PW, NB), tl.float32),)
         for dj in range(-DJ, DJ + 1):
             ahead = _read_bands(weight, c, C, sign, dj, 0, K, D, PH, PW, DI, 0)
-            patches = _read_column(
-                x, n, c, i0 - HI, j + dj, None if WHOLE else N, C, H, W, PH, PW, TI + 2 * HI
-            )
+            patches = _read_column(x, n, c, i0 - HI, j + dj, M, C, H, W, PH, PW, TI + 2 * HI)
             for first in tl.static_range(0, len(chosen), 4):
                 bands = _arrange_bands(ahead, x.dtype.element_ty)
                 if first + 4 < len(chosen):
@@ -420,7 +419,7 @@ def conv_by_column(
         total = tl.zeros((CB, PH * PW, NB), tl.float32)
         for o in tl.static_range(0, TI, 4):
             total, squares = _finish_group(
-                outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, None if WHOLE else N, C, H, W,
+                outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, M, C, H, W,
                 PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS,
             )  # fmt: skip
         if SUMS:
