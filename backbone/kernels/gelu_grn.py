@@ -41,8 +41,11 @@ def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     Returns:
         ``(N, H, W, D)``, of the type of x.
     """
+    # Three dimensions: of a custom operator's maps with four, torch.compile makes copies in channels-last order.
+    x_NPD = x_NHWD.flatten(1, 2)
     beta = None if beta is None else beta.flatten()
-    return cast(Tensor, torch.ops.widefield.gelu_grn(x_NHWD, gamma.flatten(), beta)[0])
+    y_NPD = torch.ops.widefield.gelu_grn(x_NPD, gamma.flatten(), beta)[0]
+    return cast(Tensor, y_NPD.unflatten(1, x_NHWD.shape[1:3]))
 
 
 @torch.library.custom_op("widefield::gelu_grn", mutates_args=())
@@ -52,8 +55,7 @@ def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Te
     from backbone.kernels import activation
 
     x = x.contiguous()
-    n, channels = x.shape[0], x.shape[-1]
-    pixels = x.shape[1] * x.shape[2]
+    n, pixels, channels = x.shape
     energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
@@ -84,8 +86,7 @@ def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[T
     from backbone.kernels import activation
 
     x, grad = x.contiguous(), grad.contiguous()
-    n, channels = x.shape[0], x.shape[-1]
-    pixels = x.shape[1] * x.shape[2]
+    n, pixels, channels = x.shape
     dot, total, scale, slope, of_gamma = (torch.empty_like(energy) for _ in range(5))
     x_grad = torch.empty_like(x)
     with torch.cuda.device_of(x):
