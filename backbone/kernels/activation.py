@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 # GELU without a special function, whose units would take longer than memory does: gelu(x) = x / 2 + g(x), where
 # g(x) = x (Phi(x) - 1/2) is even, hence a polynomial in x^2; beyond BORDER it is |x| / 2. To 5e-5; the slope, which is
 # odd but for 1/2, to 2e-4: a rounding of bf16 near 0.05. Coefficients: minimax, lowest power first.

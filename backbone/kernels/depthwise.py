@@ -185,10 +185,8 @@ def depthwise_conv2d_moments(
     for weight, dilation in zip(weights, dilations, strict=True):
         _check(x, weight, None, dilation)
     if any(sums_on_chip(x, weight, d) for weight, d in zip(weights, dilations, strict=True)):
-        return cast(
-            tuple[Tensor, Tensor],
-            torch.ops.widefield.depthwise_conv2d_moments(x, list(weights), list(dilations)),
-        )
+        sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, list(weights), list(dilations))
+        return sums_BC, squares_BC
     sums, squares = [], []
     for weight, dilation in zip(weights, dilations, strict=True):
         y = depthwise_conv2d(x, weight, None, dilation).float()
@@ -256,28 +254,21 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Te
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
-def _moments(x: Tensor, weights: list[Tensor], dilations: list[int]) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, weights: list[Tensor], dilations: list[int]) -> Tensor:
+    """Sums and sums of squares, ``(2, B, C)``."""
     from backbone.kernels import launch
 
-    sums, squares = [], []
     with torch.cuda.device_of(x):
-        for weight, dilation in zip(weights, dilations, strict=True):
-            _, sums_NC, squares_C = launch.convolve_with_sums(x, weight, None, dilation, store=False)
-            sums.append(sums_NC.sum(0))
-            squares.append(squares_C)
-    return torch.stack(sums), torch.stack(squares)
+        return launch.moments(x, weights, dilations)
 
 
 @_moments.register_fake
-def _(x: Tensor, weights: list[Tensor], dilations: list[int]) -> tuple[Tensor, Tensor]:
-    shape = (len(weights), x.shape[1])
-    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+def _(x: Tensor, weights: list[Tensor], dilations: list[int]) -> Tensor:
+    return x.new_empty(2, len(weights), x.shape[1], dtype=torch.float32)
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments_grad", mutates_args=())
-def _moments_grad(
-    x: Tensor, weights: list[Tensor], dilations: list[int], grad_sums_BC: Tensor, grad_squares_BC: Tensor
-) -> list[Tensor]:
+def _moments_grad(x: Tensor, weights: list[Tensor], dilations: list[int], grad_2BC: Tensor) -> list[Tensor]:
     """Gradient of x, and of every weight."""
     from backbone.kernels import launch
 
@@ -286,10 +277,11 @@ def _moments_grad(
     grad_x: Tensor | None = None
     grad_weights = []
     with torch.cuda.device_of(x):
-        for weight, dilation, bias, squares in zip(
-            weights, dilations, grad_sums_BC, grad_squares_BC, strict=True
+        factors_BC111 = 2 * grad_2BC[1, :, :, None, None, None]
+        for weight, dilation, bias, factor in zip(
+            weights, dilations, grad_2BC[0], factors_BC111, strict=True
         ):
-            grad = launch.convolve(x, weight * (2 * squares.view(-1, 1, 1, 1)), bias, dilation, flip=False)
+            grad = launch.convolve(x, weight * factor, bias, dilation, flip=False)
             part = launch.convolve(grad, weight, None, dilation, flip=True)
             grad_x = part if grad_x is None else grad_x.add_(part)
             grad_weights.append(launch.weight_grad(x, grad, weight.shape[-1], dilation, weight.dtype))
@@ -298,9 +290,7 @@ def _moments_grad(
 
 
 @_moments_grad.register_fake
-def _(
-    x: Tensor, weights: list[Tensor], dilations: list[int], grad_sums_BC: Tensor, grad_squares_BC: Tensor
-) -> list[Tensor]:
+def _(x: Tensor, weights: list[Tensor], dilations: list[int], grad_2BC: Tensor) -> list[Tensor]:
     return [_empty_like_NHWC(x), *(torch.empty_like(weight) for weight in weights)]
 
 
@@ -371,14 +361,14 @@ def _conv_with_sums_backward(
 _conv_with_sums.register_autograd(_conv_with_sums_backward, setup_context=_save_with_sums)
 
 
-def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weights, ctx.dilations = inputs
     ctx.save_for_backward(x, *weights)
 
 
-def _moments_backward(ctx: Any, grad_sums_BC: Tensor, grad_squares_BC: Tensor) -> tuple[Any, ...]:
+def _moments_backward(ctx: Any, grad_2BC: Tensor) -> tuple[Any, ...]:
     x, *weights = ctx.saved_tensors
-    grad_x, *grad_weights = _moments_grad(x, weights, ctx.dilations, grad_sums_BC, grad_squares_BC)
+    grad_x, *grad_weights = _moments_grad(x, weights, ctx.dilations, grad_2BC)
     return grad_x, grad_weights, None
 
 

@@ -6,7 +6,9 @@ last is what the linear layers around a depthwise convolution want, and the orde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 import torch
 import triton
@@ -42,21 +44,32 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
     """
     if x.dtype == torch.float32:
         return _convolve_by_tap(x, weight, bias, dilation, flip)
-    return _convolve_by_patch(x, weight, bias, dilation, flip, store=True, sums=False)[0]
+    y, _, _ = _convolve_by_patch(x, weight, bias, dilation, flip)
+    return y
 
 
 def convolve_with_sums(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, store: bool = True
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`convolve`, and the output's sums over each map ``(N, C)`` and of squares over all ``(C,)``, fp32.
+    """:func:`convolve`, and the output's sums over each map ``(N, C)`` and of squares over all ``(C,)``, fp32."""
+    if x.dtype == torch.float32:
+        y = convolve(x, weight, bias, dilation, flip=False)
+        return y, y.sum((2, 3)), y.square().sum((0, 2, 3))
+    y, sums_TNC, squares_RC = _convolve_by_patch(x, weight, bias, dilation, sums="per image")
+    return y, sums_TNC[0] if len(sums_TNC) == 1 else sums_TNC.sum(0), squares_RC.sum(0)
 
-    ``store=False``: the sums alone; the output is never written, and an empty tensor stands in its place.
-    """
-    if x.dtype != torch.float32:
-        return _convolve_by_patch(x, weight, bias, dilation, flip=False, store=store, sums=True)
-    y = convolve(x, weight, bias, dilation, flip=False)
-    wide = y.float()
-    return y if store else y.new_empty(0), wide.sum((2, 3)), wide.square().sum((0, 2, 3))
+
+def moments(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
+    """Sums over the outputs of B convolutions of one map, and over their squares, ``(2, B, C)``, fp32."""
+    return torch.stack([_totals(x, w, d) for w, d in zip(weights, dilations, strict=True)], 1)
+
+
+def _totals(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Sums of one output and of its squares, ``(2, C)``; in half precision the output is not written."""
+    if x.dtype == torch.float32:
+        y = convolve(x, weight, None, dilation, flip=False)
+        return torch.stack([y.sum((0, 2, 3)), y.square().sum((0, 2, 3))])
+    return _convolve_by_patch(x, weight, None, dilation, store=False, sums="in all")[1].sum(1)
 
 
 def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
@@ -76,33 +89,41 @@ def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: i
 
 
 def _convolve_by_patch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool, store: bool, sums: bool,
-    tiling: Tiling | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, store: bool = True,
+    sums: Literal["none", "per image", "in all"] = "none", tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The output, and its sums in parts: ``(T, N, C)`` and of squares ``(R, C)``, or, in all, both: ``(2, R, C)``."""
     n, channels, height, width = x.shape
     kernel_size = weight.shape[-1]
     if tiling is None:
         tiling = autotune.choose(
             f"forward {x.dtype}",
-            (*x.shape, kernel_size, dilation, store, sums),
+            (*x.shape, kernel_size, dilation, store, sums != "none"),
             x.device,
             forward_tilings(dilation * (kernel_size // 2), height, width),
             lambda t: _convolve_by_patch(x, weight, bias, dilation, flip, store, sums, t),
         )
     x_NHWC = _nhwc(x)
-    y_NHWC = torch.empty_like(x_NHWC) if store else x_NHWC.new_empty(0)
+    nothing = x_NHWC.new_empty(0, dtype=torch.float32)
+    y_NHWC = torch.empty_like(x_NHWC) if store else nothing
     tiles = tiling.tiles(height, width)
     blocks = triton.cdiv(channels, tiling.channels)
     splits = _splits(x.device, tiling, blocks * tiles, n)
-    sums_TNC = x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums else None
-    squares_TSC = x_NHWC.new_empty(tiles, splits, channels, dtype=torch.float32) if sums else None
-    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_TSC)
-    sizes = (n, height, width, -1 if flip else 1, splits)
+    totals_2RC = (
+        x_NHWC.new_empty(2, tiles * splits, channels, dtype=torch.float32) if sums != "none" else nothing
+    )
+    sums_TNC = (
+        x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums == "per image" else totals_2RC
+    )
+    squares_RC = totals_2RC[1] if sums != "none" else nothing
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
+    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_RC)
+    sizes = (n, height, width, -1 if flip else 1, splits)
     common = {
         "C": channels, "WHOLE": n % tiling.images == 0,
         "K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi,
-        "CB": tiling.channels, "NB": tiling.images, "BIAS": bias is not None, "STORE": store, "SUMS": sums,
+        "CB": tiling.channels, "NB": tiling.images,
+        "BIAS": bias is not None, "STORE": store, "SUMS": sums != "none", "PER_IMAGE": sums == "per image",
         **_options(tiling),
     }  # fmt: skip
     grid = (blocks, splits, tiles)
@@ -111,11 +132,7 @@ def _convolve_by_patch(
     else:
         known = (height, width) if tiling.halo == (0, 0) else (0, 0)
         toeplitz.conv_by_tile[grid](*tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1])
-    y = y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else y_NHWC
-    if sums_TNC is None or squares_TSC is None:
-        return y, y, y
-    sums_NC = sums_TNC[0] if tiles == 1 else sums_TNC.sum(0)
-    return y, sums_NC, squares_TSC.sum((0, 1))
+    return y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else nothing, sums_TNC, squares_RC
 
 
 def _options(tiling: Tiling) -> dict[str, int]:

@@ -265,10 +265,10 @@ def _store_sums(sums, total, n, c, tile, N, C):
 
 
 @triton.jit
-def _store_squares(sums_of_squares, squares, c, tile, splits, C):
-    """``sums_of_squares (tile, split, C)`` over one tile of every ``splits``-th block of images."""
+def _store_total(totals, values, c, tile, splits, C):
+    """``totals (tile, split, C)`` over one tile of every ``splits``-th block of images."""
     part = tile * splits + tl.program_id(1)
-    tl.store(sums_of_squares + part * C + c, tl.sum(tl.sum(squares, axis=1), axis=1), mask=c < C)
+    tl.store(totals + part * C + c, tl.sum(tl.sum(values, axis=1), axis=1), mask=c < C)
 
 
 @triton.jit
@@ -303,13 +303,13 @@ def conv_by_tile(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
     DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
     read at once, the others AHEAD groups before they are needed; output patches are made as soon as they can be.
 
     TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
-    the map, and ``sums_of_squares (tile, split, C)``; both fp32.
+    the map, or ``(tile, split, C)`` unless ``PER_IMAGE``, and ``sums_of_squares (tile, split, C)``; all fp32.
     """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     tile = tl.program_id(2)
@@ -331,11 +331,13 @@ def conv_by_tile(
     groups: tl.constexpr = 1 + (TI + 2 * HI - FIRST + THEN - 1) // THEN if TI + 2 * HI > FIRST else 1
     block = tl.program_id(1)
     bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
+    total = tl.zeros((CB, PH * PW, NB), tl.float32)
     squares = tl.zeros((CB, PH * PW, NB), tl.float32)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
         M = None if WHOLE else N
-        total = tl.zeros((CB, PH * PW, NB), tl.float32)
+        if PER_IMAGE:
+            total = tl.zeros((CB, PH * PW, NB), tl.float32)
         patches = ()
         read = (_read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across),)
         for g in tl.static_range(groups):
@@ -355,11 +357,13 @@ def conv_by_tile(
                         done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
                         PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS,
                     )  # fmt: skip
-        if SUMS:
+        if SUMS and PER_IMAGE:
             _store_sums(sums, total, n, c, tile, N, C)
         block += splits
     if SUMS:
-        _store_squares(sums_of_squares, squares, c, tile, splits, C)
+        if not PER_IMAGE:
+            _store_total(sums, total, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, c, tile, splits, C)
 
 
 @triton.jit
@@ -379,7 +383,7 @@ def conv_by_column(
     x, weight, bias, y, sums, sums_of_squares, N, H, W, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """For kernels and maps too large for :func:`conv_by_tile`: one column of output patches stays in registers, and
     the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
@@ -389,6 +393,7 @@ def conv_by_column(
     i0 = tile // columns * TI
     j = tile % columns
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, 0)
+    total = tl.zeros((CB, PH * PW, NB), tl.float32)
     squares = tl.zeros((CB, PH * PW, NB), tl.float32)
     block = tl.program_id(1)
     while block * NB < N:
@@ -416,17 +421,20 @@ def conv_by_column(
                         else:
                             updated = updated + (outputs[o],)
                     outputs = updated
-        total = tl.zeros((CB, PH * PW, NB), tl.float32)
+        if PER_IMAGE:
+            total = tl.zeros((CB, PH * PW, NB), tl.float32)
         for o in tl.static_range(0, TI, 4):
             total, squares = _finish_group(
                 outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, M, C, H, W,
                 PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS,
             )  # fmt: skip
-        if SUMS:
+        if SUMS and PER_IMAGE:
             _store_sums(sums, total, n, c, tile, N, C)
         block += splits
     if SUMS:
-        _store_squares(sums_of_squares, squares, c, tile, splits, C)
+        if not PER_IMAGE:
+            _store_total(sums, total, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, c, tile, splits, C)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)

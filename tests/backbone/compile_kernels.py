@@ -75,7 +75,7 @@ def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
     constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
-    constants |= {"BIAS": True, "STORE": True, "SUMS": sums}
+    constants |= {"BIAS": True, "STORE": True, "SUMS": sums, "PER_IMAGE": sums}
     if tiling.by_column:
         return toeplitz.conv_by_column, constants, tiling.channels
     known = (height, width) if tiling.halo == (0, 0) else (0, 0)

@@ -87,7 +87,11 @@ def test_channels_without_energy_get_no_gradient_through_it(device: str) -> None
 def test_operator_passes_opcheck(device: str) -> None:
     x, gamma, beta = tensors((2, 1, 12, 8), torch.float16, device, True)
     assert beta is not None
-    arguments = (x.flatten(1, 2).requires_grad_(), gamma.flatten().requires_grad_(), beta.flatten().requires_grad_())
+    arguments = (
+        x.flatten(1, 2).requires_grad_(),
+        gamma.flatten().requires_grad_(),
+        beta.flatten().requires_grad_(),
+    )
     torch.library.opcheck(torch.ops.widefield.gelu_grn, arguments)
 
 
