@@ -138,8 +138,8 @@ def _channel_block(channels: int) -> int:
 
 
 def _sums_blocks(channels: int) -> dict[str, int]:
-    block = _channel_block(channels)
-    return {"BP": 4096 // block, "BD": block}
+    block = min(64, _channel_block(channels))
+    return {"BP": 1024 // block, "BD": block, "num_warps": 2}  # many small programs: the last round is short
 
 
 def _row_blocks(channels: int) -> dict[str, int]:
@@ -148,7 +148,7 @@ def _row_blocks(channels: int) -> dict[str, int]:
 
 
 def _by_image(images: int, channels: int) -> tuple[int, int]:
-    return images, -(-channels // _channel_block(channels))
+    return images, -(-channels // _sums_blocks(channels)["BD"])
 
 
 def _by_row(rows: int, channels: int) -> tuple[int, int]:
