@@ -50,24 +50,21 @@ def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("widefield::gelu_grn", mutates_args=())
 def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    from triton import next_power_of_2
-
-    from backbone.kernels import activation
+    from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
+    from backbone.kernels.start import start
 
     x = x.contiguous()
     n, pixels, channels = x.shape
     energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
     y = torch.empty_like(x)
+    shift = scale if beta is None else beta
+    sums, whole, rows = _sums_blocks(channels), _all_channels(channels), _row_blocks(channels)
     with torch.cuda.device_of(x):
-        activation.sums_over_pixels[_by_image(n, channels)](
-            x, x, energy, energy, pixels, **_sums_blocks(channels), D=channels, GRAD=False
-        )
-        activation.factors[(n,)](
-            energy, gamma, energy, scale, energy, energy, D=channels, BD=next_power_of_2(channels), GRAD=False
-        )
-        activation.scaled_gelu[_by_row(n * pixels, channels)](
-            x, x, scale, scale if beta is None else beta, y, n * pixels, pixels,
-            **_row_blocks(channels), D=channels, BETA=beta is not None, GRAD=False,
+        start(sums_over_pixels, _by_image(n, sums), (x, x, energy, energy), (pixels,), sums | {"GRAD": False})
+        start(factors, (n, 1, 1), (energy, gamma, energy, scale, energy, energy), (), whole | {"GRAD": False})
+        start(
+            scaled_gelu, _by_row(n * pixels, rows), (x, x, scale, shift, y), (n * pixels, pixels),
+            rows | {"BETA": beta is not None, "GRAD": False},
         )  # fmt: skip
     return y, energy
 
@@ -81,24 +78,20 @@ def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("widefield::gelu_grn_backward", mutates_args=())
 def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gamma and beta, the last two fp32."""
-    from triton import next_power_of_2
-
-    from backbone.kernels import activation
+    from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
+    from backbone.kernels.start import start
 
     x, grad = x.contiguous(), grad.contiguous()
     n, pixels, channels = x.shape
     dot, total, scale, slope, of_gamma = (torch.empty_like(energy) for _ in range(5))
     x_grad = torch.empty_like(x)
+    sums, whole, rows = _sums_blocks(channels), _all_channels(channels), _row_blocks(channels)
     with torch.cuda.device_of(x):
-        activation.sums_over_pixels[_by_image(n, channels)](
-            x, grad, dot, total, pixels, **_sums_blocks(channels), D=channels, GRAD=True
-        )
-        activation.factors[(n,)](
-            energy, gamma, dot, scale, slope, of_gamma, D=channels, BD=next_power_of_2(channels), GRAD=True
-        )
-        activation.scaled_gelu[_by_row(n * pixels, channels)](
-            x, grad, scale, slope, x_grad, n * pixels, pixels,
-            **_row_blocks(channels), D=channels, BETA=False, GRAD=True,
+        start(sums_over_pixels, _by_image(n, sums), (x, grad, dot, total), (pixels,), sums | {"GRAD": True})
+        start(factors, (n, 1, 1), (energy, gamma, dot, scale, slope, of_gamma), (), whole | {"GRAD": True})
+        start(
+            scaled_gelu, _by_row(n * pixels, rows), (x, grad, scale, slope, x_grad), (n * pixels, pixels),
+            rows | {"BETA": False, "GRAD": True},
         )  # fmt: skip
     return x_grad, of_gamma.sum(0), total.sum(0)
 
@@ -139,18 +132,22 @@ def _channel_block(channels: int) -> int:
 
 def _sums_blocks(channels: int) -> dict[str, int]:
     block = min(64, _channel_block(channels))
-    return {"BP": 1024 // block, "BD": block, "num_warps": 2}  # many small programs: the last round is short
+    # Many small programs: the last round is short.
+    return {"D": channels, "BP": 1024 // block, "BD": block, "num_warps": 2}
+
+
+def _all_channels(channels: int) -> dict[str, int]:
+    return {"D": channels, "BD": 1 << (channels - 1).bit_length()}
 
 
 def _row_blocks(channels: int) -> dict[str, int]:
     block = _channel_block(channels)
-    return {"BM": 2048 // block, "BD": block}
+    return {"D": channels, "BM": 2048 // block, "BD": block}
 
 
-def _by_image(images: int, channels: int) -> tuple[int, int]:
-    return images, -(-channels // _sums_blocks(channels)["BD"])
+def _by_image(images: int, blocks: dict[str, int]) -> tuple[int, int, int]:
+    return images, -(-blocks["D"] // blocks["BD"]), 1
 
 
-def _by_row(rows: int, channels: int) -> tuple[int, int]:
-    blocks = _row_blocks(channels)
-    return -(-rows // blocks["BM"]), -(-channels // blocks["BD"])
+def _by_row(rows: int, blocks: dict[str, int]) -> tuple[int, int, int]:
+    return -(-rows // blocks["BM"]), -(-blocks["D"] // blocks["BD"]), 1

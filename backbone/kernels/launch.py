@@ -6,20 +6,23 @@ last is what the linear layers around a depthwise convolution want, and the orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Any, Literal
 
 import torch
-import triton
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from backbone.kernels import autotune, taps, toeplitz
+from backbone.kernels.start import INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
-#: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
-INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
+TAPS = 64  # that one program of toeplitz.fold sums
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _nhwc(x_NCHW: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: i
     block = _channel_block(channels)
     pixels = n * height * width
     per_program = 2048 // block
-    grid = (triton.cdiv(pixels, per_program), triton.cdiv(channels, block))
+    grid = (_ceil_div(pixels, per_program), _ceil_div(channels, block))
     taps.conv_by_tap[grid](
         x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, pixels, channels, height, width, -1 if flip else 1,
         K=kernel_size, D=dilation, PIXELS=per_program, CB=block, BIAS=bias is not None, UNROLL=kernel_size <= 5,
@@ -107,7 +110,7 @@ def _convolve_by_patch(
     nothing = x_NHWC.new_empty(0, dtype=torch.float32)
     y_NHWC = torch.empty_like(x_NHWC) if store else nothing
     tiles = tiling.tiles(height, width)
-    blocks = triton.cdiv(channels, tiling.channels)
+    blocks = _ceil_div(channels, tiling.channels)
     splits = _splits(x.device, tiling, blocks * tiles, n)
     totals_2RC = (
         x_NHWC.new_empty(2, tiles * splits, channels, dtype=torch.float32) if sums != "none" else nothing
@@ -116,34 +119,63 @@ def _convolve_by_patch(
         x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums == "per image" else totals_2RC
     )
     squares_RC = totals_2RC[1] if sums != "none" else nothing
-    (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
-    tensors = (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_RC)
-    sizes = (n, height, width, -1 if flip else 1, splits)
-    common = {
-        "C": channels, "WHOLE": n % tiling.images == 0,
-        "K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi,
-        "CB": tiling.channels, "NB": tiling.images,
-        "BIAS": bias is not None, "STORE": store, "SUMS": sums != "none", "PER_IMAGE": sums == "per image",
-        **_options(tiling),
-    }  # fmt: skip
-    grid = (blocks, splits, tiles)
-    if tiling.by_column:
-        toeplitz.conv_by_column[grid](*tensors, *sizes, **common)
-    else:
-        known = (height, width) if tiling.halo == (0, 0) else (0, 0)
-        toeplitz.conv_by_tile[grid](*tensors, *sizes, **common, TJ=tj, HJ=hj, HEIGHT=known[0], WIDTH=known[1])
+    known = (height, width) if tiling.halo == (0, 0) and not tiling.by_column else (0, 0)
+    start(
+        toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile,
+        (blocks, splits, tiles),
+        (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_RC),
+        (n, height, width, -1 if flip else 1, splits),
+        _convolution(
+            tiling,
+            kernel_size,
+            dilation,
+            channels,
+            n % tiling.images == 0,
+            known,
+            bias is not None,
+            store,
+            sums,
+        ),
+    )
     return y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else nothing, sums_TNC, squares_RC
 
 
-def _options(tiling: Tiling) -> dict[str, int]:
+@lru_cache(MOST)
+def _convolution(
+    tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, known: tuple[int, int],
+    bias: bool, store: bool, sums: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Constants of conv_by_tile and conv_by_column."""
+    asked = {"BIAS": bias, "STORE": store, "SUMS": sums != "none", "PER_IMAGE": sums == "per image"}
+    constants = _cut(tiling, kernel_size, dilation, channels, whole) | asked
+    if tiling.by_column:
+        return constants
+    return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1], "HEIGHT": known[0], "WIDTH": known[1]}
+
+
+@lru_cache(MOST)
+def _cut(tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool) -> dict[str, Any]:
+    """Constants of every kernel that takes a tiling, and its options."""
     options = {"num_warps": tiling.channels, "num_stages": 1}
-    return options | {"maxnreg": tiling.registers} if tiling.registers and not INTERPRETED else options
+    if tiling.registers and not INTERPRETED:
+        options["maxnreg"] = tiling.registers
+    return options | _bands(tiling, kernel_size, dilation) | {
+        "TI": tiling.tile[0], "HI": tiling.halo[0], "CB": tiling.channels, "NB": tiling.images,
+        "C": channels, "WHOLE": whole,
+    }  # fmt: skip
+
+
+@lru_cache(MOST)
+def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
+    """Constants that say where a band holds which tap."""
+    (ph, pw), (di, dj) = tiling.patch, tiling.reach
+    return {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
 
 
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:
     """Programs among which the images are split, so that all run at once: bands are read once a program."""
     programs = _multiprocessors(device) * tiling.resident
-    return max(1, min(triton.cdiv(images, tiling.images), programs // others))
+    return max(1, min(_ceil_div(images, tiling.images), programs // others))
 
 
 @cache
@@ -169,11 +201,11 @@ def _weight_grad_by_tap(
     rows = kernel_size if kernel_size == 3 else 1
     per_program = (1024 if kernel_size <= 15 else 512) // block
     pixels = n * height * width
-    others = triton.cdiv(channels, block) * triton.cdiv(kernel_size, rows)
-    splits = max(1, min(triton.cdiv(pixels, per_program), 8 * _multiprocessors(x.device) // others))
+    others = _ceil_div(channels, block) * _ceil_div(kernel_size, rows)
+    splits = max(1, min(_ceil_div(pixels, per_program), 8 * _multiprocessors(x.device) // others))
     shape = (splits, kernel_size, kernel_size, channels)
     partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(channels, block), splits, triton.cdiv(kernel_size, rows))
+    grid = (_ceil_div(channels, block), splits, _ceil_div(kernel_size, rows))
     taps.weight_grad_by_tap[grid](
         _nhwc(x), _nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
         K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
@@ -193,20 +225,24 @@ def _weight_grad_by_patch(
             weight_grad_tilings(dilation * (kernel_size // 2), height, width),
             lambda t: _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype, t),
         )
-    (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
-    blocks = triton.cdiv(channels, tiling.channels)
+    blocks, (di, dj), pixels = _ceil_div(channels, tiling.channels), tiling.reach, math.prod(tiling.patch)
     splits = _splits(x.device, tiling, blocks * (2 * dj + 1), n)
-    shape = (splits, channels, 2 * dj + 1, 2 * di + 1, ph * pw, ph * pw)
+    shape = (splits, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-    common = {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
-    toeplitz.weight_grad[blocks, splits, 2 * dj + 1](
-        _nhwc(x), _nhwc(grad), partial, n, height, width, splits,
-        **common, C=channels, WHOLE=n % tiling.images == 0, TI=ti, HI=hi, CB=tiling.channels, NB=tiling.images,
-        **_options(tiling),
-    )  # fmt: skip
+    start(
+        toeplitz.weight_grad,
+        (blocks, splits, 2 * dj + 1),
+        (_nhwc(x), _nhwc(grad), partial),
+        (n, height, width, splits),
+        _cut(tiling, kernel_size, dilation, channels, n % tiling.images == 0),
+    )
     out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x.device)
-    together = 64
-    toeplitz.fold[channels, triton.cdiv(kernel_size**2, together)](
-        partial, out, channels, splits, **common, TAPS=together
+    constants = {**_bands(tiling, kernel_size, dilation), "TAPS": TAPS}
+    start(
+        toeplitz.fold,
+        (channels, _ceil_div(kernel_size**2, TAPS), 1),
+        (partial, out),
+        (channels, splits),
+        constants,
     )
     return out

@@ -1,0 +1,66 @@
+"""``start``: a Triton kernel, started with little ado.
+
+Triton looks at every argument of a call to find the compiled kernel for it; with the twenty constants of ours that
+takes longer than a small map does. Here a call like an earlier one goes straight to the kernel that one compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from backbone.kernels import toeplitz
+
+#: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
+INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
+#: What Triton takes beside a kernel's own arguments.
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+ALIGNED = 16  # bytes; Triton compiles another kernel for tensors that are not
+MOST = 4096
+
+_compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+
+
+def start(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    constants: Mapping[str, Any],
+) -> None:
+    """Start ``kernel`` on the current device and stream.
+
+    Args:
+        kernel: takes the tensors, the sizes and then the constants.
+        grid: programs along three axes.
+        tensors: on that device; None where the kernel has no use for one.
+        sizes: integers.
+        constants: by name; some may be :data:`OPTIONS`.
+    """
+    aligned = not INTERPRETED
+    kinds: list[torch.dtype | None] = []
+    for tensor in tensors:
+        if tensor is None:
+            kinds.append(None)
+        else:
+            kinds.append(tensor.dtype)
+            aligned = aligned and tensor.data_ptr() % ALIGNED == 0
+    if not aligned:
+        kernel[grid](*tensors, *sizes, **constants)
+        return
+    device = next(tensor.device for tensor in tensors if tensor is not None)
+    key = (kernel, device, *kinds, *sizes, *constants.values())
+    known = _compiled.get(key)
+    if known is not None:
+        compiled, values = known
+        compiled[grid](*tensors, *sizes, *values)
+        return
+    compiled = kernel[grid](*tensors, *sizes, **constants)
+    names = kernel.arg_names[len(tensors) + len(sizes) :]
+    if len(_compiled) >= MOST:
+        _compiled.clear()
+    _compiled[key] = compiled, [constants[name] for name in names]
