@@ -6,6 +6,7 @@ and a shift per channel, which fold into what comes next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -38,23 +39,42 @@ def affine_from_sums(
         sums: of the channel's values and of their squares, ``(C,)`` each, fp32 or fp64; in evaluation not looked at.
         count: values a channel.
     """
-    norm = cast(_BatchNorm, norm)
-    if not norm.training or sums is None:
-        mean_C, variance_C = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    if sums is not None:
+        sums = sums[0].unsqueeze(0), sums[1].unsqueeze(0)
+    scale_1C, shift_1C = affines_from_sums([norm], sums, count)
+    return scale_1C[0], shift_1C[0]
+
+
+def affines_from_sums(
+    norms: Sequence[nn.Module], sums: tuple[Tensor, Tensor] | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`affine_from_sums` of B batch norms that are :func:`alike`; tensors ``(B, C)``."""
+    norms = cast(Sequence[_BatchNorm], norms)
+    first = norms[0]
+    if not first.training or sums is None:
+        mean_BC = torch.stack([cast(Tensor, norm.running_mean) for norm in norms])
+        variance_BC = torch.stack([cast(Tensor, norm.running_var) for norm in norms])
     else:
-        sum_C, squares_C = sums
-        mean_C = sum_C / count
+        sums_BC, squares_BC = sums
+        mean_BC = sums_BC / count
         # A difference of two near numbers when the mean is large beside the deviation: never below 0.
-        variance_C = (squares_C / count - mean_C.square()).clamp_min(0)
-        _update_running_statistics(norm, mean_C.detach(), variance_C.detach() * (count / (count - 1)))
-    scale_C = norm.weight * torch.rsqrt(variance_C + norm.eps)
-    return scale_C, norm.bias - mean_C * scale_C
+        variance_BC = (squares_BC / count - mean_BC.square()).clamp_min(0)
+        _update_running_statistics(norms, mean_BC, variance_BC * (count / (count - 1)))
+    scale_BC = torch.stack([norm.weight for norm in norms]) * torch.rsqrt(variance_BC + first.eps)
+    return scale_BC, torch.stack([norm.bias for norm in norms]) - mean_BC * scale_BC
+
+
+def alike(norms: Sequence[nn.Module]) -> bool:
+    """Whether all are in the same mode and have the same settings."""
+    settings = {(norm.training, norm.eps, norm.momentum) for norm in cast(Sequence[_BatchNorm], norms)}
+    return len(settings) == 1
 
 
 @torch.no_grad()
-def _update_running_statistics(norm: _BatchNorm, mean_C: Tensor, variance_C: Tensor) -> None:
-    momentum = cast(float, norm.momentum)
-    cast(Tensor, norm.num_batches_tracked).add_(1)
-    running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    running_mean.lerp_(mean_C.to(running_mean.dtype), momentum)
-    running_var.lerp_(variance_C.to(running_var.dtype), momentum)
+def _update_running_statistics(norms: Sequence[_BatchNorm], mean_BC: Tensor, variance_BC: Tensor) -> None:
+    running = [cast(Tensor, norm.running_mean) for norm in norms] + [
+        cast(Tensor, norm.running_var) for norm in norms
+    ]
+    new = torch.cat([mean_BC, variance_BC]).to(running[0].dtype)
+    torch._foreach_lerp_(running, new.unbind(), cast(float, norms[0].momentum))
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)

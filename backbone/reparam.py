@@ -13,14 +13,14 @@ Shape legend: N batch, C channels, H height, W width, K kernel size.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbone.batch_norm import affine_from_sums, takes_sums
+from backbone.batch_norm import affines_from_sums, alike, takes_sums
 from backbone.kernels import DepthwiseConv2d
 from backbone.kernels.depthwise import (
     SMALLEST,
@@ -98,6 +98,42 @@ def set_conv(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
         setattr(conv, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
+def _taps(kernel_CKK: Tensor, size: int, dilation: int) -> Tensor:
+    """The taps of a K x K kernel on which those of a smaller, dilated one lie: a view, ``(C, size, size)``."""
+    margin = (kernel_CKK.shape[-1] - dilation * (size - 1) - 1) // 2
+    along = slice(margin, kernel_CKK.shape[-1] - margin, dilation)
+    return kernel_CKK[:, along, along]
+
+
+class _ScaledSum(torch.autograd.Function):
+    """The kernel ``(C, 1, K, K)`` equal to B dilated ones, the first K x K, each times its scale ``(B, C)``.
+
+    By hand because autograd would keep and add up a K x K kernel for each branch.
+    """
+
+    @staticmethod
+    def forward(scale_BC: Tensor, dilations: list[int], *weights: Tensor) -> Tensor:
+        kernel_CKK = weights[0][:, 0] * scale_BC[0, :, None, None]
+        for weight, scale_C, dilation in zip(weights[1:], scale_BC[1:], dilations[1:], strict=True):
+            _taps(kernel_CKK, weight.shape[-1], dilation).addcmul_(weight[:, 0], scale_C[:, None, None])
+        return kernel_CKK.unsqueeze(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scale_BC, ctx.dilations, *weights = inputs
+        ctx.save_for_backward(scale_BC, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad_C1KK: Tensor) -> tuple[Any, ...]:
+        scale_BC, *weights = ctx.saved_tensors
+        grad_scales, grad_weights = [], []
+        for weight, scale_C, dilation in zip(weights, scale_BC, ctx.dilations, strict=True):
+            taps_CKK = _taps(grad_C1KK[:, 0], weight.shape[-1], dilation)
+            grad_weights.append((taps_CKK * scale_C[:, None, None]).unsqueeze(1))
+            grad_scales.append((taps_CKK * weight[:, 0]).sum((1, 2)))
+        return torch.stack(grad_scales), None, *grad_weights
+
+
 class DilatedReparamBlock(nn.Module):
     """A K x K depthwise convolution trained beside its dilated branches, each with its own batch norm.
 
@@ -172,21 +208,14 @@ class DilatedReparamBlock(nn.Module):
         least = SMALLEST_TRAINED if torch.is_grad_enabled() else SMALLEST
         if not sums_on_chip(x_NCHW, self.lk_origin.weight, least=least):
             return None
-        if not all(takes_sums(norm, count) for _, norm, _ in branches):
+        norms = [norm for _, norm, _ in branches]
+        if not (all(takes_sums(norm, count) for norm in norms) and alike(norms)):
             return None
         weights = [cast(Tensor, conv.weight) for conv, _, _ in branches]
         dilations = [dilation for _, _, dilation in branches]
-        sums_BC = squares_BC = None
-        if any(norm.training for _, norm, _ in branches):
-            sums_BC, squares_BC = depthwise_conv2d_moments(x_NCHW, weights, dilations)
-        kernel, bias = torch.zeros(()), torch.zeros(())
-        for i, (weight, (_, norm, dilation)) in enumerate(zip(weights, branches, strict=True)):
-            sums = None if sums_BC is None or squares_BC is None else (sums_BC[i], squares_BC[i])
-            scale, shift = affine_from_sums(norm, sums, count)
-            dense = undilate(weight * scale.view(-1, 1, 1, 1), dilation)
-            kernel = kernel.to(dense) + F.pad(dense, [(self.kernel_size - dense.shape[-1]) // 2] * 4)
-            bias = bias.to(shift) + shift
-        return kernel, bias
+        moments = depthwise_conv2d_moments(x_NCHW, weights, dilations) if norms[0].training else None
+        scale_BC, shift_BC = affines_from_sums(norms, moments, count)
+        return cast(Tensor, _ScaledSum.apply(scale_BC, dilations, *weights)), shift_BC.sum(0)
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +12,7 @@ from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from tasks.task import Training
 from workbench.build import build_all_data, build_trainer, build_training, command
+from workbench.compiled import compiled
 from workbench.console import console, print_table, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
@@ -42,9 +42,8 @@ def fit(cfg: DictConfig) -> float | None:
         if embedder.needs_statistics and resume is None:
             embedder.fit_statistics(data.by_task()[name].training_raws())
         shapes.append(f"{name} {map_shape(embedder)}".strip())
-        if cfg.compile:
-            compiled = torch.compile(part.network.forward_maps)  # what training, validation and test all run
-            part.network.forward_maps = compiled  # type: ignore[method-assign]
+        # What training, validation and test all run.
+        part.network.forward_maps = compiled(part.network.forward_maps, cfg.compile)  # type: ignore[method-assign]
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:

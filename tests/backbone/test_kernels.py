@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests_support import relative_error
 from torch import Tensor, nn
 
-from backbone import UniRepLKNet
+from backbone import UniRepLKNet, reparam
 from backbone.kernels import DepthwiseConv2d, depthwise, depthwise_conv2d
 from backbone.kernels.depthwise import depthwise_conv2d_moments, depthwise_conv2d_sums, why_not
 from backbone.kernels.tilings import BANDS, WINDOW, Tiling, forward_tilings, weight_grad_tilings
@@ -305,6 +305,31 @@ def test_batch_norms_folded_on_chip_are_the_same_mathematics(
         ):  # the gradients of shifts before a batch norm are 0, up to rounding
             assert relative_error(ours[name], value) <= 1e-4, name
     assert ours["norm.num_batches_tracked"] == theirs["norm.num_batches_tracked"]
+
+
+def test_branches_folded_into_one_convolution_compile_whole(
+    block: Callable[..., UniRepLKNetBlock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = block(13).dwconv.train()
+    x = torch.randn(4, 8, 14, 14)
+
+    def run(layer: nn.Module, form: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        leaf = x.clone().requires_grad_()
+        (form(leaf) * torch.arange(14.0)).sum().backward()
+        assert leaf.grad is not None
+        gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+        return {"x": leaf.grad} | gradients | dict(layer.named_buffers())
+
+    theirs = run(copy.deepcopy(plain), copy.deepcopy(plain))
+    monkeypatch.setattr(reparam, "sums_on_chip", lambda *_, **__: True)
+    folded = copy.deepcopy(plain)
+    ours = run(folded, torch.compile(folded, fullgraph=True, backend="aot_eager"))
+    torch.compiler.reset()
+    for name, value in theirs.items():
+        if value.is_floating_point() and value.norm() > 1e-3:
+            assert relative_error(ours[name], value) <= 1e-4, name
+        else:
+            assert torch.allclose(ours[name], value, atol=1e-3), name
 
 
 def test_no_further_from_fp32_than_the_plain_form_in_half_precision(

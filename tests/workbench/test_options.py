@@ -104,8 +104,9 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler imports torch.jit
-def test_compiled_run(act: Act) -> None:
-    run = act(*TINY, "task=audio_folder", "compile=true")
+@pytest.mark.parametrize("how", ["true", "graphs"])
+def test_compiled_run(act: Act, how: str) -> None:
+    run = act(*TINY, "task=audio_folder", f"compile={how}")
     assert (run / "result.json").is_file()
 
 
