@@ -100,19 +100,17 @@ def measure(
     )
 
 
-def show(title: str, rows: list[Row]) -> None:
-    """Print one line a shape."""
-    console.print(f"[bold]{title}[/bold]", highlight=False)
-    print(
-        " C, side, K     forward ms  PyTorch  ratio  x floor   with backward  PyTorch  ratio  x floor  error"
+HEADER = " C, side, K     forward ms  PyTorch  ratio  x floor   with backward  PyTorch  ratio  x floor  error"
+
+
+def line(r: Row) -> str:
+    """One shape, as it stands under HEADER."""
+    return (
+        f" {f'{r.channels}, {r.side}², {r.kernel_size}':14s}"
+        f" {r.f_ours:10.4f} {r.f_pytorch:8.3f} {r.f_pytorch / r.f_ours:6.1f} {r.f_ours / r.f_floor:8.1f}"
+        f" {r.fb_ours:15.4f} {r.fb_pytorch:8.3f} {r.fb_pytorch / r.fb_ours:6.1f} {r.fb_ours / r.fb_floor:8.1f}"
+        f"  {r.error:.0e}"
     )
-    for r in rows:
-        print(
-            f" {f'{r.channels}, {r.side}², {r.kernel_size}':14s}"
-            f" {r.f_ours:10.4f} {r.f_pytorch:8.3f} {r.f_pytorch / r.f_ours:6.1f} {r.f_ours / r.f_floor:8.1f}"
-            f" {r.fb_ours:15.4f} {r.fb_pytorch:8.3f} {r.fb_pytorch / r.fb_ours:6.1f} {r.fb_ours / r.fb_floor:8.1f}"
-            f"  {r.error:.0e}"
-        )
 
 
 def draw(rows: list[Row], path: Path, title: str) -> None:
@@ -157,21 +155,27 @@ def main(words: list[str] | None = None) -> list[Row]:
     if reason:
         console.print(f"ours is PyTorch's here: {reason}", highlight=False)
     shrink = 1 if on_gpu else 8
-    plan = [("network", shape) for shape in NETWORK]
-    plan += [("kernel size", (320, 14, k)) for k in KERNEL_SIZES]
-    plan += [("map size", (160, side, 13)) for side in MAP_SIDES]
-    rows = []
-    for series, (channels, side, k) in plan:
-        shape = (channels // shrink, side, k)
-        rows.append(measure(series, shape, batch, DTYPES[name], ceilings, number))
-    for series in ("network", "kernel size", "map size"):
-        show(f"{title}: {series}", [row for row in rows if row.series == series])
+    plan = {
+        "network": NETWORK,
+        "kernel size": tuple((320, 14, k) for k in KERNEL_SIZES),
+        "map size": tuple((160, side, 13) for side in MAP_SIDES),
+    }
     console.print(
         f"copy {ceilings.bytes_per_s / 1e12:.3f} TB/s, product {ceilings.operations_per_s / 1e12:.1f} TFLOP/s"
     )
-    write_table(
-        asked.out / "depthwise.csv", [asdict(row) for row in rows], [field.name for field in fields(Row)]
-    )
+    rows: list[Row] = []
+    for series, shapes in plan.items():
+        console.print(f"[bold]{title}: {series}[/bold]", highlight=False)
+        print(HEADER)
+        for channels, side, k in shapes:
+            shape = (channels // shrink, side, k)
+            rows.append(measure(series, shape, batch, DTYPES[name], ceilings, number))
+            print(line(rows[-1]), flush=True)
+            write_table(
+                asked.out / "depthwise.csv",
+                [asdict(row) for row in rows],
+                [field.name for field in fields(Row)],
+            )
     draw(rows, asked.out / "depthwise.png", title)
     console.print(f"written to {asked.out}/depthwise.csv and .png", highlight=False)
     return rows
