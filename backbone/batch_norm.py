@@ -72,9 +72,8 @@ def alike(norms: Sequence[nn.Module]) -> bool:
 
 @torch.no_grad()
 def _update_running_statistics(norms: Sequence[_BatchNorm], mean_BC: Tensor, variance_BC: Tensor) -> None:
-    running = [cast(Tensor, norm.running_mean) for norm in norms] + [
-        cast(Tensor, norm.running_var) for norm in norms
-    ]
-    new = torch.cat([mean_BC, variance_BC]).to(running[0].dtype)
-    torch._foreach_lerp_(running, new.unbind(), cast(float, norms[0].momentum))
-    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+    for norm, mean_C, variance_C in zip(norms, mean_BC, variance_BC, strict=True):
+        running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        running_mean.lerp_(mean_C.to(running_mean.dtype), cast(float, norm.momentum))
+        running_var.lerp_(variance_C.to(running_var.dtype), cast(float, norm.momentum))
+        cast(Tensor, norm.num_batches_tracked).add_(1)

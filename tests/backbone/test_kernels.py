@@ -358,6 +358,27 @@ def test_synchronised_norms_keep_the_plain_form(device: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:TensorFloat32:UserWarning")
+def test_compiled_networks_learn_the_same(
+    tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
+    plain = tiny(kernel_sizes=(3, 13, 13, 7)).cuda().train()
+    x = torch.randn(4, 2, 96, 64, device="cuda")
+    results = []
+    for form in ("default", None):
+        model = copy.deepcopy(plain)
+        call = model if form is None else torch.compile(model, mode=form)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = call(x).square().mean()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        results.append((loss.item(), norm.item()))
+    torch.compiler.reset()
+    assert results[0] == pytest.approx(results[1], rel=2e-2)
+
+
+@pytest.mark.gpu
 def test_networks_answer_the_same_with_kernels_on_and_off(
     tiny: Callable[..., UniRepLKNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
