@@ -5,6 +5,7 @@
     python benchmarks/model.py --dtype tf32 --modes inference --models t s b
     python benchmarks/model.py --batch 1                  # latency
     python benchmarks/model.py --device cpu               # deploy and train form, memory layouts, 1 and 2 threads
+    python benchmarks/model.py --device cpu --forms eager # likewise, without a C++ compiler
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
 merged form in inference. Each network is measured eager, compiled, and compiled into CUDA graphs (`graphed`), each with
@@ -183,17 +184,23 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
     build: Callable[[], Any] = getattr(backbone, f"unireplknet_{asked.models[0]}")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for form in ("train form", "deploy form"):
-            for label, layout in LAYOUTS.items():
-                torch.manual_seed(0)
-                model = build().eval()
-                if form == "deploy form":
-                    model.reparameterize()
-                model, y = model.to(memory_format=layout), x.to(memory_format=layout)
-                with torch.no_grad():
-                    ms = median_ms([lambda m=model, y=y: m(y)], x.device)
-                name = f"unireplknet_{asked.models[0]}, {form}, {label}, {threads} threads"
-                rows.append(Row("forward", name, "eager", len(x) / ms * 1e3, ms, 0.0))
+        for (form, label), how in itertools.product(
+            itertools.product(("train form", "deploy form"), LAYOUTS), asked.forms
+        ):
+            if how == "graphed" or (how == "compiled" and form == "train form"):
+                continue
+            torch.manual_seed(0)
+            model = build().eval()
+            if form == "deploy form":
+                model.reparameterize()
+            model, y = model.to(memory_format=LAYOUTS[label]), x.to(memory_format=LAYOUTS[label])
+            torch.compiler.reset()
+            call = compiled(model, how)
+            with torch.no_grad():
+                call(y)
+                ms = median_ms([lambda c=call, y=y: c(y)], x.device)
+            name = f"unireplknet_{asked.models[0]}, {form}, {label}, {threads} threads"
+            rows.append(Row("forward", name, how, len(x) / ms * 1e3, ms, 0.0))
     return rows
 
 

@@ -47,7 +47,20 @@ def test_model_compares_forms_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFix
     threads = torch.get_num_threads()
     try:
         rows = model.main(
-            ["--device", "cpu", "--batch", "1", "--resolution", "32", "--models", "a", "--out", str(tmp_path)]
+            [
+                "--device",
+                "cpu",
+                "--batch",
+                "1",
+                "--resolution",
+                "32",
+                "--models",
+                "a",
+                "--forms",
+                "eager",
+                "--out",
+                str(tmp_path),
+            ]
         )
     finally:
         torch.set_num_threads(threads)
