@@ -17,8 +17,6 @@ from backbone.kernels import toeplitz
 
 #: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
 INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
-#: What Triton takes beside a kernel's own arguments.
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
 ALIGNED = 16  # bytes; Triton compiles another kernel for tensors that are not
 MOST = 4096
 
@@ -39,7 +37,7 @@ def start(
         grid: programs along three axes.
         tensors: on that device; None where the kernel has no use for one.
         sizes: integers.
-        constants: by name; some may be :data:`OPTIONS`.
+        constants: by name; Triton's options too (num_warps, num_stages, maxnreg).
     """
     aligned = not INTERPRETED
     kinds: list[torch.dtype | None] = []
