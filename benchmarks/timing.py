@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ENOUGH_MS = 300  # of repeating something slow
+
 
 def median_ms(calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int = 12) -> float:
     """Milliseconds of one call: the median over repeats of all calls in turn.
@@ -36,8 +38,8 @@ def median_ms(calls: Sequence[Callable[[], Any]], device: torch.device, repeats:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    graph.replay()
-    return median_event_ms(graph.replay, repeats) / len(calls)
+    once = median_event_ms(graph.replay, 1)
+    return median_event_ms(graph.replay, max(3, min(repeats, int(ENOUGH_MS / once)))) / len(calls)
 
 
 def median_event_ms(call: Callable[[], Any], repeats: int = 12) -> float:

@@ -58,7 +58,7 @@ def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Te
     energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
     y = torch.empty_like(x)
     shift = scale if beta is None else beta
-    sums, whole, rows = _sums_blocks(channels), _all_channels(channels), _row_blocks(channels)
+    sums, whole, rows = _sums_blocks(n, channels), _all_channels(channels), _row_blocks(channels)
     with torch.cuda.device_of(x):
         start(sums_over_pixels, _by_image(n, sums), (x, x, energy, energy), (pixels,), sums | {"GRAD": False})
         start(factors, (n, 1, 1), (energy, gamma, energy, scale, energy, energy), (), whole | {"GRAD": False})
@@ -85,7 +85,7 @@ def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[T
     n, pixels, channels = x.shape
     dot, total, scale, slope, of_gamma = (torch.empty_like(energy) for _ in range(5))
     x_grad = torch.empty_like(x)
-    sums, whole, rows = _sums_blocks(channels), _all_channels(channels), _row_blocks(channels)
+    sums, whole, rows = _sums_blocks(n, channels), _all_channels(channels), _row_blocks(channels)
     with torch.cuda.device_of(x):
         start(sums_over_pixels, _by_image(n, sums), (x, grad, dot, total), (pixels,), sums | {"GRAD": True})
         start(factors, (n, 1, 1), (energy, gamma, dot, scale, slope, of_gamma), (), whole | {"GRAD": True})
@@ -130,10 +130,12 @@ def _channel_block(channels: int) -> int:
     return max(32, min(128, channels & -channels))
 
 
-def _sums_blocks(channels: int) -> dict[str, int]:
+def _sums_blocks(images: int, channels: int) -> dict[str, int]:
     block = min(64, _channel_block(channels))
-    # Many small programs: the last round is short.
-    return {"D": channels, "BP": 1024 // block, "BD": block, "num_warps": 2}
+    # Many small programs, so that the last round is short; but where they are few each must ask for more at a time.
+    programs = images * -(-channels // block)
+    values = 1024 if programs >= 2048 else 2048 if programs >= 1024 else 4096
+    return {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}
 
 
 def _all_channels(channels: int) -> dict[str, int]:
