@@ -28,7 +28,7 @@ _OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # pixels across the largest kernel, dilation included
 #: Values of the map times pixels of the kernel that take PyTorch longer than starting a kernel does; and, for the
 #: branches of a block in training, than starting all of theirs.
-SMALLEST, SMALLEST_TRAINED = 2**29, 2**31
+SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
 #: Types whose products run on tensor cores.
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*HALF, torch.float32)
