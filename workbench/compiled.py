@@ -14,15 +14,16 @@ from torch.utils._pytree import tree_map
 from workbench.errors import UsageError
 
 
-def compiled(forward: Callable[..., Any], how: bool | str) -> Callable[..., Any]:
+def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1) -> Callable[..., Any]:
     """``forward`` in the form asked for.
 
     Args:
         forward: of tensors, any nesting of tensors as result.
         how: False, as it is; True, compiled; ``"graphs"``, compiled and replayed as CUDA graphs on a GPU.
+        accumulated: batches whose gradients are added up for a step.
 
     Raises:
-        UsageError: ``how`` is none of these.
+        UsageError: ``how`` is none of these, or ``"graphs"`` with accumulated gradients.
     """
     if how is False:
         return forward
@@ -30,6 +31,10 @@ def compiled(forward: Callable[..., Any], how: bool | str) -> Callable[..., Any]
         return torch.compile(forward)
     if how != "graphs":
         raise UsageError(f"compile takes false, true or graphs, not {how}")
+    if accumulated > 1:  # the next batch's graph would write over the gradients
+        raise UsageError(
+            f"compile=graphs does not go with trainer.accumulate_grad_batches={accumulated}: take compile=true"
+        )
     replay = torch.compile(forward, mode="reduce-overhead")
 
     def graphs(*inputs: Any) -> Any:

@@ -43,7 +43,8 @@ def fit(cfg: DictConfig) -> float | None:
             embedder.fit_statistics(data.by_task()[name].training_raws())
         shapes.append(f"{name} {map_shape(embedder)}".strip())
         # What training, validation and test all run.
-        part.network.forward_maps = compiled(part.network.forward_maps, cfg.compile)  # type: ignore[method-assign]
+        forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
+        part.network.forward_maps = forward  # type: ignore[method-assign]
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:

@@ -56,6 +56,13 @@ def test_only_known_ways_to_compile() -> None:
         compiled(nn.Identity(), "fast")
 
 
+def test_graphs_do_not_go_with_accumulated_gradients() -> None:
+    with pytest.raises(
+        UsageError, match=r"compile=graphs does not go with trainer.accumulate_grad_batches=4"
+    ):
+        compiled(nn.Identity(), "graphs", accumulated=4)
+
+
 def test_as_it_is_unless_asked() -> None:
     model = nn.Identity()
     assert compiled(model, False) is model
