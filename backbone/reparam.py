@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -222,14 +221,12 @@ class DilatedReparamBlock(nn.Module):
         """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one equal convolution, float64."""
         if self.deploy:
             return as_float64(self.lk_origin.weight), as_float64(cast(Tensor, self.lk_origin.bias))
-        kernel, bias = torch.zeros(()), torch.zeros(())
-        for conv, norm, dilation in self.branches():
-            scale, shift = batch_norm_affine(norm)
-            dense = undilate(as_float64(cast(Tensor, conv.weight)) * scale.view(-1, 1, 1, 1), dilation)
-            margin = (self.kernel_size - dense.shape[-1]) // 2
-            kernel = kernel.to(dense) + F.pad(dense, [margin] * 4)
-            bias = bias.to(shift) + shift
-        return kernel, bias
+        branches = self.branches()
+        weights = [as_float64(cast(Tensor, conv.weight)) for conv, _, _ in branches]
+        scales, shifts = zip(*(batch_norm_affine(norm) for _, norm, _ in branches), strict=True)
+        dilations = [dilation for _, _, dilation in branches]
+        kernel = cast(Tensor, _ScaledSum.apply(torch.stack(scales), dilations, *weights))
+        return kernel, torch.stack(shifts).sum(0)
 
     @torch.no_grad()
     def reparameterize(self, followed_by: nn.Module | None = None) -> DilatedReparamBlock:

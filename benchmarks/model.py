@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -34,6 +34,7 @@ from timing import device_name, median_event_ms, median_ms
 from torch import Tensor, nn
 
 import backbone
+from workbench.compiled import compiled
 from workbench.console import console
 from workbench.files import write_table
 
@@ -49,6 +50,8 @@ PEERS = {
 }
 
 
+#: Forms of a network, as `compile=` in a run has them.
+FORMS: dict[str, bool | str] = {"eager": False, "compiled": True, "graphed": "graphs"}
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
 
 
@@ -80,16 +83,6 @@ def kernels(setting: str) -> Iterator[None]:
             os.environ["WIDEFIELD_KERNELS"] = before
 
 
-def compiled(model: nn.Module, form: str) -> Callable[[Tensor], Tensor]:
-    """The network in a form: eager, compiled or graphed."""
-    if form == "eager":
-        return model
-    return cast(
-        Callable[[Tensor], Tensor],
-        torch.compile(model, mode="reduce-overhead" if form == "graphed" else "default"),
-    )
-
-
 def inference(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float, float]:
     """Milliseconds a batch, and 0."""
     model = model.eval()
@@ -97,7 +90,7 @@ def inference(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float
         model.reparameterize()
     if dtype == "bf16":
         model, x = model.bfloat16(), x.bfloat16()
-    call = compiled(model, form)
+    call = compiled(model, FORMS[form])
     with torch.no_grad():
         for _ in range(3):
             call(x)
@@ -107,7 +100,7 @@ def inference(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float
 def training(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float, float]:
     """Milliseconds a step, and GiB at most."""
     model = model.train()
-    call = compiled(model, form)
+    call = compiled(model, FORMS[form])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=x.is_cuda or None)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
@@ -184,9 +177,7 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
     build: Callable[[], Any] = getattr(backbone, f"unireplknet_{asked.models[0]}")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for (form, label), how in itertools.product(
-            itertools.product(("train form", "deploy form"), LAYOUTS), asked.forms
-        ):
+        for form, label, how in itertools.product(("train form", "deploy form"), LAYOUTS, asked.forms):
             if how == "graphed" or (how == "compiled" and form == "train form"):
                 continue
             torch.manual_seed(0)
@@ -195,7 +186,7 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
                 model.reparameterize()
             model, y = model.to(memory_format=LAYOUTS[label]), x.to(memory_format=LAYOUTS[label])
             torch.compiler.reset()
-            call = compiled(model, how)
+            call = compiled(model, FORMS[how])
             with torch.no_grad():
                 call(y)
                 ms = median_ms([lambda c=call, y=y: c(y)], x.device)
@@ -224,8 +215,7 @@ def main(words: list[str] | None = None) -> list[Row]:
     parser.add_argument("--models", nargs="+", default=None, help="sizes (default: t on a GPU, a elsewhere)")
     parser.add_argument("--peers", nargs="*", default=None, help="timm's names (default: of like accuracy)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    forms = ["eager", "compiled", "graphed"]
-    parser.add_argument("--forms", nargs="+", choices=forms, default=forms)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--dtype", choices=["bf16", "tf32", "fp32"], default="bf16")
     parser.add_argument("--batch", type=int, default=None, help="default: 128 on a GPU, 4 elsewhere")
     parser.add_argument("--resolution", type=int, default=224)

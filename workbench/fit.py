@@ -42,9 +42,9 @@ def fit(cfg: DictConfig) -> float | None:
         if embedder.needs_statistics and resume is None:
             embedder.fit_statistics(data.by_task()[name].training_raws())
         shapes.append(f"{name} {map_shape(embedder)}".strip())
-        # What training, validation and test all run.
-        forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
-        part.network.forward_maps = forward  # type: ignore[method-assign]
+        if cfg.compile:  # what training, validation and test all run
+            forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
+            part.network.forward_maps = forward  # type: ignore[method-assign]
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:

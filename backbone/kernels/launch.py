@@ -22,6 +22,7 @@ TAPS = 64  # that one program of toeplitz.fold sums
 
 
 def _ceil_div(a: int, b: int) -> int:
+    """triton.cdiv is slow outside of kernels."""
     return -(-a // b)
 
 
