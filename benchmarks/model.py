@@ -11,7 +11,7 @@
 merged form in inference. Each network is measured eager, compiled, and compiled into CUDA graphs (`graphed`), each with
 channels last and first in memory, and the best one counts. A training step is forward, backward and AdamW, under
 autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak memory is of a training step, weights
-and optimizer included.
+and optimizer included. Several networks compile at once, in processes of their own; one at a time is measured.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from timing import device_name, median_event_ms, median_ms
 from torch import Tensor, nn
+from turns import in_turns
 
 import backbone
 from workbench.compiled import compiled
@@ -52,7 +53,8 @@ PEERS = {
 
 #: Forms of a network, as `compile=` in a run has them.
 FORMS: dict[str, bool | str] = {"eager": False, "compiled": True, "graphed": "graphs"}
-LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
+PLAIN = " plain"
 
 
 @dataclass(frozen=True)
@@ -67,121 +69,130 @@ class Row:
     peak_gib: float
 
 
-@contextmanager
-def kernels(setting: str) -> Iterator[None]:
-    """Set ``WIDEFIELD_KERNELS``, and forget what was compiled under another setting."""
-    before = os.environ.get("WIDEFIELD_KERNELS")
-    os.environ["WIDEFIELD_KERNELS"] = setting
-    torch.compiler.reset()
-    try:
-        yield
-    finally:
-        torch.compiler.reset()
-        if before is None:
-            del os.environ["WIDEFIELD_KERNELS"]
-        else:
-            os.environ["WIDEFIELD_KERNELS"] = before
+@dataclass(frozen=True)
+class Setting:
+    """What one process measures. ``network``: a name of ours, with " plain" for PyTorch's convolutions, or timm's."""
+
+    mode: str
+    network: str
+    form: str
+    layout: str
+    dtype: str
+    batch: int
+    resolution: int
+    device: str
 
 
-def inference(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float, float]:
+def build(network: str, resolution: int) -> nn.Module:
+    """A network with random weights."""
+    torch.manual_seed(0)
+    if network.startswith("unireplknet"):
+        model: nn.Module = getattr(backbone, network.removesuffix(PLAIN))()
+        return model
+    sized = {} if resolution == 224 or "convnext" in network else {"img_size": resolution}
+    return timm.create_model(network, **sized)
+
+
+def inference(
+    model: nn.Module, x: Tensor, asked: Setting, my_turn: Callable[[], None]
+) -> tuple[float, float]:
     """Milliseconds a batch, and 0."""
     model = model.eval()
     if isinstance(model, backbone.UniRepLKNet):
         model.reparameterize()
-    if dtype == "bf16":
+    if asked.dtype == "bf16":
         model, x = model.bfloat16(), x.bfloat16()
-    call = compiled(model, FORMS[form])
+    call = compiled(model, FORMS[asked.form])
     with torch.no_grad():
         for _ in range(3):
             call(x)
+        my_turn()
         return median_ms([lambda: call(x)], x.device), 0.0
 
 
-def training(model: nn.Module, x: Tensor, form: str, dtype: str) -> tuple[float, float]:
+def training(model: nn.Module, x: Tensor, asked: Setting, my_turn: Callable[[], None]) -> tuple[float, float]:
     """Milliseconds a step, and GiB at most."""
     model = model.train()
-    call = compiled(model, FORMS[form])
+    call = compiled(model, FORMS[asked.form])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=x.is_cuda or None)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def step() -> None:
-        half = torch.autocast(x.device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+        half = torch.autocast(x.device.type, torch.bfloat16) if asked.dtype == "bf16" else nullcontext()
         with half:
             loss = F.cross_entropy(call(x), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
     for _ in range(3):  # of which one records the graph: its memory counts then and never again
         step()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    my_turn()
     if not x.is_cuda:
         return median_ms([step], x.device), 0.0
-    torch.cuda.synchronize()
+    step()
     return median_event_ms(step), torch.cuda.max_memory_allocated() / 2**30
 
 
-MODES: dict[str, Callable[[nn.Module, Tensor, str, str], tuple[float, float]]] = {
-    "inference": inference,
-    "training": training,
-}
+MODES = {"inference": inference, "training": training}
 
 
-def best_of(
-    mode: str, name: str, build: Callable[[], nn.Module], x: Tensor, asked: argparse.Namespace
-) -> Row:
-    """The best form; inference is graphed in any case."""
-    results = {}
-    for form, layout in itertools.product(asked.forms, LAYOUTS):
-        if form == "graphed" and (mode == "inference" or not x.is_cuda):
+def measure(setting: Setting, my_turn: Callable[[], None]) -> tuple[float, float]:
+    """Milliseconds a batch and GiB at most, of one setting in this process."""
+    os.environ["WIDEFIELD_KERNELS"] = "off" if setting.network.endswith(PLAIN) else "on"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setting.dtype != "fp32"
+    layout = LAYOUTS[setting.layout]
+    model = build(setting.network, setting.resolution).to(setting.device, memory_format=layout)
+    x = torch.randn(setting.batch, 3, setting.resolution, setting.resolution, device=setting.device)
+    return MODES[setting.mode](model, x.contiguous(memory_format=layout), setting, my_turn)
+
+
+def networks(asked: argparse.Namespace) -> Iterator[str]:
+    """Ours of every size, its plain form, and the peers."""
+    for size in asked.models:
+        yield f"unireplknet_{size}"
+        yield f"unireplknet_{size}{PLAIN}"
+        yield from PEERS.get(size, ()) if asked.peers is None else asked.peers
+
+
+def in_every_form(asked: argparse.Namespace) -> list[Row]:
+    """The best form of every network in every mode; inference is graphed in any case."""
+    settings = [
+        Setting(mode, network, form, layout, asked.dtype, asked.batch, asked.resolution, asked.device)
+        for mode in asked.modes
+        for network in dict.fromkeys(networks(asked))
+        for form in asked.forms
+        for layout in asked.layouts
+        if form != "graphed" or (mode == "training" and asked.device != "cpu")
+    ]
+    best: dict[tuple[str, str], Row] = {}
+    for setting, answer in in_turns(measure, settings, asked.jobs):
+        how = f"{setting.form}, channels {setting.layout}"
+        if isinstance(answer, str):
+            console.print(f"{setting.mode} {setting.network} ({how}) failed: {answer}", highlight=False)
             continue
-        torch.manual_seed(0)
-        model = build().to(x.device, memory_format=LAYOUTS[layout])
-        ms, peak = MODES[mode](model, x.contiguous(memory_format=LAYOUTS[layout]), form, asked.dtype)
-        results[f"{form}, {layout}"] = (ms, peak)
-        del model
-        if x.is_cuda:
-            torch.cuda.empty_cache()
-    best = min(results, key=lambda label: results[label][0])
-    ms, peak = results[best]
-    row = Row(mode, name, best, len(x) / ms * 1e3, ms, peak)
-    console.print(f"{mode} {name}: {row.images_per_s:,.0f} images/s ({best})", highlight=False)
-    return row
-
-
-def on_gpu(asked: argparse.Namespace) -> list[Row]:
-    """Every network in every mode."""
-    rows = []
-    x = torch.randn(asked.batch, 3, asked.resolution, asked.resolution, device=asked.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = asked.dtype != "fp32"
-    for mode in asked.modes:
-        for size in asked.models:
-            build = getattr(backbone, f"unireplknet_{size}")
-            for name, setting in ((f"unireplknet_{size}", "on"), (f"unireplknet_{size} plain", "off")):
-                with kernels(setting):
-                    rows.append(best_of(mode, name, build, x, asked))
-            for peer in PEERS.get(size, ()) if asked.peers is None else asked.peers:
-                torch.compiler.reset()
-                sized = (
-                    {} if asked.resolution == 224 or "convnext" in peer else {"img_size": asked.resolution}
-                )
-                rows.append(best_of(mode, peer, lambda p=peer, s=sized: timm.create_model(p, **s), x, asked))
-    return rows
+        ms, peak = answer
+        row = Row(setting.mode, setting.network, how, setting.batch / ms * 1e3, ms, peak)
+        told = f"{row.mode} {row.model} ({how}): {row.images_per_s:,.0f} images/s"
+        console.print(told + (f", {peak:.2f} GiB" if peak else ""), highlight=False)
+        key = (row.mode, row.model)
+        if key not in best or row.ms < best[key].ms:
+            best[key] = row
+    return list(best.values())
 
 
 def on_cpu(asked: argparse.Namespace) -> list[Row]:
     """Forms and memory layouts of one network, forward only, fp32, at one and two threads."""
     rows = []
     x = torch.randn(asked.batch, 3, asked.resolution, asked.resolution)
-    build: Callable[[], Any] = getattr(backbone, f"unireplknet_{asked.models[0]}")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for form, label, how in itertools.product(("train form", "deploy form"), LAYOUTS, asked.forms):
+        for form, label, how in itertools.product(("train form", "deploy form"), asked.layouts, asked.forms):
             if how == "graphed" or (how == "compiled" and form == "train form"):
                 continue
-            torch.manual_seed(0)
-            model = build().eval()
+            model: Any = build(f"unireplknet_{asked.models[0]}", asked.resolution).eval()
             if form == "deploy form":
                 model.reparameterize()
             model, y = model.to(memory_format=LAYOUTS[label]), x.to(memory_format=LAYOUTS[label])
@@ -190,9 +201,15 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
             with torch.no_grad():
                 call(y)
                 ms = median_ms([lambda c=call, y=y: c(y)], x.device)
-            name = f"unireplknet_{asked.models[0]}, {form}, {label}, {threads} threads"
+            name = f"unireplknet_{asked.models[0]}, {form}, channels {label}, {threads} threads"
             rows.append(Row("forward", name, how, len(x) / ms * 1e3, ms, 0.0))
     return rows
+
+
+def jobs_here(gpu: bool) -> int:
+    """Networks to compile at once: one for four cores and 16 GiB of the GPU's memory, 8 at most."""
+    memory = torch.cuda.get_device_properties(0).total_memory // 2**34 if gpu else 1
+    return max(1, min(8, (os.cpu_count() or 1) // 4, memory))
 
 
 def show(rows: list[Row], title: str) -> None:
@@ -216,15 +233,25 @@ def main(words: list[str] | None = None) -> list[Row]:
     parser.add_argument("--peers", nargs="*", default=None, help="timm's names (default: of like accuracy)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument(
+        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="channels in memory"
+    )
     parser.add_argument("--dtype", choices=["bf16", "tf32", "fp32"], default="bf16")
     parser.add_argument("--batch", type=int, default=None, help="default: 128 on a GPU, 4 elsewhere")
     parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        help="networks to compile at once (GPU; default: by cores and memory)",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the CSV")
     asked = parser.parse_args(words)
     gpu = torch.device(asked.device).type == "cuda"
     asked.batch = asked.batch or (128 if gpu else 4)
     asked.models = asked.models or (["t"] if gpu else ["a"])
-    rows = on_gpu(asked) if gpu else on_cpu(asked)
+    asked.jobs = asked.jobs or jobs_here(gpu)
+    rows = in_every_form(asked) if gpu else on_cpu(asked)
     precision = asked.dtype if gpu else "fp32"
     where = device_name(torch.device(asked.device)) if gpu else "CPU"
     show(rows, f"batch {asked.batch}, {asked.resolution} x {asked.resolution}, {precision}, {where}")

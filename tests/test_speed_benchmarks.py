@@ -69,3 +69,17 @@ def test_model_compares_forms_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFix
     with (tmp_path / "model.csv").open(newline="") as file:
         assert [row["model"] for row in csv.DictReader(file)] == [row.model for row in rows]
     assert "deploy form, channels last" in capsys.readouterr().out
+
+
+def test_networks_are_measured_in_turns_and_a_failure_stops_none() -> None:
+    model, turns = importlib.import_module("model"), importlib.import_module("turns")
+    settings = [
+        model.Setting("training", network, "eager", "last", "fp32", 2, 32, "cpu")
+        for network in ("unireplknet_a", "no_such_network", "unireplknet_a plain")
+    ]
+    answers = list(turns.in_turns(model.measure, settings, jobs=2))
+    assert [setting for setting, _ in answers] == settings
+    (_, ours), (_, failed), (_, plain) = answers
+    assert ours[0] > 0
+    assert plain[0] > 0
+    assert "no_such_network" in failed
