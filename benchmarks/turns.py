@@ -41,7 +41,7 @@ def in_turns(measure: Measure[S, R], settings: Sequence[S], jobs: int) -> Iterat
         started: list[tuple[S, Any, Connection]] = []
         for setting in wave:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(measure, setting, theirs), daemon=True)
+            process = context.Process(target=_work, args=(measure, setting, theirs))
             process.start()
             theirs.close()
             started.append((setting, process, ours))
