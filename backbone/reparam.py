@@ -104,18 +104,21 @@ def _taps(kernel_CKK: Tensor, size: int, dilation: int) -> Tensor:
     return kernel_CKK[:, along, along]
 
 
-class _ScaledSum(torch.autograd.Function):
-    """The kernel ``(C, 1, K, K)`` equal to B dilated ones, the first K x K, each times its scale ``(B, C)``.
+def _scaled_sum(scale_BC: Tensor, dilations: list[int], *weights: Tensor) -> Tensor:
+    """The kernel ``(C, 1, K, K)`` equal to B dilated ones, the first K x K, each times its scale ``(B, C)``."""
+    kernel_CKK = weights[0][:, 0] * scale_BC[0, :, None, None]
+    for weight, scale_C, dilation in zip(weights[1:], scale_BC[1:], dilations[1:], strict=True):
+        _taps(kernel_CKK, weight.shape[-1], dilation).addcmul_(weight[:, 0], scale_C[:, None, None])
+    return kernel_CKK.unsqueeze(1)
 
-    By hand because autograd would keep and add up a K x K kernel for each branch.
+
+class _ScaledSum(torch.autograd.Function):
+    """:func:`_scaled_sum` with gradients by hand: autograd would keep and add up a K x K kernel for each branch.
+
+    Only where gradients are recorded: without, torch.compile gives ``forward`` a context that it does not take.
     """
 
-    @staticmethod
-    def forward(scale_BC: Tensor, dilations: list[int], *weights: Tensor) -> Tensor:
-        kernel_CKK = weights[0][:, 0] * scale_BC[0, :, None, None]
-        for weight, scale_C, dilation in zip(weights[1:], scale_BC[1:], dilations[1:], strict=True):
-            _taps(kernel_CKK, weight.shape[-1], dilation).addcmul_(weight[:, 0], scale_C[:, None, None])
-        return kernel_CKK.unsqueeze(1)
+    forward = staticmethod(_scaled_sum)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -214,7 +217,8 @@ class DilatedReparamBlock(nn.Module):
         dilations = [dilation for _, _, dilation in branches]
         moments = depthwise_conv2d_moments(x_NCHW, weights, dilations) if norms[0].training else None
         scale_BC, shift_BC = affines_from_sums(norms, moments, count)
-        return cast(Tensor, _ScaledSum.apply(scale_BC, dilations, *weights)), shift_BC.sum(0)
+        scaled_sum = _ScaledSum.apply if torch.is_grad_enabled() else _scaled_sum
+        return cast(Tensor, scaled_sum(scale_BC, dilations, *weights)), shift_BC.sum(0)
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor]:
@@ -225,8 +229,7 @@ class DilatedReparamBlock(nn.Module):
         weights = [as_float64(cast(Tensor, conv.weight)) for conv, _, _ in branches]
         scales, shifts = zip(*(batch_norm_affine(norm) for _, norm, _ in branches), strict=True)
         dilations = [dilation for _, _, dilation in branches]
-        kernel = cast(Tensor, _ScaledSum.apply(torch.stack(scales), dilations, *weights))
-        return kernel, torch.stack(shifts).sum(0)
+        return _scaled_sum(torch.stack(scales), dilations, *weights), torch.stack(shifts).sum(0)
 
     @torch.no_grad()
     def reparameterize(self, followed_by: nn.Module | None = None) -> DilatedReparamBlock:

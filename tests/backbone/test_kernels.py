@@ -332,6 +332,19 @@ def test_branches_folded_into_one_convolution_compile_whole(
             assert torch.allclose(ours[name], value, atol=1e-3), name
 
 
+def test_branches_folded_into_one_convolution_compile_whole_without_gradients(
+    block: Callable[..., UniRepLKNetBlock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = block(13).dwconv.eval()
+    x = torch.randn(4, 8, 14, 14)
+    with torch.no_grad():
+        theirs = plain(x)
+        monkeypatch.setattr(reparam, "sums_on_chip", lambda *_, **__: True)
+        ours = torch.compile(plain, fullgraph=True, backend="aot_eager")(x)
+    torch.compiler.reset()
+    assert relative_error(ours, theirs) <= 1e-4
+
+
 def test_no_further_from_fp32_than_the_plain_form_in_half_precision(
     block: Callable[..., UniRepLKNetBlock], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
