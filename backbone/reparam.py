@@ -104,36 +104,37 @@ def _taps(kernel_CKK: Tensor, size: int, dilation: int) -> Tensor:
     return kernel_CKK[:, along, along]
 
 
-def _scaled_sum(scale_BC: Tensor, dilations: list[int], *weights: Tensor) -> Tensor:
-    """The kernel ``(C, 1, K, K)`` equal to B dilated ones, the first K x K, each times its scale ``(B, C)``."""
-    kernel_CKK = weights[0][:, 0] * scale_BC[0, :, None, None]
-    for weight, scale_C, dilation in zip(weights[1:], scale_BC[1:], dilations[1:], strict=True):
-        _taps(kernel_CKK, weight.shape[-1], dilation).addcmul_(weight[:, 0], scale_C[:, None, None])
-    return kernel_CKK.unsqueeze(1)
+def _stacked(dilations: list[int], *weights: Tensor) -> Tensor:
+    """B kernels ``(C, 1, k, k)`` with dilation as dense ones, all of the size of the first: ``(B, C, K, K)``."""
+    size = weights[0].shape[-1]
+    kernels_BCKK = weights[0].new_zeros(len(weights), len(weights[0]), size, size)
+    for kernel_CKK, weight, dilation in zip(kernels_BCKK, weights, dilations, strict=True):
+        _taps(kernel_CKK, weight.shape[-1], dilation).copy_(weight[:, 0])
+    return kernels_BCKK
 
 
-class _ScaledSum(torch.autograd.Function):
-    """:func:`_scaled_sum` with gradients by hand: autograd would keep and add up a K x K kernel for each branch.
+def _scaled_sum(kernels_BCKK: Tensor, scale_BC: Tensor) -> Tensor:
+    """One kernel ``(C, 1, K, K)``."""
+    return (kernels_BCKK * scale_BC[:, :, None, None]).sum(0).unsqueeze(1)
+
+
+class _Stacked(torch.autograd.Function):
+    """:func:`_stacked` with gradients by hand: autograd would copy all kernels for each of them.
 
     Only where gradients are recorded: without, torch.compile gives ``forward`` a context that it does not take.
     """
 
-    forward = staticmethod(_scaled_sum)
+    forward = staticmethod(_stacked)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scale_BC, ctx.dilations, *weights = inputs
-        ctx.save_for_backward(scale_BC, *weights)
+        ctx.dilations, *weights = inputs
+        ctx.sizes = [weight.shape[-1] for weight in weights]
 
     @staticmethod
-    def backward(ctx: Any, grad_C1KK: Tensor) -> tuple[Any, ...]:
-        scale_BC, *weights = ctx.saved_tensors
-        grad_scales, grad_weights = [], []
-        for weight, scale_C, dilation in zip(weights, scale_BC, ctx.dilations, strict=True):
-            taps_CKK = _taps(grad_C1KK[:, 0], weight.shape[-1], dilation)
-            grad_weights.append((taps_CKK * scale_C[:, None, None]).unsqueeze(1))
-            grad_scales.append((taps_CKK * weight[:, 0]).sum((1, 2)))
-        return torch.stack(grad_scales), None, *grad_weights
+    def backward(ctx: Any, grad_BCKK: Tensor) -> tuple[Any, ...]:
+        each = zip(grad_BCKK, ctx.sizes, ctx.dilations, strict=True)
+        return None, *(_taps(grad_CKK, size, dilation).unsqueeze(1) for grad_CKK, size, dilation in each)
 
 
 class DilatedReparamBlock(nn.Module):
@@ -215,10 +216,11 @@ class DilatedReparamBlock(nn.Module):
             return None
         weights = [cast(Tensor, conv.weight) for conv, _, _ in branches]
         dilations = [dilation for _, _, dilation in branches]
-        moments = depthwise_conv2d_moments(x_NCHW, weights, dilations) if norms[0].training else None
+        stack = _Stacked.apply if torch.is_grad_enabled() else _stacked
+        kernels_BCKK = cast(Tensor, stack(dilations, *weights))
+        moments = depthwise_conv2d_moments(x_NCHW, kernels_BCKK) if norms[0].training else None
         scale_BC, shift_BC = affines_from_sums(norms, moments, count)
-        scaled_sum = _ScaledSum.apply if torch.is_grad_enabled() else _scaled_sum
-        return cast(Tensor, scaled_sum(scale_BC, dilations, *weights)), shift_BC.sum(0)
+        return _scaled_sum(kernels_BCKK, scale_BC), shift_BC.sum(0)
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor]:
@@ -229,7 +231,7 @@ class DilatedReparamBlock(nn.Module):
         weights = [as_float64(cast(Tensor, conv.weight)) for conv, _, _ in branches]
         scales, shifts = zip(*(batch_norm_affine(norm) for _, norm, _ in branches), strict=True)
         dilations = [dilation for _, _, dilation in branches]
-        return _scaled_sum(torch.stack(scales), dilations, *weights), torch.stack(shifts).sum(0)
+        return _scaled_sum(_stacked(dilations, *weights), torch.stack(scales)), torch.stack(shifts).sum(0)
 
     @torch.no_grad()
     def reparameterize(self, followed_by: nn.Module | None = None) -> DilatedReparamBlock:

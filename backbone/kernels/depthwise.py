@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
@@ -167,32 +166,27 @@ def depthwise_conv2d_sums(
     return y, wide.sum((2, 3)), wide.square().sum((0, 2, 3))
 
 
-def depthwise_conv2d_moments(
-    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the outputs of B depthwise convolutions of one map and over their squares, the outputs not written.
 
     The gradient computes the outputs again.
 
     Args:
         x: ``(N, C, H, W)``.
-        weights: B kernels ``(C, 1, K, K)``, of any sizes.
-        dilations: of each, in pixels.
+        kernels_BCKK: ``(B, C, K, K)``, those with dilation as the dense ones that they are equal to.
 
     Returns:
         Sums and sums of squares, ``(B, C)`` each, fp32.
     """
-    for weight, dilation in zip(weights, dilations, strict=True):
-        _check(x, weight, None, dilation)
-    if any(sums_on_chip(x, weight, d) for weight, d in zip(weights, dilations, strict=True)):
-        sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, list(weights), list(dilations))
+    weights = kernels_BCKK.unsqueeze(2)
+    for weight in weights:
+        _check(x, weight, None, 1)
+    if sums_on_chip(x, weights[0]):
+        sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)
         return sums_BC, squares_BC
-    sums, squares = [], []
-    for weight, dilation in zip(weights, dilations, strict=True):
-        y = depthwise_conv2d(x, weight, None, dilation).float()
-        sums.append(y.sum((0, 2, 3)))
-        squares.append(y.square().sum((0, 2, 3)))
-    return torch.stack(sums), torch.stack(squares)
+    outputs = [depthwise_conv2d(x, weight).float() for weight in weights]
+    sums = torch.stack([y.sum((0, 2, 3)) for y in outputs])
+    return sums, torch.stack([y.square().sum((0, 2, 3)) for y in outputs])
 
 
 def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -254,44 +248,31 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Te
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
-def _moments(x: Tensor, weights: list[Tensor], dilations: list[int]) -> Tensor:
+def _moments(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
     """Sums and sums of squares, ``(2, B, C)``."""
     from backbone.kernels import launch
 
     with torch.cuda.device_of(x):
-        return launch.moments(x, weights, dilations)
+        return launch.moments(x, kernels_BCKK)
 
 
 @_moments.register_fake
-def _(x: Tensor, weights: list[Tensor], dilations: list[int]) -> Tensor:
-    return x.new_empty(2, len(weights), x.shape[1], dtype=torch.float32)
+def _(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
+    return x.new_empty(2, *kernels_BCKK.shape[:2], dtype=torch.float32)
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments_grad", mutates_args=())
-def _moments_grad(x: Tensor, weights: list[Tensor], dilations: list[int], grad_2BC: Tensor) -> list[Tensor]:
-    """Gradient of x, and of every weight."""
+def _moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of the kernels in fp32."""
     from backbone.kernels import launch
 
-    # The gradient at an unwritten output y is grad_sum + 2 grad_squares y, and y = conv(x, weight): that is one more
-    # convolution with a scaled kernel and a bias.
-    grad_x: Tensor | None = None
-    grad_weights = []
     with torch.cuda.device_of(x):
-        factors_BC111 = 2 * grad_2BC[1, :, :, None, None, None]
-        for weight, dilation, bias, factor in zip(
-            weights, dilations, grad_2BC[0], factors_BC111, strict=True
-        ):
-            grad = launch.convolve(x, weight * factor, bias, dilation, flip=False)
-            part = launch.convolve(grad, weight, None, dilation, flip=True)
-            grad_x = part if grad_x is None else grad_x.add_(part)
-            grad_weights.append(launch.weight_grad(x, grad, weight.shape[-1], dilation, weight.dtype))
-    assert grad_x is not None
-    return [grad_x, *grad_weights]
+        return launch.moments_grad(x, kernels_BCKK, grad_2BC)
 
 
 @_moments_grad.register_fake
-def _(x: Tensor, weights: list[Tensor], dilations: list[int], grad_2BC: Tensor) -> list[Tensor]:
-    return [_empty_like_NHWC(x), *(torch.empty_like(weight) for weight in weights)]
+def _(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_like_NHWC(x), x.new_empty(kernels_BCKK.shape, dtype=torch.float32)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------
@@ -362,14 +343,13 @@ _conv_with_sums.register_autograd(_conv_with_sums_backward, setup_context=_save_
 
 
 def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, ctx.dilations = inputs
-    ctx.save_for_backward(x, *weights)
+    ctx.save_for_backward(*inputs)
 
 
-def _moments_backward(ctx: Any, grad_2BC: Tensor) -> tuple[Any, ...]:
-    x, *weights = ctx.saved_tensors
-    grad_x, *grad_weights = _moments_grad(x, weights, ctx.dilations, grad_2BC)
-    return grad_x, grad_weights, None
+def _moments_backward(ctx: Any, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
+    x, kernels_BCKK = ctx.saved_tensors
+    grad_x, grad_kernels_BCKK = _moments_grad(x, kernels_BCKK, grad_2BC)
+    return grad_x, grad_kernels_BCKK.to(kernels_BCKK.dtype)
 
 
 _moments.register_autograd(_moments_backward, setup_context=_save_moments)

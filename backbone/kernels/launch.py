@@ -7,7 +7,6 @@ last is what the linear layers around a depthwise convolution want, and the orde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from backbone.kernels.start import INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 TAPS = 64  # that one program of toeplitz.fold sums
+AT_ONCE = 2**28  # bytes of maps that the gradient of several branches' moments makes at a time
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -30,6 +30,10 @@ def _nhwc(x_NCHW: Tensor) -> Tensor:
     x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
     # The interpreter multiplies bf16 matrices as if they were integers.
     return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
+
+
+def _nchw(y_NHWC: Tensor, dtype: torch.dtype) -> Tensor:
+    return y_NHWC.to(dtype).permute(0, 3, 1, 2)
 
 
 def _contiguous(bias: Tensor | None) -> Tensor | None:
@@ -46,10 +50,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
 
     Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
     """
+    x_NHWC = _nhwc(x)
     if x.dtype == torch.float32:
-        return _convolve_by_tap(x, weight, bias, dilation, flip)
-    y, _, _ = _convolve_by_patch(x, weight, bias, dilation, flip)
-    return y
+        y_NHWC = _convolve_by_tap(x_NHWC, weight, bias, dilation, flip)
+    else:
+        y_NHWC = _convolve_by_patch(x_NHWC, weight.transpose(0, 1), bias, dilation, flip)[0][0]
+    return _nchw(y_NHWC, x.dtype)
 
 
 def convolve_with_sums(
@@ -59,27 +65,72 @@ def convolve_with_sums(
     if x.dtype == torch.float32:
         y = convolve(x, weight, bias, dilation, flip=False)
         return y, y.sum((2, 3)), y.square().sum((0, 2, 3))
-    y, sums_TNC, squares_RC = _convolve_by_patch(x, weight, bias, dilation, sums="per image")
-    return y, sums_TNC[0] if len(sums_TNC) == 1 else sums_TNC.sum(0), squares_RC.sum(0)
+    y_1NHWC, sums_TNC, squares_1RC = _convolve_by_patch(
+        _nhwc(x), weight.transpose(0, 1), bias, dilation, sums="per image"
+    )
+    sums_NC = sums_TNC[0] if len(sums_TNC) == 1 else sums_TNC.sum(0)
+    return _nchw(y_1NHWC[0], x.dtype), sums_NC, squares_1RC[0].sum(0)
 
 
-def moments(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
-    """Sums over the outputs of B convolutions of one map, and over their squares, ``(2, B, C)``, fp32."""
-    return torch.stack([_totals(x, w, d) for w, d in zip(weights, dilations, strict=True)], 1)
+def moments(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
+    """Sums over the outputs of B convolutions of one map, and over their squares, ``(2, B, C)``, fp32.
 
-
-def _totals(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Sums of one output and of its squares, ``(2, C)``; in half precision the output is not written."""
-    if x.dtype == torch.float32:
-        y = convolve(x, weight, None, dilation, flip=False)
-        return torch.stack([y.sum((0, 2, 3)), y.square().sum((0, 2, 3))])
-    return _convolve_by_patch(x, weight, None, dilation, store=False, sums="in all")[1].sum(1)
-
-
-def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
-    n, channels, height, width = x.shape
-    kernel_size = weight.shape[-1]
+    In half precision the outputs are not written.
+    """
     x_NHWC = _nhwc(x)
+    if x.dtype == torch.float32:
+        y_BNHWC = _convolve_branches(x_NHWC, kernels_BCKK, None, False, by_tap=True)
+        return torch.stack([y_BNHWC.sum((1, 2, 3)), y_BNHWC.square().sum((1, 2, 3))])
+    _, totals_2BRC, _ = _convolve_by_patch(x_NHWC, kernels_BCKK, None, 1, store=False, sums="in all")
+    return totals_2BRC.sum(2)
+
+
+def moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`moments`: of x, and of the kernels (fp32).
+
+    At an unwritten output y the gradient is grad_sum + 2 grad_squares y, and y = conv(x, kernel): that is one more
+    convolution with a scaled kernel and a bias.
+    """
+    x_NHWC, by_tap = _nhwc(x), x.dtype == torch.float32
+    scaled_BCKK = kernels_BCKK * (2 * grad_2BC[1])[:, :, None, None]
+    at_once = max(1, AT_ONCE // (2 * x_NHWC.numel() * x_NHWC.element_size()))
+    parts, grad_kernels = [], []
+    for first in range(0, len(kernels_BCKK), at_once):
+        some = slice(first, first + at_once)
+        grad_BNHWC = _convolve_branches(x_NHWC, scaled_BCKK[some], grad_2BC[0, some], False, by_tap)
+        parts.append(_convolve_branches(grad_BNHWC, kernels_BCKK[some], None, True, by_tap).sum(0))
+        grad_kernels.append(_weight_grads(x_NHWC, grad_BNHWC, kernels_BCKK.shape[-1], by_tap))
+    grad_x_NHWC = parts[0]
+    for part in parts[1:]:
+        grad_x_NHWC += part
+    return _nchw(grad_x_NHWC, x.dtype), torch.cat(grad_kernels) if len(parts) > 1 else grad_kernels[0]
+
+
+def _convolve_branches(
+    x: Tensor, kernels_BCKK: Tensor, bias_BC: Tensor | None, flip: bool, by_tap: bool
+) -> Tensor:
+    """B convolutions, ``(B, N, H, W, C)``, of one map ``(N, H, W, C)`` or each of its own ``(B, N, H, W, C)``."""
+    if not by_tap:
+        return _convolve_by_patch(x, kernels_BCKK, bias_BC, 1, flip)[0]
+    maps = x if x.dim() == 5 else [x] * len(kernels_BCKK)
+    biases = [None] * len(kernels_BCKK) if bias_BC is None else bias_BC
+    each = zip(maps, kernels_BCKK.unsqueeze(2), biases, strict=True)
+    return torch.stack([_convolve_by_tap(map_NHWC, kernel, bias, 1, flip) for map_NHWC, kernel, bias in each])
+
+
+def _weight_grads(x_NHWC: Tensor, grad_BNHWC: Tensor, kernel_size: int, by_tap: bool) -> Tensor:
+    """Gradients of B kernels applied to one map, ``(B, C, K, K)``, fp32."""
+    if not by_tap:
+        return _weight_grad_by_patch(x_NHWC, grad_BNHWC, kernel_size, 1, torch.float32)
+    each = [_weight_grad_by_tap(x_NHWC, grad, kernel_size, 1, torch.float32) for grad in grad_BNHWC]
+    return torch.stack(each).squeeze(2)
+
+
+def _convolve_by_tap(
+    x_NHWC: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool
+) -> Tensor:
+    n, height, width, channels = x_NHWC.shape
+    kernel_size = weight.shape[-1]
     y_NHWC = torch.empty_like(x_NHWC)
     block = _channel_block(channels)
     pixels = n * height * width
@@ -89,42 +140,45 @@ def _convolve_by_tap(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: i
         x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, pixels, channels, height, width, -1 if flip else 1,
         K=kernel_size, D=dilation, PIXELS=per_program, CB=block, BIAS=bias is not None, UNROLL=kernel_size <= 5,
     )  # fmt: skip
-    return y_NHWC.to(x.dtype).permute(0, 3, 1, 2)
+    return y_NHWC
 
 
 def _convolve_by_patch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, store: bool = True,
+    x: Tensor, kernels_BCKK: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, store: bool = True,
     sums: Literal["none", "per image", "in all"] = "none", tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, and its sums in parts: ``(T, N, C)`` and of squares ``(R, C)``, or, in all, both: ``(2, R, C)``."""
-    n, channels, height, width = x.shape
-    kernel_size = weight.shape[-1]
+    """B convolutions, ``(B, N, H, W, C)``, of one map ``(N, H, W, C)`` or each of its own ``(B, N, H, W, C)``.
+
+    Returns:
+        The outputs, and their sums in parts: per image, of one convolution, ``(T, N, C)``, and of squares ``(1, R,
+        C)``; in all, both, ``(2, B, R, C)``.
+    """
+    n, height, width, channels = x.shape[-4:]
+    branches, _, kernel_size, _ = kernels_BCKK.shape
     if tiling is None:
         tiling = autotune.choose(
             f"forward {x.dtype}",
-            (*x.shape, kernel_size, dilation, store, sums != "none"),
+            (branches, *x.shape, kernel_size, dilation, store, sums != "none"),
             x.device,
             forward_tilings(dilation * (kernel_size // 2), height, width),
-            lambda t: _convolve_by_patch(x, weight, bias, dilation, flip, store, sums, t),
+            lambda t: _convolve_by_patch(x, kernels_BCKK, bias, dilation, flip, store, sums, t),
         )
-    x_NHWC = _nhwc(x)
-    nothing = x_NHWC.new_empty(0, dtype=torch.float32)
-    y_NHWC = torch.empty_like(x_NHWC) if store else nothing
+    nothing = x.new_empty(0, dtype=torch.float32)
+    y = x.new_empty(branches, n, height, width, channels) if store else nothing
     tiles = tiling.tiles(height, width)
-    blocks = _ceil_div(channels, tiling.channels)
+    blocks = branches * _ceil_div(channels, tiling.channels)
     splits = _splits(x.device, tiling, blocks * tiles, n)
-    totals_2RC = (
-        x_NHWC.new_empty(2, tiles * splits, channels, dtype=torch.float32) if sums != "none" else nothing
-    )
-    sums_TNC = (
-        x_NHWC.new_empty(tiles, n, channels, dtype=torch.float32) if sums == "per image" else totals_2RC
-    )
-    squares_RC = totals_2RC[1] if sums != "none" else nothing
+    totals, squares = nothing, nothing
+    if sums != "none":
+        totals = x.new_empty(2, branches, tiles * splits, channels, dtype=torch.float32)
+        squares = totals[1]
+    if sums == "per image":
+        totals = x.new_empty(tiles, n, channels, dtype=torch.float32)
     known = (height, width) if tiling.halo == (0, 0) and not tiling.by_column else (0, 0)
     start(
         toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile,
         (blocks, splits, tiles),
-        (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, sums_TNC, squares_RC),
+        (x, kernels_BCKK.contiguous(), _contiguous(bias), y, totals, squares),
         (n, height, width, -1 if flip else 1, splits),
         _convolution(
             tiling,
@@ -136,19 +190,20 @@ def _convolve_by_patch(
             bias is not None,
             store,
             sums,
+            x.dim() == 5,
         ),
     )
-    return y_NHWC.to(x.dtype).permute(0, 3, 1, 2) if store else nothing, sums_TNC, squares_RC
+    return y, totals, squares
 
 
 @lru_cache(MOST)
 def _convolution(
     tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, known: tuple[int, int],
-    bias: bool, store: bool, sums: str,
+    bias: bool, store: bool, sums: str, stacked: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Constants of conv_by_tile and conv_by_column."""
     asked = {"BIAS": bias, "STORE": store, "SUMS": sums != "none", "PER_IMAGE": sums == "per image"}
-    constants = _cut(tiling, kernel_size, dilation, channels, whole) | asked
+    constants = _cut(tiling, kernel_size, dilation, channels, whole) | asked | {"STACKED": stacked}
     if tiling.by_column:
         return constants
     return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1], "HEIGHT": known[0], "WIDTH": known[1]}
@@ -190,60 +245,63 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype:
     Shapes: x, the input, and grad, the output's gradient, ``(N, C, H, W)`` both.
     """
     if x.dtype == torch.float32:
-        return _weight_grad_by_tap(x, grad, kernel_size, dilation, dtype)
-    return _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype)
+        return _weight_grad_by_tap(_nhwc(x), _nhwc(grad), kernel_size, dilation, dtype)
+    grads_BCKK = _weight_grad_by_patch(_nhwc(x), _nhwc(grad)[None], kernel_size, dilation, dtype)
+    return grads_BCKK.view(-1, 1, kernel_size, kernel_size)
 
 
 def _weight_grad_by_tap(
-    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
+    x_NHWC: Tensor, grad_NHWC: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype
 ) -> Tensor:
-    n, channels, height, width = x.shape
+    n, height, width, channels = x_NHWC.shape
     block = _channel_block(channels)
     rows = kernel_size if kernel_size == 3 else 1
     per_program = (1024 if kernel_size <= 15 else 512) // block
     pixels = n * height * width
     others = _ceil_div(channels, block) * _ceil_div(kernel_size, rows)
-    splits = max(1, min(_ceil_div(pixels, per_program), 8 * _multiprocessors(x.device) // others))
+    splits = max(1, min(_ceil_div(pixels, per_program), 8 * _multiprocessors(x_NHWC.device) // others))
     shape = (splits, kernel_size, kernel_size, channels)
-    partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x.device)
+    partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x_NHWC.device)
     grid = (_ceil_div(channels, block), splits, _ceil_div(kernel_size, rows))
     taps.weight_grad_by_tap[grid](
-        _nhwc(x), _nhwc(grad), partial_SKKC, pixels, channels, height, width, splits,
+        x_NHWC, grad_NHWC, partial_SKKC, pixels, channels, height, width, splits,
         K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
     )  # fmt: skip
     return partial_SKKC.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous().to(dtype)
 
 
 def _weight_grad_by_patch(
-    x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype, tiling: Tiling | None = None
-) -> Tensor:
-    n, channels, height, width = x.shape
+    x_NHWC: Tensor, grad_BNHWC: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype,
+    tiling: Tiling | None = None,
+) -> Tensor:  # fmt: skip
+    """Gradients of the B kernels ``(B, C, K, K)`` that made of one x outputs with these gradients."""
+    branches, n, height, width, channels = grad_BNHWC.shape
     if tiling is None:
         tiling = autotune.choose(
-            f"weight gradient {x.dtype}",
-            (*x.shape, kernel_size, dilation),
-            x.device,
+            f"weight gradient {x_NHWC.dtype}",
+            (*grad_BNHWC.shape, kernel_size, dilation),
+            x_NHWC.device,
             weight_grad_tilings(dilation * (kernel_size // 2), height, width),
-            lambda t: _weight_grad_by_patch(x, grad, kernel_size, dilation, dtype, t),
+            lambda t: _weight_grad_by_patch(x_NHWC, grad_BNHWC, kernel_size, dilation, dtype, t),
         )
     blocks, (di, dj), pixels = _ceil_div(channels, tiling.channels), tiling.reach, math.prod(tiling.patch)
-    splits = _splits(x.device, tiling, blocks * (2 * dj + 1), n)
-    shape = (splits, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
-    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    splits = _splits(x_NHWC.device, tiling, branches * blocks * (2 * dj + 1), n)
+    shape = (splits, branches, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
+    partial = torch.empty(shape, dtype=torch.float32, device=x_NHWC.device)
     start(
         toeplitz.weight_grad,
-        (blocks, splits, 2 * dj + 1),
-        (_nhwc(x), _nhwc(grad), partial),
+        (branches * blocks, splits, 2 * dj + 1),
+        (x_NHWC, grad_BNHWC, partial),
         (n, height, width, splits),
         _cut(tiling, kernel_size, dilation, channels, n % tiling.images == 0),
     )
-    out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x.device)
+    out = torch.empty(branches, channels, kernel_size, kernel_size, dtype=dtype, device=x_NHWC.device)
     constants = {**_bands(tiling, kernel_size, dilation), "TAPS": TAPS}
     start(
         toeplitz.fold,
-        (channels, _ceil_div(kernel_size**2, TAPS), 1),
+        (branches * channels, _ceil_div(kernel_size**2, TAPS), 1),
         (partial, out),
-        (channels, splits),
+        (branches * channels, splits),
         constants,
     )
     return out

@@ -17,6 +17,9 @@ pixels of an input patch, b those of an output patch, j patches of a row. K taps
 patches a program; DI x DJ patches that the kernel reaches to each side; HI x HJ input patches read around the tile (0:
 the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divides the number of images.
 
+Several kernels can be applied to one map, or each to a map of its own (STACKED): B *branches*, their weights
+``(B, C, K, K)``, their outputs ``(B, N, H, W, C)``; program axis 0 goes over branches, then channels.
+
 Patches are read and written in groups, as one tensor, and split in registers: one wait for many reads, one turn through
 shared memory, and less for Triton to compare, whose choice of memory layouts looks at every pair of loads and stores.
 """
@@ -83,6 +86,19 @@ def rows_of_outputs(TI, TJ):
 def rows_read_first(rows, across):
     """Rows of input patches that are read together at first: 16 patches, or fewer."""
     return min(16 // across, 1 << (rows - 1).bit_length())
+
+
+@triton.jit
+def _place(C: tl.constexpr, CB: tl.constexpr):
+    """This program's branch, and its channels ``(CB,)``."""
+    blocks: tl.constexpr = (C + CB - 1) // CB
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * CB + tl.arange(0, CB)
+
+
+@triton.jit
+def _of_branch(maps, branch, N, H, W, C: tl.constexpr):
+    """Where the map of this branch begins. C comes last: what it divides, the compiler knows to be divisible."""
+    return maps + branch.to(tl.int64) * N * H * W * C
 
 
 @triton.jit
@@ -265,9 +281,9 @@ def _store_sums(sums, total, n, c, tile, N, C):
 
 
 @triton.jit
-def _store_total(totals, values, c, tile, splits, C):
-    """``totals (tile, split, C)`` over one tile of every ``splits``-th block of images."""
-    part = tile * splits + tl.program_id(1)
+def _store_total(totals, values, branch, c, tile, splits, C):
+    """``totals (branch, tile, split, C)`` over one tile of every ``splits``-th block of images."""
+    part = (branch * tl.num_programs(2) + tile) * splits + tl.program_id(1)
     tl.store(totals + part * C + c, tl.sum(tl.sum(values, axis=1), axis=1), mask=c < C)
 
 
@@ -303,21 +319,29 @@ def conv_by_tile(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
     DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr, STACKED: tl.constexpr,
 ):  # fmt: skip
     """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
     read at once, the others AHEAD groups before they are needed; output patches are made as soon as they can be.
 
     TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
-    the map, or ``(tile, split, C)`` unless ``PER_IMAGE``, and ``sums_of_squares (tile, split, C)``; all fp32.
+    the map (of one branch), or ``(branch, tile, split, C)`` unless ``PER_IMAGE``, and ``sums_of_squares (branch, tile,
+    split, C)``; all fp32.
     """
-    c = tl.program_id(0) * CB + tl.arange(0, CB)
+    branch, c = _place(C, CB)
     tile = tl.program_id(2)
     i0 = 0
     j0 = 0
     if HEIGHT > 0:  # the compiler drops most tests for the map's border
         H = HEIGHT
         W = WIDTH
+    weight += branch * (C * K * K)
+    if BIAS:
+        bias += branch * C
+    if STORE:
+        y = _of_branch(y, branch, N, H, W, C)
+    if STACKED:
+        x = _of_branch(x, branch, N, H, W, C)
     if HI > 0 or HJ > 0:
         tiles_across = tl.cdiv(W, TJ * PW)
         i0 = tile // tiles_across * TI
@@ -362,8 +386,8 @@ def conv_by_tile(
         block += splits
     if SUMS:
         if not PER_IMAGE:
-            _store_total(sums, total, c, tile, splits, C)
-        _store_total(sums_of_squares, squares, c, tile, splits, C)
+            _store_total(sums, total, branch, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, branch, c, tile, splits, C)
 
 
 @triton.jit
@@ -383,12 +407,19 @@ def conv_by_column(
     x, weight, bias, y, sums, sums_of_squares, N, H, W, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr, STACKED: tl.constexpr,
 ):  # fmt: skip
     """For kernels and maps too large for :func:`conv_by_tile`: one column of output patches stays in registers, and
     the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
-    c = tl.program_id(0) * CB + tl.arange(0, CB)
+    branch, c = _place(C, CB)
     tile = tl.program_id(2)
+    weight += branch * (C * K * K)
+    if BIAS:
+        bias += branch * C
+    if STORE:
+        y = _of_branch(y, branch, N, H, W, C)
+    if STACKED:
+        x = _of_branch(x, branch, N, H, W, C)
     columns = tl.cdiv(W, PW)
     i0 = tile // columns * TI
     j = tile % columns
@@ -433,8 +464,8 @@ def conv_by_column(
         block += splits
     if SUMS:
         if not PER_IMAGE:
-            _store_total(sums, total, c, tile, splits, C)
-        _store_total(sums_of_squares, squares, c, tile, splits, C)
+            _store_total(sums, total, branch, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, branch, c, tile, splits, C)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -443,11 +474,13 @@ def weight_grad(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """For every displacement, in @ grad.T over this program's images: ``partial (split, C, dj, di, a, b)`` fp32.
+    """For every displacement, in @ grad.T over this program's images: ``partial (split, branch, C, dj, di, a, b)``
+    fp32. Each branch has a ``grad`` of its own.
 
     A program takes one block of channels, one horizontal displacement, and every ``splits``-th block of images.
     """
-    c = tl.program_id(0) * CB + tl.arange(0, CB)
+    branch, c = _place(C, CB)
+    grad = _of_branch(grad, branch, N, H, W, C)
     split = tl.program_id(1)
     dj = tl.program_id(2) - DJ
     first = tl.maximum(-dj, 0)  # the first output column whose input column lies on the map
@@ -487,7 +520,8 @@ def weight_grad(
 
     a = tl.arange(0, PH * PW)[None, :, None]
     b = tl.arange(0, PH * PW)[None, None, :]
-    channel = (split * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
+    branches = tl.num_programs(0) // ((C + CB - 1) // CB)
+    channel = ((split * branches + branch) * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
     for e in tl.static_range(len(chosen)):
         pointers = (
             partial + (channel * (2 * DI + 1) + chosen[e][0] + DI) * (PH * PW * PH * PW) + a * (PH * PW) + b
@@ -501,7 +535,8 @@ def fold(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
     TAPS: tl.constexpr,
 ):  # fmt: skip
-    """Sum ``partial`` over splits and along the diagonals that belong to each tap: ``weight_grad (C, K, K)``."""
+    """Sum ``partial`` over splits and along the diagonals that belong to each tap: ``weight_grad (C, K, K)``; C counts
+    the channels of all branches."""
     A: tl.constexpr = PH * PW
     c = tl.program_id(0)
     tap = tl.program_id(1) * TAPS + tl.arange(0, TAPS)

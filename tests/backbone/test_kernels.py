@@ -159,21 +159,28 @@ def test_sums_are_those_of_the_output(case: Case, device: str) -> None:
         assert relative_error(a.grad, b.grad) < 2e-3
 
 
-def test_moments_are_those_of_the_unwritten_outputs(device: str) -> None:
-    cases = [Case(3, 2, 14, 9, k, dilation) for k, dilation in ((13, 1), (5, 1), (3, 4))]
-    x = cases[0].tensors(torch.float16, device)[0]
-    weights = [case.tensors(torch.float16, device)[1] for case in cases]
-    ours = [t.clone().requires_grad_() for t in (x, *weights)]
-    theirs = [t.double().requires_grad_() for t in (x, *weights)]
-    sums, squares = depthwise_conv2d_moments(ours[0], ours[1:], [case.dilation for case in cases])
+@pytest.mark.parametrize("at_once", [2**28, 1], ids=["all at once", "one by one"])
+@pytest.mark.parametrize("case", [Case(3, 2, 14, 9, 5), Case(2, 9, 7, 7, 13), Case(1, 3, 33, 18, 5)], ids=str)
+def test_moments_are_those_of_the_unwritten_outputs(
+    case: Case, at_once: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backbone.kernels.launch.AT_ONCE", at_once)
+    x, *_ = case.tensors(torch.float16, device)
+    random = torch.Generator().manual_seed(1)
+    kernels = (
+        torch.randn(3, case.channels, case.k, case.k, generator=random).half().float().to(device) / case.k
+    )
+    ours = [t.clone().requires_grad_() for t in (x, kernels)]
+    theirs = [t.double().requires_grad_() for t in (x, kernels)]
+    sums, squares = depthwise_conv2d_moments(*ours)
     factors = torch.arange(1.0, 4.0, device=device)  # so that gradients of different branches differ
     (3 * sums.sum(1) @ factors + squares.sum(1) @ factors).backward()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for i, case in enumerate(cases):
-        expected = reference(case, theirs[0], theirs[1 + i], None)
-        assert (sums[i] - expected.sum((0, 2, 3))).abs().max() < 1e-3 * expected.abs().sum((0, 2, 3)).max()
-        assert relative_error(squares[i], expected.square().sum((0, 2, 3))) < 1e-3
-        total = total + (3 * expected.sum() + expected.square().sum()) * factors[i]
+    for b in range(3):
+        expected = reference(case, theirs[0], theirs[1][b, :, None], None)
+        assert (sums[b] - expected.sum((0, 2, 3))).abs().max() < 1e-3 * expected.abs().sum((0, 2, 3)).max()
+        assert relative_error(squares[b], expected.square().sum((0, 2, 3))) < 1e-3
+        total = total + (3 * expected.sum() + expected.square().sum()) * factors[b]
     total.backward()
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None
@@ -185,10 +192,11 @@ def test_every_operator_passes_opcheck(device: str) -> None:
     x, weight, bias, grad = Case(2, 3, 9, 9, 3, dilation=2).tensors(torch.float16, device)
     x.requires_grad_()
     weight.requires_grad_()
+    kernels = torch.stack([weight[:, 0], 2 * weight[:, 0]]).detach().requires_grad_()
     calls: dict[str, tuple[Any, ...]] = {
         "depthwise_conv2d": (x, weight, bias, 2, False),
         "depthwise_conv2d_sums": (x, weight, bias, 2),
-        "depthwise_conv2d_moments": (x, [weight, weight], [2, 1]),
+        "depthwise_conv2d_moments": (x, kernels),
         "depthwise_conv2d_weight_grad": (x, grad, 3, 2, torch.float32),
     }
     for name, arguments in calls.items():
@@ -470,8 +478,15 @@ def test_every_tiling_of_a_shape_gives_the_same(device: str) -> None:
     assert len({tiling.patch for tiling in tilings}) == 2
     assert {tiling.by_column for tiling in tilings} == {True, False}
     for tiling in tilings:
-        y, sums_TNC, _ = launch._convolve_by_patch(x, weight, bias, 1, sums="per image", tiling=tiling)
-        assert relative_error(y, expected) < 1e-3
+        y_1NHWC, sums_TNC, _ = launch._convolve_by_patch(
+            x.permute(0, 2, 3, 1).contiguous(),
+            weight.transpose(0, 1),
+            bias,
+            1,
+            sums="per image",
+            tiling=tiling,
+        )
+        assert relative_error(y_1NHWC[0].permute(0, 3, 1, 2), expected) < 1e-3
         assert relative_error(sums_TNC.sum(0), expected.sum((2, 3))) < 1e-3
 
 
