@@ -18,7 +18,7 @@ from backbone.kernels.start import INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 TAPS = 64  # that one program of toeplitz.fold sums
-AT_ONCE = 2**28  # bytes of maps that the gradient of several branches' moments makes at a time
+AT_ONCE = 3  # branches whose gradients lie in memory together
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -93,10 +93,9 @@ def moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Ten
     """
     x_NHWC, by_tap = _nhwc(x), x.dtype == torch.float32
     scaled_BCKK = kernels_BCKK * (2 * grad_2BC[1])[:, :, None, None]
-    at_once = max(1, AT_ONCE // (2 * x_NHWC.numel() * x_NHWC.element_size()))
     parts, grad_kernels = [], []
-    for first in range(0, len(kernels_BCKK), at_once):
-        some = slice(first, first + at_once)
+    for first in range(0, len(kernels_BCKK), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
         grad_BNHWC = _convolve_branches(x_NHWC, scaled_BCKK[some], grad_2BC[0, some], False, by_tap)
         parts.append(_convolve_branches(grad_BNHWC, kernels_BCKK[some], None, True, by_tap).sum(0))
         grad_kernels.append(_weight_grads(x_NHWC, grad_BNHWC, kernels_BCKK.shape[-1], by_tap))

@@ -238,13 +238,28 @@ def _load_bands(
 
 
 @triton.jit
+def _fold_pixels(values):
+    """Sums ``(c, 8, n)`` of the upper and the lower 8 pixels of ``(c, 16, n)``: of what one thread holds."""
+    halves = tl.reshape(values, (values.shape[0], 2, 8, values.shape[2]))
+    upper, lower = tl.split(tl.permute(halves, (0, 2, 3, 1)))
+    return upper + lower
+
+
+@triton.jit
+def _fold(values):
+    """Sums ``(c, 8, n / 2)`` of the four values of ``(c, 16, n)`` that one thread holds."""
+    even, odd = tl.split(tl.reshape(_fold_pixels(values), (values.shape[0], 8, values.shape[2] // 2, 2)))
+    return even + odd
+
+
+@triton.jit
 def _finish_group(
     group, total, squares, y, bias, n, c, i0, j0, N, C, H, W,
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALID: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
+    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """Bias, output and sums of a group of finished output patches, each ``(c, b, n)``, of which VALID rows belong to
-    this tile; returns the sums so far ``(c, b, n)``."""
+    this tile; returns the sums so far."""
     b = tl.arange(0, PH * PW)
     if BIAS:
         shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[:, None, None]
@@ -259,8 +274,11 @@ def _finish_group(
             counted = tl.where(inside[None, :, None], group[p], 0.0)
             if N is not None:
                 counted = tl.where((n < N)[None, None, :], counted, 0.0)
-            total += counted
-            squares += counted * counted
+            if PER_IMAGE:
+                total += _fold_pixels(counted)
+            else:
+                total += _fold(counted)
+            squares += _fold(counted * counted)
     if STORE:
         rounded = ()
         for p in tl.static_range(ROWS * COLUMNS):
@@ -355,13 +373,13 @@ def conv_by_tile(
     groups: tl.constexpr = 1 + (TI + 2 * HI - FIRST + THEN - 1) // THEN if TI + 2 * HI > FIRST else 1
     block = tl.program_id(1)
     bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
-    total = tl.zeros((CB, PH * PW, NB), tl.float32)
-    squares = tl.zeros((CB, PH * PW, NB), tl.float32)
+    total = tl.zeros((CB, 8, NB if PER_IMAGE else NB // 2), tl.float32)
+    squares = tl.zeros((CB, 8, NB // 2), tl.float32)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
         M = None if WHOLE else N
         if PER_IMAGE:
-            total = tl.zeros((CB, PH * PW, NB), tl.float32)
+            total = tl.zeros((CB, 8, NB), tl.float32)
         patches = ()
         read = (_read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across),)
         for g in tl.static_range(groups):
@@ -379,7 +397,7 @@ def conv_by_tile(
                     done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
                     total, squares = _finish_group(
                         done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
-                        PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS,
+                        PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS, PER_IMAGE,
                     )  # fmt: skip
         if SUMS and PER_IMAGE:
             _store_sums(sums, total, n, c, tile, N, C)
@@ -424,8 +442,8 @@ def conv_by_column(
     i0 = tile // columns * TI
     j = tile % columns
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, 0)
-    total = tl.zeros((CB, PH * PW, NB), tl.float32)
-    squares = tl.zeros((CB, PH * PW, NB), tl.float32)
+    total = tl.zeros((CB, 8, NB if PER_IMAGE else NB // 2), tl.float32)
+    squares = tl.zeros((CB, 8, NB // 2), tl.float32)
     block = tl.program_id(1)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
@@ -453,11 +471,11 @@ def conv_by_column(
                             updated = updated + (outputs[o],)
                     outputs = updated
         if PER_IMAGE:
-            total = tl.zeros((CB, PH * PW, NB), tl.float32)
+            total = tl.zeros((CB, 8, NB), tl.float32)
         for o in tl.static_range(0, TI, 4):
             total, squares = _finish_group(
                 outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, M, C, H, W,
-                PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS,
+                PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS, PER_IMAGE,
             )  # fmt: skip
         if SUMS and PER_IMAGE:
             _store_sums(sums, total, n, c, tile, N, C)

@@ -159,7 +159,7 @@ def test_sums_are_those_of_the_output(case: Case, device: str) -> None:
         assert relative_error(a.grad, b.grad) < 2e-3
 
 
-@pytest.mark.parametrize("at_once", [2**28, 1], ids=["all at once", "one by one"])
+@pytest.mark.parametrize("at_once", [3, 2], ids=["all at once", "two, then one"])
 @pytest.mark.parametrize("case", [Case(3, 2, 14, 9, 5), Case(2, 9, 7, 7, 13), Case(1, 3, 33, 18, 5)], ids=str)
 def test_moments_are_those_of_the_unwritten_outputs(
     case: Case, at_once: int, device: str, monkeypatch: pytest.MonkeyPatch
