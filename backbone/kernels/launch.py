@@ -93,16 +93,22 @@ def moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Ten
     """
     x_NHWC, by_tap = _nhwc(x), x.dtype == torch.float32
     scaled_BCKK = kernels_BCKK * (2 * grad_2BC[1])[:, :, None, None]
-    parts, grad_kernels = [], []
+    grad_x_NHWC, grad_kernels = torch.empty_like(x_NHWC), []
     for first in range(0, len(kernels_BCKK), AT_ONCE):
         some = slice(first, first + AT_ONCE)
         grad_BNHWC = _convolve_branches(x_NHWC, scaled_BCKK[some], grad_2BC[0, some], False, by_tap)
-        parts.append(_convolve_branches(grad_BNHWC, kernels_BCKK[some], None, True, by_tap).sum(0))
         grad_kernels.append(_weight_grads(x_NHWC, grad_BNHWC, kernels_BCKK.shape[-1], by_tap))
-    grad_x_NHWC = parts[0]
-    for part in parts[1:]:
-        grad_x_NHWC += part
-    return _nchw(grad_x_NHWC, x.dtype), torch.cat(grad_kernels) if len(parts) > 1 else grad_kernels[0]
+        parts_BNHWC = _convolve_branches(grad_BNHWC, kernels_BCKK[some], None, True, by_tap)
+        _add_branches(parts_BNHWC, grad_x_NHWC, more=first > 0)
+    return _nchw(grad_x_NHWC, x.dtype), torch.cat(grad_kernels) if len(grad_kernels) > 1 else grad_kernels[0]
+
+
+def _add_branches(maps_BNHWC: Tensor, total_NHWC: Tensor, more: bool) -> None:
+    """Their sum, or ``more`` on top of what is there, into ``total_NHWC``."""
+    size = total_NHWC.numel()
+    constants = {"B": len(maps_BNHWC), "MORE": more, "BLOCK": 2048}
+    grid = (_ceil_div(size, constants["BLOCK"]), 1, 1)
+    start(toeplitz.add_branches, grid, (maps_BNHWC, total_NHWC), (size,), constants)
 
 
 def _convolve_branches(
@@ -228,9 +234,19 @@ def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
 
 
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:
-    """Programs among which the images are split, so that all run at once: bands are read once a program."""
+    """Programs among which the images are split."""
     programs = _multiprocessors(device) * tiling.resident
-    return max(1, min(_ceil_div(images, tiling.images), programs // others))
+    return _fewest_rounds(_ceil_div(images, tiling.images), others, programs)
+
+
+@lru_cache(MOST)
+def _fewest_rounds(blocks: int, others: int, programs: int) -> int:
+    """Into how many parts to split ``blocks`` blocks of images, so that ``others`` programs for each part, of which
+    ``programs`` run at a time, are done soonest. A program's bands take it about as long as half a block."""
+    return min(
+        range(1, blocks + 1),
+        key=lambda splits: _ceil_div(others * splits, programs) * (_ceil_div(blocks, splits) + 0.5),
+    )
 
 
 @cache

@@ -575,3 +575,16 @@ def fold(
         split += 1
     total = tl.sum(acc, axis=1).to(weight_grad.dtype.element_ty)
     tl.store(weight_grad + c * (K * K) + tap, total, mask=tap < K * K)
+
+
+@triton.jit
+def add_branches(maps, total, size, B: tl.constexpr, MORE: tl.constexpr, BLOCK: tl.constexpr):
+    """``total (size,)``, or MORE on top of it, from ``maps (B, size)``."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    acc = tl.zeros((BLOCK,), tl.float32)
+    if MORE:
+        acc += tl.load(total + at, mask=mask, other=0.0).to(tl.float32)
+    for b in tl.static_range(B):
+        acc += tl.load(maps + tl.cast(size, tl.int64) * b + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(total + at, acc.to(total.dtype.element_ty), mask=mask)
