@@ -83,6 +83,12 @@ def rows_of_outputs(TI, TJ):
 
 
 @triton.constexpr_function
+def last_outputs(TI, rows):
+    """The first row of the last group of ``rows`` rows of output."""
+    return (TI - 1) // rows * rows
+
+
+@triton.constexpr_function
 def rows_read_first(rows, across):
     """Rows of input patches that are read together at first: 16 patches, or fewer."""
     return min(16 // across, 1 << (rows - 1).bit_length())
@@ -340,7 +346,8 @@ def conv_by_tile(
     BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr, STACKED: tl.constexpr,
 ):  # fmt: skip
     """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
-    read at once, the others AHEAD groups before they are needed; output patches are made as soon as they can be.
+    read at once, if EARLY before the last outputs of the images before; the others AHEAD groups before they are
+    needed. Output patches are made as soon as they can be.
 
     TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
     the map (of one branch), or ``(branch, tile, split, C)`` unless ``PER_IMAGE``, and ``sums_of_squares (branch, tile,
@@ -370,18 +377,24 @@ def conv_by_tile(
     FIRST: tl.constexpr = rows_read_first(TI + 2 * HI, across)
     AHEAD: tl.constexpr = 2
     THEN: tl.constexpr = OUT
+    EARLY: tl.constexpr = PH == 1  # 2 x 8 patches: slower
     groups: tl.constexpr = 1 + (TI + 2 * HI - FIRST + THEN - 1) // THEN if TI + 2 * HI > FIRST else 1
     block = tl.program_id(1)
+    M = None if WHOLE else N
+    n = block * NB + tl.arange(0, NB)
+    if EARLY:
+        first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
     bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
     total = tl.zeros((CB, 8, NB if PER_IMAGE else NB // 2), tl.float32)
     squares = tl.zeros((CB, 8, NB // 2), tl.float32)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
-        M = None if WHOLE else N
         if PER_IMAGE:
             total = tl.zeros((CB, 8, NB), tl.float32)
+        if not EARLY:
+            first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
         patches = ()
-        read = (_read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across),)
+        read = (first_read,)
         for g in tl.static_range(groups):
             for ahead in tl.static_range(1 if g == 0 else AHEAD, AHEAD + 1):
                 if g + ahead < groups:
@@ -394,6 +407,11 @@ def conv_by_tile(
                 patches = patches + _patches(tl.where(block * NB < N, read[g], 0.0))
             for o in tl.static_range(0, TI, OUT):
                 if last_group(o, OUT, TI, DI, HI, FIRST, THEN) == g:
+                    if EARLY and o == last_outputs(TI, OUT):
+                        next_n = (block + splits) * NB + tl.arange(0, NB)
+                        first_read = _read_group(
+                            x, next_n, c, i0 - HI, j0 - HJ, N, C, H, W, PH, PW, FIRST, across
+                        )
                     done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
                     total, squares = _finish_group(
                         done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
