@@ -22,6 +22,7 @@ _NOTICES = (
     r".*The given buffer is not writable.*",  # torch reading back its own export
     r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # tasks average over processes themselves
     r".*Grad strides do not match bucket view strides.*",  # distributed runs of 1×1 convolutions; harmless
+    r".*The AccumulateGrad node's stream does not match.*",  # distributed runs on GPUs; the trainer's doing
     r".*GPU available but not used.*",  # trainer=cpu was asked for
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",  # freeze=… was asked for
     r".*Experiment logs directory .* exists and is not empty.*",

@@ -19,7 +19,7 @@ import torch
 
 from backbone.kernels.tilings import Tiling
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("widefield")
 
 _remembered: dict[str, Tiling] = {}
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("widefield")
 
 _OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # pixels across the largest kernel, dilation included
