@@ -20,7 +20,11 @@ class Measure(Protocol[S, R]):
 
 
 def _work(measure: Measure[S, R], setting: S, connection: Connection) -> None:
+    waited = False
+
     def my_turn() -> None:
+        nonlocal waited
+        waited = True
         connection.send(None)
         connection.recv()
 
@@ -28,8 +32,8 @@ def _work(measure: Measure[S, R], setting: S, connection: Connection) -> None:
         answer: R | str = measure(setting, my_turn)
     except Exception as error:
         answer = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        connection.send(None)
-        connection.recv()
+        if not waited:
+            my_turn()
     connection.send(answer)
 
 

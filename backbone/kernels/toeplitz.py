@@ -108,6 +108,14 @@ def _of_branch(maps, branch, N, H, W, C: tl.constexpr):
 
 
 @triton.jit
+def _of_this_branch(x, weight, y, branch, N, H, W, C: tl.constexpr, K: tl.constexpr, STACKED: tl.constexpr):
+    """Where the input, the kernels and the output of this branch begin."""
+    if STACKED:
+        x = _of_branch(x, branch, N, H, W, C)
+    return x, weight + branch * (C * K * K), _of_branch(y, branch, N, H, W, C)
+
+
+@triton.jit
 def _group_pointers(
     base, n, c, i0, j0, N, C, H, W,
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS_FIRST: tl.constexpr,
@@ -360,13 +368,9 @@ def conv_by_tile(
     if HEIGHT > 0:  # the compiler drops most tests for the map's border
         H = HEIGHT
         W = WIDTH
-    weight += branch * (C * K * K)
+    x, weight, y = _of_this_branch(x, weight, y, branch, N, H, W, C, K, STACKED)
     if BIAS:
         bias += branch * C
-    if STORE:
-        y = _of_branch(y, branch, N, H, W, C)
-    if STACKED:
-        x = _of_branch(x, branch, N, H, W, C)
     if HI > 0 or HJ > 0:
         tiles_across = tl.cdiv(W, TJ * PW)
         i0 = tile // tiles_across * TI
@@ -449,13 +453,9 @@ def conv_by_column(
     the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
     branch, c = _place(C, CB)
     tile = tl.program_id(2)
-    weight += branch * (C * K * K)
+    x, weight, y = _of_this_branch(x, weight, y, branch, N, H, W, C, K, STACKED)
     if BIAS:
         bias += branch * C
-    if STORE:
-        y = _of_branch(y, branch, N, H, W, C)
-    if STACKED:
-        x = _of_branch(x, branch, N, H, W, C)
     columns = tl.cdiv(W, PW)
     i0 = tile // columns * TI
     j = tile % columns
