@@ -3,6 +3,7 @@
 Shapes: S side in pixels.
 """
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -110,8 +111,9 @@ class ImageTransforms:
     def for_evaluation(self) -> Callable[["Image.Image"], Tensor]:
         """PIL image -> (3, S, S) uint8, nothing random."""
         from timm.data import create_transform
+        from torchvision.transforms import Compose
 
-        return create_transform(
+        pipeline = create_transform(
             (self.size, self.size) if self.crop_mode == "border" else self.size,
             is_training=False,
             crop_pct=self.crop_pct,
@@ -119,6 +121,13 @@ class ImageTransforms:
             interpolation=self.interpolation,
             use_prefetcher=True,
         )
+        return Compose([self._thick_enough, pipeline]) if self.crop_mode == "border" else pipeline
+
+    def _thick_enough(self, image: "Image.Image") -> "Image.Image":
+        """A picture of which a pixel is left in each direction when the longer side becomes S."""
+        least = math.ceil(max(image.size) / self.size)
+        width, height = (max(side, least) for side in image.size)
+        return image if image.size == (width, height) else image.resize((width, height))
 
 
 class ImageData(ShardableData):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from PIL import Image
@@ -166,6 +166,7 @@ def noise_image(width: int, height: int) -> Image.Image:
     crop_mode=st.sampled_from(["center", "squash", "border"]),
     auto_augment=st.sampled_from([None, "rand-m9-mstd0.5-inc1"]),
 )
+@example(width=90, height=1, size=32, crop="whole", crop_mode="border", auto_augment=None)
 def test_size_is_fixed_whatever_the_picture(
     width: int, height: int, size: int, crop: str, crop_mode: str, auto_augment: str | None
 ) -> None:
