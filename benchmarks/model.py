@@ -157,18 +157,24 @@ def networks(asked: argparse.Namespace) -> Iterator[str]:
         yield from PEERS.get(size, ()) if asked.peers is None else asked.peers
 
 
+def jobs_on(device: str) -> int:
+    """Networks to compile at once for a GPU: one for four cores and 16 GiB of its memory, 8 at most."""
+    memory = torch.cuda.get_device_properties(device).total_memory // 2**34
+    return max(1, min(8, (os.cpu_count() or 1) // 4, memory))
+
+
 def in_every_form(asked: argparse.Namespace) -> list[Row]:
-    """The best form of every network in every mode; inference is graphed in any case."""
+    """On a GPU, the best form of every network in every mode; inference is graphed in any case."""
     settings = [
         Setting(mode, network, form, layout, asked.dtype, asked.batch, asked.resolution, asked.device)
         for mode in asked.modes
         for network in dict.fromkeys(networks(asked))
         for form in asked.forms
         for layout in asked.layouts
-        if form != "graphed" or (mode == "training" and asked.device != "cpu")
+        if form != "graphed" or mode == "training"
     ]
     best: dict[tuple[str, str], Row] = {}
-    for setting, answer in in_turns(measure, settings, asked.jobs):
+    for setting, answer in in_turns(measure, settings, asked.jobs or jobs_on(asked.device)):
         how = f"{setting.form}, channels {setting.layout}"
         if isinstance(answer, str):
             console.print(f"{setting.mode} {setting.network} ({how}) failed: {answer}", highlight=False)
@@ -204,12 +210,6 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
             name = f"unireplknet_{asked.models[0]}, {form}, channels {label}, {threads} threads"
             rows.append(Row("forward", name, how, len(x) / ms * 1e3, ms, 0.0))
     return rows
-
-
-def jobs_here(gpu: bool) -> int:
-    """Networks to compile at once: one for four cores and 16 GiB of the GPU's memory, 8 at most."""
-    memory = torch.cuda.get_device_properties(0).total_memory // 2**34 if gpu else 1
-    return max(1, min(8, (os.cpu_count() or 1) // 4, memory))
 
 
 def show(rows: list[Row], title: str) -> None:
@@ -250,7 +250,6 @@ def main(words: list[str] | None = None) -> list[Row]:
     gpu = torch.device(asked.device).type == "cuda"
     asked.batch = asked.batch or (128 if gpu else 4)
     asked.models = asked.models or (["t"] if gpu else ["a"])
-    asked.jobs = asked.jobs or jobs_here(gpu)
     rows = in_every_form(asked) if gpu else on_cpu(asked)
     precision = asked.dtype if gpu else "fp32"
     where = device_name(torch.device(asked.device)) if gpu else "CPU"

@@ -178,13 +178,12 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
     Returns:
         Sums and sums of squares, ``(B, C)`` each, fp32.
     """
-    weights = kernels_BCKK.unsqueeze(2)
-    for weight in weights:
-        _check(x, weight, None, 1)
-    if sums_on_chip(x, weights[0]):
+    first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
+    _check(x, first, None, 1)
+    if sums_on_chip(x, first):
         sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)
         return sums_BC, squares_BC
-    outputs = [depthwise_conv2d(x, weight).float() for weight in weights]
+    outputs = [depthwise_conv2d(x, weight).float() for weight in kernels_BCKK.unsqueeze(2)]
     sums = torch.stack([y.sum((0, 2, 3)) for y in outputs])
     return sums, torch.stack([y.square().sum((0, 2, 3)) for y in outputs])
 
