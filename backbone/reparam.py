@@ -26,6 +26,7 @@ from backbone.kernels.depthwise import (
     SMALLEST_TRAINED,
     depthwise_conv2d,
     depthwise_conv2d_moments,
+    moments_on_chip,
     sums_on_chip,
 )
 
@@ -199,8 +200,9 @@ class DilatedReparamBlock(nn.Module):
         """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one convolution equal to all branches on this input.
 
         In training a batch norm is a scale and a shift too, once the statistics of its branch on this batch are
-        known; those are summed on chip, and no branch's output is ever written. Differentiable, the gradient through
-        the statistics included: the mathematics of the branches, in another order. Updates running statistics.
+        known; those come from the input's Gram matrices, and no branch's output is ever made. Differentiable, the
+        gradient through the statistics included: the mathematics of the branches, in another order. Updates running
+        statistics.
 
         None where that would not pay: without kernels that sum on chip, or with other batch norms than the plain.
         """
@@ -209,9 +211,10 @@ class DilatedReparamBlock(nn.Module):
         count = x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]
         branches = self.branches()
         least = SMALLEST_TRAINED if torch.is_grad_enabled() else SMALLEST
-        if not sums_on_chip(x_NCHW, self.lk_origin.weight, least=least):
-            return None
         norms = [norm for _, norm, _ in branches]
+        on_chip = moments_on_chip if norms[0].training else sums_on_chip
+        if not on_chip(x_NCHW, self.lk_origin.weight, least=least):
+            return None
         if not (all(takes_sums(norm, count) for norm in norms) and alike(norms)):
             return None
         weights = [cast(Tensor, conv.weight) for conv, _, _ in branches]

@@ -28,7 +28,7 @@ from backbone.batch_norm import affine_from_sums, takes_sums
 from backbone.checkpoints import LoadReport, default_source, load_pretrained
 from backbone.kernels import DepthwiseConv2d
 from backbone.kernels.depthwise import depthwise_conv2d_sums
-from backbone.kernels.gelu_grn import gelu_grn, takes
+from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
@@ -208,19 +208,28 @@ class UniRepLKNetBlock(nn.Module):
         scale_NC11, shift_NC11 = gate_NC11 * scale_C[:, None, None], gate_NC11 * shift_C[:, None, None]
         return y_NCHW, scale_NC11.to(y_NCHW.dtype), shift_NC11.to(y_NCHW.dtype)
 
+    def _activate_and_project(self, hidden_NHWD: Tensor) -> Tensor:
+        """``act`` and ``pwconv2``: ``(N, H, W, 4C) -> (N, C, H, W)``."""
+        grn, (linear, *others) = cast(GRN, self.act[1]), self.pwconv2
+        differentiated = torch.is_grad_enabled()
+        if not takes(hidden_NHWD) or (differentiated and type(linear) is not nn.Linear):
+            return cast(Tensor, self.pwconv2(self.act(hidden_NHWD)))
+        if not differentiated:
+            return cast(Tensor, self.pwconv2(gelu_grn(hidden_NHWD, grn.gamma, grn.beta)))
+        y: Tensor = gelu_grn_linear(hidden_NHWD, grn.gamma, grn.beta, cast(Tensor, linear.weight))
+        if linear.bias is not None:
+            y = y + cast(Tensor, linear.bias).to(y.dtype)
+        for layer in others:
+            y = layer(y)
+        return y
+
     def _forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW, scale_NC11, shift_NC11 = self._convolve(x_NCHW)
         if shift_NC11 is None:
             y_NCHW = y_NCHW * scale_NC11
         else:
             y_NCHW = torch.addcmul(shift_NC11, y_NCHW, scale_NC11)
-        hidden_NHWD = self.pwconv1(y_NCHW)
-        if takes(hidden_NHWD):
-            grn = cast(GRN, self.act[1])
-            hidden_NHWD = gelu_grn(hidden_NHWD, grn.gamma, grn.beta)
-        else:
-            hidden_NHWD = self.act(hidden_NHWD)
-        y_NCHW = self.pwconv2(hidden_NHWD)
+        y_NCHW = self._activate_and_project(self.pwconv1(y_NCHW))
         if self.gamma is not None:
             y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)
         return x_NCHW + cast(Tensor, self.drop_path(y_NCHW))

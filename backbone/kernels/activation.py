@@ -46,11 +46,15 @@ def _slope(x):
     return 0.5 + odd
 
 
-@triton.jit(do_not_specialize=("P",))
+@triton.jit(do_not_specialize=("P", "each"))
 def sums_over_pixels(
-    x, grad, first, second, P, D: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, GRAD: tl.constexpr
-):
-    """``first (N, D)``: sums of gelu(x)^2; or, if ``GRAD``, of grad gelu(x), and ``second (N, D)`` of grad. fp32.
+    x, grad, scale, beta, first, second, y, P, each,
+    D: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BETA: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    """``first (parts, N, D)``: sums of gelu(x)^2 over ``each`` pixels; or, if ``GRAD``, of grad gelu(x), and, likewise,
+    ``second`` of grad. fp32.
+
+    ``GRAD``: also ``y`` of :func:`scaled_gelu` once more, the same bits.
 
     The last images first: the layer before wrote them last, so the cache may still hold them.
     """
@@ -59,50 +63,76 @@ def sums_over_pixels(
     acc = tl.zeros((BP, BD), tl.float32)
     more = tl.zeros((BP, BD), tl.float32)
     base = n.to(tl.int64) * P * D
-    p0 = 0
-    while p0 < P:
+    if GRAD:
+        factor = tl.load(scale + n * D + d, mask=d < D, other=0.0)[None, :]
+        if BETA:
+            shift = tl.load(beta + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    p0 = tl.program_id(2) * each
+    end = tl.minimum(p0 + each, P)
+    while p0 < end:
         p = p0 + tl.arange(0, BP)
-        mask = (p < P)[:, None] & (d < D)[None, :]
+        mask = (p < end)[:, None] & (d < D)[None, :]
         places = base + p[:, None] * D + d[None, :]
         h = _gelu(tl.load(x + places, mask=mask, other=0.0).to(tl.float32))
         if GRAD:
             g = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
             acc += g * h
             more += g
+            out = h * factor
+            if BETA:
+                out += shift
+            tl.store(y + places, out.to(y.dtype.element_ty), mask=mask)
         else:
             acc += h * h
         p0 += BP
-    tl.store(first + n * D + d, tl.sum(acc, axis=0), mask=d < D)
+    place = (tl.program_id(2) * tl.num_programs(0) + n) * D + d
+    tl.store(first + place, tl.sum(acc, axis=0), mask=d < D)
     if GRAD:
-        tl.store(second + n * D + d, tl.sum(more, axis=0), mask=d < D)
+        tl.store(second + place, tl.sum(more, axis=0), mask=d < D)
+
+
+@triton.jit
+def _sum_of_parts(parts, place, mask, D: tl.constexpr, PARTS: tl.constexpr):
+    total = tl.load(parts + place, mask=mask, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts + part * tl.num_programs(0) * D + place, mask=mask, other=0.0)
+    return total
 
 
 @triton.jit
 def factors(
-    energy, gamma, dot, scale, slope, gamma_grad, D: tl.constexpr, BD: tl.constexpr, GRAD: tl.constexpr
-):
-    """Of one image, all ``(N, D)``: the factor ``scale`` of each channel from the energies.
+    energy, gamma, dot, scale, slope, gamma_grad,
+    D: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    """Of one image: the factor ``scale (N, D)`` of each channel from its energies ``(parts, N, D)``, whose sum takes
+    the place of the first.
 
-    ``GRAD``: also from ``dot``, the sums of grad gelu(x): ``slope``, which times gelu(x) is what comes to gelu(x)
-    through its energy, and this image's part of gamma's gradient.
+    ``GRAD``: instead, from ``dot (parts, N, D)``, the sums of grad gelu(x), and the whole energies ``(N, D)``: ``slope
+    (N, D)``, which times gelu(x) is what comes to gelu(x) through its energy, and this image's part of gamma's
+    gradient.
     """
-    n = tl.program_id(0)
     d = tl.arange(0, BD)
-    norm = tl.sqrt(tl.load(energy + n * D + d, mask=d < D, other=0.0))
+    mask = d < D
+    place = tl.program_id(0) * D + d
+    if GRAD:
+        whole = tl.load(energy + place, mask=mask, other=0.0)
+    else:
+        whole = _sum_of_parts(energy, place, mask, D, PARTS)
+        if PARTS > 1:
+            tl.store(energy + place, whole, mask=mask)
+    norm = tl.sqrt(whole)
     mean = tl.sum(norm, axis=0) / D + 1e-6
     relative = norm / mean
-    weight = tl.load(gamma + d, mask=d < D, other=0.0).to(tl.float32)
-    tl.store(scale + n * D + d, weight * relative + 1.0, mask=d < D)
+    weight = tl.load(gamma + d, mask=mask, other=0.0).to(tl.float32)
     if GRAD:
-        to_scale = tl.load(dot + n * D + d, mask=d < D, other=0.0)
-        tl.store(gamma_grad + n * D + d, to_scale * relative, mask=d < D)
+        to_scale = _sum_of_parts(dot, place, mask, D, PARTS)
+        tl.store(gamma_grad + place, to_scale * relative, mask=mask)
         to_relative = to_scale * weight
         to_norm = (to_relative - tl.sum(to_relative * relative, axis=0) / D) / mean
-        tl.store(
-            slope + n * D + d,
-            tl.where(norm > 0.0, to_norm / tl.where(norm > 0.0, norm, 1.0), 0.0),
-            mask=d < D,
-        )
+        of_norm = tl.where(norm > 0.0, to_norm / tl.where(norm > 0.0, norm, 1.0), 0.0)
+        tl.store(slope + place, of_norm, mask=mask)
+    else:
+        tl.store(scale + place, weight * relative + 1.0, mask=mask)
 
 
 @triton.jit(do_not_specialize=("M", "P"))

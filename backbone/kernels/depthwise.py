@@ -28,6 +28,8 @@ LARGEST = 31  # pixels across the largest kernel, dilation included
 #: Values of the map times pixels of the kernel that take PyTorch longer than starting a kernel does; and, for the
 #: branches of a block in training, than starting all of theirs.
 SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
+#: Maps whose Gram matrices cost less than the outputs of a block's branches: columns, and pixels for each image.
+WIDEST, PIXELS_PER_IMAGE = 64, 64
 #: Types whose products run on tensor cores.
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*HALF, torch.float32)
@@ -139,12 +141,19 @@ def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALL
 
 
 def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> bool:
-    """Whether :func:`depthwise_conv2d_sums` and :func:`depthwise_conv2d_moments` cost no pass over the output."""
+    """Whether :func:`depthwise_conv2d_sums` costs no pass over the output."""
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     else:
         dtype = x.dtype
     return dtype in HALF and not _is_plain_3x3(weight, dilation) and use_kernels(x, weight, dilation, least)
+
+
+def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
+    """Whether :func:`depthwise_conv2d_moments` writes no outputs, and that pays."""
+    images, _, height, width = x.shape
+    pays = height * width <= PIXELS_PER_IMAGE * images or _setting() in ("always", "interpret")
+    return width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
 
 
 def depthwise_conv2d_sums(
@@ -167,9 +176,9 @@ def depthwise_conv2d_sums(
 
 
 def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the outputs of B depthwise convolutions of one map and over their squares, the outputs not written.
+    """Sums over the outputs of B depthwise convolutions of one map and over their squares.
 
-    The gradient computes the outputs again.
+    Where :func:`moments_on_chip`, no output is ever made: see :mod:`backbone.kernels.gram`.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -180,8 +189,8 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
     """
     first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
     _check(x, first, None, 1)
-    if sums_on_chip(x, first):
-        sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)
+    if moments_on_chip(x, first):
+        sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)[0]
         return sums_BC, squares_BC
     outputs = [depthwise_conv2d(x, weight).float() for weight in kernels_BCKK.unsqueeze(2)]
     sums = torch.stack([y.sum((0, 2, 3)) for y in outputs])
@@ -247,31 +256,39 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Te
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
-def _moments(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
-    """Sums and sums of squares, ``(2, B, C)``."""
-    from backbone.kernels import launch
+def _moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums and sums of squares, ``(2, B, C)``; by the kernels derived ``(C, K, K)`` and, half, ``(B, C, K, K)``."""
+    from backbone.kernels import launch, moments
 
     with torch.cuda.device_of(x):
-        return launch.moments(x, kernels_BCKK)
+        return moments.moments(launch.nhwc(x), kernels_BCKK.float().contiguous())
 
 
 @_moments.register_fake
-def _(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
-    return x.new_empty(2, *kernels_BCKK.shape[:2], dtype=torch.float32)
+def _(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shape, fp32 = kernels_BCKK.shape, torch.float32
+    return (
+        x.new_empty(2, *shape[:2], dtype=fp32),
+        x.new_empty(shape[1:], dtype=fp32),
+        x.new_empty(shape, dtype=fp32),
+    )
 
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments_grad", mutates_args=())
-def _moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x, and of the kernels in fp32."""
-    from backbone.kernels import launch
+def _moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tensor:
+    """Gradient of the map."""
+    from backbone.kernels import launch, moments
 
     with torch.cuda.device_of(x):
-        return launch.moments_grad(x, kernels_BCKK, grad_2BC)
+        grad_NHWC = moments.grad_of_map(
+            launch.nhwc(x), kernels_BCKK.float().contiguous(), grad_2BC.contiguous()
+        )
+        return launch.nchw(grad_NHWC, x.dtype)
 
 
 @_moments_grad.register_fake
-def _(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
-    return _empty_like_NHWC(x), x.new_empty(kernels_BCKK.shape, dtype=torch.float32)
+def _(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tensor:
+    return _empty_like_NHWC(x)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------
@@ -341,14 +358,22 @@ def _conv_with_sums_backward(
 _conv_with_sums.register_autograd(_conv_with_sums_backward, setup_context=_save_with_sums)
 
 
-def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _moments_backward(ctx: Any, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
-    x, kernels_BCKK = ctx.saved_tensors
-    grad_x, grad_kernels_BCKK = _moments_grad(x, kernels_BCKK, grad_2BC)
-    return grad_x, grad_kernels_BCKK.to(kernels_BCKK.dtype)
+def _moments_backward(
+    ctx: Any, grad_2BC: Tensor, _of_line: Tensor | None, _of_products: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    x, kernels_BCKK, line_CKK, products_BCKK = ctx.saved_tensors
+    grad_x = grad_kernels = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _moments_grad(x, kernels_BCKK, grad_2BC)
+    if ctx.needs_input_grad[1]:
+        of_sums_BC11, of_squares_BC11 = grad_2BC[:, :, :, None, None]
+        grad_kernels = (of_sums_BC11 * line_CKK + 2 * of_squares_BC11 * products_BCKK).to(kernels_BCKK.dtype)
+    return grad_x, grad_kernels
 
 
 _moments.register_autograd(_moments_backward, setup_context=_save_moments)

@@ -1,4 +1,4 @@
-"""``gelu_grn``: GELU and global response normalisation of a map in two passes over it, and in two backward.
+"""``gelu_grn``: GELU and global response normalisation of a map in two passes over it.
 
     h = gelu(x),   y = h (1 + gamma |h| / mean |h|) + beta
 
@@ -6,7 +6,12 @@ with |h| the norm of a channel over the pixels of one image (GRN, arXiv 2301.008
 two linear layers of a block has 4C channels; nothing else in the network moves as many bytes. One pass reads it for the
 norms, one reads it again and writes y; h is never written, and computing it twice costs less than moving it.
 
-Registered with ``torch.library`` as ``widefield::gelu_grn``, differentiable once.
+``gelu_grn_linear``, to train with, is both and the linear layer behind them, which needs y once more for its weight's
+gradient: y is made again in the backward pass, where x is read for other sums anyway, instead of being kept. That is a
+third of what a block keeps.
+
+Registered with ``torch.library`` as ``widefield::gelu_grn`` and ``widefield::gelu_grn_linear``, which is differentiable
+once.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from torch import Tensor
 from backbone.kernels.depthwise import HALF, starts_for, why_not_on
 
 SMALLEST = 2**22  # values of a map for which starting the kernels pays
+ENOUGH = 256  # programs that keep a GPU busy; with fewer, a few images, pixels are summed in parts
+MOST_PARTS = 16
 
 
 def takes(x_NHWD: Tensor) -> bool:
@@ -32,7 +39,7 @@ def takes(x_NHWD: Tensor) -> bool:
 
 
 def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """GELU, then GRN.
+    """GELU, then GRN. Without gradients: for those, :func:`gelu_grn_linear`.
 
     Args:
         x_NHWD: ``(N, H, W, D)``, for which :func:`takes`.
@@ -43,83 +50,153 @@ def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     """
     # Three dimensions: of a custom operator's maps with four, torch.compile makes copies in channels-last order.
     x_NPD = x_NHWD.flatten(1, 2)
-    beta = None if beta is None else beta.flatten()
-    y_NPD = torch.ops.widefield.gelu_grn(x_NPD, gamma.flatten(), beta)[0]
+    y_NPD = torch.ops.widefield.gelu_grn(x_NPD, gamma.flatten(), None if beta is None else beta.flatten())
     return cast(Tensor, y_NPD.unflatten(1, x_NHWD.shape[1:3]))
 
 
+def gelu_grn_linear(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None, weight_ED: Tensor) -> Tensor:
+    """GELU, then GRN, then a linear layer without bias.
+
+    Args:
+        x_NHWD: ``(N, H, W, D)``, for which :func:`takes`.
+        gamma, beta: of GRN, D values of any float type and shape; beta may be None.
+        weight_ED: of the linear layer, of the type of x unless under autocast.
+
+    Returns:
+        ``(N, H, W, E)``, of the type of x.
+    """
+    x_NPD = x_NHWD.flatten(1, 2)
+    beta = None if beta is None else beta.flatten()
+    z_NPE = torch.ops.widefield.gelu_grn_linear(x_NPD, gamma.flatten(), beta, weight_ED)[0]
+    return cast(Tensor, z_NPE.unflatten(1, x_NHWD.shape[1:3]))
+
+
+# -- the operators ---------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("widefield::gelu_grn", mutates_args=())
-def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    return _forward(x, gamma, beta)[0]
+
+
+@_gelu_grn.register_fake
+def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("widefield::gelu_grn_linear", mutates_args=())
+def _gelu_grn_linear(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and each channel's energy and factor in each image, ``(N, D)`` fp32."""
+    y, energy, scale = _forward(x, gamma, beta)
+    return y @ weight.t(), energy, scale
+
+
+@_gelu_grn_linear.register_fake
+def _(x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, pixels, channels = x.shape
+    energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
+    return x.new_empty(n, pixels, weight.shape[0]), energy, scale
+
+
+def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
     from backbone.kernels.start import start
 
     x = x.contiguous()
     n, pixels, channels = x.shape
-    energy, scale = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
     y = torch.empty_like(x)
-    shift = scale if beta is None else beta
-    sums, whole, rows = _sums_blocks(n, channels), _all_channels(channels), _row_blocks(channels)
+    sums, parts, each = _sums_blocks(n, pixels, channels)
+    energy = x.new_empty(parts, n, channels, dtype=torch.float32)
+    scale = torch.empty_like(energy[0])
+    whole, rows = _all_channels(channels) | {"PARTS": parts}, _row_blocks(channels)
     with torch.cuda.device_of(x):
-        start(sums_over_pixels, _by_image(n, sums), (x, x, energy, energy), (pixels,), sums | {"GRAD": False})
-        start(factors, (n, 1, 1), (energy, gamma, energy, scale, energy, energy), (), whole | {"GRAD": False})
         start(
-            scaled_gelu, _by_row(n * pixels, rows), (x, x, scale, shift, y), (n * pixels, pixels),
+            sums_over_pixels, _by_image(n, sums, parts), (x, None, None, None, energy, None, None), (pixels, each),
+            sums | {"BETA": False, "GRAD": False},
+        )  # fmt: skip
+        start(factors, (n, 1, 1), (energy, gamma, None, scale, None, None), (), whole | {"GRAD": False})
+        start(
+            scaled_gelu, _by_row(n * pixels, rows), (x, None, scale, beta, y), (n * pixels, pixels),
             rows | {"BETA": beta is not None, "GRAD": False},
         )  # fmt: skip
-    return y, energy
+    return y, energy[0], scale
 
 
-@_gelu_grn.register_fake
-def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return contiguous, x.new_empty(x.shape[0], x.shape[-1], dtype=torch.float32)
-
-
-@torch.library.custom_op("widefield::gelu_grn_backward", mutates_args=())
-def _backward(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma and beta, the last two fp32."""
+@torch.library.custom_op("widefield::gelu_grn_linear_backward", mutates_args=())
+def _backward(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, energy: Tensor, scale: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gamma, beta and weight; those of gamma and beta fp32."""
     from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
     from backbone.kernels.start import start
 
-    x, grad = x.contiguous(), grad.contiguous()
+    x, grad_ME = x.contiguous(), grad.flatten(0, 1)
     n, pixels, channels = x.shape
-    dot, total, scale, slope, of_gamma = (torch.empty_like(energy) for _ in range(5))
-    x_grad = torch.empty_like(x)
-    sums, whole, rows = _sums_blocks(n, channels), _all_channels(channels), _row_blocks(channels)
+    sums, parts, each = _sums_blocks(n, pixels, channels)
+    dot, total = (energy.new_empty(parts, n, channels) for _ in range(2))
+    slope, of_gamma = (torch.empty_like(energy) for _ in range(2))
+    whole, rows = _all_channels(channels) | {"PARTS": parts}, _row_blocks(channels)
+    of_y_MD = grad_ME @ weight
+    y = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        start(sums_over_pixels, _by_image(n, sums), (x, grad, dot, total), (pixels,), sums | {"GRAD": True})
-        start(factors, (n, 1, 1), (energy, gamma, dot, scale, slope, of_gamma), (), whole | {"GRAD": True})
         start(
-            scaled_gelu, _by_row(n * pixels, rows), (x, grad, scale, slope, x_grad), (n * pixels, pixels),
+            sums_over_pixels, _by_image(n, sums, parts), (x, of_y_MD, scale, beta, dot, total, y), (pixels, each),
+            sums | {"BETA": beta is not None, "GRAD": True},
+        )  # fmt: skip
+        of_weight = grad_ME.t() @ y.flatten(0, 1)
+        del y
+        start(factors, (n, 1, 1), (energy, gamma, dot, None, slope, of_gamma), (), whole | {"GRAD": True})
+        start(  # in place: every value is read and then written by one thread
+            scaled_gelu, _by_row(n * pixels, rows), (x, of_y_MD, scale, slope, of_y_MD), (n * pixels, pixels),
             rows | {"BETA": False, "GRAD": True},
         )  # fmt: skip
-    return x_grad, of_gamma.sum(0), total.sum(0)
+    return of_y_MD.view_as(x), of_gamma.sum(0), total.sum((0, 1)), of_weight
 
 
 @_backward.register_fake
-def _(x: Tensor, gamma: Tensor, energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, energy: Tensor, scale: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return contiguous, torch.empty_like(energy[0]), torch.empty_like(energy[0])
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    x, gamma, beta = inputs
-    ctx.save_for_backward(x, gamma, output[1])
-    ctx.beta_dtype = None if beta is None else beta.dtype
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, gamma, energy = ctx.saved_tensors
-    x_grad, gamma_grad, beta_grad = _backward(x, gamma, energy, grad)
     return (
-        x_grad,
-        gamma_grad.to(gamma.dtype),
-        None if ctx.beta_dtype is None else beta_grad.to(ctx.beta_dtype),
+        contiguous,
+        torch.empty_like(energy[0]),
+        torch.empty_like(energy[0]),
+        weight.new_empty(weight.shape),
     )
 
 
-_gelu_grn.register_autograd(_gradients, setup_context=_save)
+def _save(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, _of_energy: Tensor | None, _of_scale: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, gamma, beta, weight, energy, scale = ctx.saved_tensors
+    of_x, of_gamma, of_beta, of_weight = _backward(x, gamma, beta, weight, energy, scale, grad)
+    return of_x, of_gamma.to(gamma.dtype), None if beta is None else of_beta.to(beta.dtype), of_weight
+
+
+_gelu_grn_linear.register_autograd(_gradients, setup_context=_save)
+
+
+# The map and the linear layer's weight take autocast's type.
+_library = torch.library.Library("widefield", "FRAGMENT")
+
+
+def _under_autocast(x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor) -> Any:
+    dtype = torch.get_autocast_dtype("cuda")
+    with torch.autocast("cuda", enabled=False):
+        return _gelu_grn_linear(x.to(dtype), gamma, beta, weight.to(dtype))
+
+
+_library.impl(_gelu_grn_linear._name, _under_autocast, "AutocastCUDA")
 
 
 # -- how the map is cut ----------------------------------------------------------------------------------------
@@ -130,12 +207,16 @@ def _channel_block(channels: int) -> int:
     return max(32, min(128, channels & -channels))
 
 
-def _sums_blocks(images: int, channels: int) -> dict[str, int]:
+def _sums_blocks(images: int, pixels: int, channels: int) -> tuple[dict[str, int], int, int]:
+    """Constants of the kernel; into how many parts the pixels go, and how many go into each."""
     block = min(64, _channel_block(channels))
     # Many small programs, so that the last round is short; but where they are few each must ask for more at a time.
     programs = images * -(-channels // block)
     values = 1024 if programs >= 2048 else 2048 if programs >= 1024 else 4096
-    return {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}
+    blocks = {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}
+    steps = -(-pixels // blocks["BP"])
+    each = -(-steps // min(steps, max(1, ENOUGH // programs), MOST_PARTS))
+    return blocks, -(-steps // each), each * blocks["BP"]
 
 
 def _all_channels(channels: int) -> dict[str, int]:
@@ -147,8 +228,8 @@ def _row_blocks(channels: int) -> dict[str, int]:
     return {"D": channels, "BM": 2048 // block, "BD": block}
 
 
-def _by_image(images: int, blocks: dict[str, int]) -> tuple[int, int, int]:
-    return images, -(-blocks["D"] // blocks["BD"]), 1
+def _by_image(images: int, blocks: dict[str, int], parts: int) -> tuple[int, int, int]:
+    return images, -(-blocks["D"] // blocks["BD"]), parts
 
 
 def _by_row(rows: int, blocks: dict[str, int]) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from backbone.kernels.start import INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 TAPS = 64  # that one program of toeplitz.fold sums
-AT_ONCE = 3  # branches whose gradients lie in memory together
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -26,13 +25,13 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _nhwc(x_NCHW: Tensor) -> Tensor:
+def nhwc(x_NCHW: Tensor) -> Tensor:
     x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
     # The interpreter multiplies bf16 matrices as if they were integers.
     return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
 
 
-def _nchw(y_NHWC: Tensor, dtype: torch.dtype) -> Tensor:
+def nchw(y_NHWC: Tensor, dtype: torch.dtype) -> Tensor:
     return y_NHWC.to(dtype).permute(0, 3, 1, 2)
 
 
@@ -50,12 +49,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
 
     Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
     """
-    x_NHWC = _nhwc(x)
+    x_NHWC = nhwc(x)
     if x.dtype == torch.float32:
         y_NHWC = _convolve_by_tap(x_NHWC, weight, bias, dilation, flip)
     else:
-        y_NHWC = _convolve_by_patch(x_NHWC, weight.transpose(0, 1), bias, dilation, flip)[0][0]
-    return _nchw(y_NHWC, x.dtype)
+        y_NHWC, _, _ = _convolve_by_patch(x_NHWC, weight, bias, dilation, flip)
+    return nchw(y_NHWC, x.dtype)
 
 
 def convolve_with_sums(
@@ -65,70 +64,9 @@ def convolve_with_sums(
     if x.dtype == torch.float32:
         y = convolve(x, weight, bias, dilation, flip=False)
         return y, y.sum((2, 3)), y.square().sum((0, 2, 3))
-    y_1NHWC, sums_TNC, squares_1RC = _convolve_by_patch(
-        _nhwc(x), weight.transpose(0, 1), bias, dilation, sums="per image"
-    )
+    y_NHWC, sums_TNC, squares_RC = _convolve_by_patch(nhwc(x), weight, bias, dilation, sums=True)
     sums_NC = sums_TNC[0] if len(sums_TNC) == 1 else sums_TNC.sum(0)
-    return _nchw(y_1NHWC[0], x.dtype), sums_NC, squares_1RC[0].sum(0)
-
-
-def moments(x: Tensor, kernels_BCKK: Tensor) -> Tensor:
-    """Sums over the outputs of B convolutions of one map, and over their squares, ``(2, B, C)``, fp32.
-
-    In half precision the outputs are not written.
-    """
-    x_NHWC = _nhwc(x)
-    if x.dtype == torch.float32:
-        y_BNHWC = _convolve_branches(x_NHWC, kernels_BCKK, None, False, by_tap=True)
-        return torch.stack([y_BNHWC.sum((1, 2, 3)), y_BNHWC.square().sum((1, 2, 3))])
-    _, totals_2BRC, _ = _convolve_by_patch(x_NHWC, kernels_BCKK, None, 1, store=False, sums="in all")
-    return totals_2BRC.sum(2)
-
-
-def moments_grad(x: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`moments`: of x, and of the kernels (fp32).
-
-    At an unwritten output y the gradient is grad_sum + 2 grad_squares y, and y = conv(x, kernel): that is one more
-    convolution with a scaled kernel and a bias.
-    """
-    x_NHWC, by_tap = _nhwc(x), x.dtype == torch.float32
-    scaled_BCKK = kernels_BCKK * (2 * grad_2BC[1])[:, :, None, None]
-    grad_x_NHWC, grad_kernels = torch.empty_like(x_NHWC), []
-    for first in range(0, len(kernels_BCKK), AT_ONCE):
-        some = slice(first, first + AT_ONCE)
-        grad_BNHWC = _convolve_branches(x_NHWC, scaled_BCKK[some], grad_2BC[0, some], False, by_tap)
-        grad_kernels.append(_weight_grads(x_NHWC, grad_BNHWC, kernels_BCKK.shape[-1], by_tap))
-        parts_BNHWC = _convolve_branches(grad_BNHWC, kernels_BCKK[some], None, True, by_tap)
-        _add_branches(parts_BNHWC, grad_x_NHWC, more=first > 0)
-    return _nchw(grad_x_NHWC, x.dtype), torch.cat(grad_kernels) if len(grad_kernels) > 1 else grad_kernels[0]
-
-
-def _add_branches(maps_BNHWC: Tensor, total_NHWC: Tensor, more: bool) -> None:
-    """Their sum, or ``more`` on top of what is there, into ``total_NHWC``."""
-    size = total_NHWC.numel()
-    constants = {"B": len(maps_BNHWC), "MORE": more, "BLOCK": 2048}
-    grid = (_ceil_div(size, constants["BLOCK"]), 1, 1)
-    start(toeplitz.add_branches, grid, (maps_BNHWC, total_NHWC), (size,), constants)
-
-
-def _convolve_branches(
-    x: Tensor, kernels_BCKK: Tensor, bias_BC: Tensor | None, flip: bool, by_tap: bool
-) -> Tensor:
-    """B convolutions, ``(B, N, H, W, C)``, of one map ``(N, H, W, C)`` or each of its own ``(B, N, H, W, C)``."""
-    if not by_tap:
-        return _convolve_by_patch(x, kernels_BCKK, bias_BC, 1, flip)[0]
-    maps = x if x.dim() == 5 else [x] * len(kernels_BCKK)
-    biases = [None] * len(kernels_BCKK) if bias_BC is None else bias_BC
-    each = zip(maps, kernels_BCKK.unsqueeze(2), biases, strict=True)
-    return torch.stack([_convolve_by_tap(map_NHWC, kernel, bias, 1, flip) for map_NHWC, kernel, bias in each])
-
-
-def _weight_grads(x_NHWC: Tensor, grad_BNHWC: Tensor, kernel_size: int, by_tap: bool) -> Tensor:
-    """Gradients of B kernels applied to one map, ``(B, C, K, K)``, fp32."""
-    if not by_tap:
-        return _weight_grad_by_patch(x_NHWC, grad_BNHWC, kernel_size, 1, torch.float32)
-    each = [_weight_grad_by_tap(x_NHWC, grad, kernel_size, 1, torch.float32) for grad in grad_BNHWC]
-    return torch.stack(each).squeeze(2)
+    return nchw(y_NHWC, x.dtype), sums_NC, squares_RC.sum(0)
 
 
 def _convolve_by_tap(
@@ -149,66 +87,47 @@ def _convolve_by_tap(
 
 
 def _convolve_by_patch(
-    x: Tensor, kernels_BCKK: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, store: bool = True,
-    sums: Literal["none", "per image", "in all"] = "none", tiling: Tiling | None = None,
+    x_NHWC: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, sums: bool = False,
+    tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """B convolutions, ``(B, N, H, W, C)``, of one map ``(N, H, W, C)`` or each of its own ``(B, N, H, W, C)``.
-
-    Returns:
-        The outputs, and their sums in parts: per image, of one convolution, ``(T, N, C)``, and of squares ``(1, R,
-        C)``; in all, both, ``(2, B, R, C)``.
-    """
-    n, height, width, channels = x.shape[-4:]
-    branches, _, kernel_size, _ = kernels_BCKK.shape
+    """The output, ``(N, H, W, C)``; if asked, its sums in parts, ``(T, N, C)``, and those of squares, ``(R, C)``."""
+    n, height, width, channels = x_NHWC.shape
+    kernel_size = weight.shape[-1]
     if tiling is None:
         tiling = autotune.choose(
-            f"forward {x.dtype}",
-            (branches, *x.shape, kernel_size, dilation, store, sums != "none"),
-            x.device,
+            f"forward {x_NHWC.dtype}",
+            (*x_NHWC.shape, kernel_size, dilation, sums),
+            x_NHWC.device,
             forward_tilings(dilation * (kernel_size // 2), height, width),
-            lambda t: _convolve_by_patch(x, kernels_BCKK, bias, dilation, flip, store, sums, t),
+            lambda t: _convolve_by_patch(x_NHWC, weight, bias, dilation, flip, sums, t),
         )
-    nothing = x.new_empty(0, dtype=torch.float32)
-    y = x.new_empty(branches, n, height, width, channels) if store else nothing
+    y_NHWC = torch.empty_like(x_NHWC)
     tiles = tiling.tiles(height, width)
-    blocks = branches * _ceil_div(channels, tiling.channels)
-    splits = _splits(x.device, tiling, blocks * tiles, n)
-    totals, squares = nothing, nothing
-    if sums != "none":
-        totals = x.new_empty(2, branches, tiles * splits, channels, dtype=torch.float32)
-        squares = totals[1]
-    if sums == "per image":
-        totals = x.new_empty(tiles, n, channels, dtype=torch.float32)
+    blocks = _ceil_div(channels, tiling.channels)
+    splits = _splits(x_NHWC.device, tiling, blocks * tiles, n)
+    totals = squares = x_NHWC.new_empty(0, dtype=torch.float32)
+    if sums:
+        totals, squares = totals.new_empty(tiles, n, channels), totals.new_empty(tiles * splits, channels)
     known = (height, width) if tiling.halo == (0, 0) and not tiling.by_column else (0, 0)
     start(
         toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile,
         (blocks, splits, tiles),
-        (x, kernels_BCKK.contiguous(), _contiguous(bias), y, totals, squares),
+        (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, totals, squares),
         (n, height, width, -1 if flip else 1, splits),
         _convolution(
-            tiling,
-            kernel_size,
-            dilation,
-            channels,
-            n % tiling.images == 0,
-            known,
-            bias is not None,
-            store,
-            sums,
-            x.dim() == 5,
+            tiling, kernel_size, dilation, channels, n % tiling.images == 0, known, bias is not None, sums
         ),
     )
-    return y, totals, squares
+    return y_NHWC, totals, squares
 
 
 @lru_cache(MOST)
 def _convolution(
     tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, known: tuple[int, int],
-    bias: bool, store: bool, sums: str, stacked: bool,
+    bias: bool, sums: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Constants of conv_by_tile and conv_by_column."""
-    asked = {"BIAS": bias, "STORE": store, "SUMS": sums != "none", "PER_IMAGE": sums == "per image"}
-    constants = _cut(tiling, kernel_size, dilation, channels, whole) | asked | {"STACKED": stacked}
+    constants = _cut(tiling, kernel_size, dilation, channels, whole) | {"BIAS": bias, "SUMS": sums}
     if tiling.by_column:
         return constants
     return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1], "HEIGHT": known[0], "WIDTH": known[1]}
@@ -260,9 +179,8 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype:
     Shapes: x, the input, and grad, the output's gradient, ``(N, C, H, W)`` both.
     """
     if x.dtype == torch.float32:
-        return _weight_grad_by_tap(_nhwc(x), _nhwc(grad), kernel_size, dilation, dtype)
-    grads_BCKK = _weight_grad_by_patch(_nhwc(x), _nhwc(grad)[None], kernel_size, dilation, dtype)
-    return grads_BCKK.view(-1, 1, kernel_size, kernel_size)
+        return _weight_grad_by_tap(nhwc(x), nhwc(grad), kernel_size, dilation, dtype)
+    return _weight_grad_by_patch(nhwc(x), nhwc(grad), kernel_size, dilation, dtype)
 
 
 def _weight_grad_by_tap(
@@ -286,37 +204,35 @@ def _weight_grad_by_tap(
 
 
 def _weight_grad_by_patch(
-    x_NHWC: Tensor, grad_BNHWC: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype,
+    x_NHWC: Tensor, grad_NHWC: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype,
     tiling: Tiling | None = None,
 ) -> Tensor:  # fmt: skip
-    """Gradients of the B kernels ``(B, C, K, K)`` that made of one x outputs with these gradients."""
-    branches, n, height, width, channels = grad_BNHWC.shape
+    n, height, width, channels = x_NHWC.shape
     if tiling is None:
         tiling = autotune.choose(
             f"weight gradient {x_NHWC.dtype}",
-            (*grad_BNHWC.shape, kernel_size, dilation),
+            (*x_NHWC.shape, kernel_size, dilation),
             x_NHWC.device,
             weight_grad_tilings(dilation * (kernel_size // 2), height, width),
-            lambda t: _weight_grad_by_patch(x_NHWC, grad_BNHWC, kernel_size, dilation, dtype, t),
+            lambda t: _weight_grad_by_patch(x_NHWC, grad_NHWC, kernel_size, dilation, dtype, t),
         )
     blocks, (di, dj), pixels = _ceil_div(channels, tiling.channels), tiling.reach, math.prod(tiling.patch)
-    splits = _splits(x_NHWC.device, tiling, branches * blocks * (2 * dj + 1), n)
-    shape = (splits, branches, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
+    splits = _splits(x_NHWC.device, tiling, blocks * (2 * dj + 1), n)
+    shape = (splits, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
     partial = torch.empty(shape, dtype=torch.float32, device=x_NHWC.device)
     start(
         toeplitz.weight_grad,
-        (branches * blocks, splits, 2 * dj + 1),
-        (x_NHWC, grad_BNHWC, partial),
+        (blocks, splits, 2 * dj + 1),
+        (x_NHWC, grad_NHWC, partial),
         (n, height, width, splits),
         _cut(tiling, kernel_size, dilation, channels, n % tiling.images == 0),
     )
-    out = torch.empty(branches, channels, kernel_size, kernel_size, dtype=dtype, device=x_NHWC.device)
-    constants = {**_bands(tiling, kernel_size, dilation), "TAPS": TAPS}
+    out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x_NHWC.device)
     start(
         toeplitz.fold,
-        (branches * channels, _ceil_div(kernel_size**2, TAPS), 1),
+        (channels, _ceil_div(kernel_size**2, TAPS), 1),
         (partial, out),
-        (branches * channels, splits),
-        constants,
+        (channels, splits),
+        {**_bands(tiling, kernel_size, dilation), "TAPS": TAPS},
     )
     return out

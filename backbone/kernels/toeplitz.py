@@ -17,9 +17,6 @@ pixels of an input patch, b those of an output patch, j patches of a row. K taps
 patches a program; DI x DJ patches that the kernel reaches to each side; HI x HJ input patches read around the tile (0:
 the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divides the number of images.
 
-Several kernels can be applied to one map, or each to a map of its own (STACKED): B *branches*, their weights
-``(B, C, K, K)``, their outputs ``(B, N, H, W, C)``; program axis 0 goes over branches, then channels.
-
 Patches are read and written in groups, as one tensor, and split in registers: one wait for many reads, one turn through
 shared memory, and less for Triton to compare, whose choice of memory layouts looks at every pair of loads and stores.
 """
@@ -92,27 +89,6 @@ def last_outputs(TI, rows):
 def rows_read_first(rows, across):
     """Rows of input patches that are read together at first: 16 patches, or fewer."""
     return min(16 // across, 1 << (rows - 1).bit_length())
-
-
-@triton.jit
-def _place(C: tl.constexpr, CB: tl.constexpr):
-    """This program's branch, and its channels ``(CB,)``."""
-    blocks: tl.constexpr = (C + CB - 1) // CB
-    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * CB + tl.arange(0, CB)
-
-
-@triton.jit
-def _of_branch(maps, branch, N, H, W, C: tl.constexpr):
-    """Where the map of this branch begins. C comes last: what it divides, the compiler knows to be divisible."""
-    return maps + branch.to(tl.int64) * N * H * W * C
-
-
-@triton.jit
-def _of_this_branch(x, weight, y, branch, N, H, W, C: tl.constexpr, K: tl.constexpr, STACKED: tl.constexpr):
-    """Where the input, the kernels and the output of this branch begin."""
-    if STACKED:
-        x = _of_branch(x, branch, N, H, W, C)
-    return x, weight + branch * (C * K * K), _of_branch(y, branch, N, H, W, C)
 
 
 @triton.jit
@@ -270,7 +246,7 @@ def _fold(values):
 def _finish_group(
     group, total, squares, y, bias, n, c, i0, j0, N, C, H, W,
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALID: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr,
+    BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """Bias, output and sums of a group of finished output patches, each ``(c, b, n)``, of which VALID rows belong to
     this tile; returns the sums so far."""
@@ -288,19 +264,15 @@ def _finish_group(
             counted = tl.where(inside[None, :, None], group[p], 0.0)
             if N is not None:
                 counted = tl.where((n < N)[None, None, :], counted, 0.0)
-            if PER_IMAGE:
-                total += _fold_pixels(counted)
-            else:
-                total += _fold(counted)
+            total += _fold_pixels(counted)
             squares += _fold(counted * counted)
-    if STORE:
-        rounded = ()
-        for p in tl.static_range(ROWS * COLUMNS):
-            rounded = rounded + (group[p].to(y.dtype.element_ty),)
-        pointers, mask = _group_pointers(y, n, c, i0, j0, N, C, H, W, PH, PW, ROWS, COLUMNS, False)
-        if VALID < ROWS:
-            mask = mask & (tl.arange(0, ROWS * COLUMNS) // COLUMNS < VALID)[:, None, None, None]
-        tl.store(pointers, tl.permute(_pack(rounded, ROWS * COLUMNS), (3, 2, 1, 0)), mask=mask)
+    rounded = ()
+    for p in tl.static_range(ROWS * COLUMNS):
+        rounded = rounded + (group[p].to(y.dtype.element_ty),)
+    pointers, mask = _group_pointers(y, n, c, i0, j0, N, C, H, W, PH, PW, ROWS, COLUMNS, False)
+    if VALID < ROWS:
+        mask = mask & (tl.arange(0, ROWS * COLUMNS) // COLUMNS < VALID)[:, None, None, None]
+    tl.store(pointers, tl.permute(_pack(rounded, ROWS * COLUMNS), (3, 2, 1, 0)), mask=mask)
     return total, squares
 
 
@@ -313,9 +285,9 @@ def _store_sums(sums, total, n, c, tile, N, C):
 
 
 @triton.jit
-def _store_total(totals, values, branch, c, tile, splits, C):
-    """``totals (branch, tile, split, C)`` over one tile of every ``splits``-th block of images."""
-    part = (branch * tl.num_programs(2) + tile) * splits + tl.program_id(1)
+def _store_total(totals, values, c, tile, splits, C):
+    """``totals (tile, split, C)`` over one tile of every ``splits``-th block of images."""
+    part = tile * splits + tl.program_id(1)
     tl.store(totals + part * C + c, tl.sum(tl.sum(values, axis=1), axis=1), mask=c < C)
 
 
@@ -351,26 +323,22 @@ def conv_by_tile(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
     DI: tl.constexpr, DJ: tl.constexpr, HI: tl.constexpr, HJ: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr, STACKED: tl.constexpr,
+    BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
     read at once, if EARLY before the last outputs of the images before; the others AHEAD groups before they are
     needed. Output patches are made as soon as they can be.
 
-    TJ + 2 HJ is 1, 2 or 4. ``STORE``: write the output. ``SUMS``: also ``sums (tile, N, C)`` of it over one tile of
-    the map (of one branch), or ``(branch, tile, split, C)`` unless ``PER_IMAGE``, and ``sums_of_squares (branch, tile,
-    split, C)``; all fp32.
+    TJ + 2 HJ is 1, 2 or 4. ``SUMS``: also ``sums (tile, N, C)`` of the output over one tile of the map, and
+    ``sums_of_squares (tile, split, C)``, fp32.
     """
-    branch, c = _place(C, CB)
+    c = tl.program_id(0) * CB + tl.arange(0, CB)
     tile = tl.program_id(2)
     i0 = 0
     j0 = 0
     if HEIGHT > 0:  # the compiler drops most tests for the map's border
         H = HEIGHT
         W = WIDTH
-    x, weight, y = _of_this_branch(x, weight, y, branch, N, H, W, C, K, STACKED)
-    if BIAS:
-        bias += branch * C
     if HI > 0 or HJ > 0:
         tiles_across = tl.cdiv(W, TJ * PW)
         i0 = tile // tiles_across * TI
@@ -389,12 +357,10 @@ def conv_by_tile(
     if EARLY:
         first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
     bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
-    total = tl.zeros((CB, 8, NB if PER_IMAGE else NB // 2), tl.float32)
     squares = tl.zeros((CB, 8, NB // 2), tl.float32)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
-        if PER_IMAGE:
-            total = tl.zeros((CB, 8, NB), tl.float32)
+        total = tl.zeros((CB, 8, NB), tl.float32)
         if not EARLY:
             first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
         patches = ()
@@ -419,15 +385,13 @@ def conv_by_tile(
                     done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
                     total, squares = _finish_group(
                         done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
-                        PH, PW, OUT, TJ, TI - o, BIAS, STORE, SUMS, PER_IMAGE,
+                        PH, PW, OUT, TJ, TI - o, BIAS, SUMS,
                     )  # fmt: skip
-        if SUMS and PER_IMAGE:
+        if SUMS:
             _store_sums(sums, total, n, c, tile, N, C)
         block += splits
     if SUMS:
-        if not PER_IMAGE:
-            _store_total(sums, total, branch, c, tile, splits, C)
-        _store_total(sums_of_squares, squares, branch, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, c, tile, splits, C)
 
 
 @triton.jit
@@ -447,20 +411,16 @@ def conv_by_column(
     x, weight, bias, y, sums, sums_of_squares, N, H, W, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
-    BIAS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, PER_IMAGE: tl.constexpr, STACKED: tl.constexpr,
+    BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """For kernels and maps too large for :func:`conv_by_tile`: one column of output patches stays in registers, and
     the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
-    branch, c = _place(C, CB)
+    c = tl.program_id(0) * CB + tl.arange(0, CB)
     tile = tl.program_id(2)
-    x, weight, y = _of_this_branch(x, weight, y, branch, N, H, W, C, K, STACKED)
-    if BIAS:
-        bias += branch * C
     columns = tl.cdiv(W, PW)
     i0 = tile // columns * TI
     j = tile % columns
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, 0)
-    total = tl.zeros((CB, 8, NB if PER_IMAGE else NB // 2), tl.float32)
     squares = tl.zeros((CB, 8, NB // 2), tl.float32)
     block = tl.program_id(1)
     while block * NB < N:
@@ -488,20 +448,17 @@ def conv_by_column(
                         else:
                             updated = updated + (outputs[o],)
                     outputs = updated
-        if PER_IMAGE:
-            total = tl.zeros((CB, 8, NB), tl.float32)
+        total = tl.zeros((CB, 8, NB), tl.float32)
         for o in tl.static_range(0, TI, 4):
             total, squares = _finish_group(
                 outputs[o : o + 4], total, squares, y, bias, n, c, i0 + o, j, M, C, H, W,
-                PH, PW, 4, 1, TI - o, BIAS, STORE, SUMS, PER_IMAGE,
+                PH, PW, 4, 1, TI - o, BIAS, SUMS,
             )  # fmt: skip
-        if SUMS and PER_IMAGE:
+        if SUMS:
             _store_sums(sums, total, n, c, tile, N, C)
         block += splits
     if SUMS:
-        if not PER_IMAGE:
-            _store_total(sums, total, branch, c, tile, splits, C)
-        _store_total(sums_of_squares, squares, branch, c, tile, splits, C)
+        _store_total(sums_of_squares, squares, c, tile, splits, C)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -510,13 +467,11 @@ def weight_grad(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
     DJ: tl.constexpr, HI: tl.constexpr, CB: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """For every displacement, in @ grad.T over this program's images: ``partial (split, branch, C, dj, di, a, b)``
-    fp32. Each branch has a ``grad`` of its own.
+    """For every displacement, in @ grad.T over this program's images: ``partial (split, C, dj, di, a, b)`` fp32.
 
     A program takes one block of channels, one horizontal displacement, and every ``splits``-th block of images.
     """
-    branch, c = _place(C, CB)
-    grad = _of_branch(grad, branch, N, H, W, C)
+    c = tl.program_id(0) * CB + tl.arange(0, CB)
     split = tl.program_id(1)
     dj = tl.program_id(2) - DJ
     first = tl.maximum(-dj, 0)  # the first output column whose input column lies on the map
@@ -556,8 +511,7 @@ def weight_grad(
 
     a = tl.arange(0, PH * PW)[None, :, None]
     b = tl.arange(0, PH * PW)[None, None, :]
-    branches = tl.num_programs(0) // ((C + CB - 1) // CB)
-    channel = ((split * branches + branch) * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
+    channel = (split * C + c)[:, None, None].to(tl.int64) * (2 * DJ + 1) + dj + DJ
     for e in tl.static_range(len(chosen)):
         pointers = (
             partial + (channel * (2 * DI + 1) + chosen[e][0] + DI) * (PH * PW * PH * PW) + a * (PH * PW) + b
@@ -571,8 +525,7 @@ def fold(
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
     TAPS: tl.constexpr,
 ):  # fmt: skip
-    """Sum ``partial`` over splits and along the diagonals that belong to each tap: ``weight_grad (C, K, K)``; C counts
-    the channels of all branches."""
+    """Sum ``partial`` over splits and along the diagonals that belong to each tap: ``weight_grad (C, K, K)``."""
     A: tl.constexpr = PH * PW
     c = tl.program_id(0)
     tap = tl.program_id(1) * TAPS + tl.arange(0, TAPS)
@@ -593,16 +546,3 @@ def fold(
         split += 1
     total = tl.sum(acc, axis=1).to(weight_grad.dtype.element_ty)
     tl.store(weight_grad + c * (K * K) + tap, total, mask=tap < K * K)
-
-
-@triton.jit
-def add_branches(maps, total, size, B: tl.constexpr, MORE: tl.constexpr, BLOCK: tl.constexpr):
-    """``total (size,)``, or MORE on top of it, from ``maps (B, size)``."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
-    acc = tl.zeros((BLOCK,), tl.float32)
-    if MORE:
-        acc += tl.load(total + at, mask=mask, other=0.0).to(tl.float32)
-    for b in tl.static_range(B):
-        acc += tl.load(maps + tl.cast(size, tl.int64) * b + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(total + at, acc.to(total.dtype.element_ty), mask=mask)

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbone.kernels import activation, taps, toeplitz
+from backbone.kernels import activation, gram, taps, toeplitz
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -37,6 +37,14 @@ TENSORS = {
     "slope": "*fp32",
     "other": "*fp32",
     "gamma_grad": "*fp32",
+    "beta": "*fp32",
+    "strip": "*bf16",
+    "folded": "*fp32",
+    "taps": "*fp32",
+    "line": "*fp32",
+    "kernels": "*fp32",
+    "products": "*fp32",
+    "parts": "*fp32",
 }
 
 
@@ -75,7 +83,7 @@ def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
     constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
-    constants |= {"BIAS": True, "STORE": True, "SUMS": sums, "PER_IMAGE": sums}
+    constants |= {"BIAS": True, "SUMS": sums}
     if tiling.by_column:
         return toeplitz.conv_by_column, constants, tiling.channels
     known = (height, width) if tiling.halo == (0, 0) else (0, 0)
@@ -114,8 +122,15 @@ KERNELS = {
         {"D": 1280, "BM": 16, "BD": 128, "BETA": False, "GRAD": True},
         4,
     ),
-    "gelu sums": (activation.sums_over_pixels, {"D": 1280, "BP": 32, "BD": 128, "GRAD": True}, 4),
-    "grn": (activation.factors, {"D": 1280, "BD": 2048, "GRAD": True}, 4),
+    "gelu sums": (
+        activation.sums_over_pixels,
+        {"D": 1280, "BP": 32, "BD": 128, "BETA": True, "GRAD": True},
+        4,
+    ),
+    "grn": (activation.factors, {"D": 1280, "BD": 2048, "PARTS": 2, "GRAD": True}, 4),
+    "28x28 K13 gram": (gram.fold, {"L": 728, "W": 28, "K": 13, "BW": 32, "BD": 32, "MORE": True}, 1),
+    "28x28 K13 mixing": (gram.unfold, {"L": 728, "W": 28, "K": 13, "BK": 16, "BD": 64}, 1),
+    "K13 kernels": (gram.apply, {"C": 320, "B": 6, "K": 13, "BK": 16, "BU": 64, "BB": 16}, 1),
 }
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""GELU and GRN in one operator, against the separate ones in fp64."""
+"""GELU and GRN in one operator, and with the linear layer behind them, against the separate layers in fp64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from backbone.kernels.gelu_grn import gelu_grn, takes
-from backbone.unireplknet import GRN
+from backbone.kernels import gelu_grn as module
+from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
+from backbone.unireplknet import GRN, UniRepLKNetBlock
 
 #: Of a single value; Triton's interpreter rounds bf16 towards zero.
 ERROR = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -43,28 +44,52 @@ def tensors(
     beta=st.booleans(),
 )
 def test_exact_on_any_shape(shape: tuple[int, ...], dtype: torch.dtype, beta: bool, device: str) -> None:
+    assert_exact(shape, dtype, beta, device)
+
+
+@pytest.mark.parametrize("most", [3, 16])
+def test_pixels_summed_in_parts(most: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PARTS", most)
+    blocks, parts, each = module._sums_blocks(2, 900, 40)
+    assert 1 < parts <= most
+    assert (parts - 1) * each < 900 <= parts * each
+    assert each % blocks["BP"] == 0
+    assert_exact((2, 30, 30, 40), torch.float16, True, device)
+
+
+def assert_exact(shape: tuple[int, ...], dtype: torch.dtype, beta: bool, device: str) -> None:
+    """Outputs of both, and every gradient."""
     given_tensors = tensors(shape, dtype, device, beta)
-    ours = [None if t is None else t.clone().requires_grad_() for t in given_tensors]
-    theirs = [None if t is None else t.double().requires_grad_() for t in given_tensors]
+    random = torch.Generator().manual_seed(1)
+    weight = (torch.randn(5, shape[-1], generator=random) / shape[-1] ** 0.5).to(device, dtype)
+    ours = [None if t is None else t.clone().requires_grad_() for t in (*given_tensors, weight)]
+    theirs = [None if t is None else t.double().requires_grad_() for t in (*given_tensors, weight)]
     assert ours[0] is not None
+    assert theirs[3] is not None
     assert takes(ours[0])
-    y, expected = gelu_grn(*ours), plain(*theirs)  # type: ignore[arg-type]
+    with torch.no_grad():
+        y = gelu_grn(*ours[:3])  # type: ignore[arg-type]
+    expected = plain(*theirs[:3])  # type: ignore[arg-type]
     assert y.dtype == dtype
     assert_close(y, expected, ERROR[dtype])
-    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    y.backward(grad)
+    z, expected = gelu_grn_linear(*ours), expected @ theirs[3].t()  # type: ignore[arg-type]
+    assert z.dtype == dtype
+    assert_close(z, expected, 2 * ERROR[dtype])
+    grad = torch.randn(z.shape, generator=random).to(device, dtype)
+    z.backward(grad)
     expected.backward(grad.double())
     for a, b in zip(ours, theirs, strict=True):
         if a is not None:
             assert b is not None
             assert a.grad is not None
             assert a.grad.dtype == a.dtype
-            assert_close(a.grad, b.grad, 2 * ERROR[dtype])
+            assert_close(a.grad, b.grad, 3 * ERROR[dtype])
 
 
 def test_gelu_and_its_slope_everywhere(device: str) -> None:
     x = torch.linspace(-9, 9, 4001, device=device).half().view(1, 1, -1, 1).requires_grad_()
-    y = gelu_grn(x, torch.zeros(1, device=device), None)  # without gamma nothing but GELU
+    nothing, one = torch.zeros(1, device=device), torch.ones(1, 1, dtype=torch.float16, device=device)
+    y = gelu_grn_linear(x, nothing, None, one)  # without gamma nothing but GELU
     y.sum().backward()
     exact = x.detach().double().requires_grad_()
     expected = F.gelu(exact)
@@ -79,7 +104,7 @@ def test_channels_without_energy_get_no_gradient_through_it(device: str) -> None
     x, gamma, beta = tensors((2, 3, 3, 8), torch.float16, device, True)
     x[..., :4] = 0
     x.requires_grad_()
-    gelu_grn(x, gamma, beta).sum().backward()
+    gelu_grn_linear(x, gamma, beta, torch.ones(1, 8, device=device).half()).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad[..., :4], torch.full_like(x.grad[..., :4], 0.5))  # gelu'(0), the factor being 1
 
@@ -87,12 +112,39 @@ def test_channels_without_energy_get_no_gradient_through_it(device: str) -> None
 def test_operator_passes_opcheck(device: str) -> None:
     x, gamma, beta = tensors((2, 1, 12, 8), torch.float16, device, True)
     assert beta is not None
-    arguments = (
-        x.flatten(1, 2).requires_grad_(),
-        gamma.flatten().requires_grad_(),
-        beta.flatten().requires_grad_(),
-    )
-    torch.library.opcheck(torch.ops.widefield.gelu_grn, arguments)
+    maps = x.flatten(1, 2), gamma.flatten(), beta.flatten()
+    torch.library.opcheck(torch.ops.widefield.gelu_grn, maps)
+    weight = torch.ones(3, 8, dtype=torch.float16, device=device)
+    differentiable = tuple(t.requires_grad_() for t in (*maps, weight))
+    torch.library.opcheck(torch.ops.widefield.gelu_grn_linear, differentiable)
+
+
+def test_the_wide_map_is_not_kept_for_the_backward_pass(device: str) -> None:
+    block = UniRepLKNetBlock(4, kernel_size=3).to(device).half()
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(torch.randn(2, 4, 6, 6, device=device).half())
+    wide = [shape for shape in kept if shape.numel() == 2 * 6 * 6 * 16]
+    assert len(wide) == 1  # what goes into GELU
+
+
+@pytest.mark.parametrize("changed", ["adapter", "bias"])
+def test_another_layer_behind_it_is_respected(changed: str, device: str) -> None:
+    block = UniRepLKNetBlock(4, kernel_size=3).to(device).half().eval()
+    if changed == "bias":
+        block.reparameterize()
+        torch.nn.init.normal_(block.pwconv2[0].bias)
+    else:
+        block.pwconv2[0] = nn.Sequential(block.pwconv2[0], nn.ReLU())
+    x = torch.randn(2, 4, 6, 6, device=device).half()
+    with torch.no_grad():
+        expected = block(x)
+    assert (block(x) - expected).norm() <= 4e-3 * expected.norm()
 
 
 def test_full_precision_keeps_the_plain_layers(device: str) -> None:

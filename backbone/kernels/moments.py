@@ -1,0 +1,209 @@
+"""Starting the kernels of :mod:`backbone.kernels.gram`: sums over the unwritten outputs of many kernels, and gradients.
+
+Exact in the products of half-precision pixels, which are summed in fp32. What it costs does not depend on the number of
+kernels, and on that of images only a little; on the map's pixels it depends the more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backbone.kernels import gram
+from backbone.kernels.start import INTERPRETED, start
+
+STRIP = 512  # pixels, about
+AT_ONCE = 2**28  # bytes of a strip, of as many channels as fit
+APPLY = {"BU": 64, "num_warps": 1, "num_stages": 1}
+IMAGES, CHANNELS = 128, 32  # that a program turns
+
+
+def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of outputs and of their squares, and what the kernels' gradient needs; all fp32.
+
+    Args:
+        x_NHWC: half precision, contiguous.
+        kernels_BCKK: fp32, contiguous.
+
+    Returns:
+        Sums and sums of squares, ``(2, B, C)``; the derivatives of the sums by the kernels, ``(C, K, K)``, the same for
+        all of them; half the derivatives of the sums of squares, ``(B, C, K, K)``.
+    """
+    channels, height, width = x_NHWC.shape[3], *x_NHWC.shape[1:3]
+    size = kernels_BCKK.shape[-1]
+    x_CQM, sums = _turned(x_NHWC)
+    folded, line = _of_taps(x_NHWC, size)
+    one_warp = {"W": width, "K": size, "num_warps": 1}
+    for strip in _strips(channels, height, width, size, above=0, bytes_each=4):
+        gram_CAL = _gram(x_CQM[strip.channels, strip.pixels], x_CQM[strip.channels, strip.facing_pixels])
+        start(
+            gram.fold,
+            (size, len(gram_CAL), 2),
+            (gram_CAL, folded),
+            (strip.channels.start, height, strip.row, strip.end),
+            one_warp
+            | {
+                "L": gram_CAL.shape[2],
+                "BW": _power_of_two(width),
+                "BD": _power_of_two(2 * size - 1),
+                "MORE": strip.row > 0,
+            },
+        )
+        del gram_CAL
+    lines = _lines(size, height, width)
+    start(
+        gram.fold_line,
+        (channels, 1, 1),
+        (sums, line),
+        (height * width, height),
+        lines | {"C": channels, "PARTS": len(sums)},
+    )
+    products = torch.empty_like(kernels_BCKK)
+    parts = line.new_empty(2, *kernels_BCKK.shape[:3])
+    tensors = (folded, line, kernels_BCKK, products, parts)
+    block_b = {"BB": max(16, _power_of_two(len(kernels_BCKK)))} | APPLY
+    start(gram.apply, (channels, size, 1), tensors, (), _of_kernels(kernels_BCKK) | block_b)
+    return parts.sum(-1), line, products
+
+
+def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tensor:
+    """Gradient of the map, ``(N, H, W, C)``, from those of :func:`moments`' sums, ``(2, B, C)`` fp32."""
+    n, height, width, channels = x_NHWC.shape
+    size = kernels_BCKK.shape[-1]
+    x_CQM, _ = _turned(x_NHWC)
+    images, pixels = x_CQM.shape[2], height * width
+    (taps, line), factor = _of_taps(x_NHWC, size), grad_2BC.new_empty(channels)
+    tensors = (kernels_BCKK, grad_2BC, taps, line, factor)
+    start(gram.outer, (channels, size, 1), tensors, (), _of_kernels(kernels_BCKK))
+    one_warp = {"W": width, "K": size, "num_warps": 1}
+    mixed_CPM = x_CQM.new_empty(channels, pixels, images)
+    for strip in _strips(channels, height, width, size, above=size - 1, bytes_each=2):
+        x_facing = x_CQM[strip.channels, strip.facing_pixels]
+        mixing_CAL = x_facing.new_empty(
+            len(x_facing), strip.pixels.stop - strip.pixels.start, x_facing.shape[1]
+        )
+        mixing_CAL[:, :, (strip.facing_end - strip.facing) * width :] = 0
+        lowest = strip.facing - strip.end + 1
+        start(
+            gram.unfold,
+            (strip.facing_end - strip.row - lowest, len(x_facing), 1),
+            (taps, mixing_CAL),
+            (
+                strip.channels.start, height, strip.row, strip.end, strip.facing, strip.facing_end, lowest,
+            ),
+            one_warp | {"L": x_facing.shape[1], "BK": _power_of_two(size), "BD": _power_of_two(2 * width - 1)},
+        )  # fmt: skip
+        torch.bmm(mixing_CAL, x_facing, out=mixed_CPM[strip.channels, strip.pixels])
+        del mixing_CAL
+    shift = line.new_empty(channels, pixels)
+    lines = _lines(size, height, width)
+    start(gram.unfold_line, (channels, 1, 1), (line, shift), (pixels, height), lines)
+    grad_NHWC = torch.empty_like(x_NHWC)
+    start(
+        gram.to_images,
+        (pixels, -(-channels // CHANNELS), -(-images // IMAGES)),
+        (mixed_CPM, factor, shift, grad_NHWC),
+        (n, images, pixels),
+        {"C": channels, "BC": CHANNELS, "BN": IMAGES},
+    )
+    return grad_NHWC
+
+
+# -- the matrices ----------------------------------------------------------------------------------------------
+
+
+def _turned(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """The map as ``(C, Q, M)``, zero beyond its pixels and images, and sums of images in parts, ``(parts, C, P)``.
+
+    M is a multiple of 8, and Q at least 7 more than P: matrix products like both.
+    """
+    n, height, width, channels = x_NHWC.shape
+    pixels, images = height * width, _round_up(n, 8)
+    x_CQM = x_NHWC.new_empty(channels, _round_up(pixels + 7, 8), images)
+    parts = -(-images // IMAGES)
+    sums = x_NHWC.new_empty(parts, channels, pixels, dtype=torch.float32)
+    constants = {"C": channels, "Q": x_CQM.shape[1], "BC": CHANNELS, "BN": IMAGES}
+    grid = (x_CQM.shape[1], -(-channels // CHANNELS), parts)
+    start(gram.to_channels, grid, (x_NHWC, x_CQM, sums), (n, images, pixels), constants)
+    return x_CQM, sums
+
+
+def _of_taps(x_NHWC: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Room for a matrix of taps by taps and for one value a tap, for every channel, fp32."""
+    channels = x_NHWC.shape[-1]
+    matrices = x_NHWC.new_empty(channels, size**4, dtype=torch.float32)
+    return matrices, matrices.new_empty(channels, size, size)
+
+
+def _gram(a_CAM: Tensor, b_CLM: Tensor) -> Tensor:
+    """Products of two pixels, summed over images in fp32, ``(C, A, L)``."""
+    if INTERPRETED:
+        return torch.bmm(a_CAM.float(), b_CLM.float().transpose(1, 2))
+    return torch.bmm(a_CAM, b_CLM.transpose(1, 2), out_dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows from ``row`` to before ``end`` by those *facing* them, of some channels."""
+
+    channels: slice
+    width: int
+    row: int
+    end: int
+    facing: int
+    facing_end: int
+
+    @property
+    def pixels(self) -> slice:
+        return slice(self.row * self.width, self.end * self.width)
+
+    @property
+    def facing_pixels(self) -> slice:
+        """A multiple of 8, some beyond the last."""
+        first = self.facing * self.width
+        return slice(first, first + _round_up((self.facing_end - self.facing) * self.width, 8))
+
+
+def _strips(
+    channels: int, height: int, width: int, size: int, above: int, bytes_each: int
+) -> Iterator[Strip]:
+    """All rows by the ``above`` rows before and those that a kernel joins after, as evenly as can be."""
+    rows = -(-height // -(-height * width // STRIP))
+    for row in range(0, height, rows):
+        end = min(row + rows, height)
+        facing, facing_end = max(row - above, 0), min(end + size - 1, height)
+        bytes_a_channel = (end - row) * (facing_end - facing) * width**2 * bytes_each
+        together = -(-channels // -(-channels * bytes_a_channel // AT_ONCE))
+        for first in range(0, channels, together):
+            some = slice(first, min(first + together, channels))
+            yield Strip(some, width, row, end, facing, facing_end)
+
+
+# -- constants -------------------------------------------------------------------------------------------------
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _lines(size: int, height: int, width: int) -> dict[str, int]:
+    """Constants of fold_line and unfold_line; 16 at least, for a matrix product."""
+    block_h, block_w, block_k = (max(16, _power_of_two(length)) for length in (height, width, size))
+    return {"W": width, "K": size, "BH": block_h, "BW": block_w, "BK": block_k}
+
+
+def _of_kernels(kernels_BCKK: Tensor) -> dict[str, int]:
+    """Constants of apply and outer; 16 at least, for a matrix product."""
+    branches, channels, size, _ = kernels_BCKK.shape
+    block_k, block_u = max(16, _power_of_two(size)), max(16, _power_of_two(size**2))
+    return {
+        "C": channels, "B": branches, "K": size, "BK": block_k, "BU": block_u,
+        "num_warps": max(1, block_k * block_u // 1024),
+    }  # fmt: skip
