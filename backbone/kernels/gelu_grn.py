@@ -84,6 +84,13 @@ def _(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _refuse(ctx: Any, grad: Tensor) -> None:
+    raise NotImplementedError("gelu_grn is for inference: gelu_grn_linear has the gradients")
+
+
+_gelu_grn.register_autograd(_refuse)
+
+
 @torch.library.custom_op("widefield::gelu_grn_linear", mutates_args=())
 def _gelu_grn_linear(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor
@@ -186,17 +193,21 @@ def _gradients(
 _gelu_grn_linear.register_autograd(_gradients, setup_context=_save)
 
 
+# -- autocast --------------------------------------------------------------------------------------------------
 # The map and the linear layer's weight take autocast's type.
+
 _library = torch.library.Library("widefield", "FRAGMENT")
 
 
 def _under_autocast(x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor) -> Any:
-    dtype = torch.get_autocast_dtype("cuda")
-    with torch.autocast("cuda", enabled=False):
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
         return _gelu_grn_linear(x.to(dtype), gamma, beta, weight.to(dtype))
 
 
-_library.impl(_gelu_grn_linear._name, _under_autocast, "AutocastCUDA")
+for _key in ("AutocastCUDA", "AutocastCPU"):
+    _library.impl(_gelu_grn_linear._name, _under_autocast, _key)
 
 
 # -- how the map is cut ----------------------------------------------------------------------------------------

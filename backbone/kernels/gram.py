@@ -102,17 +102,16 @@ def _sum_of_rows(
     strip, c, first, last, dh, H, row, end,
     L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """:func:`_diagonals` summed over the rows from ``first`` to ``last``; four are read together."""
+    """:func:`_diagonals` summed over the rows from ``first`` to ``last``; some are read together."""
+    TOGETHER: tl.constexpr = 4 if BW <= 32 else 2
     acc = tl.zeros((BW, BD), tl.float32)
     h = tl.maximum(first, row)
     last = tl.minimum(last, end - 1)
     while h <= last:
-        four = ()
-        for i in tl.static_range(4):
+        for i in tl.static_range(TOGETHER):
             here = tl.where(h + i <= last, h + i, -1)  # a row above the map is zero
-            four = four + (_diagonals(strip, c, here, dh, H, row, end, L, W, K, BW, BD),)
-        acc += (four[0] + four[1]) + (four[2] + four[3])
-        h += 4
+            acc += _diagonals(strip, c, here, dh, H, row, end, L, W, K, BW, BD)
+        h += TOGETHER
     return acc
 
 

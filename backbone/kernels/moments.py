@@ -17,7 +17,7 @@ from backbone.kernels.start import INTERPRETED, start
 
 STRIP = 512  # pixels, about
 AT_ONCE = 2**28  # bytes of a strip, of as many channels as fit
-APPLY = {"BU": 64, "num_warps": 1, "num_stages": 1}
+APPLY = {"BU": 64, "num_warps": 1, "num_stages": 1}  # taps at a time
 IMAGES, CHANNELS = 128, 32  # that a program turns
 
 
@@ -36,36 +36,28 @@ def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tenso
     size = kernels_BCKK.shape[-1]
     x_CQM, sums = _turned(x_NHWC)
     folded, line = _of_taps(x_NHWC, size)
-    one_warp = {"W": width, "K": size, "num_warps": 1}
+    fold = {
+        "W": width,
+        "K": size,
+        "BW": _power_of_two(width),
+        "BD": _power_of_two(2 * size - 1),
+        "num_warps": 1,
+    }
     for strip in _strips(channels, height, width, size, above=0, bytes_each=4):
         gram_CAL = _gram(x_CQM[strip.channels, strip.pixels], x_CQM[strip.channels, strip.facing_pixels])
         start(
-            gram.fold,
-            (size, len(gram_CAL), 2),
-            (gram_CAL, folded),
+            gram.fold, (size, len(gram_CAL), 2), (gram_CAL, folded),
             (strip.channels.start, height, strip.row, strip.end),
-            one_warp
-            | {
-                "L": gram_CAL.shape[2],
-                "BW": _power_of_two(width),
-                "BD": _power_of_two(2 * size - 1),
-                "MORE": strip.row > 0,
-            },
-        )
+            fold | {"L": gram_CAL.shape[2], "MORE": strip.row > 0},
+        )  # fmt: skip
         del gram_CAL
-    lines = _lines(size, height, width)
-    start(
-        gram.fold_line,
-        (channels, 1, 1),
-        (sums, line),
-        (height * width, height),
-        lines | {"C": channels, "PARTS": len(sums)},
-    )
+    lines = _lines(size, height, width) | {"C": channels, "PARTS": len(sums)}
+    start(gram.fold_line, (channels, 1, 1), (sums, line), (height * width, height), lines)
     products = torch.empty_like(kernels_BCKK)
     parts = line.new_empty(2, *kernels_BCKK.shape[:3])
     tensors = (folded, line, kernels_BCKK, products, parts)
-    block_b = {"BB": max(16, _power_of_two(len(kernels_BCKK)))} | APPLY
-    start(gram.apply, (channels, size, 1), tensors, (), _of_kernels(kernels_BCKK) | block_b)
+    apply = _of_kernels(kernels_BCKK) | {"BB": max(16, _power_of_two(len(kernels_BCKK)))} | APPLY
+    start(gram.apply, (channels, size, 1), tensors, (), apply)
     return parts.sum(-1), line, products
 
 
@@ -78,23 +70,24 @@ def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tenso
     (taps, line), factor = _of_taps(x_NHWC, size), grad_2BC.new_empty(channels)
     tensors = (kernels_BCKK, grad_2BC, taps, line, factor)
     start(gram.outer, (channels, size, 1), tensors, (), _of_kernels(kernels_BCKK))
-    one_warp = {"W": width, "K": size, "num_warps": 1}
+    block_d = _power_of_two(2 * width - 1)
+    unfold = {
+        "W": width,
+        "K": size,
+        "BK": _power_of_two(size),
+        "BD": block_d,
+        "num_warps": max(1, block_d // 64),
+    }
     mixed_CPM = x_CQM.new_empty(channels, pixels, images)
     for strip in _strips(channels, height, width, size, above=size - 1, bytes_each=2):
         x_facing = x_CQM[strip.channels, strip.facing_pixels]
-        mixing_CAL = x_facing.new_empty(
-            len(x_facing), strip.pixels.stop - strip.pixels.start, x_facing.shape[1]
-        )
+        mixing_CAL = x_facing.new_empty(len(x_facing), (strip.end - strip.row) * width, x_facing.shape[1])
         mixing_CAL[:, :, (strip.facing_end - strip.facing) * width :] = 0
         lowest = strip.facing - strip.end + 1
         start(
-            gram.unfold,
-            (strip.facing_end - strip.row - lowest, len(x_facing), 1),
-            (taps, mixing_CAL),
-            (
-                strip.channels.start, height, strip.row, strip.end, strip.facing, strip.facing_end, lowest,
-            ),
-            one_warp | {"L": x_facing.shape[1], "BK": _power_of_two(size), "BD": _power_of_two(2 * width - 1)},
+            gram.unfold, (strip.facing_end - strip.row - lowest, len(x_facing), 1), (taps, mixing_CAL),
+            (strip.channels.start, height, strip.row, strip.end, strip.facing, strip.facing_end, lowest),
+            unfold | {"L": x_facing.shape[1]},
         )  # fmt: skip
         torch.bmm(mixing_CAL, x_facing, out=mixed_CPM[strip.channels, strip.pixels])
         del mixing_CAL

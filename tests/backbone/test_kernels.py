@@ -337,10 +337,18 @@ def test_no_further_from_fp32_than_the_plain_form_in_half_precision(
     monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
     theirs = gathered(copy.deepcopy(half).to(torch.bfloat16), x, grad)
     wide = gathered(copy.deepcopy(exact).double(), x.double(), grad.double())
+    few: list[tuple[float, float]] = []
     for name, value in wide.items():
         if name.endswith(("running_mean", "running_var", "tracked")) or value.norm() < 1e-3:
             continue
-        assert relative_error(ours[name], value) <= 1.5 * relative_error(theirs[name], value) + 1e-4, name
+        errors = relative_error(ours[name], value), relative_error(theirs[name], value)
+        if value.numel() >= 64:
+            assert errors[0] <= 1.5 * errors[1] + 1e-4, name
+        else:  # the rounding of a few values is a matter of luck: all such tensors together
+            few.append(errors)
+    mine, yours = torch.tensor(few).square().mean(0).sqrt()
+    assert len(few) >= 10
+    assert mine <= 1.5 * yours
 
 
 def test_synchronised_norms_keep_the_plain_form(device: str) -> None:
