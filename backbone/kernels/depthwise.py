@@ -28,8 +28,8 @@ LARGEST = 31  # pixels across the largest kernel, dilation included
 #: Values of the map times pixels of the kernel that take PyTorch longer than starting a kernel does; and, for the
 #: branches of a block in training, than starting all of theirs.
 SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
-#: Maps whose Gram matrices cost less than the outputs of a block's branches: columns, and pixels for each image.
-WIDEST, PIXELS_PER_IMAGE = 64, 64
+#: Maps whose Gram matrices cost less than the outputs of a block's branches: rows, columns, and pixels for each image.
+TALLEST, WIDEST, PIXELS_PER_IMAGE = 256, 64, 64
 #: Types whose products run on tensor cores.
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*HALF, torch.float32)
@@ -153,7 +153,7 @@ def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
     """Whether :func:`depthwise_conv2d_moments` writes no outputs, and that pays."""
     images, _, height, width = x.shape
     pays = height * width <= PIXELS_PER_IMAGE * images or _setting() in ("always", "interpret")
-    return width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
+    return height <= TALLEST and width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
 
 
 def depthwise_conv2d_sums(

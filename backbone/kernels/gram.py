@@ -75,19 +75,9 @@ def _reached(tap, place, size, K: tl.constexpr):
 
 @triton.jit
 def _diagonals(
-    strip,
-    c,
-    h,
-    dh,
-    H,
-    row,
-    end,
-    L: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    BW: tl.constexpr,
-    BD: tl.constexpr,
-):
+    strip, c, h, dh, H, row, end,
+    L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """Entries of one channel for pixels of row h and of row h + dh: ``(w, d)``, the latter's column w + d, d from 1 - K
     on. Zero outside the strip and the map."""
     w = tl.arange(0, BW)[:, None]
