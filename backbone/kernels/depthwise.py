@@ -120,7 +120,12 @@ def why_not(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST)
 
 def starts_for(work: int, least: int) -> bool:
     """Whether starting kernels pays for this much work. Compiled code starts them for (nearly) nothing."""
-    return work >= least or torch.compiler.is_compiling() or _setting() in ("always", "interpret")
+    return work >= least or torch.compiler.is_compiling() or _asked_for()
+
+
+def _asked_for() -> bool:
+    """Whether the kernels shall run also where PyTorch would be faster."""
+    return _setting() in ("always", "interpret")
 
 
 def _is_plain_3x3(weight: Tensor, dilation: int) -> bool:
@@ -152,7 +157,7 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMAL
 def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
     """Whether :func:`depthwise_conv2d_moments` writes no outputs, and that pays."""
     images, _, height, width = x.shape
-    pays = height * width <= PIXELS_PER_IMAGE * images or _setting() in ("always", "interpret")
+    pays = height * width <= PIXELS_PER_IMAGE * images or _asked_for()
     return height <= TALLEST and width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from backbone.kernels.depthwise import HALF, starts_for, why_not_on
+from backbone.kernels.sizes import ceil_div, power_of_two
 
 SMALLEST = 2**22  # values of a map for which starting the kernels pays
 ENOUGH = 256  # programs that keep a GPU busy; with fewer, a few images, pixels are summed in parts
@@ -222,16 +223,16 @@ def _sums_blocks(images: int, pixels: int, channels: int) -> tuple[dict[str, int
     """Constants of the kernel; into how many parts the pixels go, and how many go into each."""
     block = min(64, _channel_block(channels))
     # Many small programs, so that the last round is short; but where they are few each must ask for more at a time.
-    programs = images * -(-channels // block)
+    programs = images * ceil_div(channels, block)
     values = 1024 if programs >= 2048 else 2048 if programs >= 1024 else 4096
     blocks = {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}
-    steps = -(-pixels // blocks["BP"])
-    each = -(-steps // min(steps, max(1, ENOUGH // programs), MOST_PARTS))
-    return blocks, -(-steps // each), each * blocks["BP"]
+    steps = ceil_div(pixels, blocks["BP"])
+    each = ceil_div(steps, min(steps, max(1, ENOUGH // programs), MOST_PARTS))
+    return blocks, ceil_div(steps, each), each * blocks["BP"]
 
 
 def _all_channels(channels: int) -> dict[str, int]:
-    return {"D": channels, "BD": 1 << (channels - 1).bit_length()}
+    return {"D": channels, "BD": power_of_two(channels)}
 
 
 def _row_blocks(channels: int) -> dict[str, int]:
@@ -240,8 +241,8 @@ def _row_blocks(channels: int) -> dict[str, int]:
 
 
 def _by_image(images: int, blocks: dict[str, int], parts: int) -> tuple[int, int, int]:
-    return images, -(-blocks["D"] // blocks["BD"]), parts
+    return images, ceil_div(blocks["D"], blocks["BD"]), parts
 
 
 def _by_row(rows: int, blocks: dict[str, int]) -> tuple[int, int, int]:
-    return -(-rows // blocks["BM"]), -(-blocks["D"] // blocks["BD"]), 1
+    return ceil_div(rows, blocks["BM"]), ceil_div(blocks["D"], blocks["BD"]), 1

@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from backbone.kernels import autotune, taps, toeplitz
+from backbone.kernels.sizes import ceil_div
 from backbone.kernels.start import INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 TAPS = 64  # that one program of toeplitz.fold sums
-
-
-def _ceil_div(a: int, b: int) -> int:
-    """triton.cdiv is slow outside of kernels."""
-    return -(-a // b)
 
 
 def nhwc(x_NCHW: Tensor) -> Tensor:
@@ -78,7 +74,7 @@ def _convolve_by_tap(
     block = _channel_block(channels)
     pixels = n * height * width
     per_program = 2048 // block
-    grid = (_ceil_div(pixels, per_program), _ceil_div(channels, block))
+    grid = (ceil_div(pixels, per_program), ceil_div(channels, block))
     taps.conv_by_tap[grid](
         x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, pixels, channels, height, width, -1 if flip else 1,
         K=kernel_size, D=dilation, PIXELS=per_program, CB=block, BIAS=bias is not None, UNROLL=kernel_size <= 5,
@@ -103,7 +99,7 @@ def _convolve_by_patch(
         )
     y_NHWC = torch.empty_like(x_NHWC)
     tiles = tiling.tiles(height, width)
-    blocks = _ceil_div(channels, tiling.channels)
+    blocks = ceil_div(channels, tiling.channels)
     splits = _splits(x_NHWC.device, tiling, blocks * tiles, n)
     totals = squares = x_NHWC.new_empty(0, dtype=torch.float32)
     if sums:
@@ -155,7 +151,7 @@ def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:
     """Programs among which the images are split."""
     programs = _multiprocessors(device) * tiling.resident
-    return _fewest_rounds(_ceil_div(images, tiling.images), others, programs)
+    return _fewest_rounds(ceil_div(images, tiling.images), others, programs)
 
 
 @lru_cache(MOST)
@@ -164,7 +160,7 @@ def _fewest_rounds(blocks: int, others: int, programs: int) -> int:
     ``programs`` run at a time, are done soonest. A program's bands take it about as long as half a block."""
     return min(
         range(1, blocks + 1),
-        key=lambda splits: _ceil_div(others * splits, programs) * (_ceil_div(blocks, splits) + 0.5),
+        key=lambda splits: ceil_div(others * splits, programs) * (ceil_div(blocks, splits) + 0.5),
     )
 
 
@@ -191,11 +187,11 @@ def _weight_grad_by_tap(
     rows = kernel_size if kernel_size == 3 else 1
     per_program = (1024 if kernel_size <= 15 else 512) // block
     pixels = n * height * width
-    others = _ceil_div(channels, block) * _ceil_div(kernel_size, rows)
-    splits = max(1, min(_ceil_div(pixels, per_program), 8 * _multiprocessors(x_NHWC.device) // others))
+    others = ceil_div(channels, block) * ceil_div(kernel_size, rows)
+    splits = max(1, min(ceil_div(pixels, per_program), 8 * _multiprocessors(x_NHWC.device) // others))
     shape = (splits, kernel_size, kernel_size, channels)
     partial_SKKC = torch.empty(shape, dtype=torch.float32, device=x_NHWC.device)
-    grid = (_ceil_div(channels, block), splits, _ceil_div(kernel_size, rows))
+    grid = (ceil_div(channels, block), splits, ceil_div(kernel_size, rows))
     taps.weight_grad_by_tap[grid](
         x_NHWC, grad_NHWC, partial_SKKC, pixels, channels, height, width, splits,
         K=kernel_size, D=dilation, ROWS=rows, PIXELS=per_program, CB=block,
@@ -216,7 +212,7 @@ def _weight_grad_by_patch(
             weight_grad_tilings(dilation * (kernel_size // 2), height, width),
             lambda t: _weight_grad_by_patch(x_NHWC, grad_NHWC, kernel_size, dilation, dtype, t),
         )
-    blocks, (di, dj), pixels = _ceil_div(channels, tiling.channels), tiling.reach, math.prod(tiling.patch)
+    blocks, (di, dj), pixels = ceil_div(channels, tiling.channels), tiling.reach, math.prod(tiling.patch)
     splits = _splits(x_NHWC.device, tiling, blocks * (2 * dj + 1), n)
     shape = (splits, channels, 2 * dj + 1, 2 * di + 1, pixels, pixels)
     partial = torch.empty(shape, dtype=torch.float32, device=x_NHWC.device)
@@ -230,7 +226,7 @@ def _weight_grad_by_patch(
     out = torch.empty(channels, 1, kernel_size, kernel_size, dtype=dtype, device=x_NHWC.device)
     start(
         toeplitz.fold,
-        (channels, _ceil_div(kernel_size**2, TAPS), 1),
+        (channels, ceil_div(kernel_size**2, TAPS), 1),
         (partial, out),
         (channels, splits),
         {**_bands(tiling, kernel_size, dilation), "TAPS": TAPS},

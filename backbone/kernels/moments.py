@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backbone.kernels import gram
+from backbone.kernels.sizes import ceil_div, power_of_two, round_up
 from backbone.kernels.start import INTERPRETED, start
 
 STRIP = 512  # pixels, about
@@ -39,8 +40,8 @@ def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tenso
     fold = {
         "W": width,
         "K": size,
-        "BW": _power_of_two(width),
-        "BD": _power_of_two(2 * size - 1),
+        "BW": power_of_two(width),
+        "BD": power_of_two(2 * size - 1),
         "num_warps": 1,
     }
     for strip in _strips(channels, height, width, size, above=0, bytes_each=4):
@@ -56,7 +57,7 @@ def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tenso
     products = torch.empty_like(kernels_BCKK)
     parts = line.new_empty(2, *kernels_BCKK.shape[:3])
     tensors = (folded, line, kernels_BCKK, products, parts)
-    apply = _of_kernels(kernels_BCKK) | {"BB": max(16, _power_of_two(len(kernels_BCKK)))} | APPLY
+    apply = _of_kernels(kernels_BCKK) | {"BB": max(16, power_of_two(len(kernels_BCKK)))} | APPLY
     start(gram.apply, (channels, size, 1), tensors, (), apply)
     return parts.sum(-1), line, products
 
@@ -70,11 +71,11 @@ def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tenso
     (taps, line), factor = _of_taps(x_NHWC, size), grad_2BC.new_empty(channels)
     tensors = (kernels_BCKK, grad_2BC, taps, line, factor)
     start(gram.outer, (channels, size, 1), tensors, (), _of_kernels(kernels_BCKK))
-    block_d = _power_of_two(2 * width - 1)
+    block_d = power_of_two(2 * width - 1)
     unfold = {
         "W": width,
         "K": size,
-        "BK": _power_of_two(size),
+        "BK": power_of_two(size),
         "BD": block_d,
         "num_warps": max(1, block_d // 64),
     }
@@ -97,7 +98,7 @@ def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tenso
     grad_NHWC = torch.empty_like(x_NHWC)
     start(
         gram.to_images,
-        (pixels, -(-channels // CHANNELS), -(-images // IMAGES)),
+        (pixels, ceil_div(channels, CHANNELS), ceil_div(images, IMAGES)),
         (mixed_CPM, factor, shift, grad_NHWC),
         (n, images, pixels),
         {"C": channels, "BC": CHANNELS, "BN": IMAGES},
@@ -114,12 +115,12 @@ def _turned(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
     M is a multiple of 8, and Q at least 7 more than P: matrix products like both.
     """
     n, height, width, channels = x_NHWC.shape
-    pixels, images = height * width, _round_up(n, 8)
-    x_CQM = x_NHWC.new_empty(channels, _round_up(pixels + 7, 8), images)
-    parts = -(-images // IMAGES)
+    pixels, images = height * width, round_up(n, 8)
+    x_CQM = x_NHWC.new_empty(channels, round_up(pixels + 7, 8), images)
+    parts = ceil_div(images, IMAGES)
     sums = x_NHWC.new_empty(parts, channels, pixels, dtype=torch.float32)
     constants = {"C": channels, "Q": x_CQM.shape[1], "BC": CHANNELS, "BN": IMAGES}
-    grid = (x_CQM.shape[1], -(-channels // CHANNELS), parts)
+    grid = (x_CQM.shape[1], ceil_div(channels, CHANNELS), parts)
     start(gram.to_channels, grid, (x_NHWC, x_CQM, sums), (n, images, pixels), constants)
     return x_CQM, sums
 
@@ -157,19 +158,19 @@ class Strip:
     def facing_pixels(self) -> slice:
         """A multiple of 8, some beyond the last."""
         first = self.facing * self.width
-        return slice(first, first + _round_up((self.facing_end - self.facing) * self.width, 8))
+        return slice(first, first + round_up((self.facing_end - self.facing) * self.width, 8))
 
 
 def _strips(
     channels: int, height: int, width: int, size: int, above: int, bytes_each: int
 ) -> Iterator[Strip]:
     """All rows by the ``above`` rows before and those that a kernel joins after, as evenly as can be."""
-    rows = -(-height // -(-height * width // STRIP))
+    rows = ceil_div(height, ceil_div(height * width, STRIP))
     for row in range(0, height, rows):
         end = min(row + rows, height)
         facing, facing_end = max(row - above, 0), min(end + size - 1, height)
         bytes_a_channel = (end - row) * (facing_end - facing) * width**2 * bytes_each
-        together = -(-channels // -(-channels * bytes_a_channel // AT_ONCE))
+        together = ceil_div(channels, ceil_div(channels * bytes_a_channel, AT_ONCE))
         for first in range(0, channels, together):
             some = slice(first, min(first + together, channels))
             yield Strip(some, width, row, end, facing, facing_end)
@@ -178,24 +179,16 @@ def _strips(
 # -- constants -------------------------------------------------------------------------------------------------
 
 
-def _round_up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
-
-
 def _lines(size: int, height: int, width: int) -> dict[str, int]:
     """Constants of fold_line and unfold_line; 16 at least, for a matrix product."""
-    block_h, block_w, block_k = (max(16, _power_of_two(length)) for length in (height, width, size))
+    block_h, block_w, block_k = (max(16, power_of_two(length)) for length in (height, width, size))
     return {"W": width, "K": size, "BH": block_h, "BW": block_w, "BK": block_k}
 
 
 def _of_kernels(kernels_BCKK: Tensor) -> dict[str, int]:
     """Constants of apply and outer; 16 at least, for a matrix product."""
     branches, channels, size, _ = kernels_BCKK.shape
-    block_k, block_u = max(16, _power_of_two(size)), max(16, _power_of_two(size**2))
+    block_k, block_u = max(16, power_of_two(size)), max(16, power_of_two(size**2))
     return {
         "C": channels, "B": branches, "K": size, "BK": block_k, "BU": block_u,
         "num_warps": max(1, block_k * block_u // 1024),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from backbone.kernels.sizes import ceil_div, power_of_two
+
 #: What conv_by_tile can hold in registers: bands, and input patches alive at once.
 BANDS, WINDOW = 27, 28
 
@@ -39,13 +41,13 @@ class Tiling:
 
     def tiles(self, height: int, width: int) -> int:
         """Programs that one block of channels and images takes."""
-        rows = -(-height // (self.tile[0] * self.patch[0]))
-        return rows * -(-width // (max(self.tile[1], 1) * self.patch[1]))
+        rows = ceil_div(height, self.tile[0] * self.patch[0])
+        return rows * ceil_div(width, max(self.tile[1], 1) * self.patch[1])
 
 
 def _reach(reach_in_pixels: int, side: int, patches: int | None = None) -> int:
     """Patches of ``side`` pixels that the kernel reaches to one side; not beyond a map of ``patches`` patches."""
-    reach = -(-reach_in_pixels // side)
+    reach = ceil_div(reach_in_pixels, side)
     return reach if patches is None else min(reach, patches - 1)
 
 
@@ -60,8 +62,8 @@ def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
     tilings = []
     # The whole map in one tile: a single column of wide patches, or up to four columns of 2 x 8.
     for patch in ((1, 16), (2, 8)) if 8 < width <= 16 else ((2, 8),):
-        rows, columns = -(-height // patch[0]), -(-width // patch[1])
-        across = 1 << (columns - 1).bit_length()  # 1, 2 or 4 patches are read at once
+        rows, columns = ceil_div(height, patch[0]), ceil_div(width, patch[1])
+        across = power_of_two(columns)  # 1, 2 or 4 patches are read at once
         di, dj = _reach(reach, patch[0], rows), _reach(reach, patch[1], columns)
         if rows <= 16 and across <= 4 and _fits(di, dj, min(rows, 2 * di + 1) * across):
             first = Tiling(patch, (rows, across), (di, dj), (0, 0))
@@ -74,7 +76,7 @@ def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
                 tilings.append(first)
     # Tiles with a border of input patches.
     patch = (2, 8)
-    rows, columns = -(-height // patch[0]), -(-width // patch[1])
+    rows, columns = ceil_div(height, patch[0]), ceil_div(width, patch[1])
     di, dj = _reach(reach, patch[0]), _reach(reach, patch[1])
     tall = 7 if rows % 7 == 0 else 8
     if _fits(di, dj, (2 * di + 1) * 4):
@@ -98,7 +100,7 @@ def weight_grad_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ..
     """Tilings for the gradient of the weight, likewise: whole columns up to 16 patches high."""
     tilings = []
     for patch in ((1, 16), (2, 8)) if 8 < width <= 16 and height <= 16 and reach <= 6 else ((2, 8),):
-        rows, columns = -(-height // patch[0]), -(-width // patch[1])
+        rows, columns = ceil_div(height, patch[0]), ceil_div(width, patch[1])
         dj = _reach(reach, patch[1], columns)
         if rows <= 16:
             tilings.append(Tiling(patch, (rows, 0), (_reach(reach, patch[0], rows), dj), (0, 0), images=16))
