@@ -342,9 +342,10 @@ def test_no_further_from_fp32_than_the_plain_form_in_half_precision(
         if name.endswith(("running_mean", "running_var", "tracked")) or value.norm() < 1e-3:
             continue
         errors = relative_error(ours[name], value), relative_error(theirs[name], value)
-        if value.numel() >= 64:
+        # Of a few values the rounding is a matter of luck, another one on every GPU: there all such tensors together.
+        if value.numel() >= 64 or device == "cpu":
             assert errors[0] <= 1.5 * errors[1] + 1e-4, name
-        else:  # the rounding of a few values is a matter of luck: all such tensors together
+        if value.numel() < 64:
             few.append(errors)
     mine, yours = torch.tensor(few).square().mean(0).sqrt()
     assert len(few) >= 10
