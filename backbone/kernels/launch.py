@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backbone.kernels import autotune, taps, toeplitz
-from backbone.kernels.sizes import ceil_div
-from backbone.kernels.start import INTERPRETED, MOST, start
+from backbone.kernels.sizes import ceil_div, power_of_two
+from backbone.kernels.start import ALIGNED, INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
 TAPS = 64  # that one program of toeplitz.fold sums
+BOXES = 3  # in shared memory at a time
 
 
 def nhwc(x_NCHW: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def _convolve_by_patch(
             f"forward {x_NHWC.dtype}",
             (*x_NHWC.shape, kernel_size, dilation, sums),
             x_NHWC.device,
-            forward_tilings(dilation * (kernel_size // 2), height, width),
+            forward_tilings(dilation * (kernel_size // 2), height, width, _boxes(x_NHWC)),
             lambda t: _convolve_by_patch(x_NHWC, weight, bias, dilation, flip, sums, t),
         )
     y_NHWC = torch.empty_like(x_NHWC)
@@ -104,15 +106,27 @@ def _convolve_by_patch(
     totals = squares = x_NHWC.new_empty(0, dtype=torch.float32)
     if sums:
         totals, squares = totals.new_empty(tiles, n, channels), totals.new_empty(tiles * splits, channels)
+    bias_C, flipped = _contiguous(bias), -1 if flip else 1
+    whole = n % tiling.images == 0
+    outputs = (y_NHWC, totals, squares)
+    if tiling.boxes:
+        start(
+            toeplitz.conv_by_box,
+            (blocks, splits, 1),
+            (_box(x_NHWC, tiling), weight.contiguous(), bias_C, *outputs),
+            (n, flipped, splits),
+            _box_convolution(
+                tiling, kernel_size, dilation, channels, whole, (height, width), bias is not None, sums
+            ),
+        )
+        return y_NHWC, totals, squares
     known = (height, width) if tiling.halo == (0, 0) and not tiling.by_column else (0, 0)
     start(
         toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile,
         (blocks, splits, tiles),
-        (x_NHWC, weight.contiguous(), _contiguous(bias), y_NHWC, totals, squares),
-        (n, height, width, -1 if flip else 1, splits),
-        _convolution(
-            tiling, kernel_size, dilation, channels, n % tiling.images == 0, known, bias is not None, sums
-        ),
+        (x_NHWC, weight.contiguous(), bias_C, *outputs),
+        (n, height, width, flipped, splits),
+        _convolution(tiling, kernel_size, dilation, channels, whole, known, bias is not None, sums),
     )
     return y_NHWC, totals, squares
 
@@ -127,6 +141,17 @@ def _convolution(
     if tiling.by_column:
         return constants
     return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1], "HEIGHT": known[0], "WIDTH": known[1]}
+
+
+@lru_cache(MOST)
+def _box_convolution(
+    tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, size: tuple[int, int],
+    bias: bool, sums: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Constants of conv_by_box."""
+    constants = _cut(tiling, kernel_size, dilation, channels, whole) | {"BIAS": bias, "SUMS": sums}
+    del constants["HI"], constants["DJ"]
+    return constants | {"HEIGHT": size[0], "WIDTH": size[1], "BOXES": 0 if INTERPRETED else BOXES}
 
 
 @lru_cache(MOST)
@@ -146,6 +171,25 @@ def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
     """Constants that say where a band holds which tap."""
     (ph, pw), (di, dj) = tiling.patch, tiling.reach
     return {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
+
+
+def _boxes(x_NHWC: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read this map; it takes 16 bytes at a time."""
+    aligned = x_NHWC.stride(2) * x_NHWC.element_size() % ALIGNED == 0 and x_NHWC.data_ptr() % ALIGNED == 0
+    return aligned and _accelerator(x_NHWC.device)
+
+
+@cache
+def _accelerator(device: torch.device) -> bool:
+    """Hopper and Blackwell in data centres; the other Blackwells have too little shared memory for three boxes."""
+    return INTERPRETED or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def _box(x_NHWC: Tensor, tiling: Tiling) -> TensorDescriptor:
+    """The map, to be read in boxes of some images, all patches, some channels; beyond the map they are zero."""
+    height = power_of_two(tiling.tile[0]) * tiling.patch[0]
+    box = [tiling.images, height, tiling.patch[1], tiling.channels]
+    return TensorDescriptor(x_NHWC, list(x_NHWC.shape), list(x_NHWC.stride()), box)
 
 
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backbone.kernels import toeplitz
 
@@ -26,7 +27,7 @@ _compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
 def start(
     kernel: Any,
     grid: tuple[int, int, int],
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | TensorDescriptor | None],
     sizes: Sequence[int],
     constants: Mapping[str, Any],
 ) -> None:
@@ -35,22 +36,18 @@ def start(
     Args:
         kernel: takes the tensors, the sizes and then the constants.
         grid: programs along three axes.
-        tensors: on that device; None where the kernel has no use for one.
+        tensors: on that device, or descriptors of them, whose boxes follow from the constants; None where the kernel
+            has no use for one.
         sizes: integers.
         constants: by name; Triton's options too (num_warps, num_stages, maxnreg).
     """
-    aligned = not INTERPRETED
-    kinds: list[torch.dtype | None] = []
-    for tensor in tensors:
-        if tensor is None:
-            kinds.append(None)
-        else:
-            kinds.append(tensor.dtype)
-            aligned = aligned and tensor.data_ptr() % ALIGNED == 0
+    plain = [tensor.base if isinstance(tensor, TensorDescriptor) else tensor for tensor in tensors]
+    kinds = [None if tensor is None else tensor.dtype for tensor in plain]
+    aligned = not INTERPRETED and all(tensor is None or tensor.data_ptr() % ALIGNED == 0 for tensor in plain)
     if not aligned:
         kernel[grid](*tensors, *sizes, **constants)
         return
-    device = next(tensor.device for tensor in tensors if tensor is not None)
+    device = next(tensor.device for tensor in plain if tensor is not None)
     key = (kernel, device, *kinds, *sizes, *constants.values())
     known = _compiled.get(key)
     if known is not None:

@@ -24,6 +24,7 @@ class Tiling:
         images: images at a time, a multiple of 8; of 16 for the gradient of the weight.
         resident: programs that one multiprocessor runs at a time.
         registers: registers a thread at most; 0: as many as the compiler likes.
+        boxes: ``conv_by_box``, which the tensor memory accelerator reads for.
     """
 
     patch: tuple[int, int]
@@ -34,6 +35,7 @@ class Tiling:
     images: int = 8
     resident: int = 1
     registers: int = 0
+    boxes: bool = False
 
     @property
     def by_column(self) -> bool:
@@ -52,14 +54,15 @@ def _reach(reach_in_pixels: int, side: int, patches: int | None = None) -> int:
 
 
 @lru_cache(maxsize=4096)
-def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
+def forward_tilings(reach: int, height: int, width: int, boxes: bool) -> tuple[Tiling, ...]:
     """Tilings for the output and for the gradient of the input, the one expected to be the fastest first.
 
     Args:
         reach: pixels that the kernel reaches to each side, dilation * (K // 2).
         height, width: the map, in pixels.
+        boxes: whether there is a tensor memory accelerator that can read this map.
     """
-    tilings = []
+    tilings: list[Tiling] = []
     # The whole map in one tile: a single column of wide patches, or up to four columns of 2 x 8.
     for patch in ((1, 16), (2, 8)) if 8 < width <= 16 else ((2, 8),):
         rows, columns = ceil_div(height, patch[0]), ceil_div(width, patch[1])
@@ -70,8 +73,10 @@ def forward_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ...]:
             if across == 1:
                 # Sixteen channels fill a sector of memory, but sixteen warps leave each 128 registers.
                 sixteen = replace(first, channels=16, images=16 if rows <= 4 else 8)
-                tilings += [sixteen, first] if di <= 6 else [first, sixteen]
-                tilings.append(replace(first, resident=2, registers=128))
+                columnar = [sixteen, first] if di <= 6 else [first, sixteen]
+                columnar.append(replace(first, resident=2, registers=128))
+                tilings += [replace(tiling, boxes=True) for tiling in columnar] if boxes else []
+                tilings += columnar
             else:
                 tilings.append(first)
     # Tiles with a border of input patches.

@@ -80,9 +80,9 @@ def rows_of_outputs(TI, TJ):
 
 
 @triton.constexpr_function
-def last_outputs(TI, rows):
-    """The first row of the last group of ``rows`` rows of output."""
-    return (TI - 1) // rows * rows
+def power_of_two(count):
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 @triton.constexpr_function
@@ -177,21 +177,22 @@ def _read_bands(
     weight, c, C, sign, column, first: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
 ):  # fmt: skip
-    """The bands of 4 displacements from the ``first`` on, ``column`` patches further right: ``(a, b, p, c)``.
+    """The bands of 4 displacements from the ``first`` on, ``column`` patches further right.
 
-    In this order neighbouring threads read neighbouring taps.
+    Shape ``(a % 8 // 2, b % 8, c, p)``, p counting bands, halves of b, halves of a, and a % 2: of this, Triton gives
+    each thread what a tensor-core instruction wants of it, so that no band goes through shared memory.
     """
     P: tl.constexpr = 4
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, DJ)
-    p = tl.arange(0, P)[None, None, :, None]
-    di = tl.zeros((1, 1, P, 1), tl.int32) + K * D  # beyond all taps
-    dj = tl.zeros((1, 1, P, 1), tl.int32) + column
+    p = tl.arange(0, 8 * P)[None, None, None, :]
+    di = tl.zeros((1, 1, 1, 8 * P), tl.int32) + K * D  # beyond all taps
+    dj = tl.zeros((1, 1, 1, 8 * P), tl.int32) + column
     for e in tl.static_range(P):
         if first + e < len(chosen):
-            di = tl.where(p == e, chosen[first + e][0], di)
-            dj = tl.where(p == e, column + chosen[first + e][1], dj)
-    a = tl.arange(0, PH * PW)[:, None, None, None]
-    b = tl.arange(0, PH * PW)[None, :, None, None]
+            di = tl.where(p // 8 == e, chosen[first + e][0], di)
+            dj = tl.where(p // 8 == e, column + chosen[first + e][1], dj)
+    a = p // 2 % 2 * 8 + tl.arange(0, 4)[:, None, None, None] * 2 + p % 2
+    b = p // 4 % 2 * 8 + tl.arange(0, 8)[None, :, None, None]
     # Both offsets in pixels, shifted so that tap 0 lies at 0.
     h = sign * (di * PH + a // PW - b // PW) + K // 2 * D
     w = sign * (dj * PW + a % PW - b % PW) + K // 2 * D
@@ -199,15 +200,18 @@ def _read_bands(
     if D > 1:
         mask = mask & (h % D == 0) & (w % D == 0)
     if not divides(c.shape[0], C):
-        mask = mask & (c < C)[None, None, None, :]
-    pointers = weight + c[None, None, None, :] * (K * K) + h // D * K + w // D
+        mask = mask & (c < C)[None, None, :, None]
+    pointers = weight + c[None, None, :, None] * (K * K) + h // D * K + w // D
     return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
 def _arrange_bands(four, dtype: tl.constexpr):
     """Of bands that were read: four times ``(c, b, a)``."""
-    return _unpack(tl.permute(four.to(dtype), (3, 1, 0, 2)), four.shape[2])
+    P: tl.constexpr = four.shape[3] // 8
+    CB: tl.constexpr = four.shape[2]
+    seven = tl.reshape(tl.permute(four.to(dtype), (2, 1, 0, 3)), (CB, 8, 4, P, 2, 2, 2))
+    return _unpack(tl.reshape(tl.permute(seven, (0, 4, 1, 5, 2, 6, 3)), (CB, 16, 16, P)), P)
 
 
 @triton.jit
@@ -215,15 +219,11 @@ def _load_bands(
     weight, c, C, sign, dtype: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
 ):  # fmt: skip
-    """The bands of all displacements: as many times ``(c, b, a)``. Four are read while four are arranged."""
+    """The bands of all displacements: as many times ``(c, b, a)``."""
     count: tl.constexpr = len(displacements(K, D, PH, PW, DI, DJ))
     bands = ()
-    ahead = _read_bands(weight, c, C, sign, 0, 0, K, D, PH, PW, DI, DJ)
     for first in tl.static_range(0, count, 4):
-        four = ahead
-        if first + 4 < count:
-            ahead = _read_bands(weight, c, C, sign, 0, first + 4, K, D, PH, PW, DI, DJ)
-        bands = bands + _arrange_bands(four, dtype)
+        bands = bands + _arrange_bands(_read_bands(weight, c, C, sign, 0, first, K, D, PH, PW, DI, DJ), dtype)
     return bands
 
 
@@ -349,22 +349,16 @@ def conv_by_tile(
     FIRST: tl.constexpr = rows_read_first(TI + 2 * HI, across)
     AHEAD: tl.constexpr = 2
     THEN: tl.constexpr = OUT
-    EARLY: tl.constexpr = PH == 1  # 2 x 8 patches: slower
     groups: tl.constexpr = 1 + (TI + 2 * HI - FIRST + THEN - 1) // THEN if TI + 2 * HI > FIRST else 1
-    block = tl.program_id(1)
     M = None if WHOLE else N
-    n = block * NB + tl.arange(0, NB)
-    if EARLY:
-        first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
     bands = _load_bands(weight, c, C, sign, x.dtype.element_ty, K, D, PH, PW, DI, DJ)
     squares = tl.zeros((CB, 8, NB // 2), tl.float32)
+    block = tl.program_id(1)
     while block * NB < N:
         n = block * NB + tl.arange(0, NB)
         total = tl.zeros((CB, 8, NB), tl.float32)
-        if not EARLY:
-            first_read = _read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across)
         patches = ()
-        read = (first_read,)
+        read = (_read_group(x, n, c, i0 - HI, j0 - HJ, M, C, H, W, PH, PW, FIRST, across),)
         for g in tl.static_range(groups):
             for ahead in tl.static_range(1 if g == 0 else AHEAD, AHEAD + 1):
                 if g + ahead < groups:
@@ -377,11 +371,6 @@ def conv_by_tile(
                 patches = patches + _patches(tl.where(block * NB < N, read[g], 0.0))
             for o in tl.static_range(0, TI, OUT):
                 if last_group(o, OUT, TI, DI, HI, FIRST, THEN) == g:
-                    if EARLY and o == last_outputs(TI, OUT):
-                        next_n = (block + splits) * NB + tl.arange(0, NB)
-                        first_read = _read_group(
-                            x, next_n, c, i0 - HI, j0 - HJ, N, C, H, W, PH, PW, FIRST, across
-                        )
                     done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, TJ, DI, DJ, HI, HJ, OUT)
                     total, squares = _finish_group(
                         done, total, squares, y, bias, n, c, i0 + o, j0, M, C, H, W,
@@ -392,6 +381,84 @@ def conv_by_tile(
         block += splits
     if SUMS:
         _store_total(sums_of_squares, squares, c, tile, splits, C)
+
+
+@triton.jit
+def _first(a, b):
+    return a
+
+
+@triton.jit
+def _read_box(x, n, c, CB: tl.constexpr, NB: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr):
+    """The patches of a map of one column of ROWS patches, by the tensor memory accelerator: ``(c, a, n, p)``."""
+    box = x.load([n, 0, 0, c])
+    LOW: tl.constexpr = min(ROWS, 4)
+    HIGH: tl.constexpr = ROWS // LOW
+    # Pixels by halves of a patch, patches by rows of 4, so that a thread takes from shared memory without conflicts
+    # what it can pass on in large pieces. Triton would take it two bytes at a time if it could look through the sum
+    # of one term.
+    parts = tl.permute(tl.reshape(box, (NB, HIGH, LOW, 2, 8, CB)), (5, 3, 1, 0, 2, 4))
+    line = tl.reduce(tl.reshape(parts, (1, CB, NB * ROWS * PH * PW)), 0, _first)
+    parts = tl.permute(tl.reshape(line, (CB, 2, HIGH, NB, LOW, 8)), (0, 1, 5, 3, 2, 4))
+    return tl.reshape(parts, (CB, PH * PW, NB, ROWS))
+
+
+@triton.jit
+def _convolve_box(
+    x, bands, squares, bias, y, sums, block, N, C: tl.constexpr, WHOLE: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
+    CB: tl.constexpr, NB: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BIAS: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """One box: the output and its sums; returns ``squares`` with those of this box."""
+    c = tl.program_id(0) * CB + tl.arange(0, CB)
+    n = block * NB + tl.arange(0, NB)
+    OUT: tl.constexpr = rows_of_outputs(TI, 1)
+    patches = _patches(_read_box(x, block * NB, tl.program_id(0) * CB, CB, NB, PH, PW, power_of_two(TI)))
+    total = tl.zeros((CB, 8, NB), tl.float32)
+    for o in tl.static_range(0, TI, OUT):
+        done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, 1, DI, 0, 0, 0, OUT)
+        total, squares = _finish_group(
+            done, total, squares, y, bias, n, c, o, 0, None if WHOLE else N, C, HEIGHT, WIDTH,
+            PH, PW, OUT, 1, TI - o, BIAS, SUMS,
+        )  # fmt: skip
+    if SUMS:
+        _store_sums(sums, total, n, c, 0, N, C)
+    return squares
+
+
+@triton.jit(do_not_specialize=("N", "sign", "splits"))
+def conv_by_box(
+    x, weight, bias, y, sums, sums_of_squares, N, sign, splits, C: tl.constexpr, WHOLE: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TI: tl.constexpr, DI: tl.constexpr,
+    CB: tl.constexpr, NB: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BIAS: tl.constexpr, SUMS: tl.constexpr, BOXES: tl.constexpr,
+):  # fmt: skip
+    """For maps of one column of patches, on GPUs with a tensor memory accelerator, which copies boxes of the map into
+    shared memory by itself: NB images, all patches, CB channels. Otherwise as :func:`conv_by_tile`.
+
+    ``x`` describes the map and its boxes. BOXES are in shared memory at a time, one of them multiplied; 0: no loop that
+    Triton can turn into such a pipeline, for its interpreter.
+    """
+    c = tl.program_id(0) * CB + tl.arange(0, CB)
+    bands = _load_bands(weight, c, C, sign, x.dtype, K, D, PH, PW, DI, 0)
+    squares = tl.zeros((CB, 8, NB // 2), tl.float32)
+    if BOXES > 0:
+        for block in tl.range(tl.program_id(1), tl.cdiv(N, NB), splits, num_stages=BOXES):
+            squares = _convolve_box(
+                x, bands, squares, bias, y, sums, block, N, C, WHOLE, K, D, PH, PW, TI, DI, CB, NB, HEIGHT, WIDTH,
+                BIAS, SUMS,
+            )  # fmt: skip
+    else:
+        block = tl.program_id(1)
+        while block * NB < N:
+            squares = _convolve_box(
+                x, bands, squares, bias, y, sums, block, N, C, WHOLE, K, D, PH, PW, TI, DI, CB, NB, HEIGHT, WIDTH,
+                BIAS, SUMS,
+            )  # fmt: skip
+            block += splits
+    if SUMS:
+        _store_total(sums_of_squares, squares, c, 0, splits, C)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from backbone.kernels import activation, gram, taps, toeplitz
+from backbone.kernels.sizes import power_of_two
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -53,10 +54,13 @@ def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: in
     signature = {
         name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
     }
+    if kernel is toeplitz.conv_by_box:
+        box = [constants["NB"], power_of_two(constants["TI"]) * constants["PH"], constants["PW"], constants["CB"]]
+        signature["x"] = f"tensordesc<bf16{box}>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name in TENSORS or name == "C"
+        if signature[name].startswith("*") or name == "C"
     }
     source = ASTSource(
         kernel,
@@ -78,14 +82,19 @@ def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: in
     return int(registers[1]), int(stack[1])
 
 
-def forward(k: int, dilation: int, height: int, width: int, sums: bool) -> tuple[Any, dict[str, Any], int]:
-    tiling = forward_tilings(dilation * (k // 2), height, width)[0]
+def forward(
+    k: int, dilation: int, height: int, width: int, sums: bool, boxes: bool = False
+) -> tuple[Any, dict[str, Any], int]:
+    tiling = forward_tilings(dilation * (k // 2), height, width, boxes)[0]
     (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
     constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
     constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
     constants |= {"BIAS": True, "SUMS": sums}
     if tiling.by_column:
         return toeplitz.conv_by_column, constants, tiling.channels
+    if tiling.boxes:
+        del constants["HI"], constants["DJ"]
+        return toeplitz.conv_by_box, constants | {"HEIGHT": height, "WIDTH": width, "BOXES": 3}, tiling.channels
     known = (height, width) if tiling.halo == (0, 0) else (0, 0)
     constants |= {"TJ": tj, "HJ": hj, "HEIGHT": known[0], "WIDTH": known[1]}
     return toeplitz.conv_by_tile, constants, tiling.channels
@@ -101,6 +110,9 @@ def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], i
 
 KERNELS = {
     "14x14 K13": forward(13, 1, 14, 14, sums=True),
+    "14x14 K13 boxes": forward(13, 1, 14, 14, sums=True, boxes=True),
+    "14x14 K31 boxes": forward(31, 1, 14, 14, sums=False, boxes=True),
+    "7x7 K13 boxes": forward(13, 1, 7, 7, sums=False, boxes=True),
     "7x7 K13": forward(13, 1, 7, 7, sums=False),
     "14x14 K3 D5": forward(3, 5, 14, 14, sums=True),
     "56x56 K13": forward(13, 1, 56, 56, sums=False),
@@ -136,5 +148,7 @@ KERNELS = {
 if __name__ == "__main__":
     for capability in (int(word) for word in sys.argv[1:] or ["80", "90"]):
         for name, (kernel, constants, warps) in KERNELS.items():
+            if kernel is toeplitz.conv_by_box and capability < 90:
+                continue
             registers, spilled = resources(kernel, constants, warps, capability)
             print(f"sm_{capability} {name}: {registers} registers, {spilled} bytes spilled", flush=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backbone import UniRepLKNet, reparam
 from backbone.kernels import DepthwiseConv2d, depthwise, depthwise_conv2d
 from backbone.kernels.depthwise import depthwise_conv2d_sums, why_not
+from backbone.kernels.sizes import power_of_two
 from backbone.kernels.tilings import BANDS, WINDOW, Tiling, forward_tilings, weight_grad_tilings
 from backbone.reparam import DilatedReparamBlock
 from backbone.unireplknet import UniRepLKNetBlock
@@ -54,6 +55,8 @@ CASES = [
     Case(2, 5, 9, 33, 5),
     Case(1, 2, 1, 37, 21),
     Case(1, 1, 1, 1, 7),
+    Case(9, 8, 14, 14, 13),  # pixels of whole 16 bytes: read in boxes
+    Case(3, 16, 30, 7, 9),
 ]
 #: Maps cut into several tiles, and kernels too large for all their bands: slow in the interpreter.
 LARGE_CASES = [Case(1, 1, 33, 18, 9), Case(1, 1, 9, 34, 31), Case(1, 1, 30, 17, 17)]
@@ -71,6 +74,11 @@ def reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     )
 
 
+def largest_error(expected: Tensor, dtype: torch.dtype) -> float:
+    """The bound, or what rounding the exact values costs: of a few values that can be more (bf16: up to 3.9e-3)."""
+    return max(LARGEST_ERROR[dtype], 1.01 * relative_error(expected.to(dtype), expected))
+
+
 def assert_exact(case: Case, dtype: torch.dtype, device: str) -> None:
     """Output and all gradients."""
     x, weight, bias, grad = case.tensors(dtype, device)
@@ -83,11 +91,11 @@ def assert_exact(case: Case, dtype: torch.dtype, device: str) -> None:
     assert y.permute(0, 2, 3, 1).is_contiguous()
     y.backward(grad)
     expected.backward(grad.double())
-    assert relative_error(y, expected) <= LARGEST_ERROR[dtype]
+    assert relative_error(y, expected) <= largest_error(expected, dtype)
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None
         assert b.grad is not None
-        assert relative_error(a.grad, b.grad) <= LARGEST_ERROR[dtype]
+        assert relative_error(a.grad, b.grad) <= largest_error(b.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -430,9 +438,14 @@ def test_small_maps_are_left_to_pytorch_unless_compiled(monkeypatch: pytest.Monk
     assert depthwise.starts_for(1, 2)
 
 
-@given(reach=st.integers(1, 15), height=st.integers(1, 200), width=st.integers(1, 200))
-def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int) -> None:
-    for tiling in forward_tilings(reach, height, width) + weight_grad_tilings(reach, height, width):
+@given(reach=st.integers(1, 15), height=st.integers(1, 200), width=st.integers(1, 200), boxes=st.booleans())
+def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int, boxes: bool) -> None:
+    tilings = forward_tilings(reach, height, width, boxes)
+    assert boxes or not any(tiling.boxes for tiling in tilings)
+    for tiling in tilings + weight_grad_tilings(reach, height, width):
+        if tiling.boxes:  # three of them fit into the shared memory of a Hopper GPU, with room for the output
+            assert (tiling.tile[1], tiling.halo) == (1, (0, 0))
+            assert 3 * 2 * 16 * power_of_two(tiling.tile[0]) * tiling.images * tiling.channels <= 196 * 1024
         for side, tile, halo, patches, size in zip(
             tiling.patch, tiling.tile, tiling.halo, tiling.reach, (height, width), strict=True
         ):
@@ -452,10 +465,10 @@ def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int
 def test_every_tiling_of_a_shape_gives_the_same(device: str) -> None:
     from backbone.kernels import launch
 
-    case = Case(3, 5, 14, 14, 7)
+    case = Case(3, 8, 14, 14, 7)
     x, weight, bias, _ = case.tensors(torch.float16, device)
     expected = reference(case, x, weight, bias)
-    tilings = forward_tilings(3, 14, 14)
+    tilings = forward_tilings(3, 14, 14, launch._boxes(x.permute(0, 2, 3, 1).contiguous()))
     assert len({tiling.patch for tiling in tilings}) == 2
     assert {tiling.by_column for tiling in tilings} == {True, False}
     for tiling in tilings:
@@ -470,7 +483,7 @@ def test_autotuning_remembers_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_p
     pytest.importorskip("triton")
     from backbone.kernels import autotune
 
-    tilings = forward_tilings(6, 14, 14)
+    tilings = forward_tilings(6, 14, 14, boxes=True)
     timed: list[Tiling] = []
 
     def milliseconds(run: Callable[[Tiling], Any], tiling: Tiling) -> float:
