@@ -389,7 +389,9 @@ def _first(a, b):
 
 
 @triton.jit
-def _read_box(x, n, c, CB: tl.constexpr, NB: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr):
+def _read_box(
+    x, n, c, CB: tl.constexpr, NB: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr
+):
     """The patches of a map of one column of ROWS patches, by the tensor memory accelerator: ``(c, a, n, p)``."""
     box = x.load([n, 0, 0, c])
     LOW: tl.constexpr = min(ROWS, 4)

@@ -55,7 +55,12 @@ def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: in
         name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
     }
     if kernel is toeplitz.conv_by_box:
-        box = [constants["NB"], power_of_two(constants["TI"]) * constants["PH"], constants["PW"], constants["CB"]]
+        box = [
+            constants["NB"],
+            power_of_two(constants["TI"]) * constants["PH"],
+            constants["PW"],
+            constants["CB"],
+        ]
         signature["x"] = f"tensordesc<bf16{box}>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -94,7 +99,11 @@ def forward(
         return toeplitz.conv_by_column, constants, tiling.channels
     if tiling.boxes:
         del constants["HI"], constants["DJ"]
-        return toeplitz.conv_by_box, constants | {"HEIGHT": height, "WIDTH": width, "BOXES": 3}, tiling.channels
+        return (
+            toeplitz.conv_by_box,
+            constants | {"HEIGHT": height, "WIDTH": width, "BOXES": 3},
+            tiling.channels,
+        )
     known = (height, width) if tiling.halo == (0, 0) else (0, 0)
     constants |= {"TJ": tj, "HJ": hj, "HEIGHT": known[0], "WIDTH": known[1]}
     return toeplitz.conv_by_tile, constants, tiling.channels
