@@ -112,4 +112,7 @@ def weight_grad_tilings(reach: int, height: int, width: int) -> tuple[Tiling, ..
         else:
             di = _reach(reach, patch[0])
             tilings.append(Tiling(patch, (8, 0), (di, dj), (di, 0), images=16))
-    return (*tilings, *(replace(tiling, resident=2) for tiling in tilings))
+    in_pairs = [replace(tiling, resident=2) for tiling in tilings]
+    # Two programs a multiprocessor hide each other's waiting, where half the registers hold what they need.
+    halved = [replace(tiling, resident=2, registers=128) for tiling in tilings]
+    return (*halved, *tilings, *in_pairs) if width > 16 and reach <= 6 else (*tilings, *in_pairs)
