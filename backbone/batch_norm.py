@@ -76,4 +76,5 @@ def _update_running_statistics(norms: Sequence[_BatchNorm], mean_BC: Tensor, var
         running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         running_mean.lerp_(mean_C.to(running_mean.dtype), cast(float, norm.momentum))
         running_var.lerp_(variance_C.to(running_var.dtype), cast(float, norm.momentum))
-        cast(Tensor, norm.num_batches_tracked).add_(1)
+    # One kernel for all counters; the compiler makes one of each lerp_ by itself.
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)

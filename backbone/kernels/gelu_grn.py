@@ -136,7 +136,7 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Ten
 def _backward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, energy: Tensor, scale: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma, beta and weight; those of gamma and beta fp32."""
+    """Gradients of x, of gamma and beta in parts to be summed, ``(parts, D)`` fp32, and of weight."""
     from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
     from backbone.kernels.start import start
 
@@ -160,20 +160,17 @@ def _backward(
             scaled_gelu, _by_row(n * pixels, rows), (x, of_y_MD, scale, slope, of_y_MD), (n * pixels, pixels),
             rows | {"BETA": False, "GRAD": True},
         )  # fmt: skip
-    return of_y_MD.view_as(x), of_gamma.sum(0), total.sum((0, 1)), of_weight
+    return of_y_MD.view_as(x), of_gamma, total.flatten(0, 1), of_weight
 
 
 @_backward.register_fake
 def _(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, energy: Tensor, scale: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return (
-        contiguous,
-        torch.empty_like(energy[0]),
-        torch.empty_like(energy[0]),
-        weight.new_empty(weight.shape),
-    )
+    n, pixels, channels = x.shape
+    of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    of_beta = energy.new_empty(_sums_blocks(n, pixels, channels)[1] * n, channels)
+    return of_x, torch.empty_like(energy), of_beta, weight.new_empty(weight.shape)
 
 
 def _save(
@@ -188,7 +185,9 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     x, gamma, beta, weight, energy, scale = ctx.saved_tensors
     of_x, of_gamma, of_beta, of_weight = _backward(x, gamma, beta, weight, energy, scale, grad)
-    return of_x, of_gamma.to(gamma.dtype), None if beta is None else of_beta.to(beta.dtype), of_weight
+    # Summed here, where the compiler can do it.
+    of_beta_D = None if beta is None else of_beta.sum(0).to(beta.dtype)
+    return of_x, of_gamma.sum(0).to(gamma.dtype), of_beta_D, of_weight
 
 
 _gelu_grn_linear.register_autograd(_gradients, setup_context=_save)
