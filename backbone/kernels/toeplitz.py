@@ -19,6 +19,7 @@ the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divid
 
 Patches are read and written in groups, as one tensor, and split in registers: one wait for many reads, one turn through
 shared memory, and less for Triton to compare, whose choice of memory layouts looks at every pair of loads and stores.
+Where the map is one column of patches and the GPU can, all of them are read as one box, ahead of their time.
 """
 
 from __future__ import annotations
@@ -77,12 +78,6 @@ def first_rows(TI, DI, HI):
 def rows_of_outputs(TI, TJ):
     """Rows of output patches that are made together: 4 patches, or fewer."""
     return min(max(1, 4 // TJ), 1 << (TI - 1).bit_length())
-
-
-@triton.constexpr_function
-def power_of_two(count):
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
 
 
 @triton.constexpr_function
@@ -416,7 +411,9 @@ def _convolve_box(
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     n = block * NB + tl.arange(0, NB)
     OUT: tl.constexpr = rows_of_outputs(TI, 1)
-    patches = _patches(_read_box(x, block * NB, tl.program_id(0) * CB, CB, NB, PH, PW, power_of_two(TI)))
+    patches = _patches(
+        _read_box(x, block * NB, tl.program_id(0) * CB, CB, NB, PH, PW, triton.next_power_of_2(TI))
+    )
     total = tl.zeros((CB, 8, NB), tl.float32)
     for o in tl.static_range(0, TI, OUT):
         done = _output_group(patches, bands, c, n, o, K, D, PH, PW, TI, 1, DI, 0, 0, 0, OUT)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from backbone.kernels import start as module
 from backbone.kernels.start import start
 
@@ -49,6 +51,17 @@ def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(kernel: Kernel) 
     assert grid == (3, 2, 1)
     assert tensor is y
     assert others == [None, 7, 4, 5]  # constants in the kernel's order, options left out
+
+
+def test_a_descriptor_counts_as_its_tensor(kernel: Kernel) -> None:
+    boxes = [TensorDescriptor(torch.zeros(8, 8), [8, 8], [8, 1], [4, 4]) for _ in range(2)]
+    for box in boxes:
+        start(kernel, (1, 1, 1), (box, None), (7,), {"A": 4, "B": 5})
+    assert [call[1] for call in kernel.looked_at] == boxes[:1]
+    assert [call[1] for call in kernel.direct] == boxes[1:]
+    half = TensorDescriptor(torch.zeros(8, 8).half(), [8, 8], [8, 1], [4, 4])
+    start(kernel, (1, 1, 1), (half, None), (7,), {"A": 4, "B": 5})
+    assert len(kernel.looked_at) == 2
 
 
 @pytest.mark.parametrize("change", ["type", "size", "constant", "tensor for none", "alignment"])
