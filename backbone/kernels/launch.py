@@ -175,7 +175,8 @@ def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
 
 def _boxes(x_NHWC: Tensor) -> bool:
     """Whether the tensor memory accelerator can read this map; it takes 16 bytes at a time."""
-    aligned = x_NHWC.stride(2) * x_NHWC.element_size() % ALIGNED == 0 and x_NHWC.data_ptr() % ALIGNED == 0
+    pixel = x_NHWC.shape[3] * x_NHWC.element_size()
+    aligned = pixel % ALIGNED == 0 and x_NHWC.data_ptr() % ALIGNED == 0
     return aligned and _accelerator(x_NHWC.device)
 
 
@@ -187,9 +188,11 @@ def _accelerator(device: torch.device) -> bool:
 
 def _box(x_NHWC: Tensor, tiling: Tiling) -> TensorDescriptor:
     """The map, to be read in boxes of some images, all patches, some channels; beyond the map they are zero."""
-    height = power_of_two(tiling.tile[0]) * tiling.patch[0]
-    box = [tiling.images, height, tiling.patch[1], tiling.channels]
-    return TensorDescriptor(x_NHWC, list(x_NHWC.shape), list(x_NHWC.stride()), box)
+    box = [tiling.images, power_of_two(tiling.tile[0]) * tiling.patch[0], tiling.patch[1], tiling.channels]
+    _, height, width, channels = x_NHWC.shape
+    # Not its own strides: those of dimensions of size 1 can be anything.
+    strides = [height * width * channels, width * channels, channels, 1]
+    return TensorDescriptor(x_NHWC, list(x_NHWC.shape), strides, box)
 
 
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:

@@ -462,6 +462,19 @@ def test_tilings_cover_the_map_and_the_reach(reach: int, height: int, width: int
             assert rows * columns <= WINDOW
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (9, 8, 1, 1), (1, 8, 1, 5), (2, 8, 5, 1)])
+def test_sizes_of_one_may_have_any_stride(shape: tuple[int, ...], device: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 1, 5, 5, generator=random).to(device)
+    x = torch.randn(shape, generator=random).to(device, torch.float16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.as_strided(
+        shape, [3 if size == 1 else stride for size, stride in zip(shape, x.stride(), strict=True)]
+    )
+    expected = F.conv2d(x.double(), weight.double(), padding=2, groups=8)
+    assert relative_error(depthwise_conv2d(x, weight), expected) < 1e-3
+
+
 def test_every_tiling_of_a_shape_gives_the_same(device: str) -> None:
     from backbone.kernels import launch
 
