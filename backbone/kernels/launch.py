@@ -106,52 +106,41 @@ def _convolve_by_patch(
     totals = squares = x_NHWC.new_empty(0, dtype=torch.float32)
     if sums:
         totals, squares = totals.new_empty(tiles, n, channels), totals.new_empty(tiles * splits, channels)
-    bias_C, flipped = _contiguous(bias), -1 if flip else 1
-    whole = n % tiling.images == 0
-    outputs = (y_NHWC, totals, squares)
-    if tiling.boxes:
-        start(
-            toeplitz.conv_by_box,
-            (blocks, splits, 1),
-            (_box(x_NHWC, tiling), weight.contiguous(), bias_C, *outputs),
-            (n, flipped, splits),
-            _box_convolution(
-                tiling, kernel_size, dilation, channels, whole, (height, width), bias is not None, sums
-            ),
-        )
-        return y_NHWC, totals, squares
-    known = (height, width) if tiling.halo == (0, 0) and not tiling.by_column else (0, 0)
+    x_or_boxes, size = (_box(x_NHWC, tiling), ()) if tiling.boxes else (x_NHWC, (height, width))
     start(
-        toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile,
+        _kernel(tiling),
         (blocks, splits, tiles),
-        (x_NHWC, weight.contiguous(), bias_C, *outputs),
-        (n, height, width, flipped, splits),
-        _convolution(tiling, kernel_size, dilation, channels, whole, known, bias is not None, sums),
-    )
+        (x_or_boxes, weight.contiguous(), _contiguous(bias), y_NHWC, totals, squares),
+        (n, *size, -1 if flip else 1, splits),
+        _convolution(
+            tiling, kernel_size, dilation, (height, width), channels, n % tiling.images == 0, bias is not None,
+            sums,
+        ),
+    )  # fmt: skip
     return y_NHWC, totals, squares
+
+
+def _kernel(tiling: Tiling) -> Any:
+    if tiling.boxes:
+        return toeplitz.conv_by_box
+    return toeplitz.conv_by_column if tiling.by_column else toeplitz.conv_by_tile
 
 
 @lru_cache(MOST)
 def _convolution(
-    tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, known: tuple[int, int],
+    tiling: Tiling, kernel_size: int, dilation: int, size: tuple[int, int], channels: int, whole: bool,
     bias: bool, sums: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Constants of conv_by_tile and conv_by_column."""
+    """Constants of the :func:`_kernel` that takes this tiling."""
     constants = _cut(tiling, kernel_size, dilation, channels, whole) | {"BIAS": bias, "SUMS": sums}
     if tiling.by_column:
         return constants
-    return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1], "HEIGHT": known[0], "WIDTH": known[1]}
-
-
-@lru_cache(MOST)
-def _box_convolution(
-    tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool, size: tuple[int, int],
-    bias: bool, sums: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Constants of conv_by_box."""
-    constants = _cut(tiling, kernel_size, dilation, channels, whole) | {"BIAS": bias, "SUMS": sums}
-    del constants["HI"], constants["DJ"]
-    return constants | {"HEIGHT": size[0], "WIDTH": size[1], "BOXES": 0 if INTERPRETED else BOXES}
+    height, width = size if tiling.halo == (0, 0) else (0, 0)
+    constants |= {"HEIGHT": height, "WIDTH": width}
+    if tiling.boxes:
+        del constants["DJ"], constants["HI"]  # 0
+        return constants | {"BOXES": 0 if INTERPRETED else BOXES}
+    return constants | {"TJ": tiling.tile[1], "HJ": tiling.halo[1]}
 
 
 @lru_cache(MOST)

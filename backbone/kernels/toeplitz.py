@@ -321,8 +321,7 @@ def conv_by_tile(
     BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
-    read at once, if EARLY before the last outputs of the images before; the others AHEAD groups before they are
-    needed. Output patches are made as soon as they can be.
+    read at once, the others AHEAD groups before they are needed. Output patches are made as soon as they can be.
 
     TJ + 2 HJ is 1, 2 or 4. ``SUMS``: also ``sums (tile, N, C)`` of the output over one tile of the map, and
     ``sums_of_squares (tile, split, C)``, fp32.

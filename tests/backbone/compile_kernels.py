@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbone.kernels import activation, gram, taps, toeplitz
+from backbone.kernels import activation, gram, launch, taps, toeplitz
 from backbone.kernels.sizes import power_of_two
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
@@ -91,30 +91,19 @@ def forward(
     k: int, dilation: int, height: int, width: int, sums: bool, boxes: bool = False
 ) -> tuple[Any, dict[str, Any], int]:
     tiling = forward_tilings(dilation * (k // 2), height, width, boxes)[0]
-    (ph, pw), (ti, tj), (di, dj), (hi, hj) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
-    constants: dict[str, Any] = {"K": k, "D": dilation, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj}
-    constants |= {"HI": hi, "CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
-    constants |= {"BIAS": True, "SUMS": sums}
-    if tiling.by_column:
-        return toeplitz.conv_by_column, constants, tiling.channels
-    if tiling.boxes:
-        del constants["HI"], constants["DJ"]
-        return (
-            toeplitz.conv_by_box,
-            constants | {"HEIGHT": height, "WIDTH": width, "BOXES": 3},
-            tiling.channels,
-        )
-    known = (height, width) if tiling.halo == (0, 0) else (0, 0)
-    constants |= {"TJ": tj, "HJ": hj, "HEIGHT": known[0], "WIDTH": known[1]}
-    return toeplitz.conv_by_tile, constants, tiling.channels
+    constants = launch._convolution(tiling, k, dilation, (height, width), 320, True, True, sums)
+    return launch._kernel(tiling), *without_options(constants)
 
 
 def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], int]:
-    tiling = weight_grad_tilings(k // 2, height, width)[0]
-    (ph, pw), (ti, _), (di, dj), (hi, _) = tiling.patch, tiling.tile, tiling.reach, tiling.halo
-    constants = {"K": k, "D": 1, "PH": ph, "PW": pw, "TI": ti, "DI": di, "DJ": dj, "HI": hi}
-    constants |= {"CB": tiling.channels, "NB": tiling.images, "C": 320, "WHOLE": True}
-    return toeplitz.weight_grad, constants, tiling.channels
+    constants = launch._cut(weight_grad_tilings(k // 2, height, width)[0], k, 1, 320, True)
+    return toeplitz.weight_grad, *without_options(constants)
+
+
+def without_options(constants: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The kernel's own, and how many warps."""
+    own = {name: value for name, value in constants.items() if name.isupper()}
+    return own, constants["num_warps"]
 
 
 KERNELS = {
