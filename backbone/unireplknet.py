@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -536,6 +537,32 @@ class UniRepLKNet(nn.Module):
             else [(r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None)]
         )
         return {"stem": r"^downsample_layers\.0", "blocks": blocks}
+
+    def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
+        """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
+
+        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3 at a
+        time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
+        14 layers at the sizes S to XL, 11 at T. (The official detection recipe counts T's last two as if it had 14.)
+
+        Args:
+            per_block: a layer for every block instead, as in :meth:`group_matcher`.
+        """
+        if per_block:
+            return dict(group_parameters(self, self.group_matcher(), reverse=True))
+        fourth = 3 + -(-self.depths[2] // 3)
+        first = {0: 0, 1: 2, 2: 3, 3: fourth}  # of a downsampling
+        layers = {}
+        for name, _ in self.named_parameters(remove_duplicate=False):
+            part, *numbers = name.split(".")
+            layer = fourth + 1
+            if part == "downsample_layers":
+                layer = first[int(numbers[0])]
+            elif part == "stages":
+                stage, block = int(numbers[0]), int(numbers[1])
+                layer = 3 + block // 3 if stage == 2 else {0: 1, 1: 2, 3: fourth}[stage]
+            layers[name] = layer
+        return layers
 
     def get_classifier(self) -> nn.Module:
         """The linear classifier, or the identity."""

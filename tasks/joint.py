@@ -145,17 +145,14 @@ class JointTask(Training):
         monitored = {f"val/{part}/{metric}" for part, (metric, _) in self.monitors.items()}
         return name in monitored | {"train/loss", "val/score"}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups for layer-wise learning-rate decay, those of the members together."""
-        anchor = rf"^{PREFIX}\.[^.]+\.network\."
-
-        def anchored(pattern: Any) -> Any:
-            if isinstance(pattern, str):
-                return pattern.replace("^", anchor)
-            return [(anchored(part), order) for part, order in pattern]
-
-        first = next(iter(self.by_task().values())).network.group_matcher(coarse)
-        return {group: anchored(pattern) for group, pattern in first.items()}
+    def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
+        """The layer of every parameter, by name: those of the members; the weights of the losses are in the last."""
+        layers: dict[str, int] = {}
+        for name, member in self.by_task().items():
+            inner = member.network.parameter_layers(per_block)
+            layers |= {f"{PREFIX}.{name}.network.{rest}": layer for rest, layer in inner.items()}
+        last = max(layers.values())
+        return layers | {f"weighting.{name}": last for name, _ in self.weighting.named_parameters()}
 
 
 def with_member(full: str, name: str) -> str:

@@ -51,15 +51,18 @@ class Network(nn.Module):
         self.backbone.reparameterize()  # type: ignore[operator]
         return self
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups for layer-wise learning-rate decay: the embedder joins the stem, the head comes last."""
-        inner = self.backbone.group_matcher(coarse)  # type: ignore[operator]
+    def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
+        """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
-        def prefixed(pattern: Any) -> Any:
-            if isinstance(pattern, str):
-                return r"^backbone\." + pattern.removeprefix("^")
-            return [(prefixed(part), order) for part, order in pattern]
+        The embedder belongs to the first layer, the head is the last one.
 
-        stem = inner["stem"]
-        assert isinstance(stem, str)
-        return {"stem": rf"^embedder\.|{prefixed(stem)}", "blocks": prefixed(inner["blocks"])}
+        Args:
+            per_block: a layer for every block of the backbone, instead of its official groups.
+        """
+        inner: dict[str, int] = self.backbone.parameter_layers(per_block)  # type: ignore[operator]
+        last = 1 + max(layer for name, layer in inner.items() if not name.startswith(("norm", "head")))
+        layers = {}
+        for name, _ in self.named_parameters(remove_duplicate=False):
+            part, _, rest = name.partition(".")
+            layers[name] = {"embedder": 0, "backbone": inner.get(rest, last)}.get(part, last)
+        return layers

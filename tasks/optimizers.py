@@ -1,0 +1,87 @@
+"""The optimiser: which parameters decay, and how fast each layer learns.
+
+timm makes the optimiser itself, by name. The groups are made here, each with its own learning rate, so that layer-wise
+decay acts under any learning-rate schedule (timm's own groups carry a factor that only timm's schedulers apply).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+LAYER_GROUPS = ("official", "blocks")
+
+
+def create_optimizer(
+    module: nn.Module,
+    *,
+    opt: str = "adamw",
+    lr: float,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    layer_groups: str = "official",
+    decay_all: bool = False,
+    **options: Any,
+) -> Optimizer:
+    """An optimiser of the parameters of `module` that are trained.
+
+    With layer-wise decay (Clark et al. 2020, arXiv 2003.10555) a parameter of layer `i` learns at
+    `lr · layer_decay ** (last - i)`: the head, the last layer, at `lr`, the stem the slowest. Every group of the
+    optimiser has the keys `lr`, `weight_decay` and, with layer-wise decay, `layer`.
+
+    Args:
+        module: with layer-wise decay, one that knows its layers (`parameter_layers`), such as `tasks.network.Network`.
+        opt: timm's name of the optimiser: adamw, adam, sgd, lamb, …
+        lr: learning rate of the last layer.
+        weight_decay: of the optimiser (decoupled in adamw, an L2 penalty in adam).
+        layer_decay: factor from one layer to the one before; None or 1: all layers learn at `lr`.
+        layer_groups: what a layer is: `official`, the groups of the backbone's official release (twelve and two others
+            for the sizes S to XL), or `blocks`, one for each block.
+        decay_all: whether biases and one-dimensional parameters (norms, layer scales) decay as well.
+        **options: the optimiser's own, e.g. `betas`, `momentum`.
+
+    Raises:
+        ValueError: an option out of its range or an unknown optimiser, in one sentence.
+    """
+    if layer_groups not in LAYER_GROUPS:
+        raise ValueError(f"layer_groups must be one of {', '.join(LAYER_GROUPS)}, not {layer_groups!r}")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], or be null, not {layer_decay}")
+    layers: dict[str, int] | None = None
+    if layer_decay is not None:
+        layers = module.parameter_layers(per_block=layer_groups == "blocks")  # type: ignore[operator]
+    last = max(layers.values()) if layers else 0
+
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = decay_all or not (parameter.ndim <= 1 or name.endswith(".bias"))
+        layer = layers[name] if layers else last
+        group = groups.setdefault((layer, decays), {"params": []})
+        group["params"].append(parameter)
+        group["weight_decay"] = weight_decay if decays else 0.0
+        group["lr"] = lr * (layer_decay or 1.0) ** (last - layer)
+        if layers:
+            group["layer"] = layer
+    if not groups:
+        raise ValueError("nothing is left to train: every parameter is frozen")
+    # Plain tuples: what Hydra hands over would end up in every checkpoint.
+    options = {
+        key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for key, value in options.items()
+    }
+    ordered = [groups[key] for key in sorted(groups)]
+    return create_optimizer_v2(ordered, opt=opt, lr=lr, weight_decay=weight_decay, **options)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rates as columns: `lr`, the fastest layer's, and with layer-wise decay one a layer (`lr/layer_00` is
+    the stem's)."""
+    rates = {"lr": max(float(group["lr"]) for group in optimizer.param_groups)}
+    for group in optimizer.param_groups:
+        if "layer" in group:
+            rates[f"lr/layer_{group['layer']:02d}"] = float(group["lr"])
+    return rates

@@ -1,0 +1,156 @@
+"""Averages of the weights: what validation, test and checkpoints use instead of the last step's weights."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+
+from workbench.errors import UsageError
+
+TRAINING_STATE = "training_state_dict"  # of a checkpoint: the weights that training goes on from
+
+
+class AveragedWeights(Callback):
+    """Keeps an average of all weights and of the batch norms' statistics, beside the weights that are trained.
+
+    The model holds the average while it is validated and after training. A checkpoint's `state_dict` is the average, so
+    that whoever reads it has the very weights that were validated; the weights to go on training from stand beside it.
+    Averages are taken where the optimiser steps, not where a batch ends: a run that is stopped and continued anywhere
+    makes the same ones.
+
+    A subclass says in `share` how much the new weights count.
+    """
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}  # the average; while it is in the model, the weights that are trained
+        self.in_model = False
+
+    def share(self, trainer: Trainer) -> float | None:
+        """What the weights after this optimiser step count in the average, from 0 to 1; None: nothing happens."""
+        raise NotImplementedError
+
+    # -- where the average lives ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UsageError(
+                "averaged weights (callbacks=ema, weight_average) need all weights on every device: "
+                "take trainer=ddp instead of fsdp"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.in_model = False
+        for name, value in self._state(pl_module).items():
+            kept = self.average.get(name, value)
+            self.average[name] = kept.detach().to(value.device, copy=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self._update(trainer, pl_module))
+
+    @torch.no_grad()
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        share = self.share(trainer)
+        if share is None:
+            return
+        self.updates += 1
+        for name, value in self._state(pl_module).items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, share)
+            else:
+                self.average[name].copy_(value)
+
+    @staticmethod
+    def _state(pl_module: LightningModule) -> dict[str, Tensor]:
+        return dict(pl_module.state_dict())
+
+    @torch.no_grad()
+    def _exchange(self, pl_module: LightningModule) -> None:
+        # In place: compiled networks and CUDA graphs keep the addresses of the weights.
+        for name, value in self._state(pl_module).items():
+            before = value.clone()
+            value.copy_(self.average[name])
+            self.average[name].copy_(before)
+        self.in_model = not self.in_model
+
+    # -- when the model holds it ----------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average and not self.in_model:
+            self._exchange(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.in_model:
+            self._exchange(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.in_model:
+            self._exchange(pl_module)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        other = dict(self.average)
+        own = checkpoint["state_dict"]
+        checkpoint["state_dict"], checkpoint[TRAINING_STATE] = (own, other) if self.in_model else (other, own)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != "fit":  # a test runs the average, which is in the model already
+            return
+        self.average = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
+        pl_module.load_state_dict(checkpoint.get(TRAINING_STATE, checkpoint["state_dict"]))
+
+
+class ExponentialAverage(AveragedWeights):
+    """Exponential moving average (Polyak & Juditsky 1992): `average = d · average + (1 - d) · weights` each step.
+
+    Args:
+        decay: d.
+        warmup: lower d in the first steps, `min(decay, (1 + n) / (10 + n))` after n updates: else the average of a
+            short run stays near the untrained weights (with 0.999 for some 2,000 steps).
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), not {decay}")
+        self.decay = decay
+        self.warmup = warmup
+
+    def share(self, trainer: Trainer) -> float | None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        return 1 - decay
+
+
+class EpochAverage(AveragedWeights):
+    """The plain mean of the weights at the end of every epoch from `start_epoch` on (as in the recipes of AST).
+
+    Before, validation and checkpoints use the weights as they are.
+
+    Args:
+        start_epoch: the first epoch that counts, from 0.
+    """
+
+    def __init__(self, start_epoch: int = 0) -> None:
+        super().__init__()
+        if start_epoch < 0:
+            raise ValueError(f"start_epoch must be at least 0, not {start_epoch}")
+        self.start_epoch = start_epoch
+
+    def share(self, trainer: Trainer) -> float | None:
+        if not trainer.is_last_batch:
+            return None
+        return 1 / max(trainer.current_epoch - self.start_epoch + 1, 1)

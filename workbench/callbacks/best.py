@@ -1,0 +1,69 @@
+"""best.ckpt: the checkpoint of the best epoch, with what was measured of it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+LOSS = "val/loss"
+
+
+class BestCheckpoint(Checkpoint):
+    """Writes a checkpoint after each epoch whose monitored metric is the best so far.
+
+    Of epochs with the same metric the one with the lower validation loss is better, then the earlier one. A metric that
+    is not a number is worse than any number.
+
+    Args:
+        path: the file.
+        monitor: full name of the metric, e.g. `val/acc`.
+        mode: `max` or `min`.
+
+    Attributes:
+        score: the best value, None before the first validation.
+        epoch: its epoch, from 0.
+        metrics: everything that validation measured of those weights, by full name.
+    """
+
+    def __init__(self, path: str, monitor: str, mode: str) -> None:
+        self.path = Path(path)
+        self.monitor = monitor
+        self.sign = {"max": 1.0, "min": -1.0}[mode]
+        self.score: float | None = None
+        self.epoch: int | None = None
+        self.metrics: dict[str, float] = {}
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        # At an epoch's end its checkpoint is complete: a run can go on from it.
+        self._validated = trainer.is_last_batch
+        if not self._validated:
+            self._compare(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._validated:
+            self._validated = False
+            self._compare(trainer)
+
+    def _compare(self, trainer: Trainer) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in found.items() if name.startswith("val/")}
+        if self.metrics and self._rank(metrics) <= self._rank(self.metrics):
+            return
+        self.score, self.epoch, self.metrics = metrics[self.monitor], trainer.current_epoch, metrics
+        trainer.save_checkpoint(self.path)
+
+    def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
+        score, loss = self.sign * metrics[self.monitor], -metrics.get(LOSS, math.inf)
+        return (-math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "metrics": dict(self.metrics)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.epoch = state_dict["score"], state_dict["epoch"]
+        self.metrics = dict(state_dict["metrics"])
