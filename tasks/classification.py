@@ -17,6 +17,8 @@ from torchmetrics.classification import (
 from tasks.heads import one_hot
 from tasks.task import Answer, Task, as_plain
 
+MOST_CONFUSED = 2000  # classes up to which a test keeps its confusion matrix
+
 
 class ClassificationTask(Task):
     """Learns class names.
@@ -44,7 +46,9 @@ class ClassificationTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": self._make_metrics(classes, split) for split in ("train", "val", "test")}
         )
-        self.confusion = None if self.multilabel else MulticlassConfusionMatrix(classes)
+        # With ImageNet-22K's classes the matrix alone would take 4 GB.
+        small = classes <= MOST_CONFUSED
+        self.confusion = MulticlassConfusionMatrix(classes) if small and not self.multilabel else None
         self.per_class: Metric | None = None
         if not self.multilabel:
             self.per_class = MulticlassAccuracy(classes, average="none")

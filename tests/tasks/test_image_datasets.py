@@ -27,6 +27,7 @@ from tasks.datasets.download import Source
 from tasks.datasets.image_files import ImageData, ImageTransforms, open_image, seeded_by
 from tasks.datasets.image_folder import ImageFolder
 from tasks.datasets.imagenet import ImageNet, Pictures, describe_synset
+from tasks.datasets.imagenet22k import ImageNet22K
 from tasks.datasets.samples import image as sample
 from tasks.datasets.splits import held_out_files
 from tasks.datasets.tiny_imagenet import TinyImageNet
@@ -279,12 +280,14 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[type[ImageData], Pat
     folder = tmp_path_factory.mktemp("images")
     sample.image_folder(folder / "folder", (6, 2, 3))
     sample.imagenet(folder / "imagenet", train=5, val=2)
+    sample.imagenet22k(folder / "imagenet22k", count=6)
     sample.tiny_imagenet(folder / "tiny", train=6, val=3)
     sample.cifar10(folder / "cifar10", train=20, test=20)
     sample.cifar100(folder / "cifar100", train=50, test=20)
     names = {
         ImageFolder: "folder",
         ImageNet: "imagenet",
+        ImageNet22K: "imagenet22k",
         TinyImageNet: "tiny",
         Cifar10: "cifar10",
         Cifar100: "cifar100",
@@ -303,7 +306,7 @@ def test_held_out_files_take_from_every_class_and_never_all(fraction: float) -> 
     assert held_out_files([("a", "only")], 0.5) == set()
 
 
-SOURCES = (ImageFolder, ImageNet, TinyImageNet, Cifar10, Cifar100)
+SOURCES = (ImageFolder, ImageNet, ImageNet22K, TinyImageNet, Cifar10, Cifar100)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -403,6 +406,35 @@ def test_imagenet_that_is_not_sorted_or_not_whole_is_refused(tmp_path: Path) -> 
 def test_synsets_have_names() -> None:
     assert describe_synset("n01440764") == "n01440764 tench"
     assert describe_synset("mine") == "mine"
+
+
+# -- ImageNet-22K --------------------------------------------------------------------------------------------
+
+
+def test_imagenet22k_holds_a_part_of_every_class_for_validation_and_another_for_testing(
+    roots: dict[type[ImageData], Path], tmp_path: Path
+) -> None:
+    data = built(ImageNet22K, roots[ImageNet22K])
+    assert sizes(data) == {"train": 32, "val": 8, "test": 8}
+    assert [name.split()[0] for name in data.class_names] == sorted(sample.SYNSETS)
+    assert per_class(data, "val") == per_class(data, "test") == [1] * 8
+    paths = [item.path for items in data.splits.values() for item in items]
+    assert len(set(paths)) == 48, "no picture is in two splits"
+    assert all(data.class_names[item.target].startswith(item.path.parent.name) for item in data.splits["test"])
+    for label, count in (("one", 1), ("two", 2), ("three", 3)):
+        for index in range(count):
+            save(tmp_path / label / f"{index}.JPEG", format="JPEG")
+    few = built(ImageNet22K, tmp_path)
+    assert few.class_names == ["one", "three", "two"]
+    assert per_class(few, "train") == [1, 1, 1], "every class is trained on"
+    assert per_class(few, "val") == [0, 1, 1]
+    assert per_class(few, "test") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("part", [0, 0.5, -0.1])
+def test_imagenet22k_needs_something_on_either_side(part: float) -> None:
+    with pytest.raises(DataError, match=r"held_part must lie between 0 and 0\.5"):
+        ImageNet22K(name="task", held_part=part)
 
 
 # -- Tiny ImageNet -------------------------------------------------------------------------------------------
