@@ -24,8 +24,7 @@ def cosine(
         total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
         warmup_epochs: length of the warm-up; its last step is at the peak.
         min_ratio: what is left of the peak at the end.
-        from_zero: the first step's rate is 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of the first of equal
-            rises from 0.
+        from_zero: the first step's rate is 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of a step above 0.
     """
     warmup = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
 

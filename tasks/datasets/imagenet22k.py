@@ -28,7 +28,9 @@ class ImageNet22K(ImageData):
         DataError: a `held_part` that leaves nothing to train on or nothing to validate on.
     """
 
-    layout = "<synset>/*.JPEG (the unpacked archive of each class in a folder of its own, such as n01440764/…)"
+    layout = (
+        "<synset>/*.JPEG (the unpacked archive of each class in a folder of its own, such as n01440764/…)"
+    )
     homepage = "https://www.image-net.org/download.php"
 
     def __init__(

@@ -420,7 +420,9 @@ def test_imagenet22k_holds_a_part_of_every_class_for_validation_and_another_for_
     assert per_class(data, "val") == per_class(data, "test") == [1] * 8
     paths = [item.path for items in data.splits.values() for item in items]
     assert len(set(paths)) == 48, "no picture is in two splits"
-    assert all(data.class_names[item.target].startswith(item.path.parent.name) for item in data.splits["test"])
+    assert all(
+        data.class_names[item.target].startswith(item.path.parent.name) for item in data.splits["test"]
+    )
     for label, count in (("one", 1), ("two", 2), ("three", 3)):
         for index in range(count):
             save(tmp_path / label / f"{index}.JPEG", format="JPEG")
