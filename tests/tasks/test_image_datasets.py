@@ -722,6 +722,27 @@ def test_official_classifier_is_taken_over_whole(composed: Callable[..., DictCon
     assert wanted.std() > 0.1
 
 
+def test_pretrained_norm_is_kept_and_another_classifier_starts_anew(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """As in the official fine-tuning of ImageNet-22K weights, with the classifier scaled down."""
+    from workbench.build import build_network
+
+    reference = official(tmp_path / "official.pth", 50)
+    words = [*TINY, "modality=image", "task=imagenet", f"backbone.pretrained={tmp_path / 'official.pth'}"]
+    facts = {"class_names": [str(number) for number in range(10)], "multilabel": False}
+    networks = [build_network(composed(*words, f"task.head.init_scale={s}"), facts) for s in (1, 0.001)]
+    for network in networks:
+        head: Any = network.head
+        torch.testing.assert_close(head.norm.weight, reference.norm.weight)
+        torch.testing.assert_close(head.norm.bias, reference.norm.bias)
+        assert head.linear.weight.shape == (10, reference.num_features)
+        assert not head.linear.bias.any()
+    whole, small = (network.head.linear.weight.std().item() for network in networks)  # type: ignore[union-attr]
+    assert whole == pytest.approx(0.02, rel=0.2)
+    assert small == pytest.approx(0.00002, rel=0.2)
+
+
 def test_official_weights_are_tested_without_training(
     act: Callable[..., Path],
     roots: dict[type[ImageData], Path],

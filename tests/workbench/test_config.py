@@ -154,7 +154,7 @@ def test_trainer_arguments_exist(composed: Compose, trainer: str) -> None:
 def test_callbacks_build(composed: Compose, callbacks: str) -> None:
     for node in composed(f"callbacks=[{callbacks}]", "paths.run=run").callbacks.values():
         for key in OmegaConf.missing_keys(node):  # the user's to say
-            OmegaConf.update(node, key, 1)
+            node[key.rpartition(".")[2]] = 1
         assert isinstance(instantiate(node), Callback)
 
 
