@@ -50,7 +50,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {
         *("modality", "task", "backbone", "seed", "data", "params", "epochs", "metrics", "monitor"),
-        *("best", "wall_s", "device", "precision", "git", "versions", "checkpoint"),
+        *("best", "best_epoch", "wall_s", "device", "precision", "git", "versions", "checkpoint"),
     }
     assert result["data"]["source"] == "sample"
     assert result["epochs"] == 2
