@@ -80,7 +80,7 @@ def check_composition(cfg: DictConfig) -> None:
     with refused_settings():
         frozen_modules(cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or []))
     for extra in ("wandb", "mlflow"):
-        if extra in (cfg.logger or {}):
+        if extra in (cfg.get("logger") or {}):
             need(extra, f"logger={extra}")
 
 
@@ -204,8 +204,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with its callbacks and loggers."""
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("this trainer needs a GPU and none was found: take trainer=cpu")
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()

@@ -27,8 +27,8 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
     The backbone's weights are always taken, the first convolution adapted to the maps' channels. Of an embedder of
     the same class its learnt weights are taken; with the same settings and the same data also its statistics. The
     head is taken where task, data and shapes are the same; else it starts anew, but for the norm in front of a
-    classifier of the same modality, which official fine-tuning keeps. Of a joint run the member with the same task is taken, else the one
-    of the same modality, or the one that `RUN@PART` names.
+    classifier of the same modality, which official fine-tuning keeps. Of a joint run the member with the same task is
+    taken, else the one of the same modality, or the one that `RUN@PART` names.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of another backbone.
