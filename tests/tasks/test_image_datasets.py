@@ -515,6 +515,20 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("source", [Cifar10, Cifar100])
+def test_class_names_that_run_code_are_refused(
+    source: type[Cifar10], roots: dict[type[ImageData], Path], tmp_path: Path
+) -> None:
+    """The names lie in a pickle of their own, as a list of text."""
+    root = tmp_path / source.folder
+    shutil.copytree(roots[source] / source.folder, root)
+    for hostile in (Evil(tmp_path / "owned"), [Evil(tmp_path / "owned")]):
+        (root / source.meta_file).write_bytes(pickle.dumps({source.names_key: hostile}))
+        with pytest.raises(DataError, match="is refused: it would run code"):
+            built(source, root)
+    assert not (tmp_path / "owned").exists()
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickles_of_today_read_as_well(tmp_path: Path, protocol: int) -> None:
     pixels = np.arange(3072, dtype=np.uint8)[None]
@@ -784,7 +798,59 @@ def test_head_starts_as_small_as_asked(composed: Callable[..., DictConfig]) -> N
     assert scale[0.001] == pytest.approx(0.001 * scale[1.0])
 
 
+def test_thousands_of_classes_are_tested_without_a_confusion_matrix() -> None:
+    from modalities.image import Pixels
+    from tasks.classification import MOST_CONFUSED, ClassificationTask
+    from tasks.heads import ClassificationHead
+    from tasks.losses import CrossEntropy
+    from tasks.network import Network
+
+    for classes, kept in ((MOST_CONFUSED, True), (MOST_CONFUSED + 1, False)):
+        network = Network(Pixels(32), UniRepLKNet(num_classes=0, **TINY_NET), ClassificationHead(16, classes))
+        facts = {"class_names": [str(number) for number in range(classes)], "multilabel": False}
+        task = ClassificationTask(CrossEntropy(), network=network, facts=facts).eval()
+        target = torch.arange(4)
+        batch = {"raw": torch.zeros(4, 3, 32, 32), "target": target, "index": target}
+        with torch.no_grad():
+            task.measured_step(batch, "test")
+        assert "test/acc" in task.epoch_values("test")
+        assert ("confusion" in task.test_report()) == kept
+
+
 # -- the whole path ------------------------------------------------------------------------------------------
+
+
+def test_pretraining_and_fine_tuning_by_the_official_experiments(
+    act: Callable[..., Path], roots: dict[type[ImageData], Path]
+) -> None:
+    """ImageNet-22K, then ImageNet-1K from it with layer-wise rates and averaged weights, at a toy's size."""
+    small = [*TINY, "task.data.num_workers=0", "task.data.transforms.size=32", "task.data.batch_size=4"]
+    small += ["trainer.accumulate_grad_batches=2", "scheduler.warmup_epochs=0"]
+    first = act("experiment=image/imagenet22k_l", *small, f"data_dir={roots[ImageNet22K]}", folder="first")
+    start = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    second = act(
+        "experiment=image/imagenet_l_384",
+        *small,
+        f"data_dir={roots[ImageNet]}",
+        "backbone.pretrained=null",
+        f"init_from={first / 'checkpoints' / 'last.ckpt'}",
+        "optimizer.lr=0.01",
+        "optimizer.layer_decay=0.1",
+        folder="second",
+    )
+    end = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(start["optimizer_states"][0]["param_groups"]) == 2
+    groups = end["optimizer_states"][0]["param_groups"]
+    for group in groups:
+        assert group["initial_lr"] == pytest.approx(0.01 * 0.1 ** (5 - group["layer"]))
+    assert {group["layer"] for group in groups} == set(range(6))
+    trained, average = end["training_state_dict"], end["state_dict"]
+    stem = "network.backbone.downsample_layers.0.0.weight"
+    last = "network.backbone.stages.3.0.pwconv1.1.weight"
+    moved = {name: (trained[name] - start["state_dict"][name]).abs().mean() for name in (stem, last)}
+    assert 0 < moved[stem] < 0.01 * moved[last], "the stem learns slowest"
+    kept = (average[last] - start["state_dict"][last]).abs().mean()
+    assert 0 < kept < 0.01 * moved[last], "an average of decay 0.9999 has hardly left where it began"
 
 
 def test_train_predict_export(
