@@ -12,6 +12,8 @@
         - {what: "mixup partner", official: "of the data set", ours: "the same", test: "tests/…/test_audio.py::test_…"}
         - {what: "roll", official: "-10 to 9", ours: "-10 to 10", why: "…"}
 
+What entries of a file share (YAML anchors) may stand below a name that begins with a dot.
+
 The header of an experiment, the comment on top of its file, has one of two lines:
 
 * ``# Official recipe: `` and the official files. Such an experiment has an entry in the table. Where the entry has
@@ -51,6 +53,8 @@ def read_tables() -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for file in sorted(TABLES.glob("*.yaml")):
         for name, entry in yaml.safe_load(file.read_text()).items():
+            if name.startswith("."):
+                continue
             assert name not in entries, f"{name} has two entries"
             assert name.startswith(f"{file.stem}/"), f"{file.name} is not the place of {name}"
             entries[name] = entry
