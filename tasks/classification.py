@@ -19,6 +19,8 @@ from tasks.task import Answer, Task, as_plain
 
 log = logging.getLogger("widefield")
 
+MOST_CONFUSED = 2000  # classes up to which a test keeps its confusion matrix
+
 
 class ClassificationTask(Task):
     """Learns class names.
@@ -47,7 +49,9 @@ class ClassificationTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": self._make_metrics(classes, split) for split in ("train", "val", "test")}
         )
-        self.confusion = None if self.multilabel else MulticlassConfusionMatrix(classes)
+        # With ImageNet-22K's classes the matrix alone would take 4 GB.
+        small = classes <= MOST_CONFUSED
+        self.confusion = MulticlassConfusionMatrix(classes) if small and not self.multilabel else None
         self.told: set[str] = set()  # what has been said of undefined classes
 
     def _make_metrics(self, classes: int, split: str) -> MetricCollection:

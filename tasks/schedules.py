@@ -13,16 +13,24 @@ def cosine(
     steps_per_epoch: int,
     warmup_epochs: float = 1.0,
     min_ratio: float = 0.01,
+    from_zero: bool = False,
 ) -> LambdaLR:
     """Linear warm-up over `warmup_epochs`, then a half cosine from 1 down to `min_ratio`.
 
     The warm-up never takes more than half of the run, so that very short runs still reach the peak.
+
+    Args:
+        optimizer: whose groups' learning rates are the peak.
+        total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
+        warmup_epochs: length of the warm-up; its last step is at the peak.
+        min_ratio: what is left of the peak at the end.
+        from_zero: the first step's rate is 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of a step above 0.
     """
     warmup = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return step / max(warmup - 1, 1) if from_zero else (step + 1) / warmup
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
         return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 

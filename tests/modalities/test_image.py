@@ -10,6 +10,7 @@ from timm.data.random_erasing import RandomErasing as TimmErasing
 from modalities.image import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from modalities.image_augment import ImageMixup, RandomErasing
 from tasks.heads import one_hot
+from tasks.losses import CrossEntropy
 
 
 def pictures(batch: int = 4, height: int = 16, width: int = 24) -> torch.Tensor:
@@ -140,6 +141,35 @@ def test_mixup_equals_timms_own_without_smoothing() -> None:
     got = ImageMixup(0.8, 1.0, mode="elem")(raw, one_hot(target, 3))
     for ours, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_smoothing_in_the_loss_equals_smoothing_before_mixing(mode: str, smoothing: float) -> None:
+    """The official script smooths each target, mixes, and takes timm's loss of soft targets; ours mixes first."""
+    from timm.data import Mixup
+    from timm.loss import SoftTargetCrossEntropy
+
+    raw, target = pictures(6).float(), torch.tensor([0, 2, 1, 2, 0, 1])
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    for seed in range(8):
+        np.random.seed(seed)  # noqa: NPY002
+        timm = Mixup(0.8, 1.0, mode=mode, label_smoothing=smoothing, num_classes=5)
+        wanted = SoftTargetCrossEntropy()(logits, timm(raw.clone(), target)[1])
+        np.random.seed(seed)  # noqa: NPY002
+        got = CrossEntropy(smoothing)(logits, ImageMixup(0.8, 1.0, mode=mode)(raw, one_hot(target, 5))[1])
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.3])
+def test_smoothing_without_mixing_equals_timms(smoothing: float) -> None:
+    from timm.loss import LabelSmoothingCrossEntropy
+
+    target = torch.tensor([0, 2, 1, 2, 0, 1])
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    wanted = LabelSmoothingCrossEntropy(smoothing)(logits, target)
+    torch.testing.assert_close(CrossEntropy(smoothing)(logits, one_hot(target, 5)), wanted)
+    assert not torch.isclose(CrossEntropy(0.0)(logits, one_hot(target, 5)), wanted)
 
 
 def test_mixup_takes_several_labels() -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
 
 from backbone import UniRepLKNet
 from modalities.audio import LogMel
 from tasks.heads import ClassificationHead
 from tasks.network import Network
+from tasks.optimizers import create_optimizer
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def test_raw_to_answer_and_merged_form(network: Network) -> None:
 
 
 def test_layer_decay_falls_from_head_to_stem(network: Network) -> None:
-    optimizer = create_optimizer_v2(network, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
-    rate = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    optimizer = create_optimizer(network, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rate) == len(list(network.parameters()))
     named = {name: rate[id(parameter)] for name, parameter in network.named_parameters()}
     head, last = named["head.linear.weight"], named["backbone.stages.3.0.pwconv1.1.weight"]
@@ -40,6 +40,9 @@ def test_layer_decay_falls_from_head_to_stem(network: Network) -> None:
     assert head > last > first > stem
 
 
-def test_coarse_groups_cover_everything(network: Network) -> None:
-    matcher = network.group_matcher(coarse=True)
-    assert set(matcher) == {"stem", "blocks"}
+@pytest.mark.parametrize("per_block", [False, True])
+def test_layers_cover_everything(network: Network, per_block: bool) -> None:
+    layers = network.parameter_layers(per_block)
+    assert set(layers) == {name for name, _ in network.named_parameters()}
+    assert set(layers.values()) == set(range(1 + max(layers.values()))), "no layer is empty"
+    assert {layers[name] for name in layers if name.startswith("head.")} == {max(layers.values())}

@@ -27,6 +27,7 @@ from tasks.datasets.download import Source
 from tasks.datasets.image_files import ImageData, ImageTransforms, open_image, seeded_by
 from tasks.datasets.image_folder import ImageFolder
 from tasks.datasets.imagenet import ImageNet, Pictures, describe_synset
+from tasks.datasets.imagenet22k import ImageNet22K
 from tasks.datasets.samples import image as sample
 from tasks.datasets.splits import held_out_files
 from tasks.datasets.tiny_imagenet import TinyImageNet
@@ -279,12 +280,14 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[type[ImageData], Pat
     folder = tmp_path_factory.mktemp("images")
     sample.image_folder(folder / "folder", (6, 2, 3))
     sample.imagenet(folder / "imagenet", train=5, val=2)
+    sample.imagenet22k(folder / "imagenet22k", count=6)
     sample.tiny_imagenet(folder / "tiny", train=6, val=3)
     sample.cifar10(folder / "cifar10", train=20, test=20)
     sample.cifar100(folder / "cifar100", train=50, test=20)
     names = {
         ImageFolder: "folder",
         ImageNet: "imagenet",
+        ImageNet22K: "imagenet22k",
         TinyImageNet: "tiny",
         Cifar10: "cifar10",
         Cifar100: "cifar100",
@@ -303,7 +306,7 @@ def test_held_out_files_take_from_every_class_and_never_all(fraction: float) -> 
     assert held_out_files([("a", "only")], 0.5) == set()
 
 
-SOURCES = (ImageFolder, ImageNet, TinyImageNet, Cifar10, Cifar100)
+SOURCES = (ImageFolder, ImageNet, ImageNet22K, TinyImageNet, Cifar10, Cifar100)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -403,6 +406,37 @@ def test_imagenet_that_is_not_sorted_or_not_whole_is_refused(tmp_path: Path) -> 
 def test_synsets_have_names() -> None:
     assert describe_synset("n01440764") == "n01440764 tench"
     assert describe_synset("mine") == "mine"
+
+
+# -- ImageNet-22K --------------------------------------------------------------------------------------------
+
+
+def test_imagenet22k_holds_a_part_of_every_class_for_validation_and_another_for_testing(
+    roots: dict[type[ImageData], Path], tmp_path: Path
+) -> None:
+    data = built(ImageNet22K, roots[ImageNet22K])
+    assert sizes(data) == {"train": 32, "val": 8, "test": 8}
+    assert [name.split()[0] for name in data.class_names] == sorted(sample.SYNSETS)
+    assert per_class(data, "val") == per_class(data, "test") == [1] * 8
+    paths = [item.path for items in data.splits.values() for item in items]
+    assert len(set(paths)) == 48, "no picture is in two splits"
+    assert all(
+        data.class_names[item.target].startswith(item.path.parent.name) for item in data.splits["test"]
+    )
+    for label, count in (("one", 1), ("two", 2), ("three", 3)):
+        for index in range(count):
+            save(tmp_path / label / f"{index}.JPEG", format="JPEG")
+    few = built(ImageNet22K, tmp_path)
+    assert few.class_names == ["one", "three", "two"]
+    assert per_class(few, "train") == [1, 1, 1], "every class is trained on"
+    assert per_class(few, "val") == [0, 1, 1]
+    assert per_class(few, "test") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("part", [0, 0.5, -0.1])
+def test_imagenet22k_needs_something_on_either_side(part: float) -> None:
+    with pytest.raises(DataError, match=r"held_part must lie between 0 and 0\.5"):
+        ImageNet22K(name="task", held_part=part)
 
 
 # -- Tiny ImageNet -------------------------------------------------------------------------------------------
@@ -702,6 +736,27 @@ def test_official_classifier_is_taken_over_whole(composed: Callable[..., DictCon
     assert wanted.std() > 0.1
 
 
+def test_pretrained_norm_is_kept_and_another_classifier_starts_anew(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """As in the official fine-tuning of ImageNet-22K weights, with the classifier scaled down."""
+    from workbench.build import build_network
+
+    reference = official(tmp_path / "official.pth", 50)
+    words = [*TINY, "modality=image", "task=imagenet", f"backbone.pretrained={tmp_path / 'official.pth'}"]
+    facts = {"class_names": [str(number) for number in range(10)], "multilabel": False}
+    networks = [build_network(composed(*words, f"task.head.init_scale={s}"), facts) for s in (1, 0.001)]
+    for network in networks:
+        head: Any = network.head
+        torch.testing.assert_close(head.norm.weight, reference.norm.weight)
+        torch.testing.assert_close(head.norm.bias, reference.norm.bias)
+        assert head.linear.weight.shape == (10, reference.num_features)
+        assert not head.linear.bias.any()
+    whole, small = (network.head.linear.weight.std().item() for network in networks)  # type: ignore[union-attr]
+    assert whole == pytest.approx(0.02, rel=0.2)
+    assert small == pytest.approx(0.00002, rel=0.2)
+
+
 def test_official_weights_are_tested_without_training(
     act: Callable[..., Path],
     roots: dict[type[ImageData], Path],
@@ -743,7 +798,59 @@ def test_head_starts_as_small_as_asked(composed: Callable[..., DictConfig]) -> N
     assert scale[0.001] == pytest.approx(0.001 * scale[1.0])
 
 
+def test_thousands_of_classes_are_tested_without_a_confusion_matrix() -> None:
+    from modalities.image import Pixels
+    from tasks.classification import MOST_CONFUSED, ClassificationTask
+    from tasks.heads import ClassificationHead
+    from tasks.losses import CrossEntropy
+    from tasks.network import Network
+
+    for classes, kept in ((MOST_CONFUSED, True), (MOST_CONFUSED + 1, False)):
+        network = Network(Pixels(32), UniRepLKNet(num_classes=0, **TINY_NET), ClassificationHead(16, classes))
+        facts = {"class_names": [str(number) for number in range(classes)], "multilabel": False}
+        task = ClassificationTask(CrossEntropy(), network=network, facts=facts).eval()
+        target = torch.arange(4)
+        batch = {"raw": torch.zeros(4, 3, 32, 32), "target": target, "index": target}
+        with torch.no_grad():
+            task.measured_step(batch, "test")
+        assert "test/acc" in task.epoch_values("test")
+        assert ("confusion" in task.test_report()) == kept
+
+
 # -- the whole path ------------------------------------------------------------------------------------------
+
+
+def test_pretraining_and_fine_tuning_by_the_official_experiments(
+    act: Callable[..., Path], roots: dict[type[ImageData], Path]
+) -> None:
+    """ImageNet-22K, then ImageNet-1K from it with layer-wise rates and averaged weights, at a toy's size."""
+    small = [*TINY, "task.data.num_workers=0", "task.data.transforms.size=32", "task.data.batch_size=4"]
+    small += ["trainer.accumulate_grad_batches=2", "scheduler.warmup_epochs=0"]
+    first = act("experiment=image/imagenet22k_l", *small, f"data_dir={roots[ImageNet22K]}", folder="first")
+    start = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    second = act(
+        "experiment=image/imagenet_l_384",
+        *small,
+        f"data_dir={roots[ImageNet]}",
+        "backbone.pretrained=null",
+        f"init_from={first / 'checkpoints' / 'last.ckpt'}",
+        "optimizer.lr=0.01",
+        "optimizer.layer_decay=0.1",
+        folder="second",
+    )
+    end = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(start["optimizer_states"][0]["param_groups"]) == 2
+    groups = end["optimizer_states"][0]["param_groups"]
+    for group in groups:
+        assert group["initial_lr"] == pytest.approx(0.01 * 0.1 ** (5 - group["layer"]))
+    assert {group["layer"] for group in groups} == set(range(6))
+    trained, average = end["training_state_dict"], end["state_dict"]
+    stem = "network.backbone.downsample_layers.0.0.weight"
+    last = "network.backbone.stages.3.0.pwconv1.1.weight"
+    moved = {name: (trained[name] - start["state_dict"][name]).abs().mean() for name in (stem, last)}
+    assert 0 < moved[stem] < 0.01 * moved[last], "the stem learns slowest"
+    kept = (average[last] - start["state_dict"][last]).abs().mean()
+    assert 0 < kept < 0.01 * moved[last], "an average of decay 0.9999 has hardly left where it began"
 
 
 def test_train_predict_export(

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
 from backbone import UniRepLKNet
@@ -20,6 +19,7 @@ from tasks.datasets.sampling import EpochBatches, ResumableLoader
 from tasks.heads import ClassificationHead
 from tasks.joint import FixedWeights, JointTask, UncertaintyWeights, make_weighting, member_state
 from tasks.network import Network
+from tasks.optimizers import create_optimizer
 
 SIZES = {"a": 30, "b": 9, "c": 1}
 
@@ -228,7 +228,7 @@ def test_metrics_carry_the_members_names(joint: JointTask) -> None:
 
 
 def test_a_step_leaves_the_other_heads_alone(joint: JointTask) -> None:
-    optimizer = create_optimizer_v2(joint, opt="adamw", lr=0.1, weight_decay=0.05)
+    optimizer = create_optimizer(joint, opt="adamw", lr=0.1, weight_decay=0.05)
     before = {name: value.clone() for name, value in joint.state_dict().items()}
     joint.train()
     joint.measured_step(batch_of("audio"), "train")["loss"].backward()
@@ -255,8 +255,8 @@ def test_a_member_is_an_ordinary_task(joint: JointTask) -> None:
 
 
 def test_layer_decay_covers_every_member(joint: JointTask) -> None:
-    optimizer = create_optimizer_v2(joint, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
-    rate = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    optimizer = create_optimizer(joint, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     named = {name: rate[id(parameter)] for name, parameter in joint.named_parameters(remove_duplicate=False)}
     assert len(rate) == len(list(joint.parameters()))
     for member in ("members.audio.network.", "members.image.network."):

@@ -1,9 +1,11 @@
 """Every YAML below conf/ composes, and what it describes can be built."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_class, get_method, instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -79,21 +81,64 @@ def test_task_builds(composed: Compose, task: str) -> None:
 def test_backbone_builds(composed: Compose, backbone: str) -> None:
     cfg = composed(f"backbone={backbone}")
     assert cfg.backbone.name == backbone
-    import torch
-
     with torch.device("meta"):
         model = instantiate(cfg.backbone.model, in_chans=1)
     assert model.num_features == cfg.backbone.model.dims[-1]
 
 
-@pytest.mark.parametrize("group", ["optimizer", "scheduler"])
-def test_partials_fit_a_network(composed: Compose, group: str) -> None:
-    for name in names(group):
-        cfg = composed(f"{group}={name}", "backbone=widefield_nano")
-        network = build_network(cfg, {"class_names": ["a", "b"], "multilabel": False})
-        optimizer = instantiate(cfg.optimizer)(network)
-        schedule = instantiate(cfg.scheduler)(optimizer, total_steps=10, steps_per_epoch=5)
-        assert schedule.get_last_lr()[0] >= 0
+STEPS, PER_EPOCH = 10, 5
+
+
+def factor_of(node: DictConfig, step: int) -> float:
+    """Factor on the learning rate at a step, from what a schedule's file says."""
+    name = str(node._target_).rpartition(".")[2]
+    if name == "cosine":
+        warmup = node.warmup_epochs * PER_EPOCH
+        if step < warmup:
+            return float(step / (warmup - 1) if node.from_zero else (step + 1) / warmup)
+        half = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+        return float(node.min_ratio + (1 - node.min_ratio) * half)
+    if name == "exponential":
+        return float(node.gamma ** max(0, step // PER_EPOCH - node.start_epoch + 1))
+    assert name == "constant", f"the formula of {name} belongs into this test"
+    return 1.0
+
+
+@pytest.mark.parametrize("words", [(), ("scheduler.start_epoch=1",), ("scheduler.from_zero=true",)])
+@pytest.mark.parametrize("scheduler", names("scheduler"))
+@pytest.mark.parametrize("optimizer", names("optimizer"))
+def test_partials_fit_a_network(
+    composed: Compose, optimizer: str, scheduler: str, words: tuple[str, ...]
+) -> None:
+    node = composed(f"scheduler={scheduler}").scheduler
+    if not all(word.partition("=")[0].removeprefix("scheduler.") in node for word in words):
+        pytest.skip("this schedule has no such option")
+    cfg = composed(f"optimizer={optimizer}", f"scheduler={scheduler}", "backbone=widefield_nano", *words)
+    network = build_network(cfg, {"class_names": ["a", "b"], "multilabel": False})
+    made = instantiate(cfg.optimizer)(network)
+    schedule = instantiate(cfg.scheduler)(made, total_steps=STEPS, steps_per_epoch=PER_EPOCH)
+    assert (
+        type(made)
+        is {
+            "adamw": torch.optim.AdamW,
+            "adam": torch.optim.Adam,
+            "sgd": torch.optim.SGD,
+        }[cfg.optimizer.opt]
+    )
+    for group in made.param_groups:
+        matrices = {p.ndim > 1 for p in group["params"]}
+        decays = cfg.optimizer.decay_all or matrices == {True}
+        assert group["weight_decay"] == (cfg.optimizer.weight_decay if decays else 0)
+        assert tuple(group.get("betas", ())) == tuple(cfg.optimizer.get("betas") or ())
+        assert group.get("momentum") == cfg.optimizer.get("momentum")
+    assert sum(len(group["params"]) for group in made.param_groups) == len(list(network.parameters()))
+    for step in range(STEPS):
+        wanted = cfg.optimizer.lr * factor_of(cfg.scheduler, step)
+        assert [group["lr"] for group in made.param_groups] == pytest.approx(
+            [wanted] * len(made.param_groups)
+        )
+        made.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize("trainer", names("trainer"))
@@ -108,6 +153,8 @@ def test_trainer_arguments_exist(composed: Compose, trainer: str) -> None:
 @pytest.mark.parametrize("callbacks", names("callbacks"))
 def test_callbacks_build(composed: Compose, callbacks: str) -> None:
     for node in composed(f"callbacks=[{callbacks}]", "paths.run=run").callbacks.values():
+        for key in OmegaConf.missing_keys(node):  # the user's to say
+            node[key.rpartition(".")[2]] = 1
         assert isinstance(instantiate(node), Callback)
 
 

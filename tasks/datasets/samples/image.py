@@ -226,6 +226,14 @@ def imagenet(root: Path, train: int = 24, val: int = 8) -> None:
             save(picture, root / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG")
 
 
+def imagenet22k(root: Path, count: int = 32) -> None:
+    """ImageNet-22K's folders and file names, with eight synsets that are shapes; 120 to 200 pixels a side."""
+    for synset, shape in SYNSETS.items():
+        for index in range(count):
+            picture = draw(shape, (22000, 0), index, (120, 200))
+            save(picture, root / synset / f"{synset}_{index + 1}.JPEG")
+
+
 def tiny_imagenet(root: Path, train: int = 30, val: int = 10) -> None:
     """Tiny ImageNet's folders and lists, with eight synsets that are shapes; 64 × 64."""
     root = root / "tiny-imagenet-200"
