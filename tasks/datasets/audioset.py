@@ -143,7 +143,9 @@ class AudioSet(AudioData):
             (number, name, segment) for number, (_, clips) in enumerate(train) for name, segment in clips
         ]
         # By video, and not by name of a file: the same ones for everybody.
-        held = [stable_fraction(segment.video) < self.val_fraction for _, _, segment in named]
+        places = [stable_fraction(segment.video) for _, _, segment in named]
+        first = min(places)  # at least one, of however few
+        held = [place < self.val_fraction or place == first for place in places]
         classes = len(self.class_names)
 
         def part(wanted: bool) -> Clips:
