@@ -21,7 +21,14 @@ from torch.utils.data import Dataset, default_collate
 from typing_extensions import Unpack
 
 from tasks.datasets.mixing import Mixup, multi_hot
-from tasks.datasets.sampling import BalancedBatches, EpochBatches, Key, ResumableLoader, label_weights
+from tasks.datasets.sampling import (
+    BalancedBatches,
+    EpochBatches,
+    Key,
+    ResumableLoader,
+    label_weights,
+    labels_of,
+)
 
 SPLITS = ("train", "val", "test")
 BALANCES = ("none", "labels")
@@ -461,9 +468,9 @@ class ClassificationData(DataModule):
         balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
         return f", {len(self.class_names)} classes{balanced}"
 
-    def targets(self, split: str) -> Iterator[Any]:
-        """The target of each item of a split."""
-        return (item.target for item in self.splits[split])
+    def labels(self, split: str) -> Iterator[NDArray[Any]]:
+        """The classes of each item of a split."""
+        return (labels_of(item.target) for item in self.splits[split])
 
     def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
         if not train or self.mixup is None:
@@ -475,5 +482,5 @@ class ClassificationData(DataModule):
         if not train or self.balance == "none":
             return super()._batches(split, train, batch_size)
         if self._weights is None or len(self._weights) != len(self.splits[split]):
-            self._weights = label_weights(self.targets(split), len(self.class_names))
+            self._weights = label_weights(self.labels(split), len(self.class_names))
         return BalancedBatches(self._weights, batch_size, seed=self.seed)

@@ -118,22 +118,26 @@ def _counted(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return counted
 
 
-def label_weights(targets: Iterable[Any], classes: int) -> NDArray[np.float64]:
+def labels_of(target: Any) -> NDArray[np.int64]:
+    """The classes of a target: of an index the one, of a multi-hot array (K,) those that are set."""
+    return np.flatnonzero(target) if np.ndim(target) else np.array([target])
+
+
+def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.float64]:
     """Weight of each item so that rare labels are drawn as often as frequent ones, (N,).
 
     The rule of AST (arXiv 2104.01778) for AudioSet: a label counts 1000 / (items that have it + 0.01), an item the sum
     of its labels. Where items have one label each, all classes are drawn equally often.
 
     Args:
-        targets: class index or multi-hot (K,) of each item.
+        labels: the classes of each item.
         classes: K.
     """
-    labels = [np.flatnonzero(target) if np.ndim(target) else np.array([target]) for target in targets]
-    lengths = np.array([len(own) for own in labels])
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *labels]).astype(np.int64)
+    own = list(labels)
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *own]).astype(np.int64)
     weight_K = 1000 / (np.bincount(flat, minlength=classes) + 0.01)
-    owner = np.repeat(np.arange(len(labels)), lengths)
-    return np.bincount(owner, weights=weight_K[flat], minlength=len(labels)).astype(np.float64)
+    owner = np.repeat(np.arange(len(own)), np.array([len(one) for one in own]))
+    return np.bincount(owner, weights=weight_K[flat], minlength=len(own)).astype(np.float64)
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

@@ -219,6 +219,14 @@ def test_millions_of_clips_stay_small(tmp_path: Path) -> None:
         train[len(train)]
 
 
+def test_labels_are_those_of_the_targets(tmp_path: Path) -> None:
+    written(tmp_path)
+    for data in (opened(tmp_path), opened(tmp_path, limit=2)):
+        for split, items in data.splits.items():
+            labels = [own.tolist() for own in data.labels(split)]
+            assert labels == [np.flatnonzero(item.target).tolist() for item in items]
+
+
 def test_the_sample_is_skewed_in_the_unbalanced_part_only(tmp_path: Path) -> None:
     audioset(tmp_path)
     counts = {}

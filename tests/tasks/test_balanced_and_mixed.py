@@ -16,7 +16,7 @@ from tasks.datasets.audio_folder import AudioFolder
 from tasks.datasets.base import ClassificationData, DataError, Item, ReadError
 from tasks.datasets.joint import JointData
 from tasks.datasets.mixing import Mixup
-from tasks.datasets.sampling import BalancedBatches, label_weights
+from tasks.datasets.sampling import BalancedBatches, label_weights, labels_of
 
 
 class Skewed(ClassificationData):
@@ -80,8 +80,8 @@ def drawn(passes: list[list[dict[str, Any]]]) -> list[int]:
 def test_weights_are_those_of_ast() -> None:
     targets = [np.array([1, 0, 0]), np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([0, 0, 0])]
     common, rare = 1000 / 3.01, 1000 / 1.01
-    np.testing.assert_allclose(label_weights(targets, 3), [common, common + rare, common, 0])
-    np.testing.assert_allclose(label_weights([0, 1, 0, 0], 2), [common, rare, common, common])
+    np.testing.assert_allclose(label_weights(map(labels_of, targets), 3), [common, common + rare, common, 0])
+    np.testing.assert_allclose(label_weights(map(labels_of, [0, 1, 0, 0]), 2), [common, rare, common, common])
 
 
 def test_a_rare_class_is_drawn_as_often_as_a_common_one(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_item_drawn_twice_is_read_in_two_ways(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_draws_of_one(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
-    weights = label_weights([int(n % 20 == 7) for n in range(120)], 2)
+    weights = label_weights((labels_of(n % 20 == 7) for n in range(120)), 2)
 
     def batches(rank: int, size: int, batch: int) -> list[list[sampling.Key]]:
         monkeypatch.setattr(sampling, "_rank_and_world", partial(lambda *both: both, rank, size))
