@@ -120,7 +120,8 @@ class Steep(LightningModule):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The .train_dataloader. does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning of PyTorch
 def test_gradients_are_not_clipped(composed: Compose, name: str, tmp_path: Path) -> None:
     cfg = recipe(composed, name, "trainer=cpu", f"paths.run={tmp_path}")
     cfg.callbacks, cfg.logger, cfg.trainer.max_epochs, cfg.trainer.log_every_n_steps = {}, {}, 1, 1
