@@ -541,8 +541,8 @@ class UniRepLKNet(nn.Module):
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
         """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
-        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3 at a
-        time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
+        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3
+        at a time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
         14 layers at the sizes S to XL, 11 at T. (The official detection recipe counts T's last two as if it had 14.)
 
         Args:
