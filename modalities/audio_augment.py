@@ -4,6 +4,8 @@ The classification task calls these in training only. Every random number comes 
 of the batch's device, so seeding it makes a step repeatable.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,8 @@ class WaveformAugment(nn.Module):
     def forward(self, raw: Tensor) -> Tensor:
         batch, length = raw.shape
         if self.roll:
-            raw = roll_each(raw, int(self.roll * length))
+            most = int(self.roll * length)
+            raw = roll_each(raw, -most, most)
         if self.noise_db is not None:
             level = -60 + (self.noise_db + 60) * torch.rand(batch, 1, device=raw.device)
             loudness = raw.square().mean(1, keepdim=True).sqrt()
@@ -46,7 +49,8 @@ class WaveformMixup(nn.Module):
     """Mix waveforms and their targets with another of the batch (between-class learning, arXiv 1711.10282).
 
     ``raw (B, T), target (B, classes) -> raw, target``; each waveform is mixed with probability ``prob``, its
-    own share drawn from Beta(alpha, alpha). The paper's recipe: ``prob=0.6, alpha=10``.
+    own share drawn from Beta(alpha, alpha). For partners from the whole training split (the paper's recipe) see
+    `tasks.datasets.mixing.Mixup`.
     """
 
     def __init__(self, prob: float = 0.6, alpha: float = 10.0) -> None:
@@ -66,53 +70,82 @@ class WaveformMixup(nn.Module):
 
 
 class SpecAugment(nn.Module):
-    """Mask a band and a stretch of time, shift in time, add noise; drawn for each map, ``(B, V, C, H, W)``.
+    """Mask a band and a stretch of time, add noise, shift in time; drawn for each map, ``(B, V, C, H, W)``.
 
-    Maps are normalised, so a masked area gets 0, the mean (Park et al. 2019, arXiv 1904.08779). ``noise`` and
-    ``roll`` act on frames, as in AST (arXiv 2104.01778): the paper's recipe is ``48, 48, noise=0.1,
-    roll=10``.
+    Masks as torchaudio draws them (Park et al. 2019, arXiv 1904.08779); ``noise`` and ``roll`` act on frames, as in AST
+    (arXiv 2104.01778). The paper's recipe is ``48, 48, noise=0.1, roll=[-10, 9], fill=0`` with the embedder's mean and
+    std.
 
     Args:
         freq_mask: a mask covers fewer than so many rows (mel bins); 0 masks none.
         time_mask: a mask covers fewer than so many columns (frames); 0 masks none.
         noise: uniform noise of a strength drawn from ``[0, noise)``.
-        roll: largest circular shift in columns, either way.
+        roll: circular shift in columns: at most so many either way, or the smallest and the largest, both included.
+        fill: log energy of a masked area, as if masked before the maps were normalised; ``None``: their mean.
+        mean, std: which `modalities.audio.LogMel` normalised with; needed with ``fill``.
+
+    Raises:
+        ValueError: negative sizes, or a ``fill`` without statistics.
     """
 
-    def __init__(self, freq_mask: int = 0, time_mask: int = 0, noise: float = 0.0, roll: int = 0) -> None:
+    def __init__(
+        self,
+        freq_mask: int = 0,
+        time_mask: int = 0,
+        noise: float = 0.0,
+        roll: int | Sequence[int] = 0,
+        fill: float | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+    ) -> None:
         super().__init__()
-        if min(freq_mask, time_mask, noise, roll) < 0:
-            raise ValueError("SpecAugment takes no negative sizes")
+        ends = (-roll, roll) if isinstance(roll, int) else tuple(roll)
+        if min(freq_mask, time_mask, noise) < 0 or len(ends) != 2 or ends[0] > ends[1]:
+            raise ValueError(
+                "SpecAugment takes no negative sizes, and roll as a number or [smallest, largest]"
+            )
+        if fill is not None and (mean is None or std is None):
+            raise ValueError(
+                "SpecAugment needs the mean and std of the embedder to fill with a log energy: give both "
+                "(modality.embedder.mean and std), or fill=null for the mean"
+            )
         self.freq_mask = freq_mask
         self.time_mask = time_mask
         self.noise = noise
-        self.roll = roll
+        self.roll = (int(ends[0]), int(ends[1]))
+        self.fill = 0.0
+        if fill is not None and mean is not None and std is not None:
+            self.fill = (fill - mean) / (2 * std)
 
     def forward(self, maps: Tensor) -> Tensor:
         batch, _, _, height, width = maps.shape
         if self.freq_mask:
-            maps = maps * _kept(batch, height, self.freq_mask, maps)[:, None, None, :, None]
+            masked_BH = _masked(batch, height, self.freq_mask, maps.device)
+            maps = maps.masked_fill(masked_BH[:, None, None, :, None], self.fill)
         if self.time_mask:
-            maps = maps * _kept(batch, width, self.time_mask, maps)[:, None, None, None, :]
+            masked_BW = _masked(batch, width, self.time_mask, maps.device)
+            maps = maps.masked_fill(masked_BW[:, None, None, None, :], self.fill)
         if self.noise:
             strength = self.noise * torch.rand(batch, 1, 1, 1, 1, device=maps.device)
             maps = maps + strength * torch.rand_like(maps)
-        return roll_each(maps, self.roll) if self.roll else maps
+        return maps if self.roll == (0, 0) else roll_each(maps, *self.roll)
 
 
-def roll_each(x: Tensor, most: int) -> Tensor:
-    """Shift every sample of ``x`` (B, ..., W) circularly along W by its own whole number in [-most, most]."""
+def roll_each(x: Tensor, low: int, high: int) -> Tensor:
+    """Shift every sample of ``x`` (B, ..., W) circularly along W by its own whole number in [low, high]."""
     width = x.shape[-1]
-    shift_B1 = torch.randint(-most, most + 1, (x.shape[0], 1), device=x.device)
+    shift_B1 = torch.randint(low, high + 1, (x.shape[0], 1), device=x.device)
     source_BW = (torch.arange(width, device=x.device) - shift_B1) % width
     source = source_BW.view(x.shape[0], *[1] * (x.ndim - 2), width).expand(x.shape)
     return x.gather(-1, source)
 
 
-def _kept(batch: int, size: int, most: int, like: Tensor) -> Tensor:
-    """1 outside, 0 inside one random mask per sample, (B, size); masks are shorter than ``most`` and
-    ``size``."""
-    length_B1 = (torch.rand(batch, 1, device=like.device) * min(most, size)).floor()
-    start_B1 = (torch.rand(batch, 1, device=like.device) * (size - length_B1 + 1)).floor()
-    place = torch.arange(size, device=like.device)
-    return ((place < start_B1) | (place >= start_B1 + length_B1)).to(like.dtype)
+def _masked(batch: int, size: int, most: int, device: torch.device) -> Tensor:
+    """True inside one random mask per sample, (B, size); masks are shorter than ``most`` and ``size``.
+
+    A mask is `floor(v)` long and begins at `floor(u)`, with v uniform below ``most`` and u uniform below `size - v`.
+    """
+    length_B1 = torch.rand(batch, 1, device=device) * min(most, size)
+    start_B1 = (torch.rand(batch, 1, device=device) * (size - length_B1)).floor()
+    place = torch.arange(size, device=device)
+    return (place >= start_B1) & (place < start_B1 + length_B1.floor())

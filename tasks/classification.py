@@ -81,7 +81,7 @@ class ClassificationTask(Task):
     def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         train = split == "train"
         raw, target = batch["raw"], batch["target"]
-        target_BK = one_hot(target, len(self.class_names))
+        target_BK = one_hot(batch.get("mixed_target", target), len(self.class_names))
         if train:
             if self.augment.raw is not None:
                 raw = self.augment.raw(raw)

@@ -42,13 +42,19 @@ def exponential(
     *,
     total_steps: int,
     steps_per_epoch: int,
+    warmup_steps: int = 0,
     start_epoch: int = 5,
     gamma: float = 0.85,
+    every: int = 1,
 ) -> LambdaLR:
-    """1 until `start_epoch`, then times `gamma` at that and every later epoch (UniRepLKNet's audio recipe)."""
+    """1 until `start_epoch`, then times `gamma` at that epoch and `every` so many later (UniRepLKNet's audio recipe).
+
+    Over the first `warmup_steps` it rises linearly from 0.
+    """
 
     def factor(step: int) -> float:
-        return gamma ** max(0, step // max(steps_per_epoch, 1) - start_epoch + 1)
+        begun = step // max(steps_per_epoch, 1) - start_epoch
+        return min((step + 1) / (warmup_steps + 1), 1.0) * gamma ** max(0, begun // every + 1)
 
     return LambdaLR(optimizer, factor)
 

@@ -16,11 +16,22 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
+from typing_extensions import Unpack
 
-from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
+from tasks.datasets.mixing import Mixup, multi_hot
+from tasks.datasets.sampling import (
+    BalancedBatches,
+    EpochBatches,
+    Key,
+    ResumableLoader,
+    label_weights,
+    labels_of,
+)
 
 SPLITS = ("train", "val", "test")
+BALANCES = ("none", "labels")
 
 
 class DataError(ValueError):
@@ -29,6 +40,10 @@ class DataError(ValueError):
 
 class ReadError(DataError):
     """One file that cannot be read; the message says why, without the file's name."""
+
+
+class UnreadableItem(DataError):
+    """One item that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,13 @@ class CommonSettings(TypedDict, total=False):
     limit: int | None
 
 
+class ClassificationSettings(CommonSettings, total=False):
+    """Arguments every source of classes takes, passed on to `ClassificationData`."""
+
+    balance: str
+    mixup: Mixup | None
+
+
 class ItemDataset(Dataset[dict[str, Any]]):
     """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
 
@@ -73,18 +95,66 @@ class ItemDataset(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        index, epoch = key
-        item = self.items[index]
+        index, epoch, *before = key
+        rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
         try:
-            raw = self.read(item, np.random.default_rng((self.seed, epoch, index)))
-        except ReadError as error:
-            return {"error": f"{item.name}: {error}"}
+            return self.sample(index, rng)
+        except UnreadableItem as error:
+            return {"error": str(error)}
         except DataError as error:  # a reader process could only hand on a traceback
             return {"stop": str(error)}
-        sample = {"raw": raw, "index": index}
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
+        item = self.items[index]
+        sample = {"raw": self.raw(item, rng), "index": index}
         if item.target is not None:
             sample["target"] = item.target
         return sample
+
+    def raw(self, item: Item, rng: np.random.Generator) -> Any:
+        """The raw sample of an item; raises `UnreadableItem`."""
+        try:
+            return self.read(item, rng)
+        except ReadError as error:
+            raise UnreadableItem(f"{item.name}: {error}") from error
+
+
+class MixedDataset(ItemDataset):
+    """Training items mixed with each other; a sample has `mixed_target`, (K,), beside its own `target`.
+
+    Args:
+        items, read, seed: see `ItemDataset`.
+        mixup: draws the partners.
+        classes: K.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        read: Callable[[Item, np.random.Generator], Any],
+        seed: int,
+        *,
+        mixup: Mixup,
+        classes: int,
+    ) -> None:
+        super().__init__(items, read, seed)
+        self.mixup = mixup
+        self.classes = classes
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        sample = super().sample(index, rng)
+
+        def other(partner: int) -> tuple[Any, Any]:
+            item = self.items[partner]
+            return self.raw(item, rng), multi_hot(item.target, self.classes)
+
+        own_K = multi_hot(sample["target"], self.classes)
+        try:
+            raw, mixed_K = self.mixup(sample["raw"], own_K, len(self), other, rng)
+        except TypeError as error:
+            raise DataError(f"task.data.mixup: {error}") from error
+        return sample | {"raw": raw, "mixed_target": mixed_K}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -277,7 +347,7 @@ class DataModule(LightningDataModule):
         items = self.splits[split]
         if batch_size is None:
             batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
-        dataset = ItemDataset(items, self._reader(train), self.seed)
+        dataset = self._dataset(items, train)
         workers = self._workers()
         return ItemLoader(
             dataset,
@@ -309,6 +379,10 @@ class DataModule(LightningDataModule):
                 yield batch["raw"]
 
     # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
+        """What reads these items."""
+        return ItemDataset(items, self._reader(train), self.seed)
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """Which items make up each batch."""
@@ -366,13 +440,47 @@ class ClassificationData(DataModule):
 
     `class_names` is set by `setup` (order stable across machines); `multilabel` sources give multi-hot float
     targets of shape (classes,), the others an int.
+
+    Args:
+        balance: how training items are drawn: `none`, each once an epoch; `labels`, with replacement, in proportion to
+            the rarity of their labels (`tasks.datasets.sampling.label_weights`).
+        mixup: mixes training items with each other as they are read; a batch then has soft `mixed_target`s (B, K).
+        **common: see `DataModule`.
     """
 
     class_names: list[str]
     multilabel: bool = False
 
+    def __init__(
+        self, *, balance: str = "none", mixup: Mixup | None = None, **common: Unpack[CommonSettings]
+    ) -> None:
+        super().__init__(**common)
+        if balance not in BALANCES:
+            raise DataError(f"balance must be {' or '.join(BALANCES)}, not {balance!r}")
+        self.balance = balance
+        self.mixup = mixup
+        self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
+
     def facts(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "multilabel": self.multilabel}
 
     def details(self) -> str:
-        return f", {len(self.class_names)} classes"
+        balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
+        return f", {len(self.class_names)} classes{balanced}"
+
+    def labels(self, split: str) -> Iterator[NDArray[Any]]:
+        """The classes of each item of a split."""
+        return (labels_of(item.target) for item in self.splits[split])
+
+    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
+        if not train or self.mixup is None:
+            return super()._dataset(items, train)
+        classes = len(self.class_names)
+        return MixedDataset(items, self._reader(train), self.seed, mixup=self.mixup, classes=classes)
+
+    def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
+        if not train or self.balance == "none":
+            return super()._batches(split, train, batch_size)
+        if self._weights is None or len(self._weights) != len(self.splits[split]):
+            self._weights = label_weights(self.labels(split), len(self.class_names))
+        return BalancedBatches(self._weights, batch_size, seed=self.seed)

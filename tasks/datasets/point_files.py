@@ -23,7 +23,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
-from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
 
 Floats = NDArray[np.float32]
 
@@ -46,7 +46,7 @@ class Cloud:
     triangles: NDArray[np.int32] | None = None
 
 
-class PointSettings(CommonSettings, total=False):
+class PointSettings(ClassificationSettings, total=False):
     """Arguments every source of single clouds takes, passed on to `PointData`."""
 
     num_points: int
@@ -94,7 +94,7 @@ class PointData(ClassificationData):
         votes: int = 1,
         vote_turns: bool = False,
         cache_dir: str | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ClassificationSettings],
     ) -> None:
         super().__init__(**common)
         pool_points = 2 * num_points if pool_points is None else pool_points

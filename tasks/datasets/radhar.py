@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, CommonSettings, DataError, Item, ReadError
+from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
 from tasks.datasets.splits import held_out_groups
 
 COLUMNS = ("velocity", "intensity", "time")
@@ -53,7 +53,7 @@ class RadHAR(ClassificationData):
         random_start: bool = True,
         val_fraction: float = 0.15,
         file_windows: int = 5,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ClassificationSettings],
     ) -> None:
         super().__init__(**common)
         if min(window, stride, num_points, file_windows) < 1:

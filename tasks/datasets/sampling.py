@@ -1,13 +1,15 @@
 """Batches that are a pure function of (seed, epoch), so that a run continued after a kill draws the same ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-Key = tuple[int, int]  # (index, epoch)
+Key = tuple[int, ...]  # (index, epoch), or (index, epoch, how often the index was drawn before in this epoch)
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -72,6 +74,70 @@ class EpochBatches(Sampler[list[Key]]):
         for batch in range(first, len(self)):
             part = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(index, epoch) for index in part]
+
+
+class BalancedBatches(EpochBatches):
+    """Training batches whose items are drawn with replacement, as many an epoch as there are.
+
+    The draws are a function of (seed, epoch) alone; every process takes its share of them. A key says how often its
+    index was drawn before, so that every draw is cropped and mixed in another way.
+
+    Args:
+        weights: of each item, (N,): it is drawn in proportion to it.
+        batch_size, seed: see `EpochBatches`.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], batch_size: int, *, seed: int) -> None:
+        super().__init__(len(weights), batch_size, shuffle=True, drop_last=True, seed=seed)
+        self.edges = np.cumsum(weights)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first, self.skip = self.epoch, self.skip, 0
+        share = self._share()
+        places = np.random.default_rng((self.seed, epoch)).random(self.size) * self.edges[-1]
+        drawn = np.searchsorted(self.edges, places, side="right")
+        before = _counted(drawn)
+        mine, mine_before = drawn[share.start :: share.step], before[share.start :: share.step]
+        for batch in range(first, len(self)):
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            pairs = zip(mine[part].tolist(), mine_before[part].tolist(), strict=True)
+            yield [(index, epoch, earlier) for index, earlier in pairs]
+
+
+def _counted(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each value of (N,) was there before, (N,).
+
+    >>> _counted(np.array([4, 7, 4, 4])).tolist()
+    [0, 0, 1, 2]
+    """
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    first = np.searchsorted(ranked, ranked, side="left")
+    counted = np.empty(len(values), dtype=np.int64)
+    counted[order] = np.arange(len(values)) - first
+    return counted
+
+
+def labels_of(target: Any) -> NDArray[np.int64]:
+    """The classes of a target: of an index the one, of a multi-hot array (K,) those that are set."""
+    return np.flatnonzero(target) if np.ndim(target) else np.array([target])
+
+
+def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.float64]:
+    """Weight of each item so that rare labels are drawn as often as frequent ones, (N,).
+
+    The rule of AST (arXiv 2104.01778) for AudioSet: a label counts 1000 / (items that have it + 0.01), an item the sum
+    of its labels. Where items have one label each, all classes are drawn equally often.
+
+    Args:
+        labels: the classes of each item.
+        classes: K.
+    """
+    own = list(labels)
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *own]).astype(np.int64)
+    weight_K = 1000 / (np.bincount(flat, minlength=classes) + 0.01)
+    owner = np.repeat(np.arange(len(own)), np.array([len(one) for one in own]))
+    return np.bincount(owner, weights=weight_K[flat], minlength=len(own)).astype(np.float64)
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

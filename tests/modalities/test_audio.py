@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.compliance import kaldi
+from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from modalities.audio import LogMel
 from modalities.audio_augment import SpecAugment, WaveformAugment, WaveformMixup
@@ -236,3 +237,63 @@ def test_a_seed_repeats_augmentation(augment: torch.nn.Module) -> None:
     torch.manual_seed(7)
     torch.testing.assert_close(augment(x), first, rtol=0, atol=0)
     assert not torch.equal(augment(x), first)
+
+
+# -- the official order: masks on log energies, normalisation, noise, roll ------------------------------------------
+
+
+OFFICIAL = {"mean": -6.845978, "std": 5.5654526}
+
+
+def test_masks_are_filled_as_if_masked_before_normalisation() -> None:
+    energies = LogMel(mean=0.0, std=0.5)(0.1 * torch.randn(16, 16000))
+    normalised = (energies - OFFICIAL["mean"]) / (2 * OFFICIAL["std"])
+    torch.manual_seed(3)
+    before = (SpecAugment(48, 48)(energies) - OFFICIAL["mean"]) / (2 * OFFICIAL["std"])
+    torch.manual_seed(3)
+    after = SpecAugment(48, 48, fill=0.0, **OFFICIAL)(normalised)
+    torch.testing.assert_close(after, before)
+    touched = after != normalised
+    assert touched.any()
+    assert after[touched].unique().item() == pytest.approx(0.615, abs=5e-4)
+
+
+def test_noise_lies_over_masks_too() -> None:
+    torch.manual_seed(0)
+    maps = torch.full((64, 1, 1, 40, 60), -5.0)
+    noisy = SpecAugment(20, 20, noise=0.1, fill=0.0, **OFFICIAL)(maps)
+    masked = noisy[noisy > 0]
+    assert 0.615 <= masked.min() < masked.max() < 0.716
+    assert masked.std() > 0.01
+
+
+def test_masks_are_those_of_torchaudio() -> None:
+    energies = torch.randn(1, 1, 1, 128, 100)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        expected = TimeMasking(48)(FrequencyMasking(48)(energies[0, 0]))
+        torch.manual_seed(seed)
+        torch.testing.assert_close(SpecAugment(48, 48)(energies)[0, 0], expected)
+
+
+def test_roll_may_have_two_ends() -> None:
+    torch.manual_seed(0)
+    maps = torch.zeros(2000, 1, 1, 1, 40)
+    maps[..., 20] = 1
+    shifts = SpecAugment(roll=[-10, 9])(maps).argmax(-1).flatten() - 20
+    assert shifts.unique().tolist() == list(range(-10, 10))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fill": 0.0}, "needs the mean and std of the embedder"),
+        ({"fill": 0.0, "mean": 1.0}, "needs the mean and std of the embedder"),
+        ({"roll": [3, -3]}, r"\[smallest, largest\]"),
+        ({"roll": [1, 2, 3]}, r"\[smallest, largest\]"),
+        ({"freq_mask": -1}, "no negative sizes"),
+    ],
+)
+def test_wrong_masks_get_one_sentence(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpecAugment(**wrong)  # type: ignore[arg-type]

@@ -86,16 +86,19 @@ class Backwards:
 
     def __init__(self, entries: Any) -> None:
         with entries:
-            self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            self.entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
 
     def __enter__(self) -> Iterator[Any]:
-        return iter(self.entries)
+        return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.entries)
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.entries)
 
     def close(self) -> None:
         pass

@@ -24,6 +24,7 @@ WORDS = (
     "backbone.model.drop_path_rate=0.2",
     "modality.augment.mixup={_target_: modalities.audio_augment.WaveformMixup, prob: 0.6, alpha: 10.0}",
     "modality.augment.maps.noise=0.1",
+    "task.data.mixup={_target_: tasks.datasets.mixing.Mixup, prob: 0.5}",
     "logger=csv",
 )
 

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from tasks.datasets.base import (
     SPLITS,
     ClassificationData,
-    CommonSettings,
+    ClassificationSettings,
     DataError,
     Item,
     ReadError,
@@ -60,7 +60,7 @@ class ShardOptions:
             raise DataError("shards.buffer must be at least 1 and shards.cache_gb above 0")
 
 
-class ShardableSettings(CommonSettings, total=False):
+class ShardableSettings(ClassificationSettings, total=False):
     """Arguments every such source takes, passed on to `ShardableData`."""
 
     format: str
@@ -74,7 +74,7 @@ class ShardableData(ClassificationData):
         format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
             ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
         shards: how they are read; ``None`` takes `ShardOptions`' own values.
-        **common: see `DataModule`.
+        **common: see `ClassificationData` and `DataModule`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ShardableData(ClassificationData):
         *,
         format: str = "files",
         shards: ShardOptions | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ClassificationSettings],
     ) -> None:
         if format not in FORMATS:
             raise DataError(f"format must be {' or '.join(FORMATS)}, not {format!r}")
@@ -93,6 +93,11 @@ class ShardableData(ClassificationData):
         self.shard_set: ShardSet | None = None
         self.cache: ShardCache | None = None
         if format == "webdataset":
+            if self.balance != "none" or self.mixup is not None:
+                raise DataError(
+                    "shards are read one after the other: task.data.balance and task.data.mixup, which ask for any "
+                    "sample at any time, need task.data.format=files"
+                )
             if self.download:
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
             data_dir = common.get("data_dir")
