@@ -3,6 +3,7 @@
 Shapes: B batch, K classes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torchmetrics.classification import (
 from tasks.heads import one_hot
 from tasks.task import Answer, Task, as_plain
 
+AVERAGES = ("logits", "probabilities")
+
 
 class ClassificationTask(Task):
     """Learns class names.
@@ -29,11 +32,16 @@ class ClassificationTask(Task):
     Args:
         loss: (logits (B, K), targets (B, K)) -> scalar, e.g. `torch.nn.CrossEntropyLoss` or
             `torch.nn.BCEWithLogitsLoss`.
+        average: what is averaged over the crops of a sample at test time: `logits`, or `probabilities`, of whose mean
+            the output is the logarithm (several labels: the logit).
         **settings: see `Task`.
     """
 
-    def __init__(self, loss: nn.Module, **settings: Any) -> None:
+    def __init__(self, loss: nn.Module, average: str = "logits", **settings: Any) -> None:
         super().__init__(**settings)
+        if average not in AVERAGES:
+            raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
+        self.average = average
         self.loss = loss
         self.class_names: list[str] = list(self.facts["class_names"])
         self.multilabel = bool(self.facts["multilabel"])
@@ -83,6 +91,15 @@ class ClassificationTask(Task):
         loss = self.loss(logits_BK.float(), target_BK)
         self._update_metrics(logits_BK.detach().float(), target, split)
         return {"loss": loss, "output": logits_BK.detach()}
+
+    def average_crops(self, output: Tensor) -> Tensor:
+        if self.average == "logits":
+            return super().average_crops(output)
+        output_BcK = output.float()  # c: crops
+        if self.multilabel:
+            yes, no = (nn.functional.logsigmoid(sign * output_BcK).logsumexp(dim=1) for sign in (1, -1))
+            return yes - no
+        return output_BcK.log_softmax(dim=-1).logsumexp(dim=1) - math.log(output.shape[1])
 
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
         metrics = self.metrics[f"{split}_metrics"]

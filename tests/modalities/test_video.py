@@ -128,6 +128,41 @@ def test_augmentation_treats_a_clip_as_one() -> None:
         ClipAugment(flip=2.0)
 
 
+def test_a_clip_loses_the_same_box_in_all_frames() -> None:
+    torch.manual_seed(0)
+    raw = torch.full((64, 4, 3, 24, 24), 128, dtype=torch.uint8)
+    out = ClipAugment(erase=0.5)(raw)
+    erased = out != 128
+    assert torch.equal(erased, erased[:, :1, :1].expand_as(erased)), "one box for all frames and channels"
+    hit = erased.flatten(1).any(1)
+    assert 0.3 < hit.float().mean() < 0.7
+    area = erased[hit].float().mean(dim=(1, 2, 3, 4))
+    assert 0.01 < area.min() < 0.1
+    assert 0.2 < area.max() < 0.4
+    first, second = out[hit][0, 0], out[hit][0, 1]
+    assert not torch.equal(first, second), "but noise of its own in each frame"
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**16), batch=st.integers(1, 5))
+def test_a_batch_is_mixed_with_itself_in_reverse(seed: int, batch: int) -> None:
+    """As timm's mode `batch`: one share and one window for all clips, the partner is the mirrored place."""
+    torch.manual_seed(seed)
+    raw = torch.arange(float(batch))[:, None, None, None, None].expand(batch, 2, 3, 16, 16)
+    mixed, target = ClipMix(mode="batch")(raw, torch.eye(batch))
+    torch.testing.assert_close(
+        mixed.mean(dim=(1, 2, 3, 4)), target @ torch.arange(float(batch)), atol=1e-4, rtol=0
+    )
+    share = target.diagonal()[0]
+    official = share * torch.eye(batch) + (1 - share) * torch.eye(batch).flip(0)
+    if batch > 1:
+        torch.testing.assert_close(target, official)
+    window = mixed[0, 0, 0] != mixed[0, 0, 0, 0, 0]
+    for clip in mixed[1:]:
+        seen = clip[0, 0] != clip[0, 0, 0, 0]
+        assert torch.equal(seen, window) or not seen.any() or not window.any() or batch % 2 == 1
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16), mixup=st.sampled_from([0.0, 0.8]), cutmix=st.sampled_from([0.5, 1.0]))
 def test_mixed_targets_are_shares_of_what_is_seen(seed: int, mixup: float, cutmix: float) -> None:

@@ -32,10 +32,10 @@ class Pass(nn.Module):
         return features[-1].flatten(1)
 
 
-def given_task(classes: int, multilabel: bool = False) -> ClassificationTask:
+def given_task(classes: int, multilabel: bool = False, average: str = "logits") -> ClassificationTask:
     loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
     facts = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
-    return ClassificationTask(loss, network=Network(Given(), Identity(), Pass()), facts=facts)
+    return ClassificationTask(loss, average, network=Network(Given(), Identity(), Pass()), facts=facts)
 
 
 def batch(logits: Tensor, target: Tensor) -> dict[str, Any]:
@@ -63,6 +63,27 @@ def test_crops_are_averaged() -> None:
     task = given_task(3)
     crops = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
     assert task.forward_crops(crops).tolist() == [[2.0, 1.5, 0.0]]
+
+
+def test_probabilities_of_crops_are_averaged_where_asked() -> None:
+    """A crop that is very sure and two that lean the other way: logits and probabilities disagree."""
+    crops = torch.tensor([[[9.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
+    target = torch.tensor([1])
+    for average, winner in (("logits", 0), ("probabilities", 1)):
+        task = given_task(2, average=average)
+        output = task.forward_crops(crops)
+        assert int(output.argmax()) == winner
+        step = task.step({"raw": crops, "target": target, "index": torch.arange(1)}, "test")
+        assert float(task.epoch_metrics("test")["test/acc"]) == winner
+        mean = crops.mean(1).softmax(-1) if average == "logits" else crops.softmax(-1).mean(1)
+        torch.testing.assert_close(output.softmax(-1), mean)
+        torch.testing.assert_close(step["loss"], -mean[0, 1].log())
+        (answer,) = task.answer(crops)
+        assert answer.columns["probability"] == pytest.approx(float(mean.max()), abs=1e-6)
+    several = given_task(2, multilabel=True, average="probabilities").forward_crops(crops)
+    torch.testing.assert_close(several.sigmoid(), crops.sigmoid().mean(1))
+    with pytest.raises(ValueError, match="average must be one of logits, probabilities"):
+        given_task(2, average="votes")
 
 
 def test_multilabel_average_precision() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig
 from torch import nn
 
 Compose = Callable[..., DictConfig]
 
+VIDEO = ["video/kinetics400_s", "video/kinetics400_b"]
 SERIES = ["time_series/global_temp_s", "time_series/global_wind_s"]
 
 
@@ -53,12 +55,19 @@ def after_a_step(cfg: DictConfig, gradient: float) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-@pytest.mark.parametrize("experiment", SERIES)
+@pytest.mark.parametrize("experiment", VIDEO + SERIES)
 def test_no_recipe_clips(composed: Compose, experiment: str) -> None:
     """A trainer of the recipe keeps a gradient of any size."""
     cfg = composed(f"experiment={experiment}", "trainer=cpu")
     trainer: Any = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     assert not trainer.gradient_clip_val
+
+
+@pytest.mark.parametrize("experiment", VIDEO + SERIES)
+def test_no_recipe_averages_weights(composed: Compose, experiment: str) -> None:
+    cfg = composed(f"experiment={experiment}", "paths.run=run")
+    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    assert not any(isinstance(callback, WeightAveraging) for callback in callbacks)
 
 
 @pytest.mark.parametrize("experiment", SERIES)
@@ -97,3 +106,40 @@ def test_series_stop_after_three_epochs_without_progress(composed: Compose, expe
         stopping._run_early_stopping_check(run)
         stopped.append(run.should_stop)
     assert stopped == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("experiment", VIDEO)
+def test_video_rates(composed: Compose, experiment: str) -> None:
+    """Five epochs up to 1e-3, a half cosine down to 2.5e-7; the stem 0.75^13 as fast as the head."""
+    cfg = composed(f"experiment={experiment}")
+    found = rates(cfg, 90)
+    assert found[4][-1] == pytest.approx(1e-3)
+    assert found[0][0] == pytest.approx(1e-3 / 20)
+    half = 2.5e-7 + (1e-3 - 2.5e-7) * 0.5
+    assert found[47][2] == pytest.approx(half, rel=1e-6)  # halfway from step 20 to 360
+    assert found[-1][-1] == pytest.approx(2.5e-7, rel=0.1)
+    groups = instantiate(cfg.optimizer)(Layers()).param_groups
+    by_layer = {(group["layer"], group["weight_decay"]): group["lr"] for group in groups}
+    assert by_layer == {
+        (0, 0.05): pytest.approx(1e-3 * 0.75**13),
+        (13, 0.05): pytest.approx(1e-3),
+        (13, 0.0): pytest.approx(1e-3),
+    }
+
+
+def test_a_video_step_sees_64_clips_twice(composed: Compose) -> None:
+    cfg = composed("experiment=video/kinetics400_s")
+    clips = cfg.task.data.batch_size * cfg.trainer.accumulate_grad_batches * cfg.trainer.devices
+    assert clips == 64
+    assert cfg.optimizer.lr == pytest.approx(4e-3 * clips / 256)
+    assert cfg.task.data.repeats * cfg.task.data.batch_size == 8  # clips that a batch norm and a mixing see
+
+
+@pytest.mark.parametrize("experiment", VIDEO)
+def test_the_video_network_is_the_scripts_but_for_its_widths(composed: Compose, experiment: str) -> None:
+    with torch.device("meta"):
+        backbone = instantiate(composed(f"experiment={experiment}").backbone.model, in_chans=3)
+    sizes = [[torch.tensor(block.dwconv.kernel_size).max() for block in stage] for stage in backbone.stages]
+    kernels = [[int(size) for size in stage] for stage in sizes]
+    assert kernels == [[3] * 3, [13] * 3, [13, 3, 3] * 9, [11] * 3]
+    assert backbone.num_features == {"s": 768, "b": 1024}[experiment[-1]]
