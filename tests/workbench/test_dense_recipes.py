@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig
 from torch import nn
 
+from workbench.build import build_network
+from workbench.callbacks.averaging import AveragedWeights
+
 Compose = Callable[..., DictConfig]
 
+POINTS = ["point_cloud/modelnet40_s", "point_cloud/scanobjectnn_s"]
 VIDEO = ["video/kinetics400_s", "video/kinetics400_b"]
 SERIES = ["time_series/global_temp_s", "time_series/global_wind_s"]
 
@@ -55,7 +58,7 @@ def after_a_step(cfg: DictConfig, gradient: float) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-@pytest.mark.parametrize("experiment", VIDEO + SERIES)
+@pytest.mark.parametrize("experiment", POINTS + VIDEO + SERIES)
 def test_no_recipe_clips(composed: Compose, experiment: str) -> None:
     """A trainer of the recipe keeps a gradient of any size."""
     cfg = composed(f"experiment={experiment}", "trainer=cpu")
@@ -63,11 +66,11 @@ def test_no_recipe_clips(composed: Compose, experiment: str) -> None:
     assert not trainer.gradient_clip_val
 
 
-@pytest.mark.parametrize("experiment", VIDEO + SERIES)
+@pytest.mark.parametrize("experiment", POINTS + VIDEO + SERIES)
 def test_no_recipe_averages_weights(composed: Compose, experiment: str) -> None:
     cfg = composed(f"experiment={experiment}", "paths.run=run")
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]
-    assert not any(isinstance(callback, WeightAveraging) for callback in callbacks)
+    assert not any(isinstance(callback, AveragedWeights) for callback in callbacks)
 
 
 @pytest.mark.parametrize("experiment", SERIES)
@@ -143,3 +146,66 @@ def test_the_video_network_is_the_scripts_but_for_its_widths(composed: Compose, 
     kernels = [[int(size) for size in stage] for stage in sizes]
     assert kernels == [[3] * 3, [13] * 3, [13, 3, 3] * 9, [11] * 3]
     assert backbone.num_features == {"s": 768, "b": 1024}[experiment[-1]]
+
+
+@pytest.mark.parametrize("experiment", POINTS)
+def test_point_rates(composed: Compose, experiment: str) -> None:
+    """From 5e-4 at once, half a cosine down to 1e-6, all layers alike."""
+    cfg = composed(f"experiment={experiment}")
+    found = rates(cfg, 300)
+    assert found[0][0] == pytest.approx(5e-4)
+    assert found[150][0] == pytest.approx((5e-4 + 1e-6) / 2)
+    assert found[-1][-1] == pytest.approx(1e-6, rel=0.01)
+    assert {group["lr"] for group in instantiate(cfg.optimizer)(Layers()).param_groups} == {5e-4}
+
+
+@pytest.mark.parametrize("experiment", POINTS)
+def test_all_point_parameters_decay(composed: Compose, experiment: str) -> None:
+    """AdamW without a gradient: every parameter, biases too, loses lr · decay of itself."""
+    still = after_a_step(composed(f"experiment={experiment}"), 0.0)
+    assert set(still) == {"stem.weight", "head.weight", "head.bias"}
+    for value in still.values():
+        torch.testing.assert_close(value, torch.full_like(value, 1 - 5e-4 * 0.05))
+
+
+def test_point_smoothing_is_over_the_other_classes(composed: Compose) -> None:
+    loss = instantiate(composed("experiment=point_cloud/modelnet40_s").task.loss)
+    logits = torch.randn(3, 40)
+    official = torch.full((3, 40), 0.2 / 39)
+    official[:, 7] = 0.8
+    target = torch.nn.functional.one_hot(torch.tensor([7, 7, 7]), 40).float()
+    expected = -(official * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
+def test_point_augmentation_turns_stretches_and_does_no_more(composed: Compose) -> None:
+    """Points lose nothing and get no noise: the map from original to posed places is linear but for the shift."""
+    cfg = composed("experiment=point_cloud/modelnet40_s")
+    torch.manual_seed(0)
+    raw = torch.randn(8, 100, 3)
+    out = instantiate(cfg.modality.augment.raw)(raw)
+    place, original = out[..., :3], out[..., 3:]
+    assert torch.equal(original, raw)
+    one = torch.cat([raw, torch.ones(8, 100, 1)], dim=-1)
+    fitted = torch.linalg.lstsq(one, place).solution
+    torch.testing.assert_close(one @ fitted, place, rtol=1e-3, atol=1e-4)
+    stretch = fitted[:, :3].norm(dim=1)  # the stretch comes after the turn
+    assert stretch.min() > 0.66
+    assert stretch.max() < 1.51
+    assert stretch.std() > 0.1
+    tilt = torch.rad2deg(torch.asin(-(fitted[:, :3] / stretch[:, None])[:, 2, 0]))
+    assert tilt.min() > 35
+    assert tilt.max() < 73
+
+
+def test_the_point_network_gets_pictures_and_joins_four_views(composed: Compose) -> None:
+    cfg = composed(
+        "experiment=point_cloud/modelnet40_s",
+        "modality.embedder.out_size=28",
+        "backbone.model.depths=[1,1,1,1]",
+        "backbone.model.dims=[8,8,8,16]",
+    )
+    network = build_network(cfg, {"class_names": [str(k) for k in range(40)], "multilabel": False}).eval()
+    assert network.backbone.downsample_layers[0][0].in_channels == 3  # type: ignore[index, union-attr]
+    assert network.head.norm.weight.shape == (64,)  # type: ignore[union-attr]
+    assert network(torch.randn(2, 50, 3)).shape == (2, 40)
