@@ -1,6 +1,7 @@
 """P2P's prompting against loops, matrices worked out by hand and what must not matter."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_views_are_quarter_turns_about_one_axis() -> None:
         assert torch.linalg.det(turn) == pytest.approx(1)
     step = turns[1] @ turns[0].T
     torch.testing.assert_close(torch.linalg.matrix_power(step, 4), torch.eye(3))
-    for before, after in zip(turns[:-1], turns[1:], strict=True):
+    for before, after in pairwise(turns):
         torch.testing.assert_close(step @ before, after)
     # The row of a map is -y in all views, its column x, -z, -x, z.
     assert turns[:, 0].tolist() == [[0, -1, 0]] * 4
@@ -113,7 +114,11 @@ def test_order_place_and_size_do_not_matter() -> None:
     still = torch.cat([raw, raw], dim=-1)
     same = (embedder(moved) - embedder(still)).abs().amax(dim=(1, 2, 3, 4))
     assert same.max() < 0.5, "a point on a cell's edge may change its cell"
-    torch.testing.assert_close(embedder.features(within_sphere(3 * raw + 5, torch.ones(2, 60, dtype=torch.bool)), torch.ones(2, 60, dtype=torch.bool)), embedder.features(within_sphere(raw, torch.ones(2, 60, dtype=torch.bool)), torch.ones(2, 60, dtype=torch.bool)), rtol=1e-3, atol=1e-4)  # fmt: skip
+    all_there = torch.ones(2, 60, dtype=torch.bool)
+    near, far = (
+        embedder.features(within_sphere(cloud, all_there), all_there) for cloud in (raw, 3 * raw + 5)
+    )
+    torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-4)
 
 
 def test_points_that_are_not_there_change_nothing() -> None:
