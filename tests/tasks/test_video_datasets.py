@@ -289,10 +289,19 @@ def test_a_crop_of_the_frame_reaches_beyond_the_largest_square(tmp_path: Path) -
     ]
     assert 0.07 < min(areas) < 0.12
     assert max(areas) > 0.9
-    path = still(tmp_path / "a.mp4")
-    of_view, of_frame = reader(scale=(0.1, 0.2)), reader(scale=(0.1, 0.2), scale_of="frame")
-    clips = [data.read_item(Item(path, 0), True, np.random.default_rng(1)) for data in (of_view, of_frame)]
-    assert clips[0].shape == clips[1].shape == (4, 3, 16, 16)
+    pictures = np.zeros((8, 32, 64, 3), np.uint8)
+    pictures[:, :, 32:] = 200  # dark on the left, bright on the right
+    write_video(tmp_path / "a.mp4", pictures)
+    seen = {}
+    for scale_of in ("view", "frame"):
+        data = reader(scale=(1.0, 1.0), ratio=(2.0, 2.0), scale_of=scale_of)
+        clips = [
+            data.read_item(Item(tmp_path / "a.mp4", 0), True, np.random.default_rng(k)) for k in range(12)
+        ]
+        seen[scale_of] = torch.stack([clip.float().mean((0, 1, 2)) for clip in clips])  # (draw, column)
+    assert seen["frame"][:, :6].max() < 20, "the whole frame, always"
+    assert seen["frame"][:, -6:].min() > 180
+    assert seen["view"].mean(1).std() > 10, "a part of it"
     with pytest.raises(DataError, match="scale_of must be one of view, frame"):
         reader(scale_of="picture")
 
