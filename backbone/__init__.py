@@ -1,7 +1,7 @@
 """The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
 
 from backbone import timm_models as _timm_models
-from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained, load_weights
+from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained, load_weights, read_safely
 from backbone.unireplknet import (
     SIZES,
     UniRepLKNet,
@@ -23,6 +23,7 @@ __all__ = [
     "UniRepLKNet",
     "load_pretrained",
     "load_weights",
+    "read_safely",
     "unireplknet_a",
     "unireplknet_b",
     "unireplknet_f",

@@ -206,15 +206,19 @@ def _fetch(model: UniRepLKNet, name: str) -> tuple[Path, str]:
     return Path(path), f"{name} ({file})"
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """What the file holds, read without running anything in it."""
+def read_safely(path: Path, map_location: Any = "cpu") -> Any:
+    """What a file of PyTorch's holds, read without running anything in it.
+
+    Raises:
+        CheckpointError: a damaged file, or one that would run code while it is read; what it would run is named.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the official script stores its options
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error)):
             raise CheckpointError(
@@ -224,6 +228,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # truncated zip, empty file, bad header: each library has its own exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is damaged or incomplete, or no checkpoint ({reason})") from error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The tensors of a file, by name."""
+    content = read_safely(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a network")
     for key in ("model", "state_dict"):

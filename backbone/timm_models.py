@@ -1,32 +1,219 @@
 """Registers the sizes with timm: after ``import backbone``, ``timm.create_model("unireplknet_t")`` works.
 
-timm hands its own arguments (``pretrained_cfg``, ``features_only``, ...) to entry points, so these take
-``**kwargs``. They end in the constructor of :class:`UniRepLKNet`, which takes none: a wrong one raises.
-Tags are the names of published weights: ``timm.create_model("unireplknet_s.in22k", pretrained=True)``.
+What timm builds is a :class:`TimmUniRepLKNet`: the same network with the methods and arguments that timm's
+scripts and users count on. timm hands its own arguments (``pretrained_cfg``, ``features_only``, ...) to entry
+points, so these take ``**kwargs``. They end in the constructor of the network, which takes none: a wrong one
+raises. Tags are the names of published weights: ``timm.create_model("unireplknet_s.in22k", pretrained=True)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
+from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from backbone.checkpoints import HUB_REPO, PUBLISHED
-from backbone.unireplknet import SIZES, UniRepLKNet
+from backbone.unireplknet import SIZES, UniRepLKNet, _feature_indices
+
+#: What ``global_pool`` may be. ``fast`` is timm's other spelling of the same; empty: no pooling.
+POOLINGS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
 
 
-def _pretrained_cfg(tag: str, file: str) -> dict[str, Any]:
+class TimmUniRepLKNet(UniRepLKNet):
+    """UniRepLKNet as timm's callers expect a ConvNet. Parameters have the same names: state dicts load both ways.
+
+    Shapes: an ``(N, in_chans, H, W)`` map of any size; :meth:`forward_features` returns its last feature map,
+    ``(N, num_features, H/32, W/32)`` (sides rounded up), and :meth:`forward` ``(N, num_classes)`` logits. Unlike
+    the base class, a network without classifier (``num_classes=0``) keeps its final norm, so that its output is
+    that of ``forward_head(..., pre_logits=True)``.
+
+    Args:
+        drop_rate: dropout before the classifier, in [0, 1).
+        global_pool: ``avg``, ``max``, ``avgmax`` (the mean of both), or empty: nothing is pooled, and the output is
+            a map, ``(N, num_classes, H/32, W/32)``.
+        img_size: H = W, or (H, W), that the network is meant for. It only says so: any size can be read.
+        device: where to build the network.
+        dtype: of parameters and statistics.
+        network: arguments of :class:`~backbone.unireplknet.UniRepLKNet`.
+
+    Raises:
+        ValueError: an argument out of its range, with the range.
+        TypeError: an unknown argument.
+    """
+
+    def __init__(
+        self,
+        *,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        img_size: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **network: Any,
+    ) -> None:
+        if not 0.0 <= drop_rate < 1.0:
+            raise ValueError(f"drop_rate must lie in [0, 1), not {drop_rate}")
+        if img_size is not None:
+            _check_img_size(img_size)
+        pooling = _pooling(global_pool)
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            super().__init__(**network)
+        self.drop_rate = drop_rate
+        self.global_pool = pooling
+        self.head_drop = nn.Dropout(drop_rate)
+        self.to(dtype=dtype)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier reads."""
+        return self.num_features
+
+    def forward_features(self, x_NCHW: Tensor) -> Tensor:  # type: ignore[override]  # one map, as in all of timm
+        """The last feature map, ``(N, num_features, H/32, W/32)``."""
+        return self._run_stages(x_NCHW)[-1]
+
+    def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        """Pool, normalise, drop out and classify.
+
+        Args:
+            features: the map from :meth:`forward_features`.
+            pre_logits: stop before the classifier.
+
+        Returns:
+            ``(N, num_classes)``; ``(N, num_features)`` before or without the classifier. Without pooling, maps of as
+            many channels.
+        """
+        x = features if isinstance(features, Tensor) else features[-1]
+        pooled = cast(Tensor, self.global_pool(x))
+        unpooled = pooled.ndim == 4
+        if unpooled:
+            pooled = pooled.permute(0, 2, 3, 1)
+        y = self.head_drop(self.norm(pooled))
+        if not pre_logits:
+            y = self.head(y)
+        return cast(Tensor, y.permute(0, 3, 1, 2) if unpooled else y)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Some of the feature maps; behind ``timm.create_model(..., features_only=True)``.
+
+        Args:
+            x: ``(N, C, H, W)``.
+            indices: which of the features; an integer n means the last n, None all.
+            norm: has no effect, as for timm's ConvNeXt: the final norm comes after pooling.
+            stop_early: leave out the stages after the last feature asked for.
+            output_fmt: must be ``"NCHW"``.
+            intermediates_only: leave out the last map.
+
+        Returns:
+            The last map that was computed and the list of those asked for, or this list alone.
+
+        Raises:
+            ValueError: an index out of range, or another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"features have the format NCHW, not {output_fmt}")
+        taken = _feature_indices(indices, len(self.stages))
+        features = self._run_stages(x, max(taken) + 1 if stop_early else None)
+        chosen = [features[i] for i in taken]
+        return chosen if intermediates_only else (features[-1], chosen)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the features ``indices`` do not need: later stages, norms of other features, the classifier.
+
+        Args:
+            indices: as in :meth:`forward_intermediates`.
+            prune_norm: has no effect: the final norm goes with the classifier.
+            prune_head: drop the classifier even where the last stage stays.
+
+        Returns:
+            The indices, counted from 0.
+        """
+        taken = _feature_indices(indices, len(self.stages))
+        count = max(taken) + 1
+        shorter = count < len(self.stages)
+        if self.feature_norms:
+            for i in range(len(self.stages)):
+                if i >= count:
+                    delattr(self, f"norm{i}")
+                elif i not in taken:
+                    setattr(self, f"norm{i}", nn.Identity().train(self.training))
+        del self.stages[count:], self.downsample_layers[count:]
+        self.num_features = self.dims[count - 1]
+        if prune_head or shorter:
+            super()._build_classifier(0)
+        return taken
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of another width (0: none), and another pooling if given. The final norm is kept.
+
+        Raises:
+            ValueError: an unknown pooling, or a classifier for a network with ``feature_norms``.
+        """
+        pooling = None if global_pool is None else _pooling(global_pool).train(self.training)
+        super().reset_classifier(num_classes)
+        if pooling is not None:
+            self.global_pool = pooling
+
+    def _build_classifier(self, num_classes: int) -> None:
+        if num_classes > 0 or self.feature_norms:
+            super()._build_classifier(num_classes)
+            return
+        self.num_classes = 0
+        if not hasattr(self, "norm"):  # a pruned network has none left, and stays without
+            self._build_norm()
+        self.head = nn.Identity().train(self.training)
+
+
+def _pooling(name: str) -> SelectAdaptivePool2d:
+    if name not in POOLINGS:
+        raise ValueError(
+            f"global_pool must be one of {', '.join(map(repr, POOLINGS))}, not {name!r} "
+            "(pooling that widens the features does not fit the final norm)"
+        )
+    return SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
+
+
+def _check_img_size(img_size: int | Sequence[int]) -> None:
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    whole = isinstance(sides, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in sides)
+    if not whole or len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"img_size must be a positive integer or a pair (H, W) of them, not {img_size!r}")
+
+
+def _pretrained_cfg(size: str, tag: str, file: str) -> dict[str, Any]:
+    """What timm should know of published weights: where they are, and how their pictures were cut.
+
+    The official evaluation at 384² resizes the whole picture, at 224² it cuts the centre out of one of 256. The large
+    sizes were pre-trained on ImageNet-22K at 192².
+    """
     side = 384 if "_384_" in file else 224
+    if tag == "in22k" and size in ("unireplknet_l", "unireplknet_xl"):
+        side = 192
     return {
         "hf_hub_id": HUB_REPO,
         "hf_hub_filename": file,
         "custom_load": "hf",  # through UniRepLKNet.load_pretrained
         "num_classes": 21841 if tag == "in22k" else 1000,
         "input_size": (3, side, side),
+        "pool_size": (side // 32, side // 32),
         "crop_pct": 1.0 if side == 384 else 0.875,
+        "crop_mode": "squash" if side == 384 else "center",
         "interpolation": "bicubic",
         "first_conv": "downsample_layers.0.0",
         "classifier": "head",
@@ -38,7 +225,7 @@ def _pretrained_cfg(tag: str, file: str) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{size}.{tag}": _pretrained_cfg(tag, file)
+        f"{size}.{tag}": _pretrained_cfg(size, tag, file)
         for size, files in PUBLISHED.items()
         for tag, file in files.items()
     }
@@ -49,9 +236,8 @@ def _entry_point(size: str) -> Callable[..., nn.Module]:
     depths, dims = SIZES[size]
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        kwargs.setdefault("num_classes", 1000)
         model: nn.Module = build_model_with_cfg(
-            partial(UniRepLKNet, depths=depths, dims=dims),
+            partial(TimmUniRepLKNet, depths=depths, dims=dims),
             size,
             pretrained,
             feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},

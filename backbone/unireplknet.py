@@ -16,7 +16,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine,
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
 KernelSizes = Sequence[int | Sequence[int]]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -406,7 +407,6 @@ class UniRepLKNet(nn.Module):
         self.drop_path_rate = drop_path_rate
         self.layer_scale_init_value = layer_scale_init_value
         self.head_init_scale = head_init_scale
-        self.deploy = deploy
         self.feature_norms = feature_norms
         self.stem_stride = stem_stride
         self.dilated_branches = dilated_branches
@@ -454,8 +454,13 @@ class UniRepLKNet(nn.Module):
 
     def forward_features(self, x_NCHW: Tensor) -> list[Tensor]:
         """The four feature maps, ``(N, dims[i], H/s, W/s)`` with s = ``stem_stride`` times 1, 2, 4, 8."""
+        return self._run_stages(x_NCHW)
+
+    def _run_stages(self, x_NCHW: Tensor, count: int | None = None) -> list[Tensor]:
+        """The feature maps of the first ``count`` stages, by default of all."""
         features = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+        stages = list(zip(self.downsample_layers, self.stages, strict=True))[:count]
+        for i, (downsample, stage) in enumerate(stages):
             x_NCHW = stage(downsample(x_NCHW))
             features.append(getattr(self, f"norm{i}")(x_NCHW) if self.feature_norms else x_NCHW)
         return features
@@ -512,8 +517,12 @@ class UniRepLKNet(nn.Module):
         """
         for block in self.blocks():
             block.reparameterize()
-        self.deploy = True
         return self
+
+    @property
+    def deploy(self) -> bool:
+        """Whether every block is in deploy form."""
+        return all(block.deploy for block in self.blocks())
 
     def blocks(self) -> Iterator[UniRepLKNetBlock]:
         """All blocks, from input to output."""
@@ -541,8 +550,8 @@ class UniRepLKNet(nn.Module):
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
         """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
-        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3 at a
-        time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
+        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3
+        at a time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
         14 layers at the sizes S to XL, 11 at T. (The official detection recipe counts T's last two as if it had 14.)
 
         Args:
@@ -585,14 +594,21 @@ class UniRepLKNet(nn.Module):
         if num_classes == 0:
             self.norm, self.head = nn.Identity(), nn.Identity()
             return
-        like = cast(Tensor, self.downsample_layers[0].get_parameter("0.weight"))
-        if not isinstance(getattr(self, "norm", None), nn.LayerNorm):
-            self.norm = nn.LayerNorm(self.num_features, eps=1e-6).to(like).train(self.training)
-        head = nn.Linear(self.num_features, num_classes).to(like).train(self.training)
+        self._build_norm()
+        head = self._like_others(nn.Linear(self.num_features, num_classes))
         _init_weights(head)
         with torch.no_grad():
             head.weight.mul_(self.head_init_scale)
         self.head = head
+
+    def _build_norm(self) -> None:
+        """The final norm, unless there is one."""
+        if not isinstance(getattr(self, "norm", None), nn.LayerNorm):
+            self.norm = self._like_others(nn.LayerNorm(self.num_features, eps=1e-6))
+
+    def _like_others(self, module: ModuleT) -> ModuleT:
+        """``module`` on the device, in the dtype and in the mode of the rest of the network."""
+        return module.to(self.downsample_layers[0].get_parameter("0.weight")).train(self.training)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
@@ -607,13 +623,13 @@ class UniRepLKNet(nn.Module):
         return load_pretrained(self, source)
 
 
-def _feature_indices(indices: int | Sequence[int] | None) -> list[int]:
+def _feature_indices(indices: int | Sequence[int] | None, count: int = 4) -> list[int]:
     if indices is None:
-        return [0, 1, 2, 3]
+        return list(range(count))
     chosen = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
-    if not chosen or any(not -4 <= i < 4 for i in chosen):
-        raise ValueError(f"feature indices go from 0 to 3 (or -4 to -1), not {indices}")
-    return [i % 4 for i in chosen]
+    if not chosen or any(not -count <= i < count for i in chosen):
+        raise ValueError(f"feature indices go from 0 to {count - 1} (or {-count} to -1), not {indices}")
+    return [i % count for i in chosen]
 
 
 def _init_weights(module: nn.Module) -> None:

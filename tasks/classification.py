@@ -3,20 +3,21 @@
 Shapes: B batch, K classes.
 """
 
+import logging
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MultilabelAveragePrecision,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from tasks.heads import one_hot
+from tasks.losses import ClassificationLoss, CrossEntropy
+from tasks.metrics import MeanAveragePrecision, MeanClassAccuracy
 from tasks.task import Answer, Task, as_plain
+
+log = logging.getLogger("widefield")
 
 AVERAGES = ("logits", "probabilities")
 
@@ -30,8 +31,7 @@ class ClassificationTask(Task):
     Facts: `class_names` (list of K names), `multilabel` (bool).
 
     Args:
-        loss: (logits (B, K), targets (B, K)) -> scalar, e.g. `torch.nn.CrossEntropyLoss` or
-            `torch.nn.BCEWithLogitsLoss`.
+        loss: (logits (B, K), targets (B, K)) -> scalar, see `tasks.losses`.
         average: what is averaged over the crops of a sample at test time: `logits`, or `probabilities`, of whose mean
             the output is the logarithm (several labels: the logit).
         **settings: see `Task`.
@@ -46,31 +46,36 @@ class ClassificationTask(Task):
         self.class_names: list[str] = list(self.facts["class_names"])
         self.multilabel = bool(self.facts["multilabel"])
         self.shown_metric = "map" if self.multilabel else "acc"
-        if self.multilabel and isinstance(loss, nn.CrossEntropyLoss):
+        if self.multilabel and isinstance(loss, nn.CrossEntropyLoss | CrossEntropy):
             raise ValueError("several labels per sample need a binary loss: task/loss=bce")
+        if isinstance(loss, ClassificationLoss):
+            loss.set_classes(self.class_names)
         classes = len(self.class_names)
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": self._make_metrics(classes, split) for split in ("train", "val", "test")}
         )
         self.confusion = None if self.multilabel else MulticlassConfusionMatrix(classes)
-        self.per_class: Metric | None = None
-        if not self.multilabel:
-            self.per_class = MulticlassAccuracy(classes, average="none")
+        self.told: set[str] = set()  # what has been said of undefined classes
 
     def _make_metrics(self, classes: int, split: str) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {}
         if self.multilabel:
             # Exact for evaluation; binned while training, where keeping every score would fill the memory.
-            thresholds = 100 if split == "train" else None
-            metrics["map"] = MultilabelAveragePrecision(classes, average="macro", thresholds=thresholds)
+            metrics["map"] = MeanAveragePrecision(classes, thresholds=100 if split == "train" else None)
         else:
             metrics["acc"] = MulticlassAccuracy(classes, average="micro")
             if split != "train":
-                metrics["macc"] = MulticlassAccuracy(classes, average="macro")
+                metrics["macc"] = MeanClassAccuracy(classes)
                 if classes > 5:
                     metrics["acc_top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         # No compute groups: they mistake top-5 and class-mean accuracy for one when both begin with the same counts.
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
+
+    @classmethod
+    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+        if facts["multilabel"]:
+            return ("map", "loss")
+        return ("acc", "macc", *(["acc_top5"] if len(facts["class_names"]) > 5 else []), "loss")
 
     @classmethod
     def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
@@ -102,25 +107,54 @@ class ClassificationTask(Task):
         return output_BcK.log_softmax(dim=-1).logsumexp(dim=1) - math.log(output.shape[1])
 
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
+        wanted = target.long() if self.multilabel else target
+        self._metrics_of(split).update(logits_BK, wanted)
+        if split == "test" and self.confusion is not None:
+            self.confusion.update(logits_BK, wanted)
+
+    def _metrics_of(self, split: str) -> MetricCollection:
         metrics = self.metrics[f"{split}_metrics"]
         assert isinstance(metrics, MetricCollection)
-        wanted = target.long() if self.multilabel else target
-        metrics.update(logits_BK, wanted)
-        if split == "test" and self.confusion is not None and self.per_class is not None:
-            self.confusion.update(logits_BK, wanted)
-            self.per_class.update(logits_BK, wanted)
+        return metrics
 
     def epoch_metrics(self, split: str) -> dict[str, Tensor]:
-        metrics = self.metrics[f"{split}_metrics"]
-        assert isinstance(metrics, MetricCollection)
-        values = metrics.compute() if any(metric.update_called for metric in metrics.values()) else {}
+        metrics = self._metrics_of(split)
+        values = {}
+        if any(metric.update_called for metric in metrics.values()):
+            values = dict(metrics.compute())
+            self._tell_undefined(split)
         metrics.reset()
-        return dict(values)
+        return values
+
+    def _of_classes(self, split: str) -> list[float] | None:
+        """What was last measured of every class; NaN where it is not defined."""
+        for metric in self._metrics_of(split).values():
+            if isinstance(metric, MeanClassAccuracy | MeanAveragePrecision) and metric.of_classes is not None:
+                values: list[float] = metric.of_classes.tolist()
+                return values
+        return None
+
+    def _tell_undefined(self, split: str) -> None:
+        values = self._of_classes(split) or [0.0] * len(self.class_names)
+        missing = [name for name, value in zip(self.class_names, values, strict=True) if math.isnan(value)]
+        if split == "train" or not missing or split in self.told:
+            return
+        self.told.add(split)
+        what, of = ("average precision", "positive samples") if self.multilabel else ("accuracy", "samples")
+        log.warning(
+            "%s: no %s of %s: their %s is undefined and left out of the mean over classes",
+            split,
+            of,
+            ", ".join(missing[:5]) + (f" and {len(missing) - 5} more classes" if len(missing) > 5 else ""),
+            what,
+        )
 
     def begin_test(self, samples: int) -> None:
-        for metric in (self.confusion, self.per_class):
-            if metric is not None:
-                metric.reset()
+        for metric in self._metrics_of("test").values():
+            if isinstance(metric, MeanClassAccuracy | MeanAveragePrecision):
+                metric.of_classes = None
+        if self.confusion is not None:
+            self.confusion.reset()
 
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
         logits_BK = self.forward_crops(raw).float()
@@ -144,12 +178,13 @@ class ClassificationTask(Task):
         return ", ".join(name for name, on in zip(self.class_names, target, strict=True) if on)
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: accuracy per class (name -> share) and the confusion matrix (rows are true classes)."""
-        if self.confusion is None or self.per_class is None or not self.confusion.update_called:
+        """After a test: accuracy (several labels: average precision) of every class by name, None where it is not
+        defined, and the confusion matrix (rows are true classes)."""
+        values = self._of_classes("test")
+        if values is None:
             return {}
-        per_class = as_plain(self.per_class.compute())
-        assert isinstance(per_class, list)
-        return {
-            "per_class": dict(zip(self.class_names, per_class, strict=True)),
-            "confusion": as_plain(self.confusion.compute()),
-        }
+        defined = [None if math.isnan(value) else value for value in values]
+        report: dict[str, Any] = {"per_class": dict(zip(self.class_names, defined, strict=True))}
+        if self.confusion is not None:
+            report["confusion"] = as_plain(self.confusion.compute())
+        return report

@@ -88,6 +88,10 @@ class ForecastingTask(Task):
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # MSE and MAE of the last test, (T, N)
 
     @classmethod
+    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+        return ("mse", "mae", "loss")
+
+    @classmethod
     def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
         stages: Any = backbone.feature_info
         parts: Any = embedder

@@ -46,7 +46,9 @@ class ClassificationLoss(nn.Module):
         elif isinstance(self.weight, Mapping):
             unknown = [name for name in self.weight if name not in names]
             if unknown:
-                raise ValueError(f"class weights name {unknown[0]!r}, which is none of the {len(names)} classes")
+                raise ValueError(
+                    f"class weights name {unknown[0]!r}, which is none of the {len(names)} classes"
+                )
             weights = torch.tensor([float(self.weight.get(name, 1.0)) for name in names])
         elif len(self.weight) != len(names):
             raise ValueError(f"{len(self.weight)} class weights were given for {len(names)} classes")

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
 from tasks.network import Network
+from tasks.optimizers import learning_rates
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Training(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.composition = composition or {}
+        self.rates: dict[str, float] = {}  # learning rates of the last step
 
     # -- what there is to train ---------------------------------------------------------------------------------
 
@@ -130,8 +132,12 @@ class Training(LightningModule):
         loader: Any = self.trainer.test_dataloaders
         self.begin_test(len(loader.dataset))
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.rates = learning_rates(optimizer)
+
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
+        self.log_dict(self.rates)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
@@ -182,9 +188,8 @@ class Task(Training):
         facts, optimizer, scheduler, composition: see `Training`.
     """
 
-    regression = (
-        False  # whether the loss is a squared error of numbers rather than a cross-entropy of classes
-    )
+    # Whether the loss is a squared error of numbers rather than a cross-entropy of classes.
+    regression = False
 
     def __init__(
         self,
@@ -201,6 +206,12 @@ class Task(Training):
         self.losses = nn.ModuleDict(
             {f"{split}_loss": MeanMetric(nan_strategy="disable") for split in ("train", "val", "test")}
         )
+
+    @classmethod
+    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+        """What a validation measures, without the split (`acc` for `val/acc`); the first is monitored unless another is
+        asked for. Empty: not known before it is measured."""
+        return ()
 
     @classmethod
     def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -39,6 +40,7 @@ from workbench.members import (
     members_of,
     one_member,
 )
+from workbench.monitor import settle
 from workbench.shard_settings import check_settings
 
 log = logging.getLogger("widefield")
@@ -78,7 +80,7 @@ def check_composition(cfg: DictConfig) -> None:
     with refused_settings():
         frozen_modules(cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or []))
     for extra in ("wandb", "mlflow"):
-        if extra in (cfg.logger or {}):
+        if extra in (cfg.get("logger") or {}):
             need(extra, f"logger={extra}")
 
 
@@ -154,6 +156,8 @@ def take_pretrained(cfg: DictConfig, network: Network) -> bool:
 def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task:
     """The whole task, ready to train."""
     refuse_joint(cfg)
+    task_class = cast(type[Task], get_class(cfg.task.model._target_))
+    settle(cfg, [f"val/{name}" for name in task_class.metric_names(facts)])
     augment = cfg.modality.augment
     # Called by hand: objects passed through `instantiate` would be copied.
     make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
@@ -182,6 +186,10 @@ def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tr
         )
         weights = {name: float(cfg.task.members[name].weight) for name in members}
         weighting = make_weighting(cfg.task.weighting, weights)
+    measured = ["val/score", "val/loss"]
+    for name, member in members.items():
+        measured += [f"val/{name}/{metric}" for metric in member.metric_names(facts[name])]
+    settle(cfg, measured)
     return JointTask(
         members,
         {name: (member.task.monitor.removeprefix("val/"), member.task.mode) for name, member in own.items()},
@@ -196,8 +204,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with its callbacks and loggers."""
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("this trainer needs a GPU and none was found: take trainer=cpu")
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
@@ -205,6 +213,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         plugins.append(SyncOnCPU())
     return make_trainer(
         callbacks=callbacks,
+        # Of itself the trainer would keep checkpoints of its own where ours are switched off.
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers or False,
         plugins=plugins,
         sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only

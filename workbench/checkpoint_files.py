@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from backbone import CheckpointError
+from backbone import CheckpointError, read_safely
 from workbench.errors import UsageError
 from workbench.files import write_atomically
 
@@ -22,7 +22,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = read_safely(Path(path), map_location)
         return content
 
 
@@ -49,12 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one of our checkpoints, refusing anything that would run code."""
     if not path.is_file():
         raise CheckpointError(f"ckpt: there is no file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint, or one that would run code while it is read ({type(error).__name__}); refused"
-        ) from error
+    content = read_safely(path)
     if not isinstance(content, dict) or "widefield" not in content:
         raise CheckpointError(
             f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"

@@ -2,16 +2,21 @@
 
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
-from tasks.task import Training
+from tasks.heads import one_hot
+from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training, command
+from workbench.callbacks.best import BestCheckpoint
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
 from workbench.errors import UsageError
@@ -24,7 +29,10 @@ log = logging.getLogger("widefield")
 
 
 def fit(cfg: DictConfig) -> float | None:
-    """Train and test; returns the best value of the monitored metric."""
+    """Train, then test the best checkpoint; returns the best value of the monitored metric.
+
+    What the result says of validation and test is measured of the same weights, those of the checkpoint it names.
+    """
     started = time.monotonic()
     resume = _resume_from(cfg)
     data = build_all_data(cfg)
@@ -33,14 +41,17 @@ def fit(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg)
     if trainer.is_global_zero:
         write_config(cfg)
+    log_configuration(cfg, trainer)
     if cfg.init_from and resume is None:
         start_from(cfg, task)
     freeze(cfg, task)
     shapes = []
     for name, part in task.by_task().items():
         embedder: Any = part.network.embedder
+        source = data.by_task()[name]
         if embedder.needs_statistics and resume is None:
-            embedder.fit_statistics(data.by_task()[name].training_raws())
+            embedder.fit_statistics(source.training_raws())
+        balance(part, source)
         shapes.append(f"{name} {map_shape(embedder)}".strip())
         if cfg.compile:  # what training, validation and test all run
             forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
@@ -50,16 +61,59 @@ def fit(cfg: DictConfig) -> float | None:
     if resume:
         log.info("resume: going on from %s", resume)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
-    metrics = metrics_of(trainer, "val")
-    checkpoint: Any = trainer.checkpoint_callback
-    best_path = short(Path(checkpoint.best_model_path)) if checkpoint and checkpoint.best_model_path else None
-    best = float(checkpoint.best_model_score) if best_path else None
+    chosen = chosen_checkpoint(cfg, trainer)
+    metrics = dict(chosen.metrics)
     if cfg.action.test_after:
-        trainer.test(task, datamodule=data, ckpt_path=str(best_path) if best_path else None, verbose=False)
+        # Without a best checkpoint the weights are those that training left.
+        path = str(chosen.path) if chosen.epoch is not None else None
+        trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
-        finish(cfg, data, task, trainer, metrics, best, best_path, time.monotonic() - started)
-    return best
+        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started)
+    return chosen.score
+
+
+@dataclass
+class Chosen:
+    """The checkpoint whose numbers a result gives.
+
+    Args:
+        path: its file; None: none was written.
+        metrics: what validation measured of its weights.
+        score: the monitored metric.
+        epoch: of the best checkpoint; None where it is not the best one but the last.
+    """
+
+    path: Path | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    epoch: int | None = None
+
+
+def chosen_checkpoint(cfg: DictConfig, trainer: Trainer) -> Chosen:
+    """The best checkpoint; where none is kept (`callbacks.best=null`, no validation) the last weights."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+    if best is not None and best.epoch is not None:
+        return Chosen(short(best.path), best.metrics, best.score, best.epoch)
+    last = Path(cfg.paths.run) / "checkpoints" / "last.ckpt"
+    metrics = metrics_of(trainer, "val")
+    return Chosen(short(last) if last.is_file() else None, metrics, metrics.get(cfg.task.monitor))
+
+
+def balance(task: Task, data: DataModule) -> None:
+    """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
+    loss: Any = getattr(task, "loss", None)
+    if getattr(loss, "needs_balance", False):
+        targets = torch.as_tensor(np.stack([np.asarray(item.target) for item in data.splits["train"]]))
+        loss.fit_balance(one_hot(targets, len(data.facts()["class_names"])).sum(dim=0), len(targets))
+
+
+def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:
+    """Give every logger (TensorBoard, W&B, MLflow) the whole configuration, resolved."""
+    configuration: Any = OmegaConf.to_container(resolved(cfg))
+    for logger in trainer.loggers:
+        logger.log_hyperparams(configuration)
 
 
 def metrics_of(trainer: Trainer, split: str) -> dict[str, float]:
@@ -74,8 +128,7 @@ def finish(
     task: Training,
     trainer: Trainer,
     metrics: dict[str, float],
-    best: float | None,
-    checkpoint: Path | None,
+    chosen: Chosen,
     wall_s: float,
 ) -> None:
     """Write the result and show it: numbers, where things lie, what to type next."""
@@ -86,10 +139,11 @@ def finish(
         params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
         epochs=trainer.current_epoch,
         metrics=metrics,
-        best=best,
+        best=chosen.score,
+        best_epoch=chosen.epoch,
         wall_s=wall_s,
         device=trainer.strategy.root_device,
-        checkpoint=checkpoint,
+        checkpoint=chosen.path,
     )
     rows = [(name, f"{value:.4f}" if value is not None else "–") for name, value in result["metrics"].items()]
     print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))
@@ -98,9 +152,9 @@ def finish(
     for name, what in (("result.json", "numbers"), ("figures", "pictures"), ("checkpoints", "weights")):
         if (folder / name).exists():
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
-    if checkpoint:
+    if chosen.path:
         console.print("next:", highlight=False)
-        for line in next_commands(cfg, data, checkpoint):
+        for line in next_commands(cfg, data, chosen.path):
             console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
@@ -128,7 +182,13 @@ def _resume_from(cfg: DictConfig) -> str | None:
         raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
     before, now = OmegaConf.load(folder / "config.yaml"), resolved(cfg)
     assert isinstance(before, DictConfig)
-    changed = [key for key in _settings(now) if OmegaConf.select(before, key) != OmegaConf.select(now, key)]
+    # A metric that the task chooses itself is null in the command and named in the run's own configuration.
+    chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
+    changed = [
+        key
+        for key in _settings(now)
+        if key not in chosen and OmegaConf.select(before, key) != OmegaConf.select(now, key)
+    ]
     if changed:
         words = "; ".join(
             f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(now, key)}"

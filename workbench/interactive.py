@@ -81,7 +81,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.paths.run = run_folder(cfg.paths.runs, "fit", cfg.task.name, cfg.backbone.name, cfg.resume)
         cfg.trainer.enable_progress_bar = False
-        if cfg.callbacks:
+        if cfg.get("callbacks"):
             cfg.callbacks.pop("progress", None)
     with kept_errors(Path(cfg.paths.run)), silence():
         check_composition(cfg)

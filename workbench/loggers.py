@@ -38,7 +38,7 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if "epoch" not in metrics:
             return
-        kept = {key: value for key, value in metrics.items() if key.startswith(("train/", "val/", "lr-"))}
+        kept = {key: value for key, value in metrics.items() if key.startswith(("train/", "val/", "lr"))}
         if not kept:
             return
         row = self._rows.setdefault(int(metrics["epoch"]), {"epoch": int(metrics["epoch"])})
@@ -47,7 +47,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The composition lies in config.yaml."""
+        """Nothing: the configuration lies in config.yaml."""
 
     def _write(self) -> None:
         columns = ["epoch", "step"]

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+# Beginnings of metrics' names.
+LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
+MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score")
+
 
 def register_resolvers() -> None:
-    """Make `${run_folder:…}`, `${folder_name:…}` and `${direction_of:…}` known to OmegaConf."""
+    """Make `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
@@ -49,6 +54,15 @@ def folder_name(overrides: str) -> str:
     'modality-audio_backbone.dims-8-16'
     """
     return re.sub(r"[^\w.]+", "-", overrides).strip("-")[:120]
+
+
+def mode_of(metric: str | None) -> str:
+    """Whether more (`max`) or less (`min`) of a metric is better, by its name; `max` for a metric not yet chosen.
+
+    >>> mode_of("val/loss"), mode_of("val/audio/acc")
+    ('min', 'max')
+    """
+    return "min" if (metric or "").rpartition("/")[2].startswith(LESS_IS_BETTER) else "max"
 
 
 def direction_of(mode: str) -> str:

@@ -20,7 +20,7 @@ from workbench.build import (
     take_pretrained,
 )
 from workbench.errors import UsageError
-from workbench.fit import finish, metrics_of
+from workbench.fit import Chosen, finish, metrics_of
 from workbench.results import write_config
 
 
@@ -35,7 +35,7 @@ def test(cfg: DictConfig) -> float | None:
     trainer.test(task, datamodule=data, verbose=False)
     metrics = metrics_of(trainer, "test")
     value = metrics.get(own.task.monitor.replace("val/", "test/"))
-    finish(own, data, task, trainer, metrics, value, checkpoint, time.monotonic() - started)
+    finish(own, data, task, trainer, metrics, Chosen(checkpoint, metrics, value), time.monotonic() - started)
     return value
 
 

@@ -26,8 +26,9 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
 
     The backbone's weights are always taken, the first convolution adapted to the maps' channels. Of an embedder of
     the same class its learnt weights are taken; with the same settings and the same data also its statistics. The
-    head is taken where task, data and shapes are the same (fine-tuning); else it starts anew. Of a joint run the
-    member with the same task is taken, else the one of the same modality, or the one that `RUN@PART` names.
+    head is taken where task, data and shapes are the same; else it starts anew, but for the norm in front of a
+    classifier of the same modality, which official fine-tuning keeps. Of a joint run the member with the same task is
+    taken, else the one of the same modality, or the one that `RUN@PART` names.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of another backbone.
@@ -81,8 +82,13 @@ def _take(
         )
     head: list[str] = []
     head_state = below(state, "network.head.")
-    if same_data and shapes(task.network.head.state_dict()) == shapes(head_state):
+    whole = same_data and shapes(task.network.head.state_dict()) == shapes(head_state)
+    if whole:
         head = take_fitting(task.network.head, head_state)
+    elif source.modality.name == cfg.modality.name and source.task.head._target_ == cfg.task.head._target_:
+        # As the official fine-tuning does: the norm belongs to the features, only the classifier is of the old classes.
+        norm = {name: value for name, value in head_state.items() if name.startswith("norm.")}
+        head = take_fitting(task.network.head, norm)
     log.info(
         "init_from: %s; %s takes %d tensors of the backbone%s, %s, %s",
         label,
@@ -90,7 +96,7 @@ def _take(
         loaded.loaded,
         "".join(f", adapted: {change}" for change in loaded.adapted),
         f"{len(embedder)} of the embedder" if embedder else "nothing of the embedder",
-        "the head" if head else "not the head, which starts anew",
+        "the head" if whole else "of the head only its norm" if head else "not the head, which starts anew",
     )
     return {
         "checkpoint": str(path),

@@ -1,45 +1,13 @@
 """The classification task against numbers worked out by hand."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from tests_support import Given, Identity, Pass, given_task, logits_batch
+from torch import nn
 
-from modalities.embedder import Embedder
 from tasks.classification import ClassificationTask
 from tasks.heads import ClassificationHead, ViewFusion, one_hot
 from tasks.network import Network
-
-
-class Given(Embedder):
-    """Passes given logits through as a map (B, 1, K, 1, 1)."""
-
-    out_chans = 1
-    raw_ndim = 2
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return raw[:, None, :, None, None]
-
-
-class Identity(nn.Module):
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        return [x]
-
-
-class Pass(nn.Module):
-    def forward(self, features: list[Tensor], views: int) -> Tensor:
-        return features[-1].flatten(1)
-
-
-def given_task(classes: int, multilabel: bool = False, average: str = "logits") -> ClassificationTask:
-    loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
-    facts = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
-    return ClassificationTask(loss, average, network=Network(Given(), Identity(), Pass()), facts=facts)
-
-
-def batch(logits: Tensor, target: Tensor) -> dict[str, Any]:
-    return {"raw": logits, "target": target, "index": torch.arange(len(target))}
 
 
 def test_metrics_by_hand() -> None:
@@ -49,7 +17,7 @@ def test_metrics_by_hand() -> None:
     logits[7, 0] = 4.0
     task = given_task(10)
     for part in (slice(0, 3), slice(3, 8)):
-        task.step(batch(logits[part], target[part]), "test")
+        task.step(logits_batch(logits[part], target[part]), "test")
     values = {name: float(value) for name, value in task.metrics["test_metrics"].compute().items()}  # type: ignore[operator]
     assert values["test/acc"] == pytest.approx(7 / 8)
     assert values["test/acc_top5"] == 1.0
@@ -90,7 +58,7 @@ def test_multilabel_average_precision() -> None:
     task = given_task(2, multilabel=True)
     logits = torch.tensor([[2.0, -1.0], [1.0, 3.0], [-2.0, 2.0]])
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    task.step(batch(logits, target), "val")
+    task.step(logits_batch(logits, target), "val")
     value = float(task.metrics["val_metrics"].compute()["val/map"])  # type: ignore[operator]
     assert value == pytest.approx(((1 + 2 / 3) / 2 + 1.0) / 2)
 

@@ -481,6 +481,20 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("source", [Cifar10, Cifar100])
+def test_class_names_that_run_code_are_refused(
+    source: type[Cifar10], roots: dict[type[ImageData], Path], tmp_path: Path
+) -> None:
+    """The names lie in a pickle of their own, as a list of text."""
+    root = tmp_path / source.folder
+    shutil.copytree(roots[source] / source.folder, root)
+    for hostile in (Evil(tmp_path / "owned"), [Evil(tmp_path / "owned")]):
+        (root / source.meta_file).write_bytes(pickle.dumps({source.names_key: hostile}))
+        with pytest.raises(DataError, match="is refused: it would run code"):
+            built(source, root)
+    assert not (tmp_path / "owned").exists()
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickles_of_today_read_as_well(tmp_path: Path, protocol: int) -> None:
     pixels = np.arange(3072, dtype=np.uint8)[None]

@@ -1,6 +1,7 @@
 """The actions of run.py on one tiny trained run: what it leaves behind, and what the other actions make of it."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,18 +51,22 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {
         *("modality", "task", "backbone", "seed", "data", "params", "epochs", "metrics", "monitor"),
-        *("best", "wall_s", "device", "precision", "git", "versions", "checkpoint"),
+        *("best", "best_epoch", "wall_s", "device", "precision", "git", "versions", "checkpoint"),
     }
     assert result["data"]["source"] == "sample"
     assert result["epochs"] == 2
-    assert 0 <= result["metrics"]["test/acc"] <= 1
-    assert result["best"] == pytest.approx(result["metrics"]["val/acc"], abs=1)
+    counted = json.loads((run / "test_report.json").read_text())["confusion"]
+    right = sum(row[place] for place, row in enumerate(counted))
+    assert result["metrics"]["test/acc"] == pytest.approx(right / sum(map(sum, counted)))
+    assert result["best"] == result["metrics"]["val/acc"]
     config = OmegaConf.load(run / "config.yaml")
     assert isinstance(config, DictConfig)
     assert OmegaConf.missing_keys(config) == set()
     history = pd.read_csv(run / "metrics.csv")
     assert history["epoch"].tolist() == [0, 1]
-    assert {"train/loss", "train/acc", "val/loss", "val/acc"} <= set(history)
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr"} <= set(history)
+    assert result["best"] == pytest.approx(history["val/acc"].max())
+    assert history.loc[result["best_epoch"], "val/acc"] == history["val/acc"].max()
 
 
 def test_result_metric_is_the_checkpoints_own(run: Path, checkpoint: Path, act: Callable[..., Path]) -> None:
@@ -72,8 +77,15 @@ def test_result_metric_is_the_checkpoints_own(run: Path, checkpoint: Path, act: 
 
 
 def test_predict_survives_broken_files(
-    checkpoint: Path, act: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    act: Callable[..., Path],
+    composed: Callable[..., DictConfig],
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from workbench.test import trained
+
     clips = tmp_path / "clips"
     clips.mkdir()
     wave = np.sin(np.arange(8000) / 10) * 0.3
@@ -87,12 +99,27 @@ def test_predict_survives_broken_files(
     assert table["error"].isna().tolist() == [True, True, False, False]
     good = table[table["error"].isna()]
     assert (good["top1"] == good["label"]).all()
-    assert (good["top1_probability"] >= good["top2_probability"]).all()
+    _, data, task, _ = trained(
+        composed("trainer=cpu", "action=test", f"ckpt={checkpoint}", f"paths.samples={samples}")
+    )
+    raw = torch.stack([torch.as_tensor(data.read_file(clips / name)) for name in ("a.wav", "b.flac")])
+    with torch.inference_mode():
+        probs_BK = task(raw).softmax(dim=1)
+    values_BK, order_BK = probs_BK.sort(dim=1, descending=True)
+    names = task.facts["class_names"]
+    assert good["label"].tolist() == [names[best] for best in order_BK[:, 0].tolist()]
+    for rank in range(5):
+        shown = good[f"top{rank + 1}_probability"].to_numpy()
+        np.testing.assert_allclose(shown, values_BK[:, rank].numpy(), atol=2e-6)
     assert "predictions.csv" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch reading back its own export
-def test_export_answers_like_the_model(checkpoint: Path, act: Callable[..., Path]) -> None:
+def test_export_answers_like_the_model(
+    checkpoint: Path, act: Callable[..., Path], composed: Callable[..., DictConfig], samples: Path
+) -> None:
+    from workbench.test import trained
+
     folder = act("trainer=cpu", "action=export", f"ckpt={checkpoint}") / "export"
     about = json.loads((folder / "model.json").read_text())
     raw = torch.randn(5, *about["input"][1:])  # another batch size than it was traced with
@@ -103,6 +130,12 @@ def test_export_answers_like_the_model(checkpoint: Path, act: Callable[..., Path
     (name,) = (node.name for node in session.get_inputs())
     ours, theirs = program(raw), session.run(None, {name: raw.numpy()})[0]
     assert ours.shape == (5, len(about["facts"]["class_names"]))
+    with torch.inference_mode():
+        merged = trained(
+            composed("trainer=cpu", "action=test", f"ckpt={checkpoint}", f"paths.samples={samples}")
+        )[2].network(raw)
+    np.testing.assert_allclose(ours.detach().numpy(), merged.numpy(), rtol=1e-3, atol=1e-3)
+    assert len({tuple(row) for row in merged.round(decimals=4).tolist()}) == 5, "five inputs, five answers"
     np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -166,13 +199,24 @@ def test_a_pickle_that_runs_code_is_refused(
 ) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "owned",))  # type: ignore[return-value]
+            return (os.system, (f"touch {tmp_path / 'owned'}",))
 
     torch.save({"widefield": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(SystemExit):
         act("action=test", f"ckpt={tmp_path / 'evil.ckpt'}")
-    assert "would run code" in caplog.text
+    assert "would run code (" in caplog.text
+    assert "system" in caplog.text, "what it would run is named"
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_damaged_checkpoint_is_no_attack(
+    checkpoint: Path, act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "half.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(SystemExit):
+        act("action=test", f"ckpt={tmp_path / 'half.ckpt'}")
+    assert "half.ckpt is damaged or incomplete" in caplog.text
+    assert "would run code" not in caplog.text
 
 
 def test_nan_loss_stops_before_the_weights(

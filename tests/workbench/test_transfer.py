@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from omegaconf import DictConfig
 from tests_support import TINY
@@ -66,6 +68,34 @@ def test_the_same_task_goes_on_with_head_and_statistics(audio_run: Path, act: Ac
     source, ours = state(audio_run), state(run)
     for name in ("network.head.linear.weight", "network.embedder.normalize.mean", STEM):
         assert torch.equal(source[name], ours[name])
+
+
+def test_other_classes_keep_the_norm_in_front_of_the_classifier(
+    audio_run: Path, act: Act, tmp_path: Path
+) -> None:
+    """As official fine-tuning from ImageNet-22K to 1K does: `norm` is kept, `head` starts anew."""
+    for split in ("train", "val", "test"):
+        for label, pitch in (("high", 0.5), ("low", 0.05)):
+            (tmp_path / "two" / split / label).mkdir(parents=True)
+            for index in range(2):
+                soundfile.write(
+                    tmp_path / "two" / split / label / f"{index}.wav", np.sin(np.arange(16000) * pitch), 16000
+                )
+    words = (*TINY, "task=audio_folder", f"data_dir={tmp_path / 'two'}", "task.data.num_workers=0")
+    run = act(*words, f"init_from={audio_run / 'checkpoints' / 'last.ckpt'}", "optimizer.lr=0")
+    assert record(run)["head"] == ["norm.bias", "norm.weight"]
+    source, ours = state(audio_run), state(run)
+    for name in ("network.head.norm.weight", "network.head.norm.bias"):
+        assert torch.equal(source[name], ours[name])
+        assert not torch.equal(ours[name], untrained_norm(name)), (
+            "trained weights are told from untrained ones"
+        )
+    assert ours["network.head.linear.weight"].shape == (2, 16)
+
+
+def untrained_norm(name: str) -> torch.Tensor:
+    """A layer norm's first values."""
+    return torch.ones(16) if name.endswith("weight") else torch.zeros(16)
 
 
 def test_other_settings_of_the_embedder_measure_anew(audio_run: Path, act: Act) -> None:

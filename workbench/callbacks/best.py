@@ -7,6 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from workbench.errors import UsageError
+
 LOSS = "val/loss"
 
 
@@ -52,6 +54,10 @@ class BestCheckpoint(Checkpoint):
     def _compare(self, trainer: Trainer) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics = {name: value for name, value in found.items() if name.startswith("val/")}
+        if self.monitor not in metrics:
+            raise UsageError(
+                f"task.monitor={self.monitor} was not measured: take one of {', '.join(sorted(metrics))}"
+            )
         if self.metrics and self._rank(metrics) <= self._rank(self.metrics):
             return
         self.score, self.epoch, self.metrics = metrics[self.monitor], trainer.current_epoch, metrics

@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from workbench.errors import ERROR_FILE
+from workbench.resolvers import mode_of
 from workbench.sweeps.folder import DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
 
 # Folders that hold no runs.
@@ -28,7 +29,6 @@ NO_AXES = (
     "action",
     "task.data.num_workers",
 )
-LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
 
 
 @dataclass
@@ -95,7 +95,7 @@ def gather(folder: Path) -> Runs:
     first = ["run", "status", *BASE, *settings, "seed", "metric", "score"]
     metrics = sorted(column for column in table if str(column).startswith(("test/", "val/")))
     table = table[[*first, *metrics, *(column for column in table if column not in {*first, *metrics})]]
-    maximise = {metric: _more_is_better(metric) for metric in metrics}
+    maximise = {metric: mode_of(metric) == "max" for metric in metrics}
     for monitor, mode in modes.items():
         if monitor and mode:
             maximise |= {monitor: mode == "max", monitor.replace("val/", "test/"): mode == "max"}
@@ -180,10 +180,6 @@ def _mode(path: Path) -> str | None:
         return str(config["task"]["mode"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None
-
-
-def _more_is_better(metric: str) -> bool:
-    return not metric.rpartition("/")[2].startswith(LESS_IS_BETTER)
 
 
 def _settings(commands: list[list[str]]) -> pd.DataFrame:

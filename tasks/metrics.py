@@ -1,0 +1,76 @@
+"""Means over classes in which a class counts only where it is defined, instead of as zero.
+
+Shapes: B batch, K classes.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision
+
+
+class MeanClassAccuracy(Metric):
+    """Of every class the share of its samples that is given the class; the mean over the classes that have samples.
+
+    Args:
+        classes: K.
+
+    Attributes:
+        of_classes: (K,) after `compute`, NaN where a class has no samples.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    correct: Tensor
+    samples: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.of_classes: Tensor | None = None
+        for name in ("correct", "samples"):
+            self.add_state(name, torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits_BK: Tensor, target_B: Tensor) -> None:
+        right_B = logits_BK.argmax(dim=1) == target_B
+        self.samples += torch.bincount(target_B, minlength=len(self.samples))
+        self.correct += torch.bincount(target_B[right_B], minlength=len(self.samples))
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar; NaN without any sample."""
+        self.of_classes = self.correct / self.samples
+        return self.of_classes.nanmean()
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Average precision of every class of a multi-label task; the mean over the classes that have positive samples.
+
+    Args:
+        classes: K.
+        thresholds: so many bins of scores; None: exact, which keeps every score until the end of the epoch.
+
+    Attributes:
+        of_classes: (K,) after `compute`, NaN where a class has no positive sample.
+    """
+
+    positives: Tensor
+
+    def __init__(self, classes: int, thresholds: int | None = None) -> None:
+        super().__init__(classes, average="none", thresholds=thresholds)
+        self.of_classes: Tensor | None = None
+        self.add_state("positives", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits_BK: Tensor, target_BK: Tensor) -> None:
+        super().update(logits_BK, target_BK)
+        self.positives += target_BK.sum(dim=0)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The mean, a scalar; NaN without any positive sample."""
+        with (
+            warnings.catch_warnings()
+        ):  # torchmetrics gives such a class a 0 with a warning; here it is left out
+            warnings.filterwarnings("ignore", message="No positive samples found in target")
+            values_K = super().compute()
+        self.of_classes = torch.where(self.positives > 0, values_K, torch.nan)
+        return self.of_classes.nanmean()
