@@ -19,6 +19,8 @@ ATTEMPTS = 10  # rectangles drawn for each image, of which the first that fits i
 class RandomErasing(nn.Module):
     """Fill one random rectangle of an image (Zhong et al. 2017, arXiv 1708.04896): ``(B, 3, H, W)`` -> float.
 
+    In all frames of a clip ``(B, T, 3, H, W)`` it is the same rectangle.
+
     The same distribution as timm's, drawn for the whole batch at once: area uniform in ``[min_area,
     max_area]`` of the image, logarithm of the aspect ratio uniform between ``min_aspect`` and its inverse.
 
@@ -58,12 +60,13 @@ class RandomErasing(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, raw: Tensor) -> Tensor:
-        batch, _, height, width = raw.shape
-        erased_B1HW = self._rectangles(batch, height, width, raw.device)
+        height, width = raw.shape[-2:]
+        erased_B1HW = self._rectangles(raw.shape[0], height, width, raw.device)
+        erased = erased_B1HW if raw.ndim == 4 else erased_B1HW[:, None]
         filling = self.mean
         if self.mode == "pixel":
             filling = filling + self.std * torch.randn(raw.shape, device=raw.device)
-        return torch.where(erased_B1HW, filling, raw.to(self.mean.dtype))
+        return torch.where(erased, filling, raw.to(self.mean.dtype))
 
     def _rectangles(self, batch: int, height: int, width: int, device: torch.device) -> Tensor:
         """True inside each image's rectangle, (B, 1, H, W); a = attempts."""

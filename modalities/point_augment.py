@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-TURNS = ("none", "up", "any")
+TURNS = ("none", "up", "any", "pose")
 
 
 class PointAugment(nn.Module):
@@ -21,13 +21,16 @@ class PointAugment(nn.Module):
     all axes share.
 
     Args:
-        turn: ``none``; ``up`` about the vertical axis; ``any`` in all directions (uniform over SO(3)).
+        turn: ``none``; ``up`` about the vertical axis; ``any`` in all directions (uniform over SO(3)); ``pose``: about
+            the vertical axis and tilted, by angles out of ``azimuth`` and ``elevation`` (see `posed`).
         mirror: axes, each of which changes sign with probability ½.
         stretch: ``[low, high]``, drawn for each axis; ``null`` keeps sizes.
         shift: largest shift along each axis.
         jitter: standard deviation of a normal shift of every point, cut at three of them.
         drop: largest share of points left out; each cloud draws its own share.
         normals: columns 3 to 5 are directions and turn, mirror along (stretching leaves them).
+        azimuth, elevation: ``[lowest, highest]`` in degrees, for ``pose``.
+        keep_original: append the positions as they came, ``(B, N, D + 3)``, for an embedder that needs both.
     """
 
     def __init__(
@@ -39,6 +42,9 @@ class PointAugment(nn.Module):
         jitter: float = 0.0,
         drop: float = 0.0,
         normals: bool = False,
+        azimuth: Sequence[float] = (0.0, 360.0),
+        elevation: Sequence[float] = (0.0, 0.0),
+        keep_original: bool = False,
     ) -> None:
         super().__init__()
         if turn not in TURNS:
@@ -49,7 +55,11 @@ class PointAugment(nn.Module):
             raise ValueError(f"stretch needs 0 < low <= high, not {list(stretch)}")
         if min(shift, jitter) < 0 or not 0 <= drop < 1:
             raise ValueError("PointAugment needs shift >= 0, jitter >= 0 and 0 <= drop < 1")
+        if len(azimuth) != 2 or len(elevation) != 2 or azimuth[0] > azimuth[1] or elevation[0] > elevation[1]:
+            raise ValueError("PointAugment takes azimuth and elevation as [lowest, highest] in degrees")
         self.turn = turn
+        self.azimuth, self.elevation = tuple(azimuth), tuple(elevation)
+        self.keep_original = keep_original
         self.mirror = tuple(axis in tuple(mirror) for axis in "xyz")
         self.stretch = None if stretch is None else (float(stretch[0]), float(stretch[1]))
         self.shift = shift
@@ -79,7 +89,8 @@ class PointAugment(nn.Module):
             share = self.drop * torch.rand(batch, 1, 1, device=raw.device)
             dropped = torch.rand(batch, points, 1, device=raw.device) < share
             xyz = torch.where(dropped, torch.nan, xyz)
-        return torch.cat([xyz, normals, rest], dim=-1)
+        original = raw[..., : 3 if self.keep_original else 0]
+        return torch.cat([xyz, normals, rest, original], dim=-1)
 
     def _matrix(self, batch: int, like: Tensor) -> Tensor | None:
         matrix = None
@@ -87,6 +98,13 @@ class PointAugment(nn.Module):
             matrix = about_up(2 * math.pi * torch.rand(batch, device=like.device))
         elif self.turn == "any":
             matrix = in_any_direction(batch, like.device)
+        elif self.turn == "pose":
+            between = (self.azimuth, self.elevation)
+            azimuth, elevation = (
+                math.radians(low) + math.radians(high - low) * torch.rand(batch, device=like.device)
+                for low, high in between
+            )
+            matrix = posed(azimuth, elevation)
         if any(self.mirror):
             mirrored = torch.tensor(self.mirror, device=like.device)
             signs = torch.where(mirrored & (torch.rand(batch, 3, device=like.device) < 0.5), -1.0, 1.0)
@@ -98,6 +116,22 @@ def about_up(angle: Tensor) -> Tensor:
     """Rotations (B, 3, 3) about z by ``angle`` (B,) in radians, to be multiplied from the left."""
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     return torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
+
+
+def posed(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) by angles (B,) in radians, to be multiplied from the left.
+
+    First about z by -azimuth, which brings what lies in that direction to +x; then about y by the elevation, which
+    lifts +x where it is negative.
+    """
+    cos, sin, zero, one = (
+        elevation.cos(),
+        elevation.sin(),
+        torch.zeros_like(elevation),
+        torch.ones_like(elevation),
+    )
+    about_y = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).unflatten(-1, (3, 3))
+    return about_y @ about_up(-azimuth)
 
 
 def in_any_direction(count: int, device: torch.device) -> Tensor:

@@ -337,17 +337,7 @@ class ProjectedPoints(Embedder):
         """Scatter one cloud ``(N, 3 + F)``, coloured by its first column or its height."""
         points = raw[raw.isfinite().all(dim=-1)]
         colour = points[:, 3] if self.columns else points[:, 2]
-        panel.scatter(*points[:, :3].T, c=colour, s=4, cmap="viridis", linewidths=0)
-        low, high = points[:, :3].amin(0), points[:, :3].amax(0)
-        middle, half = (low + high) / 2, float((high - low).max()) / 2 + TINY
-        unit = " (m)" if self.normalize == "box" else ""
-        for position, axis in enumerate(AXES):
-            centre = float(middle[position])
-            getattr(panel, f"set_{axis}lim")(centre - half, centre + half)
-            getattr(panel, f"set_{axis}label")(axis + unit, fontsize=8, labelpad=-6)
-        panel.set_box_aspect((1, 1, 1))
-        panel.tick_params(labelsize=6, pad=-3)
-        panel.locator_params(nbins=4)
+        draw_cloud(panel, points[:, :3], colour, " (m)" if self.normalize == "box" else "")
 
     def _label(self, name: str) -> str:
         if name in AXES:
@@ -413,6 +403,20 @@ class PointNetwork(nn.Module):
                 2
             )
         return self.last(x_BNM)
+
+
+def draw_cloud(panel: Any, xyz_N3: Tensor, colour_N: Tensor, unit: str = "") -> None:
+    """Scatter points on a Matplotlib panel in space, all axes on one scale."""
+    panel.scatter(*xyz_N3.T, c=colour_N, s=4, cmap="viridis", linewidths=0)
+    low, high = xyz_N3.amin(0), xyz_N3.amax(0)
+    middle, half = (low + high) / 2, float((high - low).max()) / 2 + TINY
+    for position, axis in enumerate(AXES):
+        centre = float(middle[position])
+        getattr(panel, f"set_{axis}lim")(centre - half, centre + half)
+        getattr(panel, f"set_{axis}label")(axis + unit, fontsize=8, labelpad=-6)
+    panel.set_box_aspect((1, 1, 1))
+    panel.tick_params(labelsize=6, pad=-3)
+    panel.locator_params(nbins=4)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from modalities.embedder import Embedder, MapAxes
 RawSeries = dict[str, Tensor]
 CENTRES = ("mean", "last")
 VARIANCE_FLOOR = 1e-5  # of a window, in units of the training variance (Kim et al. 2022, RevIN)
+FACTOR_FLOOR = 1e-10  # keeps a learnt factor from being exactly 0
 
 
 class SeriesEmbedder(Embedder):
@@ -97,7 +98,11 @@ class SeriesEmbedder(Embedder):
         variance_BN, mean_BN = torch.var_mean(x_BLN, dim=1, correction=0)
         loc_BN = x_BLN[:, -1] if self.centre == "last" else mean_BN
         scale_BN = (variance_BN + VARIANCE_FLOOR).sqrt()
-        return {"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std}
+        return self.learnt({"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std})
+
+    def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What an embedder has learnt to change in centre and spread; here nothing."""
+        return context
 
     def normalise(self, raw: RawSeries) -> Tensor:
         """The look-back, centred and scaled by its own statistics: (B, N, L)."""
@@ -237,6 +242,8 @@ class TokenMap(SeriesEmbedder):
         group: S; a last group that is not full is filled up with zeros.
         width: D.
         dropout: rate after the sum.
+        affine: learn a factor w and a shift b for each place of a group, the same in all groups, that the normalised
+            values get and the forecast loses again (RevIN, Kim et al. 2022, equations 2 and 3).
         positions: coordinates of every variate, (N, any number), or empty where variates have no place.
 
     Example:
@@ -256,6 +263,7 @@ class TokenMap(SeriesEmbedder):
         width: int = 768,
         centre: str = "mean",
         dropout: float = 0.1,
+        affine: bool = False,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         num_calendar: int = 4,
@@ -281,10 +289,21 @@ class TokenMap(SeriesEmbedder):
         self.register_buffer("places", places_VK, persistent=False)
         self.place = nn.Linear(places_VK.shape[1], width) if positions else None
         self.dropout = nn.Dropout(dropout)
+        self.factor = nn.Parameter(torch.ones(self.group)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(self.group)) if affine else None
 
     @classmethod
     def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
         return super().data_arguments(facts) | {"positions": facts.get("positions", ())}
+
+    def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.factor is None or self.shift is None:
+            return context
+        # w·(x − loc) / scale + b is (x − loc') / scale' with these, so what undoes the one undoes the other.
+        factor_N = self.factor.repeat(self.views)[: self.num_variates] + FACTOR_FLOOR
+        shift_N = self.shift.repeat(self.views)[: self.num_variates]
+        scale_BN = context["scale"] / factor_N
+        return {"loc": context["loc"] - shift_N * scale_BN, "scale": scale_BN}
 
     def _fill_up(self, x: Tensor) -> Tensor:
         """(…, N) -> (…, V·S), zeros behind."""

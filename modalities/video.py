@@ -13,7 +13,7 @@ from torch.nn import functional as fn
 
 from modalities.embedder import Embedder, MapAxes
 
-LAYOUTS = ("grid", "frames")
+LAYOUTS = ("grid", "frames", "rows")
 CHANNELS = {"rgb": 3, "difference": 3, "rgb_difference": 6}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,13 +23,15 @@ class Clip(Embedder):
 
     ``grid`` tiles the T frames in reading order into one map ``(B, 1, C, R·H, Q·W)``: frame t lies in row
     t // Q and column t % Q, whole and undistorted (UniRepLKNet, arXiv 2410.08049, on video: 16 frames of 224²
-    -> 896²). ``frames`` makes every frame a map of its own, ``(B, T, C, H, W)``; a head that is to see their
-    order needs ``task.head.fusion=temporal``.
+    -> 896²). ``rows`` fills the same map with the rows of all frames one after the other, Q rows of a frame in
+    one of the map, as the official script's ``reshape`` does: a frame becomes a flat strip. ``frames`` makes
+    every frame a map of its own, ``(B, T, C, H, W)``; a head that is to see their order needs
+    ``task.head.fusion=temporal``.
 
     Args:
         frames: T.
         size: usual side of a frame in pixels, for tracing; ``forward`` takes any H and W.
-        layout: ``grid`` or ``frames``.
+        layout: ``grid``, ``rows`` or ``frames``.
         columns: Q; ``None`` takes the squarest grid (16 -> 4×4, 8 -> 2×4).
         channels: ``rgb`` (C = 3); ``difference``, each frame less the one before, the first less nothing and
             therefore 0 (C = 3); ``rgb_difference``, both (C = 6).
@@ -97,7 +99,9 @@ class Clip(Embedder):
                 x_BTCHW = change_BTCHW
             else:
                 x_BTCHW = torch.cat([x_BTCHW, change_BTCHW], dim=2)
-        return x_BTCHW if self.layout == "frames" else tile(x_BTCHW, self.columns)[:, None]
+        if self.layout == "frames":
+            return x_BTCHW
+        return (tile if self.layout == "grid" else in_rows)(x_BTCHW, self.columns)[:, None]
 
     @property
     def needs_statistics(self) -> bool:
@@ -139,6 +143,19 @@ class Clip(Embedder):
         )
         if self.layout == "frames":
             return tuple(replace(colours, title=f"frame {number}") for number in range(1, self.frames + 1))
+        if self.layout == "rows":
+            high = self.size / self.columns
+            first = MapAxes(
+                x=f"x (pixels, every {self.columns}th row of a frame beside the next)",
+                y="frames, in order of time",
+                y_ticks=tuple((high * (frame + 0.5), str(frame + 1)) for frame in range(self.frames)),
+                value=colours.value,
+                title="change from frame to frame" if self.channels == "difference" else "frames, in strips",
+                channel=(0, 1, 2),
+            )
+            if self.channels != "rgb_difference":
+                return (first,)
+            return first, replace(first, channel=(3, 4, 5), title="change from frame to frame")
         rows = self.frames // self.columns
         colours = replace(
             colours,
@@ -159,6 +176,12 @@ def tile(x_BTCHW: Tensor, columns: int) -> Tensor:
     """Lay T frames out in reading order, ``columns`` in a row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
     x_BRQCHW = x_BTCHW.unflatten(1, (-1, columns))
     return x_BRQCHW.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def in_rows(x_BTCHW: Tensor, columns: int) -> Tensor:
+    """Lay the rows of all frames one after the other, ``columns`` in a row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
+    rows = x_BTCHW.shape[1] // columns
+    return x_BTCHW.transpose(1, 2).flatten(2).unflatten(2, (rows * x_BTCHW.shape[3], -1))
 
 
 def _squarest(frames: int) -> int:

@@ -8,9 +8,13 @@ flickers from frame to frame would be seen as motion.
 import torch
 from torch import Tensor, nn
 
+from modalities.image_augment import RandomErasing
+
+MIX_MODES = ("elem", "batch")
+
 
 class ClipAugment(nn.Module):
-    """Mirror, play backwards, change light and colour; drawn for each clip, (B, T, 3, H, W) -> same, float.
+    """Mirror, play backwards, change light and colour, erase; drawn for each clip, (B, T, 3, H, W) -> same, float.
 
     Args:
         flip: probability of mirroring left and right; 0 where a class depends on the side.
@@ -18,6 +22,7 @@ class ClipAugment(nn.Module):
         brightness: largest change of level, as a part of the full scale.
         contrast: largest change of contrast, as a part of it.
         grey: probability of dropping the colour.
+        erase: probability of filling a rectangle, the same in all frames, with noise (`RandomErasing`).
     """
 
     def __init__(
@@ -27,15 +32,17 @@ class ClipAugment(nn.Module):
         brightness: float = 0.0,
         contrast: float = 0.0,
         grey: float = 0.0,
+        erase: float = 0.0,
     ) -> None:
         super().__init__()
-        if not all(0 <= value <= 1 for value in (flip, reverse, brightness, contrast, grey)):
+        if not all(0 <= value <= 1 for value in (flip, reverse, brightness, contrast, grey, erase)):
             raise ValueError("ClipAugment takes numbers between 0 and 1")
         self.flip = flip
         self.reverse = reverse
         self.brightness = brightness
         self.contrast = contrast
         self.grey = grey
+        self.erasing = RandomErasing(prob=erase) if erase else None
 
     def forward(self, raw: Tensor) -> Tensor:
         if self.flip:
@@ -51,11 +58,12 @@ class ClipAugment(nn.Module):
             raw = mean + gain * (raw - mean)
         if self.brightness:
             raw = raw + 255 * self.brightness * (2 * _uniform(raw) - 1)
-        return raw.clamp(0, 255)
+        raw = raw.clamp(0, 255)
+        return raw if self.erasing is None else self.erasing(raw)
 
 
 class ClipMix(nn.Module):
-    """Mixup or cutmix of clips and their targets, drawn for each clip.
+    """Mixup or cutmix of clips and their targets.
 
     ``raw (B, T, 3, H, W), target (B, classes) -> raw, target``. Mixup (arXiv 1710.09412) blends two clips
     frame by frame; cutmix (arXiv 1905.04899) puts a window of another clip, the same in all frames, into the
@@ -66,12 +74,21 @@ class ClipMix(nn.Module):
         mixup_alpha: share of mixup from Beta(alpha, alpha); 0 switches mixup off.
         cutmix_alpha: the same for cutmix.
         switch_prob: probability of cutmix where both are on.
+        mode: `elem` draws for each clip, which is mixed with any other; `batch` draws once for all, and mixes the batch
+            with itself in reverse order (timm's default).
     """
 
     def __init__(
-        self, prob: float = 1.0, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, switch_prob: float = 0.5
+        self,
+        prob: float = 1.0,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        switch_prob: float = 0.5,
+        mode: str = "elem",
     ) -> None:
         super().__init__()
+        if mode not in MIX_MODES:
+            raise ValueError(f"ClipMix takes mode {' or '.join(MIX_MODES)}, not {mode!r}")
         if not (0 <= prob <= 1 and 0 <= switch_prob <= 1) or min(mixup_alpha, cutmix_alpha) < 0:
             raise ValueError("ClipMix needs probabilities between 0 and 1 and no negative alpha")
         if mixup_alpha == cutmix_alpha == 0:
@@ -79,20 +96,25 @@ class ClipMix(nn.Module):
         self.prob = prob
         self.mixup_alpha = mixup_alpha
         self.cutmix_alpha = cutmix_alpha
+        self.mode = mode
         self.switch_prob = 0.0 if cutmix_alpha == 0 else 1.0 if mixup_alpha == 0 else switch_prob
 
     def forward(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         batch, device = raw.shape[0], raw.device
-        mixed_B = torch.rand(batch, device=device) < self.prob
-        cut_B = torch.rand(batch, device=device) < self.switch_prob
-        blend_B = _beta(self.mixup_alpha, batch, device)
-        window_BHW, kept_B = self._windows(raw)
+        draws = 1 if self.mode == "batch" else batch  # of every size below, B or 1
+        mixed_B = torch.rand(draws, device=device) < self.prob
+        cut_B = torch.rand(draws, device=device) < self.switch_prob
+        blend_B = _beta(self.mixup_alpha, draws, device)
+        window_BHW, kept_B = self._windows(raw, draws)
         # One weight per clip and pixel says how much of the clip itself is kept.
         weight_BHW = torch.where(cut_B[:, None, None], 1 - window_BHW, blend_B[:, None, None])
         share_B = torch.where(cut_B, kept_B, blend_B)
         weight_BHW = torch.where(mixed_B[:, None, None], weight_BHW, 1.0)
         share_B1 = torch.where(mixed_B, share_B, 1.0)[:, None]
-        other = torch.randperm(batch, device=device)
+        if self.mode == "batch":
+            other = torch.arange(batch - 1, -1, -1, device=device)
+        else:
+            other = torch.randperm(batch, device=device)
         weight_B11HW = weight_BHW[:, None, None]
         raw = raw.float()
         return (
@@ -100,13 +122,13 @@ class ClipMix(nn.Module):
             share_B1 * target + (1 - share_B1) * target[other],
         )
 
-    def _windows(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """1 inside a random window of each clip, (B, H, W), and the share of the picture outside it, (B,)."""
-        batch, height, width, device = raw.shape[0], raw.shape[-2], raw.shape[-1], raw.device
-        side_B1 = (1 - _beta(self.cutmix_alpha, batch, device)).sqrt()[:, None]
+    def _windows(self, raw: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+        """1 inside a random window, (draws, H, W), and the share of the picture outside it, (draws,)."""
+        height, width, device = raw.shape[-2], raw.shape[-1], raw.device
+        side_B1 = (1 - _beta(self.cutmix_alpha, draws, device)).sqrt()[:, None]
         inside = []
         for size in (height, width):
-            centre_B1 = torch.rand(batch, 1, device=device) * size
+            centre_B1 = torch.rand(draws, 1, device=device) * size
             place = torch.arange(size, device=device) + 0.5
             inside.append(((place - centre_B1).abs() < side_B1 * size / 2).float())
         window_BHW = inside[0][:, :, None] * inside[1][:, None, :]

@@ -20,6 +20,7 @@ from tasks.task import Answer, Task, as_plain
 log = logging.getLogger("widefield")
 
 MOST_CONFUSED = 2000  # classes up to which a test keeps its confusion matrix
+AVERAGES = ("logits", "probabilities")
 
 
 class ClassificationTask(Task):
@@ -32,11 +33,16 @@ class ClassificationTask(Task):
 
     Args:
         loss: (logits (B, K), targets (B, K)) -> scalar, see `tasks.losses`.
+        average: what is averaged over the crops of a sample at test time: `logits`, or `probabilities`, of whose mean
+            the output is the logarithm (several labels: the logit).
         **settings: see `Task`.
     """
 
-    def __init__(self, loss: nn.Module, **settings: Any) -> None:
+    def __init__(self, loss: nn.Module, average: str = "logits", **settings: Any) -> None:
         super().__init__(**settings)
+        if average not in AVERAGES:
+            raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
+        self.average = average
         self.loss = loss
         self.class_names: list[str] = list(self.facts["class_names"])
         self.multilabel = bool(self.facts["multilabel"])
@@ -93,6 +99,15 @@ class ClassificationTask(Task):
         loss = self.loss(logits_BK.float(), target_BK)
         self._update_metrics(logits_BK.detach().float(), target, split)
         return {"loss": loss, "output": logits_BK.detach()}
+
+    def average_crops(self, output: Tensor) -> Tensor:
+        if self.average == "logits":
+            return super().average_crops(output)
+        output_BcK = output.float()  # c: crops
+        if self.multilabel:
+            yes, no = (nn.functional.logsigmoid(sign * output_BcK).logsumexp(dim=1) for sign in (1, -1))
+            return yes - no
+        return output_BcK.log_softmax(dim=-1).logsumexp(dim=1) - math.log(output.shape[1])
 
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
         wanted = target.long() if self.multilabel else target

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from tasks.task import Answer, Task, as_plain
 
 BASELINES = ("naive", "seasonal_naive")
+LOSS_SCALES = ("standardised", "own_units")
 SHOWN = 4  # windows of the test part that are kept for pictures …
 SHOWN_VARIATES = 8  # … and how many of their variates, the last ones, where a table's target usually stands
 
@@ -50,16 +51,17 @@ class ForecastErrors(Metric):
 class ForecastingTask(Task):
     """Learns the horizon from the look-back.
 
-    The network answers in the data's own units; loss, MSE and MAE are on the standardised scale (mean and
-    standard deviation of the training part), as published tables are. A test also measures two forecasts that
-    learn nothing, `naive` (the last value stays) and `seasonal_naive` (the last season repeats), and the
-    errors in own units.
+    The network answers in the data's own units; MSE and MAE are on the standardised scale (mean and standard
+    deviation of the training part), as published tables are; the loss is on either. A test also measures two
+    forecasts that learn nothing, `naive` (the last value stays) and `seasonal_naive` (the last season repeats),
+    and the errors in own units.
 
     Facts: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`.
 
     Args:
-        loss: (forecast (B, T, N), truth (B, T, N)) -> scalar, on the standardised scale, e.g.
-            `torch.nn.MSELoss`.
+        loss: (forecast (B, T, N), truth (B, T, N)) -> scalar, e.g. `torch.nn.MSELoss`.
+        loss_in: `standardised`, where all variates count alike, or `own_units`, where those of large variance count
+            more.
         **settings: see `Task`.
     """
 
@@ -68,9 +70,12 @@ class ForecastingTask(Task):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, loss: nn.Module, **settings: Any) -> None:
+    def __init__(self, loss: nn.Module, loss_in: str = "standardised", **settings: Any) -> None:
         super().__init__(**settings)
+        if loss_in not in LOSS_SCALES:
+            raise ValueError(f"loss_in must be one of {', '.join(LOSS_SCALES)}, not {loss_in!r}")
         self.loss = loss
+        self.loss_in = loss_in
         self.variates: list[str] = list(self.facts["variates"])
         self.season = int(self.facts["season"])
         self.register_buffer("mean", torch.tensor(self.facts["mean"], dtype=torch.float32), persistent=False)
@@ -123,7 +128,8 @@ class ForecastingTask(Task):
         forecast_BTN = self.network.forward_maps(maps_BVCHW, embedder.context(raw))
         truth_BTN = self.standardised(batch["target"])
         standard_BTN = self.standardised(forecast_BTN)
-        loss = self.loss(standard_BTN, truth_BTN)
+        own_units = self.loss_in == "own_units"
+        loss = self.loss(forecast_BTN, batch["target"]) if own_units else self.loss(standard_BTN, truth_BTN)
         self._errors_of(split).update(standard_BTN, truth_BTN)
         if split == "test":
             past_BLN = self.standardised(raw["values"])

@@ -6,16 +6,17 @@ Shapes: B batch, V maps per sample, C channels, H height, W width, D features, K
 import torch
 from torch import Tensor, nn
 
-FUSIONS = ("mean", "max", "attention", "temporal")
+FUSIONS = ("mean", "max", "attention", "temporal", "concat")
 
 
 class ViewFusion(nn.Module):
-    """Fuses the V feature vectors of a sample: (B, V, D) -> (B, D).
+    """Fuses the V feature vectors of a sample: (B, V, D) -> (B, D), or (B, V·D) for `concat`.
 
     Args:
         width: D.
-        how: `mean`, `max`, `attention` (a learned weight per view, softmax over views), or `temporal` (a residual
-            block along the views, the mean of its output). Only `temporal` sees the order of the views.
+        how: `mean`, `max`, `attention` (a learned weight per view, softmax over views), `temporal` (a residual
+            block along the views, the mean of its output), or `concat` (all views side by side). Only the last two see
+            the order of the views.
         reach: views that `temporal` looks at on either side of each.
     """
 
@@ -42,11 +43,15 @@ class ViewFusion(nn.Module):
             return (weight_BV1 * x_BVD).sum(dim=1)
         if self.temporal is not None:
             return (x_BVD.transpose(1, 2) + self.temporal(x_BVD.transpose(1, 2))).mean(dim=2)
+        if self.how == "concat":
+            return x_BVD.flatten(1)
         return x_BVD.amax(dim=1) if self.how == "max" else x_BVD.mean(dim=1)
 
 
 class ClassificationHead(nn.Module):
     """Mean pool -> LayerNorm -> fuse views -> dropout -> linear (UniRepLKNet's head, with V maps per sample).
+
+    With `concat` the views are joined first: the norm is over all V·D features (P2P, arXiv 2208.02812).
 
     Args:
         in_features: width of the backbone's last stage.
@@ -54,6 +59,7 @@ class ClassificationHead(nn.Module):
         fusion: how the V maps of a sample are joined, see `ViewFusion`.
         dropout: rate before the linear layer.
         init_scale: factor on the linear layer's first values (0.001 in the official fine-tuning of images).
+        views: V, which `concat` must know.
     """
 
     def __init__(
@@ -63,12 +69,16 @@ class ClassificationHead(nn.Module):
         fusion: str = "mean",
         dropout: float = 0.0,
         init_scale: float = 1.0,
+        views: int | None = None,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(in_features, eps=1e-6)
+        if fusion == "concat" and not views:
+            raise ValueError("fusion=concat needs the number of maps of a sample: task.head.views")
+        width = in_features * (views or 1) if fusion == "concat" else in_features
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.fusion = ViewFusion(in_features, fusion)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(in_features, num_classes)
+        self.linear = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
         with torch.no_grad():
@@ -76,16 +86,16 @@ class ClassificationHead(nn.Module):
 
     def forward(self, features: list[Tensor], views: int) -> Tensor:
         """Four feature maps of N = B·V maps -> logits (B, K)."""
-        x_ND = self.norm(features[-1].mean(dim=(-2, -1)))
-        x_BD = self.fusion(x_ND.unflatten(0, (-1, views)))
+        x_BVD = features[-1].mean(dim=(-2, -1)).unflatten(0, (-1, views))
+        x_BD = self.norm(self.fusion(x_BVD)) if self.fusion.how == "concat" else self.fusion(self.norm(x_BVD))
         return self.linear(self.dropout(x_BD))
 
     def load_official(self, left_out: dict[str, Tensor]) -> bool:
         """Take the norm and, where the classes agree, the linear layer of an official classifier.
 
-        Returns whether the linear layer was taken.
+        A norm over several views starts anew. Returns whether the linear layer was taken.
         """
-        if "norm.weight" in left_out:
+        if "norm.weight" in left_out and left_out["norm.weight"].shape == self.norm.weight.shape:
             self.norm.load_state_dict({"weight": left_out["norm.weight"], "bias": left_out["norm.bias"]})
         taken = "head.weight" in left_out and left_out["head.weight"].shape == self.linear.weight.shape
         if taken:

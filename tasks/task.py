@@ -302,8 +302,12 @@ class Task(Training):
         embedder = self.network.embedder
         if isinstance(raw, Tensor) and raw.ndim == int(embedder.raw_ndim) + 1:  # type: ignore[arg-type]
             output = self.network(raw.flatten(0, 1))
-            return output.unflatten(0, raw.shape[:2]).mean(dim=1)
+            return self.average_crops(output.unflatten(0, raw.shape[:2]))
         return self.network(raw)
+
+    def average_crops(self, output: Tensor) -> Tensor:
+        """The outputs of a sample's crops, (B, crops, …), as one: (B, …)."""
+        return output.mean(dim=1)
 
 
 def as_plain(value: Tensor) -> float | list[float]:

@@ -48,10 +48,10 @@ class Pass(nn.Module):
         return features[-1].flatten(1)
 
 
-def given_task(classes: int, multilabel: bool = False) -> ClassificationTask:
+def given_task(classes: int, multilabel: bool = False, average: str = "logits") -> ClassificationTask:
     loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
     facts = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
-    return ClassificationTask(loss, network=Network(Given(), Identity(), Pass()), facts=facts)
+    return ClassificationTask(loss, average, network=Network(Given(), Identity(), Pass()), facts=facts)
 
 
 def logits_batch(logits: Tensor, target: Tensor) -> dict[str, Any]:

@@ -81,6 +81,10 @@ class ClassificationSettings(CommonSettings, total=False):
     mixup: Mixup | None
 
 
+class Copies(list[Any]):
+    """Several raw samples of one item, e.g. differently augmented; each is a sample of the batch by itself."""
+
+
 class ItemDataset(Dataset[dict[str, Any]]):
     """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
 
@@ -158,17 +162,24 @@ class MixedDataset(ItemDataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the readable samples; list the others under `errors`. `raw` is absent when none was readable.
+    """Stack the readable samples, copies of an item one after the other; list the others under `errors`. `raw` is
+    absent when none was readable.
 
     Where the data as a whole turned out unusable, the batch is `{"stop": why}`.
     """
     stops = [sample["stop"] for sample in samples if "stop" in sample]
     if stops:
         return {"stop": stops[0]}
-    good = [sample for sample in samples if "error" not in sample]
+    good = [one for sample in samples if "error" not in sample for one in _apart(sample)]
     batch = dict(default_collate(good)) if good else {}
     batch["errors"] = [sample["error"] for sample in samples if "error" in sample]
     return batch
+
+
+def _apart(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples of one item."""
+    raw = sample["raw"]
+    return [sample | {"raw": one} for one in raw] if isinstance(raw, Copies) else [sample]
 
 
 def usable(batch: dict[str, Any]) -> dict[str, Any]:

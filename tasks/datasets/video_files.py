@@ -8,6 +8,7 @@ variable frame rate does not play faster where its frames are dense. At a consta
 
 import hashlib
 import os
+import random
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.base import Copies, DataError, Item, ReadError
+from tasks.datasets.image_files import seeded_by
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
 SAMPLINGS = ("dense", "uniform")
 VIEWS = ("square", "whole")
+AREAS = ("view", "frame")
+ATTEMPTS = 10  # boxes drawn for a crop of a frame's area, of which the first that fits is taken
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 Places = NDArray[np.int64]  # (T,)
@@ -52,6 +56,9 @@ class VideoSettings(ShardableSettings, total=False):
     view: str
     scale: Sequence[float]
     ratio: Sequence[float]
+    scale_of: str
+    rand_augment: str | None
+    repeats: int
     cache_dir: str | None
     cache_side: int | None
 
@@ -78,6 +85,12 @@ class VideoData(ShardableData):
         view: ``square`` sees the largest square of a frame, ``whole`` the whole frame squeezed to a square.
         scale: area of a training crop as a part of the view, drawn between the two.
         ratio: a training crop is wider than the view by a factor drawn between the two (and less high).
+        scale_of: what ``scale`` and ``ratio`` are relative to: the ``view``, or the area of the whole ``frame`` and a
+            square (torchvision's ``RandomResizedCrop``).
+        rand_augment: a policy of timm's, such as ``rand-m7-n4-mstd0.5-inc1`` (RandAugment, arXiv 1909.13719), for the
+            whole frames before the crop, in training; a draw holds for all frames of a clip.
+        repeats: so many differently augmented copies of a clip, the same frames, are in a training batch (repeated
+            augmentation, arXiv 1901.09335): it has ``batch_size`` · ``repeats`` samples.
         cache_dir: keep the decoded frames of every file here (uint8, short side at most ``cache_side``); for
             small sets that are read many times. ``None`` decodes each time.
         cache_side: in pixels; ``None`` keeps the frames' own size.
@@ -100,6 +113,9 @@ class VideoData(ShardableData):
         view: str = "square",
         scale: Sequence[float] = (1.0, 1.0),
         ratio: Sequence[float] = (1.0, 1.0),
+        scale_of: str = "view",
+        rand_augment: str | None = None,
+        repeats: int = 1,
         cache_dir: str | None = None,
         cache_side: int | None = None,
         **common: Unpack[ShardableSettings],
@@ -107,9 +123,9 @@ class VideoData(ShardableData):
         super().__init__(**common)
         if cache_dir is not None and self.format != "files":
             raise DataError("cache_dir keeps decoded frames of files: leave it out with format=webdataset")
-        if min(frames, size, stride, test_segments, test_crops, cache_side or 1) < 1:
+        if min(frames, size, stride, test_segments, test_crops, repeats, cache_side or 1) < 1:
             raise DataError(
-                "frames, size, stride, test_segments, test_crops and cache_side must be at least 1"
+                "frames, size, stride, test_segments, test_crops, repeats and cache_side must be at least 1"
             )
         if sampling not in SAMPLINGS:
             raise DataError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {sampling!r}")
@@ -119,6 +135,8 @@ class VideoData(ShardableData):
             raise DataError(f"scale must be two rising numbers above 0 and at most 1, not {list(scale)}")
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise DataError(f"ratio must be two rising numbers above 0, not {list(ratio)}")
+        if scale_of not in AREAS:
+            raise DataError(f"scale_of must be one of {', '.join(AREAS)}, not {scale_of!r}")
         self.frames = frames
         self.size = size
         self.sampling = sampling
@@ -128,6 +146,9 @@ class VideoData(ShardableData):
         self.view = view
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
+        self.scale_of = scale_of
+        self.rand_augment = None if rand_augment is None else rand_augment_of(rand_augment, size)
+        self.repeats = repeats
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.cache_side = cache_side
 
@@ -146,7 +167,7 @@ class VideoData(ShardableData):
                 return root / place
         raise self.bad_layout(f"there are no class folders such as {self.class_names[0]} in {root}")
 
-    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor | Copies:
         if not train:
             return (
                 self._read_clips(item.path, 1, 1)
@@ -159,7 +180,19 @@ class VideoData(ShardableData):
         else:
             ticks = uniform(video.length, self.frames, rng.random(self.frames))
         frames = read_ticks(video, ticks)
-        return crop(frames, random_box(frames.shape[1:3], self.view, self.scale, self.ratio, rng), self.size)
+        if self.repeats == 1:
+            return self._augmented(frames, rng)
+        return Copies(self._augmented(frames, rng) for _ in range(self.repeats))
+
+    def _augmented(self, frames: Frames, rng: np.random.Generator) -> Tensor:
+        """Whole frames -> a training clip (T, 3, S, S)."""
+        if self.rand_augment is not None:
+            frames = same_draw(self.rand_augment, frames, rng)
+        if self.scale_of == "frame":
+            box = random_resized_box(frames.shape[1:3], self.scale, self.ratio, rng)
+        else:
+            box = random_box(frames.shape[1:3], self.view, self.scale, self.ratio, rng)
+        return crop(frames, box, self.size)
 
     def read_file(self, path: Path) -> Tensor:
         return self._read_clips(path, self.test_segments, self.test_crops)
@@ -274,6 +307,60 @@ def random_box(
     top = int(rng.integers(height - box_height + 1))
     left = int(rng.integers(width - box_width + 1))
     return top, left, box_height, box_width
+
+
+def random_resized_box(
+    shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """A random box in a frame of ``shape``, of an area relative to the frame's and a ratio of its own, as in
+    torchvision's ``RandomResizedCrop``: of ten draws the first that fits, else the largest central box of an
+    allowed ratio."""
+    height, width = shape
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        stretch = float(np.exp(rng.uniform(*np.log(ratio))))
+        box_width, box_height = round((area * stretch) ** 0.5), round((area / stretch) ** 0.5)
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(rng.integers(height - box_height + 1))
+            return top, int(rng.integers(width - box_width + 1)), box_height, box_width
+    box_width = min(width, round(height * ratio[1]))
+    box_height = min(height, round(width / ratio[0]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def rand_augment_of(policy: str, size: int) -> Callable[[Any], Any]:
+    """timm's RandAugment: PIL picture -> PIL picture, drawing from the global generators of Python and NumPy.
+
+    Args:
+        policy: e.g. ``rand-m7-n4-mstd0.5-inc1``.
+        size: side of a training clip in pixels; shifts in pixels go up to 0.45 of it.
+
+    Raises:
+        DataError: timm has no such policy.
+    """
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    options = {"translate_const": int(size * 0.45), "interpolation": Image.Resampling.BICUBIC}
+    try:
+        transform: Callable[[Any], Any] = rand_augment_transform(policy, options)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise DataError(f"rand_augment={policy} is no RandAugment policy of timm's ({error})") from error
+    return transform
+
+
+def same_draw(transform: Callable[[Any], Any], frames: Frames, rng: np.random.Generator) -> Frames:
+    """Apply a random transform of PIL pictures to ``(T, H, W, 3)`` frames, with the same random numbers for each."""
+    from PIL import Image
+
+    changed = []
+    with seeded_by(rng):
+        start = random.getstate(), np.random.get_state()  # noqa: NPY002  timm draws from both
+        for frame in frames:
+            random.setstate(start[0])
+            np.random.set_state(start[1])  # noqa: NPY002
+            changed.append(np.asarray(transform(Image.fromarray(frame))))
+    return np.stack(changed)
 
 
 def crop(frames: Frames, box: Box, size: int) -> Tensor:

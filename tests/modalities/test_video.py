@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modalities.video import CHANNELS, Clip, tile
+from modalities.video import CHANNELS, Clip, in_rows, tile
 from modalities.video_augment import ClipAugment, ClipMix
 from tasks.heads import ClassificationHead, ViewFusion
 
@@ -36,7 +36,7 @@ def test_the_squarest_grid(frames: int, grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("channels", list(CHANNELS))
-@pytest.mark.parametrize("layout", ["grid", "frames"])
+@pytest.mark.parametrize("layout", ["grid", "frames", "rows"])
 def test_layouts_hold_the_same_frames(channels: str, layout: str) -> None:
     embedder = Clip(6, size=8, layout=layout, channels=channels)
     raw = embedder.example_raw(2)
@@ -44,12 +44,26 @@ def test_layouts_hold_the_same_frames(channels: str, layout: str) -> None:
     frames = Clip(6, layout="frames", channels=channels)(raw)
     assert frames.shape == (2, 6, CHANNELS[channels], 8, 8)
     assert embedder.out_chans == maps.shape[2]
-    expected = frames if layout == "frames" else tile(frames, 3)[:, None]
+    expected = {"frames": frames, "grid": tile(frames, 3)[:, None], "rows": in_rows(frames, 3)[:, None]}[
+        layout
+    ]
     torch.testing.assert_close(maps, expected)
     torch.testing.assert_close(embedder(raw.float()), maps)
     views = embedder.view_axes()
     assert len(views) in (1, 2, 6)
     assert embedder.map_axes() == views[0]
+
+
+def test_in_rows_a_frame_is_a_strip_of_several_rows_each() -> None:
+    """As (B, C, T, H, W).reshape(B, C, 4H, 4W) of 16 frames: row y of frame t is a quarter of row (8t + y) // 4."""
+    raw = torch.randint(0, 256, (2, 16, 3, 8, 6), dtype=torch.uint8)
+    maps = Clip(16, layout="rows", mean=(0, 0, 0), std=(1, 1, 1))(raw)
+    assert maps.shape == (2, 1, 3, 32, 24)
+    torch.testing.assert_close(maps[:, 0], raw.transpose(1, 2).reshape(2, 3, 32, 24) / 255)
+    for frame, row in ((0, 0), (3, 5), (15, 7)):
+        down, right = divmod(8 * frame + row, 4)
+        part = maps[:, 0, :, down, 6 * right : 6 * right + 6]
+        torch.testing.assert_close(part, raw[:, frame, :, row] / 255)
 
 
 def test_change_is_that_of_the_normalised_frames() -> None:
@@ -126,6 +140,41 @@ def test_augmentation_treats_a_clip_as_one() -> None:
     assert torch.equal(ClipAugment()(raw), raw.float())
     with pytest.raises(ValueError, match="between 0 and 1"):
         ClipAugment(flip=2.0)
+
+
+def test_a_clip_loses_the_same_box_in_all_frames() -> None:
+    torch.manual_seed(0)
+    raw = torch.full((64, 4, 3, 24, 24), 128, dtype=torch.uint8)
+    out = ClipAugment(erase=0.5)(raw)
+    erased = out != 128
+    assert torch.equal(erased, erased[:, :1, :1].expand_as(erased)), "one box for all frames and channels"
+    hit = erased.flatten(1).any(1)
+    assert 0.3 < hit.float().mean() < 0.7
+    area = erased[hit].float().mean(dim=(1, 2, 3, 4))
+    assert 0.01 < area.min() < 0.1
+    assert 0.2 < area.max() < 0.4
+    first, second = out[hit][0, 0], out[hit][0, 1]
+    assert not torch.equal(first, second), "but noise of its own in each frame"
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**16), batch=st.integers(1, 5))
+def test_a_batch_is_mixed_with_itself_in_reverse(seed: int, batch: int) -> None:
+    """As timm's mode `batch`: one share and one window for all clips, the partner is the mirrored place."""
+    torch.manual_seed(seed)
+    raw = torch.arange(float(batch))[:, None, None, None, None].expand(batch, 2, 3, 16, 16)
+    mixed, target = ClipMix(mode="batch")(raw, torch.eye(batch))
+    torch.testing.assert_close(
+        mixed.mean(dim=(1, 2, 3, 4)), target @ torch.arange(float(batch)), atol=1e-4, rtol=0
+    )
+    share = target.diagonal()[0]
+    official = share * torch.eye(batch) + (1 - share) * torch.eye(batch).flip(0)
+    if batch > 1:
+        torch.testing.assert_close(target, official)
+    window = mixed[0, 0, 0] != mixed[0, 0, 0, 0, 0]
+    for clip in mixed[1:]:
+        seen = clip[0, 0] != clip[0, 0, 0, 0]
+        assert torch.equal(seen, window) or not seen.any() or not window.any() or batch % 2 == 1
 
 
 @settings(max_examples=10, deadline=None)

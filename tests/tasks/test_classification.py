@@ -33,6 +33,27 @@ def test_crops_are_averaged() -> None:
     assert task.forward_crops(crops).tolist() == [[2.0, 1.5, 0.0]]
 
 
+def test_probabilities_of_crops_are_averaged_where_asked() -> None:
+    """A crop that is very sure and two that lean the other way: logits and probabilities disagree."""
+    crops = torch.tensor([[[9.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
+    target = torch.tensor([1])
+    for average, winner in (("logits", 0), ("probabilities", 1)):
+        task = given_task(2, average=average)
+        output = task.forward_crops(crops)
+        assert int(output.argmax()) == winner
+        step = task.step({"raw": crops, "target": target, "index": torch.arange(1)}, "test")
+        assert float(task.epoch_metrics("test")["test/acc"]) == winner
+        mean = crops.mean(1).softmax(-1) if average == "logits" else crops.softmax(-1).mean(1)
+        torch.testing.assert_close(output.softmax(-1), mean)
+        torch.testing.assert_close(step["loss"], -mean[0, 1].log())
+        (answer,) = task.answer(crops)
+        assert answer.columns["probability"] == pytest.approx(float(mean.max()), abs=1e-6)
+    several = given_task(2, multilabel=True, average="probabilities").forward_crops(crops)
+    torch.testing.assert_close(several.sigmoid(), crops.sigmoid().mean(1))
+    with pytest.raises(ValueError, match="average must be one of logits, probabilities"):
+        given_task(2, average="votes")
+
+
 def test_multilabel_average_precision() -> None:
     task = given_task(2, multilabel=True)
     logits = torch.tensor([[2.0, -1.0], [1.0, 3.0], [-2.0, 2.0]])

@@ -16,7 +16,7 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from modalities.time_series import Fold, TokenMap
-from tasks.forecast_head import MapForecastHead, forecast_head
+from tasks.forecast_head import MapForecastHead, forecast_head, undo_normalisation
 from tasks.forecasting import ForecastErrors, ForecastingTask, naive, readable
 from tasks.network import Network
 
@@ -85,6 +85,69 @@ def test_a_view_is_its_own_variate() -> None:
     difference = (model(raw | {"values": changed}) - model(raw)).abs().amax(dim=(0, 1))
     assert difference[1] > 0
     assert difference[0] == difference[2] == 0
+
+
+def test_the_learnt_affine_is_undone_in_the_forecast() -> None:
+    """Reversible: with a head that repeats the last normalised values the forecast is the last values."""
+    embedder = TokenMap(
+        look_back=48, horizon=48, group=2, width=4, affine=True, **TokenMap.data_arguments(FACTS)
+    )
+    assert embedder.factor is not None
+    assert embedder.shift is not None
+    raw = embedder.example_raw(3)
+    before = embedder.normalise(raw)
+    with torch.no_grad():
+        embedder.factor.copy_(torch.tensor([0.5, -2.0]))
+        embedder.shift.copy_(torch.tensor([1.0, -3.0]))
+    after = embedder.normalise(raw)
+    # Three variates in groups of two: the third has the first place of its group.
+    factor, shift = torch.tensor([[0.5], [-2.0], [0.5]]), torch.tensor([[1.0], [-3.0], [1.0]])
+    torch.testing.assert_close(after, before * factor + shift, rtol=1e-4, atol=1e-4)
+    back = undo_normalisation(after.transpose(1, 2), embedder.context(raw))
+    torch.testing.assert_close(back, raw["values"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_affine_learns_and_an_untrained_one_changes_nothing() -> None:
+    plain, affine = (network(TokenMap, group=2, width=48, dropout=0.0, affine=on) for on in (False, True))
+    raw = example(plain, 2)
+    torch.testing.assert_close(affine(raw), plain(raw), rtol=1e-5, atol=1e-5)
+    affine(raw).square().mean().backward()
+    for name in ("factor", "shift"):
+        assert affine.get_parameter(f"embedder.{name}").grad.abs().min() > 0  # type: ignore[union-attr]
+
+
+class Still(torch.nn.Module):
+    """A network whose forecast is 1 in own units, whatever the past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedder = Fold(look_back=48, horizon=30, **Fold.data_arguments(FACTS))
+        self.level = torch.nn.Parameter(torch.ones(3))
+
+    def forward_maps(self, maps: torch.Tensor, context: Any) -> torch.Tensor:
+        return self.level.expand(len(maps), 30, 3)
+
+
+@pytest.mark.parametrize(("loss_in", "power"), [("standardised", 2), ("own_units", 0)])
+def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power: int) -> None:
+    """An error of 1 in each variate: its pull on the forecast is 1/std² standardised, the same in own units."""
+    task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), facts=FACTS)  # type: ignore[arg-type]
+    raw = task.network.embedder.example_raw(2)  # type: ignore[operator]
+    batch = {"raw": raw, "target": torch.zeros(2, 30, 3), "index": torch.arange(2)}
+    out = task.step(batch, "train")
+    weight = torch.tensor(FACTS["std"]) ** -power
+    torch.testing.assert_close(out["loss"], weight.mean())
+    out["loss"].backward()
+    torch.testing.assert_close(task.network.level.grad, 2 * weight / 3)
+    values = task.epoch_metrics("train")
+    assert float(values["train/mse"]) == pytest.approx(
+        float((torch.tensor(FACTS["std"]) ** -2).mean()), rel=1e-4
+    )
+
+
+def test_an_unknown_scale_of_the_loss_is_named() -> None:
+    with pytest.raises(ValueError, match="loss_in must be one of standardised, own_units, not 'tenths'"):
+        ForecastingTask(torch.nn.MSELoss(), loss_in="tenths", network=Still(), facts=FACTS)  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=20)

@@ -1,6 +1,7 @@
 """Video files are read as asked, whatever their timing; each source keeps to its data contract."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tests_support import TINY
 
-from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ItemDataset, ReadError, collate
 from tasks.datasets.hmdb51 import HMDB51
 from tasks.datasets.kinetics400 import Kinetics400, read_list
 from tasks.datasets.samples import video as samples_video
@@ -28,8 +29,11 @@ from tasks.datasets.video_files import (
     largest_box,
     open_cached,
     open_video,
+    rand_augment_of,
     random_box,
+    random_resized_box,
     read_ticks,
+    same_draw,
     uniform,
 )
 from tasks.datasets.video_folder import VideoFolder
@@ -193,6 +197,113 @@ def test_a_training_clip_depends_on_its_generator_alone(tmp_path: Path) -> None:
         assert first.shape == (4, 3, 16, 16)
         torch.testing.assert_close(first, again)
         assert not torch.equal(first, other)
+
+
+POLICY = "rand-m7-n4-mstd0.5-inc1"
+
+
+def still(path: Path, frames: int = 20, side: int = 64) -> Path:
+    """A video of one picture, with structure that every change of RandAugment shows."""
+    picture = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+    picture = picture.repeat(8, 0).repeat(8, 1)
+    write_video(path, np.broadcast_to(picture, (frames, side, side, 3)).copy())
+    return path
+
+
+def test_all_frames_of_a_clip_get_the_same_draw_of_randaugment() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    frames = np.broadcast_to(picture, (6, 32, 48, 3)).copy()
+    transform = rand_augment_of(POLICY, 32)
+    kinds = set()
+    for seed in range(12):
+        out = same_draw(transform, frames, np.random.default_rng(seed))
+        assert out.shape == frames.shape
+        assert (out == out[:1]).all(), "what flickers would be seen as motion"
+        again = same_draw(transform, frames, np.random.default_rng(seed))
+        assert (out == again).all()
+        kinds.add(out[0].tobytes())
+    assert len(kinds) > 6, "clips get draws of their own"
+
+
+def test_randaugment_changes_training_alone_and_leaves_the_global_generators(tmp_path: Path) -> None:
+    item = Item(still(tmp_path / "a.mp4"), 0)
+    plain, augmented = reader(size=64), reader(size=64, rand_augment=POLICY)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = random.random(), np.random.random()  # noqa: NPY002
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    first = [augmented.read_item(item, True, np.random.default_rng(seed)) for seed in range(8)]
+    assert (random.random(), np.random.random()) == expected  # noqa: NPY002
+    second = [augmented.read_item(item, True, np.random.default_rng(seed)) for seed in range(8)]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    unchanged = plain.read_item(item, True, np.random.default_rng(0))
+    assert sum(not torch.equal(one, unchanged) for one in first) >= 6
+    assert torch.equal(
+        augmented.read_item(item, False, np.random.default_rng(0)),
+        plain.read_item(item, False, np.random.default_rng(0)),
+    )
+    with pytest.raises(DataError, match="rand_augment=nonsense is no RandAugment policy"):
+        reader(rand_augment="nonsense")
+
+
+def test_copies_of_a_clip_are_samples_of_the_batch(tmp_path: Path) -> None:
+    """Repeated augmentation: the same frames, cropped differently, one after the other, with the target of the clip."""
+    items = [Item(numbered(tmp_path / f"{name}.mp4"), target) for target, name in enumerate("ab")]
+    data = reader(repeats=2, scale=(0.2, 0.8), num_workers=0)
+    dataset = ItemDataset(items, lambda item, rng: data.read_item(item, True, rng), seed=0)
+    batch = collate([dataset[0, 5], dataset[1, 5]])
+    assert batch["raw"].shape == (4, 4, 3, 16, 16)
+    assert batch["target"].tolist() == [0, 0, 1, 1]
+    assert batch["index"].tolist() == [0, 0, 1, 1]
+    assert numbers(batch["raw"][0]) == numbers(batch["raw"][1]), "the same frames"
+    item = Item(still(tmp_path / "c.mp4"), 0)
+    one, two = data.read_item(item, True, np.random.default_rng(0))
+    assert not torch.equal(one, two), "differently cropped"
+    single = reader(repeats=2).read_item(item, False, np.random.default_rng(0))
+    assert single.shape == (4, 3, 16, 16), "evaluation reads one"
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(8, 200), width=st.integers(8, 200), seed=st.integers(0, 2**16))
+def test_crops_of_a_frames_area(height: int, width: int, seed: int) -> None:
+    """Area and ratio are absolute, where they fit (`RandomResizedCrop`)."""
+    top, left, high, wide = random_resized_box(
+        (height, width), (0.08, 1.0), (0.75, 4 / 3), np.random.default_rng(seed)
+    )
+    assert 0 <= top <= height - high
+    assert 0 <= left <= width - wide
+    assert 0.75 * (high - 1) - 1 <= wide <= 4 / 3 * (high + 1) + 1
+    assert high * wide >= 0.06 * height * width - 2 * (height + width) or max(height, width) > 4 * min(
+        height, width
+    )
+
+
+def test_a_crop_of_the_frame_reaches_beyond_the_largest_square(tmp_path: Path) -> None:
+    draws = [np.random.default_rng(seed) for seed in range(300)]
+    areas = [
+        high * wide / (60 * 80)
+        for _, _, high, wide in (
+            random_resized_box((60, 80), (0.08, 1.0), (0.75, 4 / 3), rng) for rng in draws
+        )
+    ]
+    assert 0.07 < min(areas) < 0.12
+    assert max(areas) > 0.9
+    pictures = np.zeros((8, 32, 64, 3), np.uint8)
+    pictures[:, :, 32:] = 200  # dark on the left, bright on the right
+    write_video(tmp_path / "a.mp4", pictures)
+    seen = {}
+    for scale_of in ("view", "frame"):
+        data = reader(scale=(1.0, 1.0), ratio=(2.0, 2.0), scale_of=scale_of)
+        clips = [
+            data.read_item(Item(tmp_path / "a.mp4", 0), True, np.random.default_rng(k)) for k in range(12)
+        ]
+        seen[scale_of] = torch.stack([clip.float().mean((0, 1, 2)) for clip in clips])  # (draw, column)
+    assert seen["frame"][:, :6].max() < 20, "the whole frame, always"
+    assert seen["frame"][:, -6:].min() > 180
+    assert seen["view"].mean(1).std() > 10, "a part of it"
+    with pytest.raises(DataError, match="scale_of must be one of view, frame"):
+        reader(scale_of="picture")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no video", "cut", "damaged"])
