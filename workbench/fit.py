@@ -11,9 +11,8 @@ import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.datasets.base import DataModule
+from tasks.datasets.base import ClassificationData, DataModule
 from tasks.datasets.joint import JointData
-from tasks.heads import one_hot
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training, command
 from workbench.callbacks.best import BestCheckpoint
@@ -104,9 +103,11 @@ def chosen_checkpoint(cfg: DictConfig, trainer: Trainer) -> Chosen:
 def balance(task: Task, data: DataModule) -> None:
     """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
     loss: Any = getattr(task, "loss", None)
-    if getattr(loss, "needs_balance", False):
-        targets = torch.as_tensor(np.stack([np.asarray(item.target) for item in data.splits["train"]]))
-        loss.fit_balance(one_hot(targets, len(data.facts()["class_names"])).sum(dim=0), len(targets))
+    if isinstance(data, ClassificationData) and getattr(loss, "needs_balance", False):
+        positives_K = np.zeros(len(data.class_names), dtype=np.int64)
+        for labels in data.labels("train"):
+            positives_K[labels] += 1
+        loss.fit_balance(torch.from_numpy(positives_K), len(data.splits["train"]))
 
 
 def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:
