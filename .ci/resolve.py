@@ -108,6 +108,7 @@ class Target:
 
 
 TARGETS = [Target(platform, python) for platform in PLATFORMS for python in PYTHONS]
+IN_FULL = (Target("Linux x86_64", "3.10"), Target("macOS arm64", "3.14"), Target("Windows amd64", "3.12"))
 
 
 def requirements(environment: dict[str, str], *extras: str) -> list[str]:
@@ -152,35 +153,19 @@ def reason(failed: subprocess.CompletedProcess[str]) -> str:
 def resolve(target: Target, source: Path) -> tuple[bool, str]:
     """Whether the tested set can be had for a target, and a line that says so.
 
-    The oldest and the newest Python are resolved in full, those between in their direct requirements: a wheel that
-    lacks is nearly always one of these, and all in full take over four minutes of two cores.
+    One Python of each platform is resolved in full, the others in their direct requirements: a wheel that lacks is
+    nearly always one of these, and all in full take over four minutes of two cores.
     """
     began = time.monotonic()
     wanted = requirements(target.environment, "dev", "wandb")
-    depth = [] if target.python in (PYTHONS[0], PYTHONS[-1]) else ["--no-deps"]
+    depth = [] if target in IN_FULL else ["--no-deps"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         done = pip(
             target.environment,
-            *(
-                "install",
-                "--dry-run",
-                "--only-binary=:all:",
-                "--target",
-                f"{folder}/nothing",
-                *target.options,
-            ),
-            *(
-                "--find-links",
-                str(source),
-                "-c",
-                str(CONSTRAINTS),
-                "-q",
-                "--report",
-                str(report),
-                *depth,
-                *wanted,
-            ),
+            *["install", "--dry-run", "-q", "--only-binary=:all:", "--target", f"{folder}/nothing"],
+            *[*target.options, "--find-links", str(source), "-c", str(CONSTRAINTS)],
+            *["--report", str(report), *depth, *wanted],
         )
         name = f"{target.platform:14}Python {target.python:5}"
         if done.returncode != 0:
@@ -190,12 +175,12 @@ def resolve(target: Target, source: Path) -> tuple[bool, str]:
 
 
 def resolve_targets(text: str = "") -> int:
-    """Resolve every target whose name holds `text`, two at a time."""
+    """Resolve every target whose name holds `text`, three at a time."""
     chosen = [target for target in TARGETS if text in f"{target.platform} {target.python}"]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(3) as pool:
         for name in SOURCE_ONLY:
-            (line,) = constraints()[canonicalize_name(name)]
-            built = pip({}, "wheel", "-q", "--no-deps", "-w", folder, str(line))
+            (pinned,) = constraints()[canonicalize_name(name)]
+            built = pip({}, "wheel", "-q", "--no-deps", "-w", folder, str(pinned))
             if built.returncode != 0:
                 print(reason(built))
                 return 1

@@ -8,12 +8,10 @@ from pathlib import Path
 
 OURS = ("modalities", "backbone", "tasks", "workbench", "hydra_plugins", "run")
 INSTALL = "pip install -c constraints.txt -e ."
+# What loaders of shared libraries say, on Linux, macOS and Windows.
 LOAD_ERRORS = (
-    "undefined symbol",
-    "cannot open shared object",
-    "image not found",
-    "DLL load failed",
-    "Symbol not found",
+    *("undefined symbol", "cannot open shared object", "image not found", "Symbol not found"),
+    *("DLL load failed", "not a valid Win32 application", "WinError 126", "WinError 127"),
 )
 
 

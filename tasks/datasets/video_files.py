@@ -349,7 +349,7 @@ def _open_with_av(path: Path) -> Video:
         raise ReadError("it holds no frames")
     timed = all(packet.pts is not None for packet in packets)
     stamps = np.array(sorted(packet.pts for packet in packets) if timed else [], dtype=np.int64)
-    shown = clock(stamps * base if timed else np.full(len(packets), np.nan))
+    shown = clock(stamps.astype(np.float64) * base) if timed else None
     if shown is None:
         return Video(len(packets), lambda ticks: decode_in_order(path, ticks))
     keys = np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64)
