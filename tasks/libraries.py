@@ -32,6 +32,12 @@ def complaint(module: str, error: BaseException, purpose: str = "") -> str:
     return f"{said}: {cure(module)}; python run.py action=doctor shows more"
 
 
+def complaint_of(error: BaseException) -> str | None:
+    """The sentence for an error that came of importing a library; `None` for any other error."""
+    module = broken_library(error)
+    return None if module is None else complaint(module, error)
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error, without the folders of a path in it."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
