@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tasks.libraries import INSTALL, cure
+from tasks.libraries import EXTRAS, INSTALL, cure, extra_cure
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
@@ -114,9 +114,8 @@ CORE = (
     Library("torch", code=TORCH, needed=True),
     Library("torchvision", code=VISION, needed=True),
     Library("torchaudio", code=RESAMPLE, needed=True),
-    Library("lightning", needed=True),
+    Library("lightning", code="import lightning, torchmetrics", needed=True),
     Library("timm", needed=True),
-    Library("torchmetrics", needed=True),
     Library("hydra", "hydra-core", "import hydra, omegaconf", needed=True),
     Library("numpy", needed=True),
     Library("pandas", needed=True),
@@ -133,16 +132,6 @@ READERS = (
     Library("pyarrow", code=ARROW, purpose="shards"),
 )
 TRITON = Library("triton")
-# What an extra brings, as `python -m pip install -e '.[NAME]'` would; they are found, not imported.
-EXTRAS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "sweep": ("optuna", "hydra-joblib-launcher", "hydra-submitit-launcher"),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
-    "shards": ("aiohttp", "s3fs"),
-    "dev": ("pytest", "ruff", "mypy", "hypothesis", "nbmake"),
-}
-OUTSIDE_THE_SET = ("mlflow", "shards")  # need older releases than the tested set has
 
 
 @dataclass(frozen=True)
@@ -379,9 +368,7 @@ def _show_extras(cures: dict[str, str]) -> None:
             there.append(extra)
             continue
         absent.append(f"{extra} ({', '.join(missing)})")
-        if extra != "dev":
-            held = "" if extra in OUTSIDE_THE_SET else "-c constraints.txt "
-            cures[f"for {extra}"] = f"pip install {held}-e '.[{extra}]'"
+        cures[f"for {extra}"] = extra_cure(extra)
     _row("extras", f"there: {', '.join(there) or 'none'}; missing: {', '.join(absent) or 'none'}")
 
 
