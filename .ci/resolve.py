@@ -153,12 +153,13 @@ def reason(failed: subprocess.CompletedProcess[str]) -> str:
 def resolve(target: Target, source: Path) -> tuple[bool, str]:
     """Whether the tested set can be had for a target, and a line that says so.
 
-    One Python of each platform is resolved in full, the others in their direct requirements: a wheel that lacks is
-    nearly always one of these, and all in full take over four minutes of two cores.
+    One Python of each platform is resolved in full, development included, the others in the project's direct
+    requirements: a wheel that lacks is nearly always one of these, and all in full take four minutes of two cores.
     """
     began = time.monotonic()
-    wanted = requirements(target.environment, "dev", "wandb")
-    depth = [] if target in IN_FULL else ["--no-deps"]
+    in_full = target in IN_FULL
+    wanted = requirements(target.environment, *(["dev", "wandb"] if in_full else []))
+    depth = [] if in_full else ["--no-deps"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         done = pip(

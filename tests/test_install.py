@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from tests_support import ROOT
 
+from tasks.datasets.audio_files import read_crop
+from tasks.datasets.base import ReadError
+from tasks.datasets.point_files import read_cloud
+from tasks.datasets.reading import MissingLibrary
+from tasks.datasets.shards.layout import write_index
 from tasks.libraries import EXTRAS, OUTSIDE_THE_SET, complaint, complaint_of, cure
 
 
@@ -220,6 +226,29 @@ def test_cures_fit_the_library() -> None:
     assert "Linux or macOS" in complaint(
         "fcntl", ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
     )
+
+
+@pytest.mark.parametrize(
+    ("library", "file"),
+    [("open3d", "a.ply"), ("h5py", "a.h5"), ("soundfile", "a.wav"), ("pyarrow", "a.parquet")],
+)
+def test_a_reader_that_lacks_is_no_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, file: str
+) -> None:
+    path = tmp_path / file
+    path.write_bytes(b"content")
+    monkeypatch.setitem(sys.modules, library, None)
+    read: dict[str, Callable[[], object]] = {
+        "open3d": lambda: read_cloud(path),
+        "h5py": lambda: read_cloud(path),
+        "soundfile": lambda: read_crop(path, 16000, 1.0),
+        "pyarrow": lambda: write_index(path, {}),
+    }
+    with pytest.raises(
+        MissingLibrary, match=f"^{library} is not installed, and .* need it: pip install"
+    ) as caught:
+        read[library]()
+    assert not isinstance(caught.value, ReadError)
 
 
 def fake(folder: Path, library: str, body: str) -> dict[str, str]:

@@ -169,7 +169,7 @@ def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
         found = {name: answer.result() for name, answer in answers.items()}
     cures: dict[str, str] = {}
     print(
-        f"Widefield in {ROOT}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+        f"Widefield in {_tilde(ROOT)}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
     _show_versions(found)
     _show_devices(found, driver.result())
@@ -380,6 +380,10 @@ def _show_places(samples: str, runs: str) -> None:
     _row("caches", f"{_place('hub', hub)}; {_place('torch', torch)}")
 
 
+def _tilde(path: Path) -> str:
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
 def _place(name: str, where: str | Path) -> str:
     """Where something lies or will lie, whether it can be written to, and how much room there is."""
     path = Path(where).expanduser()
@@ -391,4 +395,4 @@ def _place(name: str, where: str | Path) -> str:
         state += f", {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
     except OSError as error:
         state = f"NOT writable ({error.strerror})"
-    return f"{name} {path} ({state})"
+    return f"{name} {_tilde(path)} ({state})"
