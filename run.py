@@ -9,15 +9,28 @@ Heavy libraries are imported inside `main`, so that `--help` and shell completio
 """
 
 import os
+import sys
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from tasks.libraries import complaint_of
 
-from workbench.resolvers import register_resolvers
-from workbench.sweeps.job import follow_parent, run_job
-from workbench.sweeps.words import take_arguments
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+
+    from workbench.resolvers import register_resolvers
+    from workbench.sweeps.job import follow_parent, run_job
+    from workbench.sweeps.words import take_arguments
+except Exception as error:
+    said = complaint_of(error)
+    if said is None or os.environ.get("WIDEFIELD_TRACE"):
+        raise
+    if "action=doctor" in sys.argv[1:]:  # it needs no library at all, so it can still say what is wrong
+        from workbench.doctor import examine
+
+        sys.exit(0 if examine() else 1)
+    sys.exit(f"error: {said}")
 
 register_resolvers()
 # Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
@@ -29,6 +42,11 @@ def main(cfg: DictConfig) -> float | None:
     """Run the chosen action; the value returned is the monitored metric, so that a sweeper can optimise it."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
+    if cfg.action.name == "doctor":  # before PyTorch is imported: it is asked when that is what fails
+        from workbench.doctor import doctor
+
+        doctor(cfg)
+        return None
     from workbench.actions import run_action
 
     return run_action(cfg)

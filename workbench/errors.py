@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from tasks.libraries import complaint_of
 from workbench.console import speaks
 from workbench.files import write_json
 
@@ -39,6 +40,9 @@ def sentence(error: BaseException) -> str | None:
     """The one sentence for an error that a user can act on; `None` for a defect of ours."""
     if isinstance(error, (UsageError, TrainingError)):
         return str(error)
+    broken = complaint_of(error)
+    if broken is not None:
+        return broken
     from hydra.errors import InstantiationException
 
     from backbone import CheckpointError

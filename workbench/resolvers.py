@@ -1,7 +1,9 @@
 """Values that the configuration asks for by name; imported by run.py before anything heavy."""
 
 import json
+import os
 import re
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def run_folder(
         resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
         source: the folder that a report is about; the report goes into it.
     """
+    if action == "doctor":  # it keeps nothing, and must start where runs cannot be written
+        return str(Path(tempfile.gettempdir()) / f"widefield-doctor-{os.getpid()}")
     if action == "report":
         return str(Path(source or runs).expanduser() / "report")
     if resume and resume != "auto":

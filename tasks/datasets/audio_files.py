@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.reading import require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
@@ -77,8 +78,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     Raises:
         ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
     """
-    import soundfile
-
+    soundfile = require("soundfile", "audio files")
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
@@ -120,9 +120,10 @@ def resample(waveform: Tensor, rate: int, wanted: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, wanted: int) -> nn.Module:
-    from torchaudio.transforms import Resample
-
-    return Resample(rate, wanted)
+    module: nn.Module = require("torchaudio.transforms", "clips of another sample rate").Resample(
+        rate, wanted
+    )
+    return module
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from tasks.datasets.base import DataError, Item, ReadError
 from tasks.datasets.download import Source, download_and_unpack
 from tasks.datasets.point_files import Floats, PointData, PointSettings, cached, turned_z_up
+from tasks.datasets.reading import require
 from tasks.datasets.splits import stable_fraction
 
 SOURCES = {
@@ -121,8 +122,7 @@ class ModelNet(PointData):
         return named
 
     def _from_hdf5(self, folder: Path) -> list[tuple[str, str, Item]]:
-        import h5py
-
+        h5py = require("h5py", "HDF5 files")
         names = _words(folder / "shape_names.txt")
         self.class_names = [name for name in names if self.classes == 40 or name in MODELNET10]
         named = []
@@ -160,8 +160,7 @@ def read_row(item: Item, data: PointData) -> Floats:
     settings: dict[str, Any] = {"form": "rows", "normals": data.has_normals}
 
     def read() -> Floats:
-        import h5py
-
+        h5py = require("h5py", "HDF5 files")
         try:
             with h5py.File(item.path) as file:
                 parts = [file["data"], *([file["normal"]] if data.has_normals else [])]

@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
 from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
+from tasks.datasets.reading import require
 
 Floats = NDArray[np.float32]
 
@@ -201,7 +202,7 @@ def read_cloud(path: Path) -> Cloud:
             cloud = _from_numbers(_READERS[kind](path))
         else:
             cloud = _read_with_open3d(path, kind)
-    except ReadError:
+    except DataError:  # says already what is wrong, with the file or with a library
         raise
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError, BadZipFile) as error:
         reason = str(error).replace(str(path), "").split("\n")[0].strip(" :.'\"") or type(error).__name__
@@ -298,8 +299,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
 
 
 def _read_h5(path: Path) -> NDArray[Any]:
-    import h5py
-
+    h5py = require("h5py", "HDF5 files")
     with h5py.File(path) as file:
         return np.asarray(file[_key(list(file.keys()))])
 
@@ -371,8 +371,7 @@ def open3d() -> Any:
     os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import open3d as o3d
-    return o3d
+        return require("open3d", "meshes and point clouds")
 
 
 # -- cache ----------------------------------------------------------------------------------------------

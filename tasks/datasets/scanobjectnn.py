@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.modelnet import read_row
 from tasks.datasets.point_files import Floats, PointData, PointSettings
+from tasks.datasets.reading import require
 
 CLASSES = (
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow",
@@ -66,8 +67,7 @@ class ScanObjectNN(PointData):
         scanobjectnn(root, len(CLASSES))
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
-        import h5py
-
+        h5py = require("h5py", "HDF5 files")
         folder, ending = VARIANTS[self.variant]
         splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
         for part in ("training", "test"):

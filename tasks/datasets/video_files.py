@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import Copies, DataError, Item, ReadError
 from tasks.datasets.image_files import seeded_by
+from tasks.datasets.reading import available, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
@@ -381,28 +382,33 @@ def _resize(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def open_video(path: Path) -> Video:
-    """Open a file for reading by tick.
+    """Open a file for reading by tick: with decord, or with PyAV alone where decord is not to be had.
 
     Raises:
         ReadError: the file is missing, empty, no video or broken.
+        MissingLibrary: PyAV does not import.
     """
-    import decord
-
+    require("av", "video files")
     if not path.is_file():
         raise ReadError("there is no such file")
     if path.stat().st_size == 0:
         raise ReadError("the file is empty (0 bytes)")
-    decord.logging.set_level(decord.logging.QUIET)
     try:
-        # One thread: the reader processes are parallel already.
-        reader = decord.VideoReader(str(path), num_threads=1)
-        length = len(reader)
-        if length == 0:
-            raise ReadError("it holds no frames")
-        times = reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64)
+        return _open_with_av(path) if available("decord") is None else _open_with_decord(path)
     except _broken() as error:
         raise ReadError(_why(error)) from error
-    shown = clock(times)
+
+
+def _open_with_decord(path: Path) -> Video:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    # One thread: the reader processes are parallel already.
+    reader = decord.VideoReader(str(path), num_threads=1)
+    length = len(reader)
+    if length == 0:
+        raise ReadError("it holds no frames")
+    shown = clock(reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64))
 
     def seek(ticks: Places) -> Frames:
         assert shown is not None
@@ -416,6 +422,33 @@ def open_video(path: Path) -> Video:
     # Decord seeks by time stamp: where those mean nothing, it silently returns other frames than asked for.
     read = seek if shown is not None else lambda ticks: decode_in_order(path, ticks)
     return Video(length, read)
+
+
+def _open_with_av(path: Path) -> Video:
+    """Without decoding: a packet holds a frame, its time stamp says when that is shown."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = _video_stream(container)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        base = float(stream.time_base or 1)
+    if not packets:
+        raise ReadError("it holds no frames")
+    timed = all(packet.pts is not None for packet in packets)
+    stamps = np.array(sorted(packet.pts for packet in packets) if timed else [], dtype=np.int64)
+    shown = clock(stamps.astype(np.float64) * base) if timed else None
+    if shown is None:
+        return Video(len(packets), lambda ticks: decode_in_order(path, ticks))
+    keys = np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64)
+    return Video(len(packets), lambda ticks: decode_by_time(path, stamps, keys, shown[ticks]))
+
+
+def _video_stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise ReadError("it holds no video")
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 def read_ticks(video: Video, ticks: Places) -> Frames:
@@ -433,14 +466,11 @@ def read_ticks(video: Video, ticks: Places) -> Frames:
 
 def decode_in_order(path: Path, ticks: Places) -> Frames:
     """Decode a file from its start, keep the frames at the rising ``ticks``; past the end, its last frame."""
-    import av
-
+    av = require("av", "video files")
     frames: list[Any] = []
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
         last = None
-        for number, last in enumerate(container.decode(stream)):
+        for number, last in enumerate(container.decode(_video_stream(container))):
             while len(frames) < len(ticks) and ticks[len(frames)] == number:
                 frames.append(last.to_ndarray(format="rgb24"))
             if len(frames) == len(ticks):
@@ -450,6 +480,35 @@ def decode_in_order(path: Path, ticks: Places) -> Frames:
         while len(frames) < len(ticks):
             frames.append(last.to_ndarray(format="rgb24"))
     return np.stack(frames)
+
+
+def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64], numbers: Places) -> Frames:
+    """Decode some frames of a file, each from the key frame before it.
+
+    Args:
+        path: the video.
+        stamps: (L,) when each frame is shown, in units of the stream, rising.
+        keys: those of the key frames.
+        numbers: which frames, rising; a number may come twice.
+    """
+    av = require("av", "video files")
+    found: dict[int, Any] = {}
+    with av.open(str(path)) as container:
+        stream = _video_stream(container)
+        decoded, now = container.decode(stream), None
+        for stamp in np.unique(stamps[numbers]).tolist():
+            before = keys[keys <= stamp]
+            if len(before) and before[-1] > stamps[0] and (now is None or now < before[-1]):
+                container.seek(int(before[-1]), stream=stream)
+                decoded = container.decode(stream)
+            for frame in decoded:
+                now = frame.pts
+                if now is not None and now >= stamp:
+                    break
+            if now != stamp:  # the frame before was dropped, or the file does not seek as its stamps say
+                return decode_in_order(path, numbers)
+            found[stamp] = frame.to_ndarray(format="rgb24")
+    return np.stack([found[stamp] for stamp in stamps[numbers].tolist()])
 
 
 def open_cached(path: Path, folder: Path, side: int | None) -> Video:
@@ -488,10 +547,9 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
 
 def _broken() -> tuple[type[Exception], ...]:
     """What decord and PyAV raise on files that are no video or broken."""
-    import av
-    import decord
-
-    return decord.DECORDError, av.FFmpegError, RuntimeError, OSError, IndexError
+    decord = available("decord")
+    of_decord = () if decord is None else (decord.DECORDError,)
+    return *of_decord, require("av", "video files").FFmpegError, RuntimeError, OSError, IndexError
 
 
 def _why(error: Any) -> str:

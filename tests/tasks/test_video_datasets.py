@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,16 @@ from tasks.datasets.video_files import (
 from tasks.datasets.video_folder import VideoFolder
 from workbench.build import build_data, restore
 
+
+@pytest.fixture(params=["decord", "PyAV alone"], autouse=True)
+def video_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file with decord, and as where decord is not to be had."""
+    name: str = request.param
+    if name != "decord":
+        monkeypatch.setitem(sys.modules, "decord", None)
+    return name
+
+
 LEVEL = 6  # frame i of a numbered video is all of grey 6·i
 
 
@@ -72,6 +83,45 @@ def test_frames_are_those_asked_for(tmp_path: Path, name: str, codec: str, width
     wanted = np.array([0, 5, 20, 39, 3, 11, 11])
     assert numbers(read_ticks(video, wanted)) == wanted.tolist(), "in the order asked, with repetitions"
     assert numbers(decode_in_order(tmp_path / name, np.array([2, 7, 39, 50]))) == [2, 7, 39, 39]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+def test_both_readers_give_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    # Moving noise: a frame taken for its neighbour is far off. 300 frames: more than one key frame.
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.integers(0, 255, (12, 80, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+    pictures = np.stack([wide[:, place % 256 : place % 256 + 64] for place in range(300)])
+    write_video(tmp_path / name, pictures, codec)
+    wanted = np.array([0, 1, 7, 130, 131, 255, 290, 299, 60, 60])
+    frames = {}
+    for reader_name in ("decord", "PyAV alone"):
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "decord", raising=False)
+            if reader_name != "decord":
+                patch.setitem(sys.modules, "decord", None)
+            video = open_video(tmp_path / name)
+            assert video.length == 300
+            frames[reader_name] = read_ticks(video, wanted).astype(int)
+    off = np.abs(frames["decord"] - frames["PyAV alone"])
+    assert off.max() <= 4, "but for the rounding of colours"
+    assert off.mean() < 1
+    neighbours = read_ticks(video, np.minimum(wanted + 1, 299)).astype(int)
+    assert np.abs(frames["decord"] - neighbours)[:5].mean() > 5, "the comparison would tell"
+
+
+def test_without_pyav_a_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered(tmp_path / "a.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(
+        DataError, match=r"^av is not installed, and video files need it: pip install"
+    ) as caught:
+        reader().read_file(path)
+    assert not isinstance(caught.value, ReadError), "no file is at fault"
 
 
 def test_useless_time_stamps_do_not_mislead_the_seeking(

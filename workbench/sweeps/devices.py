@@ -1,6 +1,5 @@
 """Sharing a machine's GPUs and CPU cores among the runs that go on at the same time."""
 
-import fcntl
 import itertools
 import os
 import subprocess
@@ -33,6 +32,8 @@ def one_gpu(gpus: list[str], locks: Path) -> Iterator[str | None]:
     A place on a GPU is a locked file below `locks`. The system frees the lock when its process ends, however it ends,
     so a killed run leaves no place taken.
     """
+    import fcntl  # not on Windows
+
     if not gpus:
         yield None
         return

@@ -6,10 +6,10 @@ or of a signal, takes nothing along, and leaves neither a broken CUDA context no
 """
 
 import ctypes
-import fcntl
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -76,7 +76,7 @@ def run_job(cfg: DictConfig) -> float | None:
             "overrides": words,
             "axes": sweep.axes,
             "started": now(),
-            "host": os.uname().nodename,
+            "host": platform.node(),
         }
         record["continued"] = goes_on
         write_record(folder, status=RUNNING, error=None, value=None, **record)
@@ -105,6 +105,8 @@ def _only_one(folder: Path) -> Iterator[int]:
 
     The run inherits the lock, so that it is held until the run itself has ended.
     """
+    import fcntl  # not on Windows, where run.py imports this file as well
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:

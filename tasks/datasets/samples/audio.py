@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.datasets.reading import require
 from tasks.datasets.speech_commands import HASH_DIVIDER, WORDS, split_by_hash
 
 Wave = NDArray[np.float64]  # (T,)
@@ -88,8 +89,7 @@ def syllable(strokes: str, length: int, rate: int, pitch: float, voice: Voice) -
 
 def write_wav(path: Path, wave: Wave, rate: int) -> None:
     """Write 16-bit PCM."""
-    import soundfile
-
+    soundfile = require("soundfile", "audio files")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = np.clip(np.round(wave * 32767), -32768, 32767).astype(np.int16)
     soundfile.write(path, whole, rate, subtype="PCM_16", format="WAV")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.point_files import Cloud, open3d, sample_surface
+from tasks.datasets.reading import require
 
 Floats = NDArray[np.float64]
 
@@ -93,8 +94,7 @@ def scanobjectnn(root: Path, classes: int, train: int = 24, test: int = 8) -> No
 
     Fifteen classes: ten solids, and five of them flattened to a third of their height.
     """
-    import h5py
-
+    h5py = require("h5py", "HDF5 files")
     folder = root / "main_split"
     folder.mkdir(parents=True)
     for part, count in (("training", train), ("test", test)):

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.datasets.reading import require
+
 RATE = 25  # frames per second
 
 # Motion: direction of a shift in (right, down), or of a turn (1: clockwise as seen on the screen).
@@ -78,8 +80,7 @@ def write_video(
     The format follows from the name. The same frames give the same file: one thread, and no vector
     instructions (x264's results with them vary from call to call).
     """
-    import av
-
+    av = require("av", "video files")
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {}
     if codec == "libx264":

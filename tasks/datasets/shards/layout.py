@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import SPLITS, DataError, Item, spread
+from tasks.datasets.reading import require
 from tasks.datasets.shards.storage import MissingFile, Storage
 
 ABOUT = "shards.json"
@@ -157,9 +158,7 @@ class ShardSet:
 
 def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
     """Write the columns of `COLUMNS`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = require("pyarrow", "shards"), require("pyarrow.parquet", "shards")
     types = {"shard": pa.int32(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
     table = {name: pa.array(rows[name], types.get(name)) for name in COLUMNS}
     pq.write_table(pa.table(table), path)
@@ -204,9 +203,7 @@ def read_shard_set(storage: Storage) -> ShardSet:
 
 
 def _read_index(content: bytes) -> dict[str, NDArray[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = require("pyarrow", "shards"), require("pyarrow.parquet", "shards")
     table = pq.read_table(pa.BufferReader(content))
     columns = {}
     for name in COLUMNS:

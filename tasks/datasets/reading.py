@@ -1,0 +1,38 @@
+"""Importing the libraries that read files: late, and with one sentence where one of them does not import."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from tasks.datasets.base import DataError
+from tasks.libraries import complaint
+
+
+class MissingLibrary(DataError):
+    """A library that is missing or broken. No file is at fault, so it ends the run: it is no `ReadError`."""
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import a library that reads files.
+
+    Args:
+        module: its name; a submodule such as ``pyarrow.parquet`` works too.
+        purpose: what needs it, as a plural: ``"point clouds"``.
+
+    Raises:
+        MissingLibrary: it is not installed, or does not load (a missing shared library, an undefined symbol, …).
+    """
+    try:
+        return importlib.import_module(module)
+    except (
+        Exception
+    ) as error:  # a broken library fails in any way there is: ImportError, OSError, RuntimeError, …
+        raise MissingLibrary(complaint(module.split(".")[0], error, purpose)) from error
+
+
+def available(module: str) -> ModuleType | None:
+    """A library that can be done without: the module, or `None` where it does not import."""
+    try:
+        return importlib.import_module(module)
+    except Exception:  # as above
+        return None

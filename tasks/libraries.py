@@ -1,0 +1,104 @@
+"""What to say of a library that does not import, and how to cure it. Imports nothing but the standard library."""
+
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+OURS = ("modalities", "backbone", "tasks", "workbench", "hydra_plugins", "run")
+# The modules of the extras, see pyproject.toml.
+EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "sweep": ("optuna", "hydra_joblib_launcher", "hydra_submitit_launcher"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "shards": ("aiohttp", "s3fs"),
+}
+OUTSIDE_THE_SET = ("mlflow", "shards")  # they need older releases than constraints.txt has
+INSTALL = "pip install -c constraints.txt -e ."
+# What loaders of shared libraries say, on Linux, macOS and Windows.
+LOAD_ERRORS = (
+    *("undefined symbol", "cannot open shared object", "image not found", "Symbol not found"),
+    *("DLL load failed", "not a valid Win32 application", "WinError 126", "WinError 127"),
+)
+
+
+def cure(module: str) -> str:
+    """The command that installs a module as it is tested."""
+    if module == "open3d" and sys.platform == "linux" and sys.version_info >= (3, 13):
+        return "pip install -c constraints.txt -e '.[open3d]' (needs glibc 2.35 and the system's libusb-1.0)"
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return extra_cure(extra)
+    return INSTALL
+
+
+def extra_cure(extra: str) -> str:
+    """The command that installs an extra."""
+    held = "" if extra in OUTSIDE_THE_SET else "-c constraints.txt "
+    return f"pip install {held}-e '.[{extra}]'"
+
+
+def complaint(module: str, error: BaseException, purpose: str = "") -> str:
+    """One sentence: what does not import, why, what it is needed for, what cures it."""
+    if module in sys.stdlib_module_names:
+        return f"{module}, a part of Python, is not there on {sys.platform}: this needs Linux or macOS"
+    needed = f", and {purpose} need it" if purpose else ""
+    if isinstance(error, ModuleNotFoundError) and top(error.name) == module:
+        said = f"{module} is not installed{needed}"
+    else:
+        said = f"{module} does not import ({reason(error)}){needed}"
+    return f"{said}: {cure(module)}; python run.py action=doctor shows more"
+
+
+def complaint_of(error: BaseException) -> str | None:
+    """The sentence for an error that came of importing a library; `None` for any other error."""
+    module = broken_library(error)
+    return None if module is None else complaint(module, error)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, without the folders of a path in it."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    words = [os.path.basename(word) if word.startswith(os.sep) else word for word in first.split(" ")]
+    return " ".join(words)[:200].strip(" .")
+
+
+def broken_library(error: BaseException) -> str | None:
+    """The library whose import failed with this error; `None` for any other error, one of our own files included."""
+    if isinstance(error, OSError):
+        if not any(sign in str(error) for sign in LOAD_ERRORS):
+            return None
+        return _library_of(error)
+    if not isinstance(error, ImportError):
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        # What was asked for is missing; where a library asked for it, that library is incomplete.
+        name = top(error.name)
+    else:
+        name = _library_of(error) or top(error.name)
+    return None if name is None or name in OURS else name
+
+
+def top(name: str | None) -> str | None:
+    """The first part of a dotted name."""
+    return name.split(".")[0] if name else None
+
+
+def _library_of(error: BaseException) -> str | None:
+    """The library that failed: the one whose file the message names, or the last one on the way to the error."""
+    named = re.search(r"(?:site|dist)-packages[/\\](\w+)", str(error))
+    if named:
+        return named[1]
+    places = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    passed = [
+        file.relative_to(place).parts[0].removesuffix(".py")
+        for file in files
+        for place in places
+        if file.is_relative_to(place)
+    ]
+    others = [name for name in passed if name != "torch"]  # the loader of the others' shared libraries
+    return [None, *passed[-1:], *others[-1:]][-1]
