@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import EXTENSIONS, AudioData
 from tasks.datasets.base import DataError, Item
+from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import stable_fraction
 
@@ -43,7 +44,7 @@ class Segment:
     labels: tuple[int, ...]
 
 
-class Clips(Sequence[Item]):
+class Clips(LazyItems):
     """Items made as they are asked for: two million of them, with 527 numbers each, would take gigabytes.
 
     Args:
@@ -65,16 +66,7 @@ class Clips(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def item(self, index: int) -> Item:
         target: NDArray[np.float32] = np.zeros(self.classes, dtype=np.float32)
         target[self.labels[self.ends[index] : self.ends[index + 1]]] = 1
         return Item(self.folders[self.folder[index]] / os.fsdecode(bytes(self.names[index])), target)

@@ -4,13 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.image_files import EXTENSIONS, ImageData, ImageTransforms
+from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 
@@ -79,7 +79,7 @@ class ImageNet(ImageData):
         return {**parts, "test": Pictures(found / "val", tested)}
 
 
-class Pictures(Sequence[Item]):
+class Pictures(LazyItems):
     """Items made as they are asked for: a million of them would take a gigabyte, in every reader process.
 
     Args:
@@ -95,15 +95,7 @@ class Pictures(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Item:
         return Item(self.root / os.fsdecode(bytes(self.names[index])), int(self.targets[index]))
 
 

@@ -1,0 +1,28 @@
+"""Items that are made when they are asked for: millions of them would fill the memory as objects."""
+
+from collections.abc import Sequence
+from typing import overload
+
+from tasks.datasets.base import Item
+
+
+class LazyItems(Sequence[Item]):
+    """A sequence of items kept as arrays; a subclass says how many there are and makes each (`item`)."""
+
+    def item(self, index: int) -> Item:
+        """The item at an index from 0 to len(self) - 1."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        places = range(len(self))
+        return (
+            [self.item(place) for place in places[index]]
+            if isinstance(index, slice)
+            else self.item(places[index])
+        )
