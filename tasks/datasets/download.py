@@ -141,7 +141,9 @@ def _untar(tarred: tarfile.TarFile, archive: Path, folder: Path, most: int) -> N
         if not member.isfile():
             continue
         if member.issparse():
-            raise DataError(f"{archive.name} holds {member.name[:80]!r}, a file with holes; it was not unpacked")
+            raise DataError(
+                f"{archive.name} holds {member.name[:80]!r}, a file with holes; it was not unpacked"
+            )
         left -= member.size
         if left < 0 or member.size < 0:
             raise _too_large(archive, most)
@@ -154,4 +156,6 @@ def _untar(tarred: tarfile.TarFile, archive: Path, folder: Path, most: int) -> N
 
 
 def _too_large(archive: Path, most: int) -> DataError:
-    return DataError(f"{archive.name} holds more than {most:,} bytes, the most it may have; it was not unpacked")
+    return DataError(
+        f"{archive.name} holds more than {most:,} bytes, the most it may have; it was not unpacked"
+    )

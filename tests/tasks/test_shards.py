@@ -698,7 +698,9 @@ def hostile(copy: Path) -> Iterator[tuple[Path, str]]:
     thread.join()
 
 
-@pytest.mark.parametrize("name", ["../victim.tar", "/ABSOLUTE/victim.tar", "..\\victim.tar", ".victim.tar", "victim"])
+@pytest.mark.parametrize(
+    "name", ["../victim.tar", "/ABSOLUTE/victim.tar", "..\\victim.tar", ".victim.tar", "victim"]
+)
 def test_a_server_cannot_name_files_of_this_machine(
     hostile: tuple[Path, str], tmp_path: Path, name: str
 ) -> None:

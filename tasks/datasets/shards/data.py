@@ -26,7 +26,15 @@ from tasks.datasets.base import (
 )
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
-from tasks.datasets.shards.layout import FORMAT, INDEX_MB, Shard, ShardItem, ShardItems, ShardSet, read_shard_set
+from tasks.datasets.shards.layout import (
+    FORMAT,
+    INDEX_MB,
+    Shard,
+    ShardItem,
+    ShardItems,
+    ShardSet,
+    read_shard_set,
+)
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
 

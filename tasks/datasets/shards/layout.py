@@ -58,7 +58,9 @@ class Shard:
         if not all(type(count) is int and count >= 0 for count in counts) or self.split not in SPLITS:
             raise DataError(f"the shard {self.file!r} has an impossible size or split")
         if self.samples * LEAST > self.size:
-            raise DataError(f"the shard {self.file!r} of {self.size:,} bytes cannot hold {self.samples:,} samples")
+            raise DataError(
+                f"the shard {self.file!r} of {self.size:,} bytes cannot hold {self.samples:,} samples"
+            )
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,9 @@ def _check_index(
         if columns[name].dtype.itemsize > LONGEST:
             raise DataError(f"a {name} of more than {LONGEST} bytes")
         # All of them at once, they are millions; at their ends lie zeros.
-        marks = bytes(np.unique(np.frombuffer(columns[name].tobytes(), np.uint8))).strip(b"\0").decode("latin-1")
+        marks = (
+            bytes(np.unique(np.frombuffer(columns[name].tobytes(), np.uint8))).strip(b"\0").decode("latin-1")
+        )
         plain_name(f"a{marks}")
     target = columns["target"]
     if multilabel and (target.ndim != 2 or target.shape[1] != classes):

@@ -92,7 +92,9 @@ class Storage:
         Raises:
             DataError: it has more than ``most`` bytes, or is a pipe or a device.
         """
-        too_much = DataError(f"{self.name(file)} sends more than the {most:,} bytes it was said to have at most")
+        too_much = DataError(
+            f"{self.name(file)} sends more than the {most:,} bytes it was said to have at most"
+        )
         if self.folder is not None:
             path = self.folder / file
             if path.exists() and not path.is_file():
@@ -164,7 +166,7 @@ def _at_most(most: int, too_much: DataError) -> Any:
     """A callback of fsspec that ends a transfer of more than ``most`` bytes."""
     from fsspec.callbacks import Callback
 
-    class AtMost(Callback):  # type: ignore[misc]
+    class AtMost(Callback):
         def call(self, *args: Any, **kwargs: Any) -> None:
             if max(self.value, self.size or 0) > most:
                 raise too_much
