@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from tasks.datasets.base import SPLITS, DataError, DataModule, Item, collate
+from tasks.datasets.base import SPLITS, DataError, DataModule, Item, ItemLoader, collate
 from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
 
 SAMPLINGS = ("round_robin", "proportional")
@@ -237,7 +237,7 @@ class JointData(LightningDataModule):
         workers = self.num_workers
         if workers is None:
             workers = max(loader.num_workers for loader in loaders.values())
-        return ResumableLoader(
+        return ItemLoader(
             JointDataset({name: loader.dataset for name, loader in loaders.items()}),  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=workers,
