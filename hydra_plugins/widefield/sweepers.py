@@ -111,6 +111,8 @@ class FrozenSweeper(Sweeper):
             raise UsageError(
                 f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder"
             )
+        elif path.exists() and any(path.iterdir()):
+            raise UsageError(f"{path} holds other files: choose another folder for the sweep")
         else:
             (main,) = (
                 source for source in self.context.config_loader.get_sources() if source.provider == "main"
@@ -119,6 +121,11 @@ class FrozenSweeper(Sweeper):
                 word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
             ]
             name = str(self.config.hydra.job.config_name)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                (path / SWEEP).open("x").close()
+            except FileExistsError:  # another sweep was started in the same second
+                raise UsageError(f"{path} holds a sweep already: start this one again") from None
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
             folder.take_snapshot(Path(main.path))
             folder.save()
@@ -165,7 +172,8 @@ class GridSweeper(FrozenSweeper):
         pending = self.folder.unfinished()
         misfits = {job.folder: error for job in pending if (error := self.misfit(job))}
         if pending and len(misfits) == len(self.folder.jobs):  # nothing but a mistake
-            shutil.rmtree(self.folder.path)
+            if not resumed:  # all that is in the folder is what this command has put there
+                shutil.rmtree(self.folder.path)
             raise UsageError(misfits[pending[0].folder])
         for job in pending:
             if job.folder in misfits:
