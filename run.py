@@ -9,15 +9,18 @@ Heavy libraries are imported inside `main`, so that `--help` and shell completio
 """
 
 import os
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from workbench.errors import kept_errors, plain_errors
 from workbench.resolvers import register_resolvers
 from workbench.sweeps.job import follow_parent, run_job
 from workbench.sweeps.words import take_arguments
+from workbench.words import check_words, plain_words
 
 register_resolvers()
 # Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
@@ -29,6 +32,8 @@ def main(cfg: DictConfig) -> float | None:
     """Run the chosen action; the value returned is the monitored metric, so that a sweeper can optimise it."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
+    with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):
+        check_words(cfg, list(HydraConfig.get().overrides.task))
     from workbench.actions import run_action
 
     return run_action(cfg)
@@ -37,4 +42,5 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     follow_parent()
     take_arguments()
-    main()
+    with plain_words():
+        main()

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from workbench.errors import UsageError, plain_errors
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
+from workbench.words import explained
 
 log = logging.getLogger("widefield")
 
@@ -94,7 +95,7 @@ class FrozenSweeper(Sweeper):
         try:
             self.context.config_loader.load_sweep_config(self.config, job.overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            return " ".join(str(error).split())
+            return explained(error, job.overrides)
         return None
 
     def record_misfit(self, job: Job, error: str) -> None:
