@@ -19,7 +19,7 @@ from modalities.image import Pixels
 from tasks.classification import ClassificationTask
 from tasks.datasets.audio_folder import AudioFolder
 from tasks.datasets.base import SPLITS, DataError, Item
-from tasks.datasets.joint import JointBatches, JointData, OneAfterTheOther, shares_of
+from tasks.datasets.joint import AllInTurns, JointBatches, JointData, shares_of
 from tasks.datasets.sampling import EpochBatches, ResumableLoader
 from tasks.heads import ClassificationHead
 from tasks.joint import FixedWeights, JointTask, UncertaintyWeights, make_weighting, member_state
@@ -172,10 +172,13 @@ def test_evaluation_sees_everything_once() -> None:
         name: EpochBatches(size, 4, shuffle=False, drop_last=False, seed=0)
         for name, size in (("a", 9), ("b", 2))
     }
-    batches = OneAfterTheOther(members)
+    batches = AllInTurns(members)
     keys = [key for batch in batches for key in batch]
     assert len(batches) == 4
-    assert keys == [("a", (i, 0)) for i in range(9)] + [("b", (i, 0)) for i in range(2)]
+    of_a = [("a", (i, 0)) for i in range(9)]
+    assert keys == [*of_a[:4], ("b", (0, 0)), ("b", (1, 0)), *of_a[4:]], (
+        "in turns: the first batches are of all tasks"
+    )
 
 
 # -- weights of the losses
