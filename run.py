@@ -10,6 +10,7 @@ Heavy libraries are imported inside `main`, so that `--help` and shell completio
 
 import os
 import sys
+from pathlib import Path
 
 from tasks.libraries import complaint_of
 
@@ -19,9 +20,11 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from workbench.errors import kept_errors, plain_errors
     from workbench.resolvers import register_resolvers
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
+    from workbench.words import check_words, plain_words
 except Exception as error:
     said = complaint_of(error)
     if said is None or os.environ.get("WIDEFIELD_TRACE"):
@@ -42,6 +45,8 @@ def main(cfg: DictConfig) -> float | None:
     """Run the chosen action; the value returned is the monitored metric, so that a sweeper can optimise it."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
+    with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):
+        check_words(cfg, list(HydraConfig.get().overrides.task))
     if cfg.action.name == "doctor":  # before PyTorch is imported: it is asked when that is what fails
         from workbench.doctor import doctor
 
@@ -55,4 +60,5 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     follow_parent()
     take_arguments()
-    main()
+    with plain_words():
+        main()

@@ -212,6 +212,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     if cfg.trainer.sync_batchnorm and without_gpus:
         plugins.append(SyncOnCPU())
     return make_trainer(
+        **_limits(cfg),
         callbacks=callbacks,
         # Of itself the trainer would keep checkpoints of its own where ours are switched off.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -220,6 +221,14 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
         default_root_dir=cfg.paths.run,
     )
+
+
+def _limits(cfg: DictConfig) -> dict[str, int]:
+    """Of a joint run a number of batches to validate or test on means so many of every member, which take turns."""
+    if not is_joint(cfg):
+        return {}
+    said = {key: cfg.trainer[key] for key in ("limit_val_batches", "limit_test_batches")}
+    return {key: limit * len(cfg.task.members) for key, limit in said.items() if type(limit) is int}
 
 
 class SyncOnCPU(LayerSync):

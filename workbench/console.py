@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+# Names of files and classes are text, whatever they look like: "[/x]" is no markup, ":x:" no picture.
+console = Console(markup=False, emoji=False)
 
 # Notices that tell a user nothing they can act on, each with its reason.
 _NOTICES = (
@@ -52,11 +54,20 @@ def short(path: Path) -> Path:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
-    """Print a small table."""
-    console.print(f"[bold]{title}[/bold]", highlight=False)
+    """Print a small table; its words are shown as they are."""
+    console.print(printable(title), style="bold", highlight=False)
     table = Table()
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+        table.add_column(printable(column), justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, with which a file's name could move the cursor or rename the window.
+
+    >>> printable("a\x1b[2Jb")
+    'a?[2Jb'
+    """
+    return "".join("?" if unicodedata.category(mark) == "Cc" and mark != "\n" else mark for mark in text)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a draft beside `path`, then move it there in one step."""
@@ -41,7 +43,24 @@ def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> N
     def write(draft: Path) -> None:
         with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+            writer.writerow({column: plain_cell(column) for column in columns})
+            writer.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
 
     write_atomically(path, write)
+
+
+def plain_cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula: text that begins like one gets a leading apostrophe.
+
+    Numbers stay numbers, also where they come as text.
+
+    >>> plain_cell("=1+1"), plain_cell("-0.5"), plain_cell(-0.5)
+    ("'=1+1", '-0.5', -0.5)
+    """
+    if not isinstance(value, str | os.PathLike) or not str(value).startswith(FORMULA):
+        return value
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return f"'{value}"
+    return value

@@ -1,6 +1,7 @@
 """action=fit: train, then test the best checkpoint; goes on where a killed run stopped."""
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from workbench.results import write_config, write_result
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
+
+PHASES = 25  # of a profile shown, the longest
 
 
 def fit(cfg: DictConfig) -> float | None:
@@ -153,10 +156,48 @@ def finish(
     for name, what in (("result.json", "numbers"), ("figures", "pictures"), ("checkpoints", "weights")):
         if (folder / name).exists():
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
+    show_profile(trainer)
     if chosen.path:
         console.print("next:", highlight=False)
         for line in next_commands(cfg, data, chosen.path):
             console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def show_profile(trainer: Trainer) -> None:
+    """Print where the time went, if `trainer.profiler` was asked to measure it."""
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    durations: dict[str, list[float]] | None = getattr(profiler, "recorded_durations", None)
+    if durations is None:
+        if text := profiler.summary():  # of another kind, in its own words
+            console.print(text, highlight=False, soft_wrap=True)
+        return
+    spent = sorted(
+        ((name, sum(times), len(times)) for name, times in durations.items()), key=lambda row: -row[1]
+    )
+    rows = [
+        (
+            _phase(name),
+            f"{count:,}",
+            f"{1e3 * total / count:.1f}",
+            f"{total:.2f}",
+        )
+        for name, total, count in spent[:PHASES]
+        if count
+    ]
+    print_table(
+        "Where the time went (a phase contains those it calls)",
+        rows,
+        ("phase", "calls", "ms each", "s in all"),
+    )
+
+
+def _phase(name: str) -> str:
+    """A phase without the kind of its owner and without a callback's settings.
+
+    >>> _phase("[Callback]ModelCheckpoint{'mode': 'min'}.on_train_end")
+    'ModelCheckpoint.on_train_end'
+    """
+    return re.sub(r"\{.*\}", "", re.sub(r"^\[\w+\]", "", name))
 
 
 def next_commands(cfg: DictConfig, data: DataModule | JointData, checkpoint: Path) -> list[str]:

@@ -57,10 +57,15 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in extensions)
+        # No pipes and devices, which could block for ever.
+        files = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file()
+        )
         if not files:
             raise UsageError(f"input: no {', '.join(extensions)} file below {path}")
         return files
+    if path.exists():
+        raise UsageError(f"input: {path} is a pipe or a device, no file")
     files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
         raise UsageError(f"input: nothing matches {pattern}")

@@ -1,9 +1,14 @@
 """Values that the configuration asks for by name; imported by run.py before anything heavy."""
 
+import itertools
 import json
 import os
 import re
 import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +17,9 @@ from omegaconf import OmegaConf
 # Beginnings of metrics' names.
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
 MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score")
+
+
+TOGETHER = 600.0  # seconds in which all processes of a distributed run have asked for their folder
 
 
 def register_resolvers() -> None:
@@ -45,10 +53,72 @@ def run_folder(
         if unfinished:
             return str(unfinished[-1])
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{backbone}" if action == "fit" else "")
-    folder, count = parent / name, 2
-    while folder.exists():
-        folder, count = parent / f"{name}-{count}", count + 1
-    return str(folder)
+    try:
+        return str(_shared_folder(parent / name, Path(runs) / ".jobs"))
+    except OSError:  # a disk that takes no folders: whoever writes into it says so
+        return str(parent / name)
+
+
+def new_folder(path: Path) -> Path:
+    """Make the folder `path`, or where something lies there `path-2`, …: of those that ask, each gets its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        folder = path if count == 1 else path.with_name(f"{path.name}-{count}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
+
+
+def _shared_folder(path: Path, claims: Path) -> Path:
+    """`new_folder`, the same one for all processes that SLURM or torchrun has started together.
+
+    The first to put its folder's name into the job's file below `claims` has chosen; a link is made by one alone, also
+    on the network's file systems. (The processes that the trainer starts itself are told the folder.)
+    """
+    job = _job_of(os.environ)
+    if job is None:
+        return new_folder(path)
+    claims.mkdir(parents=True, exist_ok=True)
+    claim = claims / re.sub(r"[^\w.-]+", "-", job)
+    if claim.is_file() and time.time() - claim.stat().st_mtime > TOGETHER:  # of an earlier job of this name
+        claim.unlink(missing_ok=True)
+    folder = new_folder(path)
+    draft = claims / f".{uuid.uuid4().hex}"
+    draft.write_text(str(folder), encoding="utf-8")
+    try:
+        os.link(draft, claim)
+    except FileExistsError:
+        folder.rmdir()
+        return Path(claim.read_text(encoding="utf-8"))
+    finally:
+        draft.unlink()
+    return folder
+
+
+def _job_of(environ: Mapping[str, str]) -> str | None:
+    """What the processes of a distributed run have in common; None: this one is alone.
+
+    >>> _job_of({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"})
+    'slurm-7-0-0'
+    """
+    if "TORCHELASTIC_RUN_ID" in environ and int(environ.get("WORLD_SIZE", 1)) > 1:
+        keys: tuple[str, ...] = (
+            "TORCHELASTIC_RUN_ID",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "TORCHELASTIC_RESTART_COUNT",
+        )
+        alone = environ.get("GROUP_WORLD_SIZE", "1") == "1"  # one machine: all are children of one process
+        return "-".join(
+            ["torchrun", *(environ.get(key, "0") for key in keys), *([str(os.getppid())] if alone else [])]
+        )
+    if (
+        int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    ):  # said by srun, not by a script that starts runs one by one
+        keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        return "-".join(["slurm", *(environ.get(key, "0") for key in keys)])
+    return None
 
 
 def folder_name(overrides: str) -> str:

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from workbench.errors import UsageError, plain_errors
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
+from workbench.words import explained
 
 log = logging.getLogger("widefield")
 
@@ -94,7 +95,7 @@ class FrozenSweeper(Sweeper):
         try:
             self.context.config_loader.load_sweep_config(self.config, job.overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            return " ".join(str(error).split())
+            return explained(error, job.overrides)
         return None
 
     def record_misfit(self, job: Job, error: str) -> None:
@@ -111,6 +112,8 @@ class FrozenSweeper(Sweeper):
             raise UsageError(
                 f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder"
             )
+        elif path.exists() and any(path.iterdir()):
+            raise UsageError(f"{path} holds other files: choose another folder for the sweep")
         else:
             (main,) = (
                 source for source in self.context.config_loader.get_sources() if source.provider == "main"
@@ -119,6 +122,11 @@ class FrozenSweeper(Sweeper):
                 word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
             ]
             name = str(self.config.hydra.job.config_name)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                (path / SWEEP).open("x").close()
+            except FileExistsError:  # another sweep was started in the same second
+                raise UsageError(f"{path} holds a sweep already: start this one again") from None
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
             folder.take_snapshot(Path(main.path))
             folder.save()
@@ -165,7 +173,8 @@ class GridSweeper(FrozenSweeper):
         pending = self.folder.unfinished()
         misfits = {job.folder: error for job in pending if (error := self.misfit(job))}
         if pending and len(misfits) == len(self.folder.jobs):  # nothing but a mistake
-            shutil.rmtree(self.folder.path)
+            if not resumed:  # all that is in the folder is what this command has put there
+                shutil.rmtree(self.folder.path)
             raise UsageError(misfits[pending[0].folder])
         for job in pending:
             if job.folder in misfits:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError
+from tasks.datasets.base import DataError, Item, ReadError, check_file
 from tasks.datasets.reading import require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
@@ -79,6 +79,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
         ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
     """
     soundfile = require("soundfile", "audio files")
+    check_file(path)
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
@@ -127,9 +128,5 @@ def _resampler(rate: int, wanted: int) -> nn.Module:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if not path.is_file():
-        return "there is no such file"
-    if path.stat().st_size == 0:
-        return "the file is empty (0 bytes)"
     reason = str(error).replace(repr(str(path)), "").replace(str(path), "").strip(" :.")
     return f"it cannot be read as audio ({reason})"

@@ -414,10 +414,18 @@ class DataModule(LightningDataModule):
 
 
 def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Let `write` fill the folder `root`, unless it already holds what `stamp` says."""
+    """Let `write` fill the folder `root`, unless it already holds what `stamp` says.
+
+    An older sample gives way to the new one; nothing else does.
+
+    Raises:
+        DataError: something lies there that was not drawn by us.
+    """
+    root = root.resolve()
     marker = root / "SAMPLE.json"
-    if marker.is_file() and json.loads(marker.read_text()) == stamp:
+    if _stamp(marker) == stamp:
         return
+    refuse_strangers(root)
     # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
     draft = root.with_name(f".{root.name}-{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
@@ -425,6 +433,7 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
         write(draft)
         (draft / "SAMPLE.json").write_text(json.dumps(stamp))
         if root.exists():
+            refuse_strangers(root)
             root.rename(draft.with_name(f"{draft.name}-old"))
         draft.rename(root)
     except OSError:
@@ -433,6 +442,34 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
+
+
+def _stamp(marker: Path) -> dict[str, Any] | None:
+    """What a drawn sample says of itself; None: it is none."""
+    try:
+        said = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and {"task", "version"} <= set(said) else None
+
+
+def refuse_strangers(root: Path) -> None:
+    """Raise a `DataError` where `root` holds anything but a sample drawn by us."""
+    if not root.exists() or _stamp(root / "SAMPLE.json") or (root.is_dir() and not any(root.iterdir())):
+        return
+    raise DataError(
+        f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
+        f"draw elsewhere, or data_dir={root} to read it as your data"
+    )
+
+
+def check_file(path: Path) -> None:
+    """Raise a `ReadError` unless a regular file with content is there; a pipe or a device could block for ever."""
+    if not path.is_file():
+        what = " (it is a folder, pipe or device)" if path.exists() else ""
+        raise ReadError(f"there is no such file{what}")
+    if path.stat().st_size == 0:
+        raise ReadError("the file is empty (0 bytes)")
 
 
 class _Reader:

@@ -61,7 +61,7 @@ class CsvForecast(SeriesData):
         csv_forecast(root / "series.csv")
 
     def read_table(self, root: Path) -> Table:
-        files = [root] if root.is_file() else sorted(root.glob("*.csv"))
+        files = [root] if root.is_file() else sorted(file for file in root.glob("*.csv") if file.is_file())
         if len(files) != 1:
             raise self.bad_layout(f"there are {len(files)} .csv files in {root}")
         self.file = files[0]

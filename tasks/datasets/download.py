@@ -1,6 +1,8 @@
 """Downloading and unpacking, so that an interrupted or damaged download never looks like data."""
 
+import errno
 import hashlib
+import http.client
 import shutil
 import tarfile
 import tempfile
@@ -8,11 +10,14 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tasks.datasets.base import DataError
+from tasks.datasets.names import inside
 
 CHUNK = 1 << 20  # bytes
+MOST_GB = 50.0
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # no fault of an archive
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,17 @@ class Source:
         url: http, https or file.
         sha256: checksum in hexadecimal; `None` where the publisher's archive is not fixed, then only its
             length and its own integrity are checked.
+        most_gb: most gigabytes (10^9 bytes) of the file, and of what it unpacks to.
     """
 
     url: str
     sha256: str | None = None
+    most_gb: float = MOST_GB
+
+    @property
+    def most(self) -> int:
+        """``most_gb`` in bytes."""
+        return round(self.most_gb * 1e9)
 
 
 def download_and_unpack(source: Source, folder: Path, timeout: float = 60.0) -> None:
@@ -42,7 +54,7 @@ def download_and_unpack(source: Source, folder: Path, timeout: float = 60.0) -> 
         archive = Path(scratch) / "archive"
         unpacked = Path(scratch) / "unpacked"
         download(source, archive, timeout)
-        unpack(archive, unpacked)
+        unpack(archive, unpacked, source.most)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         if not folder.exists():
@@ -61,7 +73,14 @@ def download(source: Source, path: Path, timeout: float = 60.0) -> None:
     try:
         with urllib.request.urlopen(source.url, timeout=timeout) as reply, draft.open("wb") as file:
             expected = reply.headers.get("Content-Length")
+            if expected is not None and not expected.isdecimal():
+                raise DataError(f"{source.url} answered without a length that can be read; try again")
+            too_much = DataError(f"{source.url} is larger than {source.most:,} bytes, the most it may have")
+            if expected is not None and int(expected) > source.most:
+                raise too_much
             while chunk := reply.read(CHUNK):
+                if received + len(chunk) > source.most:
+                    raise too_much
                 file.write(chunk)
                 digest.update(chunk)
                 received += len(chunk)
@@ -76,48 +95,67 @@ def download(source: Source, path: Path, timeout: float = 60.0) -> None:
         raise DataError(f"{source.url} answered {error.code} ({error.reason})") from error
     except urllib.error.URLError as error:
         raise DataError(f"{source.url} cannot be reached ({error.reason})") from error
-    except (TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise DataError(f"{source.url} stopped answering after {received:,} bytes; try again") from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar or zip file into ``folder``, which is created; no member may land outside it."""
+def unpack(archive: Path, folder: Path, most: int = round(MOST_GB * 1e9)) -> None:
+    """Unpack a tar or zip file into ``folder``, which is created.
+
+    Only files and folders are: links and devices have no place in a data set, and are how archives escape their
+    folder. No member may land outside, and all of them together hold at most ``most`` bytes, whatever is said of
+    each; files with holes, which fill a disk out of nothing, are refused.
+    """
     folder.mkdir(parents=True)
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
-                for name in zipped.namelist():
-                    _refuse_outside(name)
+                members = [member for member in zipped.infolist() if not member.is_dir()]
+                for member in members:
+                    inside(member.filename)
+                if sum(member.file_size for member in members) > most:
+                    raise _too_large(archive, most)
                 zipped.extractall(folder)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tarred:
-                for member in tarred:
-                    _refuse_outside(member.name)
-                    # Links and devices have no place in a data set, and are how archives escape their folder.
-                    if member.isfile():
-                        target = folder / member.name
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        packed = tarred.extractfile(member)
-                        assert packed is not None  # a file has contents
-                        with packed, target.open("wb") as file:
-                            shutil.copyfileobj(packed, file, CHUNK)
+                _untar(tarred, archive, folder, most)
         else:
             raise DataError(f"{archive.name} is neither a tar nor a zip file")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk is not a bad archive
-            raise
-        raise DataError(f"{archive.name} is damaged ({error})") from error
     except DataError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    # Whatever a decompressor comes across in a spoilt archive; only a full disk is not the archive's fault.
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
+        raise DataError(f"{archive.name} is damaged ({error})") from error
 
 
-def _refuse_outside(name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
-        raise DataError(
-            f"the archive holds {name!r}, which would land outside its folder; it was not unpacked"
-        )
+def _untar(tarred: tarfile.TarFile, archive: Path, folder: Path, most: int) -> None:
+    left = most
+    for member in tarred:
+        path = inside(member.name)
+        if not member.isfile():
+            continue
+        if member.issparse():
+            raise DataError(
+                f"{archive.name} holds {member.name[:80]!r}, a file with holes; it was not unpacked"
+            )
+        left -= member.size
+        if left < 0 or member.size < 0:
+            raise _too_large(archive, most)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        packed = tarred.extractfile(member)
+        assert packed is not None  # a file has contents
+        with packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, CHUNK)
+
+
+def _too_large(archive: Path, most: int) -> DataError:
+    return DataError(
+        f"{archive.name} holds more than {most:,} bytes, the most it may have; it was not unpacked"
+    )

@@ -49,7 +49,9 @@ class HMDB51(VideoData):
         lists = next((root / name for name in LIST_FOLDERS if any((root / name).glob(f"*{ending}"))), None)
         if lists is None:
             raise self.bad_layout(f"there is no list *{ending} in {root}")
-        self.class_names = sorted(file.name.removesuffix(ending) for file in lists.glob(f"*{ending}"))
+        self.class_names = sorted(
+            file.name.removesuffix(ending) for file in lists.glob(f"*{ending}") if file.is_file()
+        )
         videos = self.find_class_folders(root, VIDEO_FOLDERS)
         parts: dict[str, list[Item]] = {TRAIN: [], TEST: [], UNUSED: []}
         missing = []

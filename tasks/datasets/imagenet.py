@@ -123,7 +123,7 @@ def pictures(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
+        names = [entry.name for entry in entries if entry.is_file()]  # known without asking again
     return sorted(name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from tasks.datasets.base import SPLITS, DataError, DataModule, Item, collate
+from tasks.datasets.base import SPLITS, DataError, DataModule, Item, ItemLoader, collate
 from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
 
 SAMPLINGS = ("round_robin", "proportional")
@@ -98,8 +98,9 @@ class JointBatches(EpochBatches):
             drawn[name] += 1
 
 
-class OneAfterTheOther(EpochBatches):
-    """Evaluation: every batch of every task once, task by task."""
+class AllInTurns(EpochBatches):
+    """Evaluation: every batch of every task once. The tasks take turns, so that the first few batches, all that a quick
+    trial asks for (`trainer.limit_val_batches`), are of every task."""
 
     def __init__(self, members: Mapping[str, EpochBatches]) -> None:
         super().__init__(0, 1, shuffle=False, drop_last=False, seed=0)
@@ -109,9 +110,14 @@ class OneAfterTheOther(EpochBatches):
         return sum(len(batches) for batches in self.members.values())
 
     def __iter__(self) -> Iterator[list[JointKey]]:  # type: ignore[override]
-        for name, batches in self.members.items():
-            for batch in batches:
-                yield [(name, key) for key in batch]
+        left = {name: iter(batches) for name, batches in self.members.items()}
+        while left:
+            for name, batches in list(left.items()):
+                batch = next(batches, None)
+                if batch is None:
+                    del left[name]
+                else:
+                    yield [(name, key) for key in batch]
 
 
 class JointDataset(Dataset[tuple[str, dict[str, Any]]]):
@@ -229,15 +235,13 @@ class JointData(LightningDataModule):
 
     def _evaluation(self, split: str) -> ResumableLoader:
         loaders = {name: member.loader(split) for name, member in self.members.items()}
-        return self._loader(
-            loaders, OneAfterTheOther({n: loader.batch_sampler for n, loader in loaders.items()})
-        )
+        return self._loader(loaders, AllInTurns({n: loader.batch_sampler for n, loader in loaders.items()}))
 
     def _loader(self, loaders: Mapping[str, ResumableLoader], sampler: EpochBatches) -> ResumableLoader:
         workers = self.num_workers
         if workers is None:
             workers = max(loader.num_workers for loader in loaders.values())
-        return ResumableLoader(
+        return ItemLoader(
             JointDataset({name: loader.dataset for name, loader in loaders.items()}),  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=workers,

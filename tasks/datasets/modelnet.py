@@ -127,7 +127,7 @@ class ModelNet(PointData):
         self.class_names = [name for name in names if self.classes == 40 or name in MODELNET10]
         named = []
         for part in ("train", "test"):
-            for path in sorted(folder.glob(f"ply_data_{part}*.h5")):
+            for path in sorted(file for file in folder.glob(f"ply_data_{part}*.h5") if file.is_file()):
                 try:
                     with h5py.File(path) as file:
                         labels = np.asarray(file["label"]).ravel()

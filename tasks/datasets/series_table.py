@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.base import ReadError, check_file
 
 log = logging.getLogger("widefield")
 
@@ -77,6 +77,7 @@ def read_csv(path: Path, target: Sequence[str] | None = None, even: bool = True)
 
 
 def _load(path: Path) -> pd.DataFrame:
+    check_file(path)
     try:
         frame = pd.read_csv(path, skipinitialspace=True, encoding="utf-8-sig")
     except (OSError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

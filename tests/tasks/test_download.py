@@ -128,3 +128,60 @@ def test_a_truncated_archive_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
         unpack(tmp_path / "archive", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_cannot_fill_the_disk(server: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = server
+    zeros = {"a": bytes(10**6), "b": bytes(10**6)}
+    for name, write in (("a.zip", deflated), ("a.tar.gz", tar)):
+        write(folder / name, zeros)
+        assert (folder / name).stat().st_size < 10**5
+        with pytest.raises(DataError, match=r"archive holds more than 1,500,000 bytes"):
+            download_and_unpack(Source(f"{address}/{name}", most_gb=1.5e-3), tmp_path / "set")
+    with pytest.raises(DataError, match=r"a.zip is larger than 100 bytes"):
+        download_and_unpack(Source(f"{address}/a.zip", most_gb=1e-7), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def deflated(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
+        hole = tarfile.TarInfo("hole")
+        hole.size = 512
+        hole.pax_headers = {
+            "GNU.sparse.map": "0,1",
+            "GNU.sparse.size": str(10**13),
+            "GNU.sparse.numblocks": "1",
+        }
+        archive.addfile(hole, io.BytesIO(bytes(512)))
+    with pytest.raises(DataError, match="a file with holes"):
+        unpack(tmp_path / "archive", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "C:/evil", "a"])
+def test_names_that_are_no_files_are_one_sentence(tmp_path: Path, name: str) -> None:
+    """Also a folder where a file is already."""
+    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
+        for member in (tarfile.TarInfo("a"), tarfile.TarInfo("a/b")):
+            if member.name == "a" and name != "a":
+                member.pax_headers = {"path": name}
+            archive.addfile(member)
+    with pytest.raises(DataError, match=r"outside|damaged"):
+        unpack(tmp_path / "archive", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.LNKTYPE])
+def test_devices_are_not_unpacked(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "archive", "w") as archive:
+        member = tarfile.TarInfo("device")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    unpack(tmp_path / "archive", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

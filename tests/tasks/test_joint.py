@@ -3,18 +3,22 @@
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backbone import UniRepLKNet
 from backbone.sharing import share
 from modalities.audio import LogMel
 from modalities.image import Pixels
 from tasks.classification import ClassificationTask
-from tasks.datasets.base import DataError
-from tasks.datasets.joint import JointBatches, OneAfterTheOther, shares_of
+from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.base import SPLITS, DataError, Item
+from tasks.datasets.joint import AllInTurns, JointBatches, JointData, shares_of
 from tasks.datasets.sampling import EpochBatches, ResumableLoader
 from tasks.heads import ClassificationHead
 from tasks.joint import FixedWeights, JointTask, UncertaintyWeights, make_weighting, member_state
@@ -22,6 +26,29 @@ from tasks.network import Network
 from tasks.optimizers import create_optimizer
 
 SIZES = {"a": 30, "b": 9, "c": 1}
+
+
+# -- a reader that finds the data unusable
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unusable_data_of_a_member_end_the_run(tmp_path: Path, workers: int) -> None:
+    for split, label, number in itertools.product(SPLITS, "ab", range(2)):
+        path = tmp_path / split / label / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.zeros(1600), 16000)
+    member = Unusable(name="x", data_dir=str(tmp_path), batch_size=2, seconds=0.1)
+    data = JointData({"x": member}, num_workers=workers)
+    data.prepare_data()
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        with pytest.raises(DataError, match="the disk has gone"):
+            list(loader)
+
+
+class Unusable(AudioFolder):
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        raise DataError("the disk has gone")
 
 
 # -- which task a step draws
@@ -145,10 +172,13 @@ def test_evaluation_sees_everything_once() -> None:
         name: EpochBatches(size, 4, shuffle=False, drop_last=False, seed=0)
         for name, size in (("a", 9), ("b", 2))
     }
-    batches = OneAfterTheOther(members)
+    batches = AllInTurns(members)
     keys = [key for batch in batches for key in batch]
     assert len(batches) == 4
-    assert keys == [("a", (i, 0)) for i in range(9)] + [("b", (i, 0)) for i in range(2)]
+    of_a = [("a", (i, 0)) for i in range(9)]
+    assert keys == [*of_a[:4], ("b", (0, 0)), ("b", (1, 0)), *of_a[4:]], (
+        "in turns: the first batches are of all tasks"
+    )
 
 
 # -- weights of the losses

@@ -186,7 +186,8 @@ def test_rows_stay_as_they_are_where_a_protocol_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "cannot be read as a CSV table"),
+        ("", "the file is empty"),
+        ("\n", "cannot be read as a CSV table"),
         ("date,a\n2024-01-01,1\n", "it has 1 rows"),
         ("a,b\n1,2\n3,4\n5,6\n", "holds numbers; a column named date"),
         ("date,a\n2024-01-01,1\nsoon,2\n2024-01-03,3\n", "are no dates, the first in line 3: 'soon'"),

@@ -2,11 +2,13 @@
 
 import http.server
 import json
+import os
 import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from tasks.datasets.image_folder import ImageFolder
 from tasks.datasets.shards import storage as storage_module
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.data import ShardableData, ShardOptions
-from tasks.datasets.shards.layout import ABOUT, INDEX, ShardItem, read_shard_set
+from tasks.datasets.shards.layout import ABOUT, INDEX, ShardItem, read_shard_set, write_index
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
@@ -653,3 +655,120 @@ def test_other_wrong_options_get_one_sentence(written: Path, files: Path, tmp_pa
         write_shards(data, dict(data.splits) | {"val": [gone]}, Storage(str(tmp_path / "new")))
     assert not (tmp_path / "new" / ABOUT).exists()
     assert not list((tmp_path / "new").glob(".*")), "no drafts are left"
+
+
+# -- a hostile server ----------------------------------------------------------------------------------------
+
+
+def say(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the shards say of themselves."""
+    about = json.loads((root / ABOUT).read_text())
+    change(about)
+    (root / ABOUT).write_text(json.dumps(about))
+
+
+def index_with(root: Path, column: str, value: Any) -> None:
+    """Change the first row of the index, and its digest with it."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(root / INDEX).to_pydict()
+    rows[column][0] = value
+    write_index(root / INDEX, rows)
+    digest = hashlib.sha256((root / INDEX).read_bytes()).hexdigest()
+    say(root, lambda about: about.update(digest=digest))
+
+
+@pytest.fixture
+def hostile(copy: Path) -> Iterator[tuple[Path, str]]:
+    """A copy of the shards to spoil, and its address; any name that is asked for is answered with a shard."""
+
+    class AnyName(Handler):
+        def translate_path(self, path: str) -> str:
+            found = Path(super().translate_path(path))
+            return str(found if found.is_file() else copy / "train-000000.tar")
+
+    server = Server(("127.0.0.1", 0), partial(AnyName, directory=str(copy)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield copy, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "name", ["../victim.tar", "/ABSOLUTE/victim.tar", "..\\victim.tar", ".victim.tar", "victim"]
+)
+def test_a_server_cannot_name_files_of_this_machine(
+    hostile: tuple[Path, str], tmp_path: Path, name: str
+) -> None:
+    root, address = hostile
+    victim = tmp_path / "cache" / "victim.tar"
+    victim.parent.mkdir()
+    victim.write_bytes(bytes((root / "train-000000.tar").stat().st_size))
+    name = name.replace("/ABSOLUTE", str(victim.parent))
+    say(root, lambda about: about["shards"][0].update(file=name))
+    with pytest.raises(DataError, match="is no plain name") as raised:
+        list(from_shards(address, cache=tmp_path / "cache").train_dataloader())
+    assert "\n" not in str(raised.value)
+    assert victim.is_file()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("offset", 10**15), ("offset", -1), ("size", 10**15), ("size", -1), ("shard", 99), ("shard", -1)),
+        *(("key", "../../x"), ("key", "k" * 10_000), ("extension", "/../x"), ("target", 3), ("target", -1)),
+    ],
+)
+def test_an_index_points_into_its_shards_only(copy: Path, column: str, value: Any) -> None:
+    index_with(copy, column, value)
+    with pytest.raises(DataError, match=r"is damaged") as raised:
+        from_shards(copy)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["shards"][1].update(file=about["shards"][0]["file"]),
+        lambda about: about["shards"][0].update(size="1"),
+        lambda about: about["shards"][0].update(size=-1),
+        lambda about: about["shards"][0].update(samples=10**12),
+        lambda about: about.update(class_names=[["a"]]),
+        lambda about: about.update(shards=[]),
+    ],
+)
+def test_wrong_words_about_shards_get_one_sentence(copy: Path, change: Callable[[Any], None]) -> None:
+    say(copy, change)
+    with pytest.raises(DataError, match=r"shards.json is damaged"):
+        from_shards(copy)
+
+
+def test_a_shard_that_never_ends_is_cut(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = from_shards(served, cache=tmp_path)
+    sent = []
+
+    def endless(self: Handler) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(2000):
+                self.wfile.write(bytes(100_000))
+                sent.append(100_000)
+
+    monkeypatch.setattr(Handler, "do_GET", endless)
+    with pytest.raises(DataError, match=r"sends more than the [\d,]+ bytes it was said to have"):
+        list(data.train_dataloader())
+    assert sum(sent) < 100_000_000
+    with pytest.raises(DataError, match=r"shards.json sends more than"):
+        from_shards(served, shards=ShardOptions(cache_dir=None, index_mb=1))
+
+
+def test_a_pipe_among_the_shards_is_no_file(copy: Path) -> None:
+    (copy / ABOUT).unlink()
+    os.mkfifo(copy / ABOUT)
+    with pytest.raises(DataError, match=r"shards.json is no regular file"):
+        from_shards(copy)

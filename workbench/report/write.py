@@ -9,7 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_text
+from workbench.files import plain_cell, write_atomically, write_text
 from workbench.report.gather import Runs, gather
 from workbench.report.page import write_page
 from workbench.report.plots import draw
@@ -37,7 +37,8 @@ def write_report(folder: Path) -> Path:
     if runs.table.empty:
         raise UsageError(f"there are no runs below {folder}, nothing to report")
     target = folder / "report"
-    write_atomically(target / "runs.csv", lambda draft: runs.table.to_csv(draft, index=False))
+    plain = runs.table.map(plain_cell).rename(columns=plain_cell)
+    write_atomically(target / "runs.csv", lambda draft: plain.to_csv(draft, index=False))
     write_atomically(
         target / "runs.parquet", lambda draft: _for_parquet(runs.table).to_parquet(draft, index=False)
     )

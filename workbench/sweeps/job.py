@@ -29,6 +29,7 @@ from workbench.sweeps.folder import (
     DONE,
     FAILED,
     KILLED,
+    MISSING,
     RUNNING,
     STOPPED,
     SweepFolder,
@@ -65,7 +66,7 @@ def run_job(cfg: DictConfig) -> float | None:
             return value
         sweep = SweepFolder.load(folder.parent)
         goes_on = before["status"] in (RUNNING, KILLED) and (folder / "checkpoints" / "last.ckpt").is_file()
-        if not goes_on:
+        if not goes_on and before["status"] != MISSING:
             _clear(folder)
         words = list(hydra.overrides.task)
         about = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(ABOUT_THE_SWEEP)]

@@ -64,7 +64,7 @@ class ShardCache:
         self._make_room(size)
         draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         try:
-            self.storage.download(path.name, draft)
+            self.storage.download(path.name, draft, size)
             received = draft.stat().st_size
             if received != size:
                 raise DataError(wrong_size(self.storage.name(path.name), received, size))

@@ -26,7 +26,15 @@ from tasks.datasets.base import (
 )
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
-from tasks.datasets.shards.layout import FORMAT, Shard, ShardItem, ShardItems, ShardSet, read_shard_set
+from tasks.datasets.shards.layout import (
+    FORMAT,
+    INDEX_MB,
+    Shard,
+    ShardItem,
+    ShardItems,
+    ShardSet,
+    read_shard_set,
+)
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
 
@@ -44,6 +52,7 @@ class ShardOptions:
         cache_dir: where shards from elsewhere are kept while they are needed; ``None`` keeps nothing and asks for
             each sample by itself, which http servers must support (range requests).
         cache_gb: most gigabytes (10^9 bytes) to keep there.
+        index_mb: most megabytes (10^6 bytes) of the files that say what the shards hold.
         storage: options for fsspec, such as ``{anon: true}`` or ``{endpoint_url: …}`` for s3.
 
     Raises:
@@ -53,11 +62,12 @@ class ShardOptions:
     buffer: int = 10_000
     cache_dir: str | None = "data/shards"
     cache_gb: float = 20.0
+    index_mb: float = INDEX_MB
     storage: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.buffer < 1 or self.cache_gb <= 0:
-            raise DataError("shards.buffer must be at least 1 and shards.cache_gb above 0")
+        if self.buffer < 1 or self.cache_gb <= 0 or self.index_mb <= 0:
+            raise DataError("shards.buffer must be at least 1, shards.cache_gb and shards.index_mb above 0")
 
 
 class ShardableSettings(ClassificationSettings, total=False):
@@ -139,7 +149,7 @@ class ShardableData(ClassificationData):
         if self.storage is None:
             super().setup(stage)
         elif not self.splits:
-            found = read_shard_set(self.storage)
+            found = read_shard_set(self.storage, self.options.index_mb)
             if (found.task, found.modality) != (self.name, self.modality):
                 raise DataError(
                     f"{self.storage} holds shards of {found.task} ({found.modality}), not of {self.name}"

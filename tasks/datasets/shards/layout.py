@@ -19,12 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import SPLITS, DataError, Item, spread
+from tasks.datasets.names import LONGEST, plain_name
 from tasks.datasets.reading import require
 from tasks.datasets.shards.storage import MissingFile, Storage
 
 ABOUT = "shards.json"
 INDEX = "index.parquet"
 FORMAT = 2
+ENDING = ".tar"
+LONGEST_PATH = 4096  # bytes
+INDEX_MB = 1024.0  # most megabytes of an index: about 20 million samples
+LEAST = 1024  # bytes of a sample in a tar file: two headers
 COLUMNS = ("shard", "offset", "size", "crc32", "key", "extension", "file", "target")
 
 
@@ -37,12 +42,26 @@ class Shard:
         split: ``train``, ``val`` or ``test``.
         samples: how many it holds.
         size: in bytes.
+
+    Raises:
+        DataError: a name that is not that of a file in the set's folder, or numbers that cannot be.
     """
 
     file: str
     split: str
     samples: int
     size: int
+
+    def __post_init__(self) -> None:
+        if not plain_name(self.file).endswith(ENDING):  # a cache counts and removes files that end so
+            raise DataError(f"{self.file!r} is no plain name of a shard: it does not end in {ENDING}")
+        counts = (self.samples, self.size)
+        if not all(type(count) is int and count >= 0 for count in counts) or self.split not in SPLITS:
+            raise DataError(f"the shard {self.file!r} has an impossible size or split")
+        if self.samples * LEAST > self.size:
+            raise DataError(
+                f"the shard {self.file!r} of {self.size:,} bytes cannot hold {self.samples:,} samples"
+            )
 
 
 @dataclass(frozen=True)
@@ -164,14 +183,20 @@ def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
     pq.write_table(pa.table(table), path)
 
 
-def read_shard_set(storage: Storage) -> ShardSet:
+def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
     """Read what a folder of shards holds and compare it with the shards that are there.
 
+    None of it is believed: names are plain ones, and every sample lies in its shard.
+
+    Args:
+        index_mb: most megabytes (10^6 bytes) of either file about the shards.
+
     Raises:
-        DataError: it holds no shards, or they are damaged, incomplete or of another version.
+        DataError: it holds no shards, or they are damaged, incomplete, too large or of another version.
     """
+    most = round(index_mb * 1e6)
     try:
-        content = storage.read(ABOUT)
+        content = storage.read(ABOUT, most)
     except MissingFile as error:
         raise DataError(
             f"{storage} holds no shards (no {ABOUT}): write some with action=shard, or leave task.data.format out"
@@ -181,40 +206,83 @@ def read_shard_set(storage: Storage) -> ShardSet:
         said = json.loads(content)
         shards = [Shard(**shard) for shard in said["shards"]]
         known = said["format"] == FORMAT and {shard.split for shard in shards} == set(SPLITS)
+        known &= len({shard.file for shard in shards}) == len(shards)
         names, multilabel = list(said["class_names"]), bool(said["multilabel"])
         task, modality, settings = str(said["task"]), str(said["modality"]), dict(said["settings"])
         shuffled, digest = bool(said["shuffled"]), str(said["digest"])
-    except (ValueError, TypeError, KeyError) as error:
+        known &= all(isinstance(name, str) for name in names)
+    except DataError as error:
+        raise DataError(f"{storage.name(ABOUT)} is damaged: {error}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged from error
     if not known:
         raise damaged
-    content = storage.read(INDEX)
+    content = storage.read(INDEX, most)
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(f"{storage.name(INDEX)} does not belong to {ABOUT}: copy or write the shards again")
     _check_sizes(storage, shards)
-    columns = _read_index(content)
-    counts = np.bincount(columns["shard"], minlength=len(shards))
-    if counts.tolist() != [shard.samples for shard in shards]:
-        raise damaged
+    try:
+        columns = _read_index(content, sum(shard.samples for shard in shards))
+        _check_index(columns, shards, len(names), multilabel)
+    except Exception as error:  # a parquet file that is not one raises what its reader comes across
+        raise DataError(f"{storage.name(INDEX)} is damaged ({_first_line(error)})") from error
     whole = ShardItems(columns, shards, str(storage))
     of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
     splits = {split: whole.take(of_split == number) for number, split in enumerate(SPLITS)}
     return ShardSet(task, modality, settings, names, multilabel, shards, splits, shuffled, digest)
 
 
-def _read_index(content: bytes) -> dict[str, NDArray[Any]]:
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _read_index(content: bytes, rows: int) -> dict[str, NDArray[Any]]:
     pa, pq = require("pyarrow", "shards"), require("pyarrow.parquet", "shards")
-    table = pq.read_table(pa.BufferReader(content))
+    pc = require("pyarrow.compute", "shards")
+    file = pq.ParquetFile(pa.BufferReader(content))
+    if file.metadata.num_rows != rows:  # before it is read: a few bytes can repeat a row without end
+        raise DataError(f"{file.metadata.num_rows:,} rows instead of {rows:,}")
+    table = file.read(columns=list(COLUMNS))
     columns = {}
     for name in COLUMNS:
         values = table[name]
         if pa.types.is_string(values.type):  # fixed-width bytes: no objects for millions of names
+            if rows and pc.max(pc.binary_length(values)).as_py() > LONGEST_PATH:
+                raise DataError(f"a {name} of more than {LONGEST_PATH} bytes")
             columns[name] = np.array([value.encode() for value in values.to_pylist()])
         elif pa.types.is_list(values.type):
             columns[name] = np.array(values.to_pylist(), dtype=np.float32)
         else:
             columns[name] = values.to_numpy()
     return columns
+
+
+def _check_index(
+    columns: Mapping[str, NDArray[Any]], shards: Sequence[Shard], classes: int, multilabel: bool
+) -> None:
+    """Raise a `DataError` where a sample does not lie in its shard, or has a name or a target that cannot be."""
+    shard, offset, size = columns["shard"], columns["offset"], columns["size"]
+    if len(shard) and not 0 <= shard.min() <= shard.max() < len(shards):
+        raise DataError("samples of a shard that is not there")
+    if np.bincount(shard, minlength=len(shards)).tolist() != [one.samples for one in shards]:
+        raise DataError("other numbers of samples than the shards have")
+    ends = np.array([one.size for one in shards])[shard]
+    if ((offset < 0) | (size < 0) | (offset > ends) | (size > ends - offset)).any():
+        raise DataError("samples outside their shard")
+    for name in ("key", "extension"):
+        if columns[name].dtype.itemsize > LONGEST:
+            raise DataError(f"a {name} of more than {LONGEST} bytes")
+        # All of them at once, they are millions; at their ends lie zeros.
+        marks = (
+            bytes(np.unique(np.frombuffer(columns[name].tobytes(), np.uint8))).strip(b"\0").decode("latin-1")
+        )
+        plain_name(f"a{marks}")
+    target = columns["target"]
+    if multilabel and (target.ndim != 2 or target.shape[1] != classes):
+        raise DataError("targets of another number of classes")
+    if not multilabel and len(target) and not 0 <= target.min() <= target.max() < classes:
+        raise DataError("targets of classes that are not there")
 
 
 def _check_sizes(storage: Storage, shards: Sequence[Shard]) -> None:

@@ -1,5 +1,6 @@
 """A folder on this machine or behind an address, through fsspec; every failure is one sentence."""
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from tasks.datasets.base import DataError
 
 ATTEMPTS = 4
+SMALL = 10**9  # bytes
 PAUSE = 0.5  # seconds before the second attempt, then twice as long each time
 FINAL = (
     FileNotFoundError,
@@ -51,9 +53,16 @@ class Storage:
         """The whole address of a file."""
         return f"{self.address}/{file}"
 
-    def read(self, file: str) -> bytes:
-        """All of a file."""
-        return self._ask(file, lambda files, path: files.cat_file(path))
+    def read(self, file: str, most: int) -> bytes:
+        """All of a file.
+
+        Raises:
+            DataError: it has more than ``most`` bytes, or is a pipe or a device.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            draft = Path(scratch) / "file"
+            self.download(file, draft, most)
+            return draft.read_bytes()
 
     def read_range(self, file: str, start: int, size: int) -> bytes:
         """``size`` bytes of a file from ``start`` on."""
@@ -77,9 +86,26 @@ class Storage:
         except Exception:  # one of them: ask for each, to name it
             return [self._ask(name, lambda files, path: files.size(path)) for name in names]
 
-    def download(self, file: str, to: Path) -> None:
-        """Copy a file to this machine."""
-        self._ask(file, lambda files, path: files.get_file(path, str(to)))
+    def download(self, file: str, to: Path, most: int) -> None:
+        """Copy a file to this machine.
+
+        Raises:
+            DataError: it has more than ``most`` bytes, or is a pipe or a device.
+        """
+        too_much = DataError(
+            f"{self.name(file)} sends more than the {most:,} bytes it was said to have at most"
+        )
+        if self.folder is not None:
+            path = self.folder / file
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path} is no regular file")
+            if path.is_file() and path.stat().st_size > most:
+                raise too_much
+
+        def get(files: Any, path: str) -> None:
+            files.get_file(path, str(to), callback=_at_most(most, too_much))
+
+        self._ask(file, get)
 
     def upload(self, path: Path, file: str) -> None:
         """Copy a file of this machine here."""
@@ -93,7 +119,7 @@ class Storage:
     def exists(self, file: str) -> bool:
         """Whether there is such a file, a small one; http servers are sure to tell only when asked for all of it."""
         try:
-            self.read(file)
+            self.read(file, SMALL)
         except MissingFile:
             return False
         return True
@@ -134,6 +160,18 @@ class Storage:
         raise DataError(
             f"{self.name(file)} cannot be read ({_reason(failed)}; {ATTEMPTS} attempts)"
         ) from failed
+
+
+def _at_most(most: int, too_much: DataError) -> Any:
+    """A callback of fsspec that ends a transfer of more than ``most`` bytes."""
+    from fsspec.callbacks import Callback
+
+    class AtMost(Callback):
+        def call(self, *args: Any, **kwargs: Any) -> None:
+            if max(self.value, self.size or 0) > most:
+                raise too_much
+
+    return AtMost()
 
 
 def _reason(error: Exception) -> str:
