@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import DictConfig
 
 from backbone import CheckpointError, read_safely
+from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
 
@@ -45,8 +47,16 @@ def find_checkpoint(name: str) -> tuple[Path, str | None]:
     raise UsageError(f"there is no checkpoint in the folder {name}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints, refusing anything that would run code."""
+def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Read one of our checkpoints; the one way to what such a file says.
+
+    Args:
+        path: the file.
+        cfg: this command's composition: the classes it names may be named by the file too.
+
+    Raises:
+        CheckpointError: damaged, not ours, or saying anything but what a model is (`workbench.composition`).
+    """
     if not path.is_file():
         raise CheckpointError(f"ckpt: there is no file {path}")
     content = read_safely(path)
@@ -54,4 +64,4 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
         )
-    return content
+    return check_content(content, path, cfg)

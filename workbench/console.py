@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
@@ -51,12 +52,24 @@ def short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Text with its control and formatting characters escaped, so that a terminal shows them and does not obey.
+
+    >>> printable("\x1b[31mred"), printable("日本 [x]")
+    ('\\x1b[31mred', '日本 [x]')
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else ascii(character)[1:-1]
+        for character in text
+    )
+
+
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
-    """Print a small table."""
-    console.print(f"[bold]{title}[/bold]", highlight=False)
+    """Print a small table; its texts may come from a file, so nothing in them is markup or a command to the terminal."""
+    console.print(Text(printable(title), style="bold"), highlight=False)
     table = Table()
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell, keep="\n")) for cell in row))
     console.print(table)

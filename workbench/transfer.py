@@ -35,7 +35,7 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
         UsageError: a joint run with no such member, or one that could begin with several.
     """
     path, part = find_checkpoint(str(cfg.init_from))
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, cfg)
     taken: dict[str, Any] = {}
     for name, member in task.by_task().items():
         own = member_cfg(cfg, name) if name else cfg
