@@ -255,7 +255,9 @@ def _storable(node: Any, place: str, raw: Any = None) -> Any:
         raw = OmegaConf.to_container(node, resolve=False)
     if isinstance(raw, dict):
         if place == "task" and raw.get("monitor") is None:  # of a member: chosen by the task when it is built
-            return {key: value if value == MODE else _item(node, key, place, value) for key, value in raw.items()}
+            return {
+                key: value if value == MODE else _item(node, key, place, value) for key, value in raw.items()
+            }
         return {key: _item(node, key, place, value) for key, value in raw.items()}
     return [_item(node, index, place, value) for index, value in enumerate(raw)]
 

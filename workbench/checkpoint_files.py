@@ -1,5 +1,7 @@
 """Checkpoint files: found, written whole or not at all, read without running code."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,14 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 
-from backbone import CheckpointError, read_safely
+from backbone import CheckpointError, DamagedCheckpoint, read_safely
 from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+
+log = logging.getLogger("widefield")
+
+TRAINING_STATE = ("optimizer_states", "loops", "callbacks")  # what the trainer goes on with
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -65,3 +71,48 @@ def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
             f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
         )
     return check_content(content, path, cfg)
+
+
+def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
+    """The checkpoint in a run's folder to go on from: the last one, or where that is damaged the best one.
+
+    Raises:
+        CheckpointError: both are damaged, or one is refused.
+    """
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    if last.is_dir():  # written by all processes of a sharded run; its reader checks it
+        return last
+    try:
+        _check_resumable(last, cfg)
+        return last
+    except DamagedCheckpoint as damage:
+        if not best.is_file():
+            raise CheckpointError(
+                f"resume: {damage}; there is no best.ckpt beside it to go on from"
+            ) from damage
+        try:
+            epoch = _check_resumable(best, cfg)
+        except DamagedCheckpoint as other:
+            raise CheckpointError(f"resume: {damage}; and {other}: start a new run") from other
+        log.warning("resume: %s; going on from %s, at the end of epoch %d", damage, best, epoch)
+        return best
+
+
+def _check_resumable(path: Path, cfg: DictConfig) -> int:
+    """Raise for a checkpoint that cannot be gone on from; returns its epoch."""
+    content = read_checkpoint(path, cfg)
+    lacking = [key for key in TRAINING_STATE if not content.get(key)]
+    if lacking:
+        raise CheckpointError(f"{path} cannot be resumed: it lacks {', '.join(lacking)}")
+    # The trainer deletes what a restored callback calls its last file; on the disk only below its own folder.
+    if _names_address(content["callbacks"]):
+        raise CheckpointError(f"{path} is refused: the state of its callbacks names an address")
+    return int(content["epoch"])
+
+
+def _names_address(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_names_address, value.keys())) or any(map(_names_address, value.values()))
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_names_address, value))
+    return isinstance(value, str) and "://" in value

@@ -1,8 +1,8 @@
 """What a file says a model is: checked here, in one place, before anything is resolved or built from it.
 
-Compositions and facts come from checkpoints and run folders, that is, from anybody (docs/SECURITY.md). Allowed are plain
-values, classes of their slots (`workbench.targets`), and references such as `${task.data.seconds}` to what the file
-itself says or to this command's paths. No resolver runs, nothing comes from the environment, and where files are
+Compositions and facts come from checkpoints and run folders, that is, from anybody (docs/SECURITY.md). Allowed are
+plain values, classes of their slots (`workbench.targets`), and references such as `${task.data.seconds}` to what the
+file itself says or to this command's paths. No resolver runs, nothing comes from the environment, and where files are
 written this command decides.
 """
 
@@ -22,7 +22,8 @@ from tasks.datasets.base import DataError
 from workbench.console import printable
 from workbench.errors import Interrupted, TrainingError, UsageError
 from workbench.resolvers import mode_of
-from workbench.targets import is_allowed, targets_in
+from workbench.targets import BASES, is_class_of, stands_at
+from workbench.yaml_targets import read_yaml, targets_in
 
 log = logging.getLogger("widefield")
 
@@ -80,7 +81,8 @@ def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> 
         whole = dict(whole, task={key: value for key, value in whole["task"].items() if key != "members"})
         checked = _checked(whole, "", path, cfg, joint=True)
         checked["task"]["members"] = {
-            name: _member(name, member, whole, path, cfg) for name, member in _node(members, "members").items()
+            name: _member(name, member, whole, path, cfg)
+            for name, member in _node(members, "members").items()
         }
         return checked
 
@@ -109,9 +111,13 @@ def _checked(
     if task.get("mode") == MODE:
         monitor = task.get("monitor")
         task["mode"] = mode_of(monitor) if isinstance(monitor, str) and "$" not in monitor else "max"
-    expanded = _Expansion({**whole, "task": task}).whole()
+    expansion = _Expansion({**whole, "task": task})
+    expanded = expansion.whole()
     for slot, node in targets_in(expanded, ""):
-        if not is_allowed(node["_target_"], slot, cfg):
+        name, origin = node["_target_"], expansion.origins[id(node)]
+        if not (
+            is_class_of(name, BASES.get(slot)) or stands_at(name, slot, cfg) or stands_at(name, origin, cfg)
+        ):
             raise _Refused(
                 f"names {_shown(node['_target_'])} as {place}{slot}, which is no class for that: taken are our own and "
                 "those in the configuration (for a class of yours give its YAML with --config-dir)"
@@ -204,6 +210,7 @@ class _Expansion:
 
     def __init__(self, groups: dict[str, Any]) -> None:
         self.groups, self.seen = groups, 0
+        self.origins: dict[int, str] = {}  # id of a node with a `_target_` -> the slot where it is written
 
     def whole(self) -> dict[str, Any]:
         return {group: self.value(self.groups[group], group, (group,)) for group in GROUPS}
@@ -213,10 +220,12 @@ class _Expansion:
         if self.seen > VALUES or len(active) > 3 * DEPTH:
             raise _Refused(f"refers to ever more values at {place[:80]}")
         if isinstance(value, dict):
-            return {
+            expanded = {
                 key: self.value(inner, f"{place}.{key}", (*active, f"{place}.{key}"))
                 for key, inner in value.items()
             }
+            self.origins[id(expanded)] = place
+            return expanded
         if isinstance(value, list):
             return [self.value(inner, f"{place}.*", active) for inner in value]
         if isinstance(value, str):
@@ -330,7 +339,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
         CheckpointError: unreadable, or with anything else in it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({_shown(str(error).splitlines()[0])})") from error
     with _of_file(path):
@@ -365,4 +374,6 @@ def built_from(path: Path) -> Iterator[None]:
         if isinstance(cause, (UsageError, DataError, CheckpointError)):
             raise cause from error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: no model can be built from what it says ({_shown(reason)})") from error
+        raise CheckpointError(
+            f"{path}: no model can be built from what it says ({_shown(reason)})"
+        ) from error

@@ -65,7 +65,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
-    """Print a small table; its texts may come from a file, so nothing in them is markup or a command to the terminal."""
+    """Print a small table; texts may come from a file: nothing in them is markup or a command to the terminal."""
     console.print(Text(printable(title), style="bold"), highlight=False)
     table = Table()
     for position, column in enumerate(columns):
