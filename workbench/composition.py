@@ -154,6 +154,8 @@ def _checked(
 def check_plain(value: Any, place: str, interpolations: bool, text: int | None = TEXT) -> None:
     """Raise where a value is not plain: dict with text keys, list, text, number, truth value, null.
 
+    Hydra's own keys (`_partial_`, …) are refused in a composition, which will be built; not where it is only compared.
+
     Args:
         place: what to call it.
         interpolations: whether `${…}` may stand in its texts (each is looked at later).
@@ -165,6 +167,7 @@ def check_plain(value: Any, place: str, interpolations: bool, text: int | None =
 class _Plain:
     def __init__(self, interpolations: bool, text: int | None) -> None:
         self.interpolations, self.text, self.seen = interpolations, text, 0
+        self.composition = interpolations and text is not None  # something that will be built
 
     def check(self, value: Any, place: str, depth: int) -> None:
         self.seen += 1
@@ -175,7 +178,7 @@ class _Plain:
             for key, inner in value.items():
                 if type(key) is not str or (self.text is not None and not _KEY.fullmatch(key)):
                     raise _Refused(f"has a key {_shown(key)} in {place[:80]}")
-                if self.text is not None and _SPECIAL.fullmatch(key) and key != "_target_":
+                if self.composition and _SPECIAL.fullmatch(key) and key != "_target_":
                     raise _Refused(f"says {key} in {place[:80]}, which only a configuration of your own may")
                 self.check(inner, f"{place}.{key}", depth + 1)
         elif kind is list or (kind is tuple and self.text is None):
