@@ -21,6 +21,7 @@ from backbone import CheckpointError
 from tasks.datasets.base import DataError
 from workbench.console import printable
 from workbench.errors import Interrupted, TrainingError, UsageError
+from workbench.members import REPLACED
 from workbench.resolvers import mode_of
 from workbench.targets import BASES, is_class_of, stands_at
 from workbench.yaml_targets import read_yaml, targets_in
@@ -80,9 +81,10 @@ def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> 
             return _checked(whole, "", path, cfg)
         whole = dict(whole, task={key: value for key, value in whole["task"].items() if key != "members"})
         checked = _checked(whole, "", path, cfg, joint=True)
+        if not _node(members, "task.members"):
+            raise _Refused("has no members")
         checked["task"]["members"] = {
-            name: _member(name, member, whole, path, cfg)
-            for name, member in _node(members, "members").items()
+            name: _member(name, member, whole, path, cfg) for name, member in members.items()
         }
         return checked
 
@@ -135,6 +137,9 @@ def _checked(
         checked["task"]["mode"] = task["mode"]
     data = _node(expanded["task"].get("data"), f"{place}task.data")
     if joint:
+        for key in REPLACED:
+            if key not in data:
+                raise _Refused(f"lacks task.data.{key}")
         return checked
     for slot in _REQUIRED:
         group, key = slot.split(".")

@@ -394,6 +394,28 @@ def test_the_rest_of_a_description_is_checked(
     assert str(bad) in refused(act, caplog, capsys, "action=info", f"ckpt={bad}")
 
 
+@pytest.mark.parametrize("lacking", ["members", "data", "facts"])
+def test_a_joint_description_is_checked(
+    lacking: str,
+    crafted: Callable[[Change], Path],
+    act: Act,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def change(stored: dict[str, Any]) -> None:
+        joint_of(lambda _: None)(stored)
+        if lacking == "facts":
+            stored["facts"] = {}
+        else:
+            stored["composition"]["task"][lacking] = {}
+
+    bad = crafted(change)
+    assert str(bad) in refused(act, caplog, capsys, "action=info", f"ckpt='{bad}@audio'")
+    words = (*TINY, "task=audio_folder", "task.data.limit=24", f"init_from={bad}")
+    caplog.clear()
+    assert str(bad) in refused(act, caplog, capsys, *words)
+
+
 def test_class_names_may_be_any_text(
     crafted: Callable[[Change], Path], clip: Path, act: Act, capsys: pytest.CaptureFixture[str]
 ) -> None:
