@@ -1,7 +1,14 @@
 """The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
 
 from backbone import timm_models as _timm_models
-from backbone.checkpoints import CheckpointError, LoadReport, load_pretrained, load_weights, read_safely
+from backbone.checkpoints import (
+    CheckpointError,
+    DamagedCheckpoint,
+    LoadReport,
+    load_pretrained,
+    load_weights,
+    read_safely,
+)
 from backbone.unireplknet import (
     SIZES,
     UniRepLKNet,
@@ -19,6 +26,7 @@ from backbone.unireplknet import (
 __all__ = [
     "SIZES",
     "CheckpointError",
+    "DamagedCheckpoint",
     "LoadReport",
     "UniRepLKNet",
     "load_pretrained",

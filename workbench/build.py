@@ -29,6 +29,8 @@ from tasks.joint import JointTask, make_weighting
 from tasks.network import Network
 from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
+from workbench.composition import GROUPS as MODEL_GROUPS
+from workbench.composition import MODE, built_from, is_plain_reference
 from workbench.errors import UsageError
 from workbench.extras import need
 from workbench.members import (
@@ -49,7 +51,6 @@ CONF = Path(__file__).parent.parent / "conf"
 AnyData = TypeVar("AnyData", DataModule, JointData)
 SomeTask = TypeVar("SomeTask", Task, JointTask)
 AnyTask = TypeVar("AnyTask", bound=Training)
-MODEL_GROUPS = ("modality", "task", "backbone")  # what decides a checkpoint's shape and meaning
 
 
 def tasks_of(modality: str) -> list[str]:
@@ -242,10 +243,41 @@ class SyncOnCPU(LayerSync):
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """The model's part of the composition as plain containers, interpolations kept."""
-    whole = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(whole, dict)
-    return {group: whole[group] for group in MODEL_GROUPS}
+    """The model's part of the composition as plain containers.
+
+    References to itself and to a command's paths are kept; what a resolver gives is written as a value, because none
+    is asked when a checkpoint is read.
+    """
+    stored: dict[str, Any] = {group: _storable(cfg[group], group) for group in MODEL_GROUPS}
+    if is_joint(cfg):
+        for name, own in member_cfgs(cfg).items():
+            member = OmegaConf.to_container(cfg.task.members[name], resolve=False)
+            assert isinstance(member, dict)
+            groups = {group: _storable(own[group], group, member[group]) for group in ("modality", "task")}
+            stored["task"]["members"][name] |= groups
+    return stored
+
+
+def _storable(node: Any, place: str, raw: Any = None) -> Any:
+    """A node as plain containers; `raw`: what is to be stored, where the node only says what it resolves to."""
+    if raw is None:
+        raw = OmegaConf.to_container(node, resolve=False)
+    if isinstance(raw, dict):
+        if place == "task" and raw.get("monitor") is None:  # of a member: chosen by the task when it is built
+            return {
+                key: value if value == MODE else _item(node, key, place, value) for key, value in raw.items()
+            }
+        return {key: _item(node, key, place, value) for key, value in raw.items()}
+    return [_item(node, index, place, value) for index, value in enumerate(raw)]
+
+
+def _item(node: Any, key: Any, place: str, raw: Any) -> Any:
+    if isinstance(raw, (dict, list)) and place != "task.members":
+        return _storable(node[key], f"{place}.{key}", raw)
+    if not isinstance(raw, str) or "${" not in raw or is_plain_reference(raw):
+        return raw
+    value = node[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 @dataclass
@@ -275,8 +307,9 @@ def restore(cfg: DictConfig) -> Restored[Task]:
     path, content, part = _read_asked(cfg)
     joint = content["widefield"]["composition"]["task"]["name"]
     content, member = one_member(cfg, path, content, part)
-    own = _merge(cfg, content["widefield"]["composition"])
-    task = build_task(own, content["widefield"]["facts"], pretrained=False)
+    with built_from(path):
+        own = _merge(cfg, content["widefield"]["composition"])
+        task = build_task(own, content["widefield"]["facts"], pretrained=False)
     restored = Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
     if member is not None:
         restored.checkpoint, restored.joint = Path(f"{path}@{member}"), joint
@@ -288,8 +321,9 @@ def restore_all(cfg: DictConfig) -> Restored[Task] | Restored[JointTask]:
     path, content, part = _read_asked(cfg)
     if members_of(content) is None or asked_member(cfg, path, content, part) is not None:
         return restore(cfg)
-    own = _merge(cfg, content["widefield"]["composition"])
-    task = build_training(own, content["widefield"]["facts"], pretrained=False)
+    with built_from(path):
+        own = _merge(cfg, content["widefield"]["composition"])
+        task = build_training(own, content["widefield"]["facts"], pretrained=False)
     assert isinstance(task, JointTask)
     return Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
 
@@ -298,7 +332,7 @@ def _read_asked(cfg: DictConfig) -> tuple[Path, dict[str, Any], str | None]:
     if cfg.ckpt is None:
         raise UsageError(f"action={cfg.action.name} needs ckpt=PATH, a checkpoint of an earlier run")
     path, part = find_checkpoint(str(cfg.ckpt))
-    return path, read_checkpoint(path), part
+    return path, read_checkpoint(path, cfg), part
 
 
 def _filled(task: SomeTask, content: dict[str, Any], path: Path) -> SomeTask:
@@ -324,6 +358,8 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
         key, _, value = override.lstrip("+").partition("=")
         if key.split(".")[0] in MODEL_GROUPS and "." in key:
             OmegaConf.update(own, key, OmegaConf.create(f"value: {value}").value)
+    if _said("task.monitor=") and not _said("task.mode="):
+        own.task.mode = MODE
     OmegaConf.set_struct(own, True)
     return own
 

@@ -1,14 +1,22 @@
 """Checkpoint files: found, written whole or not at all, read without running code."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import DictConfig
 
-from backbone import CheckpointError, read_safely
+from backbone import CheckpointError, DamagedCheckpoint, read_safely
+from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+
+log = logging.getLogger("widefield")
+
+TRAINING_STATE = ("optimizer_states", "loops", "callbacks")  # what the trainer goes on with
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -45,8 +53,16 @@ def find_checkpoint(name: str) -> tuple[Path, str | None]:
     raise UsageError(f"there is no checkpoint in the folder {name}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints, refusing anything that would run code."""
+def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Read one of our checkpoints; the one way to what such a file says.
+
+    Args:
+        path: the file.
+        cfg: this command's composition: the classes it names may be named by the file too.
+
+    Raises:
+        CheckpointError: damaged, not ours, or saying anything but what a model is (`workbench.composition`).
+    """
     if not path.is_file():
         raise CheckpointError(f"ckpt: there is no file {path}")
     content = read_safely(path)
@@ -54,4 +70,49 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
         )
-    return content
+    return check_content(content, path, cfg)
+
+
+def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
+    """The checkpoint in a run's folder to go on from: the last one, or where that is damaged the best one.
+
+    Raises:
+        CheckpointError: both are damaged, or one is refused.
+    """
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    if last.is_dir():  # written by all processes of a sharded run; its reader checks it
+        return last
+    try:
+        _check_resumable(last, cfg)
+        return last
+    except DamagedCheckpoint as damage:
+        if not best.is_file():
+            raise CheckpointError(
+                f"resume: {damage}; there is no best.ckpt beside it to go on from"
+            ) from damage
+        try:
+            epoch = _check_resumable(best, cfg)
+        except DamagedCheckpoint as other:
+            raise CheckpointError(f"resume: {damage}; and {other}: start a new run") from other
+        log.warning("resume: %s; going on from %s, at the end of epoch %d", damage, best, epoch)
+        return best
+
+
+def _check_resumable(path: Path, cfg: DictConfig) -> int:
+    """Raise for a checkpoint that cannot be gone on from; returns its epoch."""
+    content = read_checkpoint(path, cfg)
+    lacking = [key for key in TRAINING_STATE if not content.get(key)]
+    if lacking:
+        raise CheckpointError(f"{path} cannot be resumed: it lacks {', '.join(lacking)}")
+    # The trainer deletes what a restored callback calls its last file; on the disk only below its own folder.
+    if _names_address(content["callbacks"]):
+        raise CheckpointError(f"{path} is refused: the state of its callbacks names an address")
+    return int(content["epoch"])
+
+
+def _names_address(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_names_address, value.keys())) or any(map(_names_address, value.values()))
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_names_address, value))
+    return isinstance(value, str) and "://" in value

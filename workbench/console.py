@@ -2,7 +2,6 @@
 
 import logging
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,21 +52,24 @@ def short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Text with its control and formatting characters escaped, so that a terminal shows them and does not obey.
+
+    >>> printable("\x1b[31mred"), printable("日本 [x]")
+    ('\\x1b[31mred', '日本 [x]')
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else ascii(character)[1:-1]
+        for character in text
+    )
+
+
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
-    """Print a small table; its words are shown as they are."""
+    """Print a small table; texts may come from a file: nothing in them is markup or a command to the terminal."""
     console.print(printable(title), style="bold", highlight=False)
     table = Table()
     for position, column in enumerate(columns):
         table.add_column(printable(column), justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(printable, row))
+        table.add_row(*(printable(cell, keep="\n") for cell in row))
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """The text without control characters, with which a file's name could move the cursor or rename the window.
-
-    >>> printable("a\x1b[2Jb")
-    'a?[2Jb'
-    """
-    return "".join("?" if unicodedata.category(mark) == "Cc" and mark != "\n" else mark for mark in text)

@@ -17,8 +17,10 @@ from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training, command
 from workbench.callbacks.best import BestCheckpoint
+from workbench.checkpoint_files import point_to_resume
 from workbench.compiled import compiled
-from workbench.console import console, print_table, short
+from workbench.composition import read_run_config
+from workbench.console import console, print_table, printable, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
 from workbench.members import resolved
@@ -222,8 +224,7 @@ def _resume_from(cfg: DictConfig) -> str | None:
             log.info("resume: no unfinished run of this kind; starting a new one in %s", folder)
             return None
         raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
-    before, now = OmegaConf.load(folder / "config.yaml"), resolved(cfg)
-    assert isinstance(before, DictConfig)
+    before, now = OmegaConf.create(read_run_config(folder / "config.yaml")), resolved(cfg)
     # A metric that the task chooses itself is null in the command and named in the run's own configuration.
     chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
     changed = [
@@ -233,11 +234,11 @@ def _resume_from(cfg: DictConfig) -> str | None:
     ]
     if changed:
         words = "; ".join(
-            f"{key} was {OmegaConf.select(before, key)}, now {OmegaConf.select(now, key)}"
+            f"{key} was {printable(str(OmegaConf.select(before, key)))}, now {OmegaConf.select(now, key)}"
             for key in changed[:3]
         )
         raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
-    return str(last)
+    return str(point_to_resume(folder, cfg))
 
 
 def _settings(cfg: DictConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,23 @@ from tasks.datasets.base import DataModule, ReadError
 from tasks.task import Answer, Task
 from workbench import figures
 from workbench.build import restore
-from workbench.console import console, print_table
+from workbench.composition import built_from
+from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_table
 
 log = logging.getLogger("widefield")
 
 SHOWN = 40
+NOT_FINITE = "the model's answer is not finite (NaN or infinite): its weights or this sample are damaged"
 
 
 def predict(cfg: DictConfig) -> None:
     """Read `cfg.input`, print a table and write `predictions.csv` into the run folder."""
     restored = restore(cfg)
-    data: DataModule = instantiate(restored.cfg.task.data)
-    data.recall(restored.task.facts)
+    with built_from(restored.checkpoint):
+        data: DataModule = instantiate(restored.cfg.task.data)
+        data.recall(restored.task.facts)
     files = find_files(cfg.input, data.extensions)
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
@@ -46,7 +50,8 @@ def predict(cfg: DictConfig) -> None:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
     if len(broken) == len(rows):
-        raise UsageError(f"none of the {len(rows)} files could be read; the first: {broken[0]['error']}")
+        first = f"{printable(broken[0]['path'])}: {broken[0]['error']}"
+        raise UsageError(f"none of the {len(rows)} files could be answered; the first, {first}")
 
 
 def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
@@ -89,8 +94,22 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
         with torch.inference_mode():
             answers = task.answer(batch, top_k)
         for position, answer in zip(readable, answers, strict=True):
-            rows[position].update(answer.columns, shown=answer.shown, answer=answer)
+            if is_finite(answer):
+                rows[position].update(answer.columns, shown=answer.shown, answer=answer)
+            else:
+                rows[position]["error"] = NOT_FINITE
+                log.warning("%s: %s", files[position], NOT_FINITE)
     return rows
+
+
+def is_finite(answer: Answer) -> bool:
+    """Whether all numbers of an answer are finite: a damaged or diverged model answers NaN beside a label."""
+    columns = [
+        *answer.columns.values(),
+        *(value for table in answer.tables.values() for value in table.values()),
+    ]
+    values = [value for column in columns for value in (column if isinstance(column, list) else [column])]
+    return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
 
 
 def write_answers(folder: Path, rows: list[dict[str, Any]]) -> None:

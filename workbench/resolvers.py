@@ -148,4 +148,8 @@ def _can_go_on(folder: Path, backbone: str) -> bool:
     composition = folder / "composition.json"
     if not (folder / "checkpoints" / "last.ckpt").is_file() or (folder / "result.json").is_file():
         return False
-    return composition.is_file() and json.loads(composition.read_text()).get("backbone") == backbone
+    try:
+        names = json.loads(composition.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(names, dict) and names.get("backbone") == backbone

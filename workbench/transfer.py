@@ -12,6 +12,7 @@ from tasks.freezing import frozen_modules
 from tasks.task import Task, Training
 from workbench.build import MODEL_GROUPS, refused_settings
 from workbench.checkpoint_files import find_checkpoint, read_checkpoint
+from workbench.composition import built_from
 from workbench.errors import UsageError
 from workbench.files import write_json
 from workbench.members import listed, matching, member_cfg, member_content, members_of
@@ -35,11 +36,12 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
         UsageError: a joint run with no such member, or one that could begin with several.
     """
     path, part = find_checkpoint(str(cfg.init_from))
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, cfg)
     taken: dict[str, Any] = {}
     for name, member in task.by_task().items():
         own = member_cfg(cfg, name) if name else cfg
-        taken[name] = _take(own, member, path, *_source(own, path, content, part))
+        with built_from(path):
+            taken[name] = _take(own, member, path, *_source(own, path, content, part))
     record: dict[str, Any] = taken.get("", taken)
     write_json(Path(cfg.paths.run) / RECORD, record)
     return record

@@ -16,6 +16,7 @@ from tasks.datasets.image_files import ImageData
 from tasks.datasets.imagenet import describe_synset
 from workbench import figures
 from workbench.build import build_task, refused_settings, take_pretrained
+from workbench.composition import built_from
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_json, write_table
@@ -29,7 +30,8 @@ log = logging.getLogger("widefield")
 def probe(cfg: DictConfig) -> float | None:
     """Write `shape_bias.json`, `shape_bias.csv` (a row a picture) and two figures; returns the shape bias."""
     probed = classifier(cfg)
-    data: ImageData = instantiate(probed.cfg.task.data)
+    with built_from(Path(str(cfg.ckpt or cfg.backbone.pretrained))):
+        data: ImageData = instantiate(probed.cfg.task.data)
     source = "full" if cfg.data_dir is not None else "sample"
     root = (
         Path(cfg.data_dir).expanduser() if cfg.data_dir is not None else drawn_sample(Path(cfg.paths.samples))

@@ -1,6 +1,7 @@
 """Every result below a folder as one table, and the axes along which the runs differ."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from workbench.errors import ERROR_FILE
+from workbench.errors import ERROR_FILE, UsageError
 from workbench.resolvers import mode_of
 from workbench.sweeps.folder import DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
+
+log = logging.getLogger("widefield")
 
 # Folders that hold no runs.
 NOT_RUNS = {"checkpoints", "figures", "tensorboard", "conf", "report", "export", "wandb", "mlruns"}
@@ -144,7 +147,11 @@ def _missing(folder: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     for file in [folder / SWEEP, *folder.glob(f"*/{SWEEP}"), *folder.glob(f"*/*/{SWEEP}")]:
         if not file.is_file():
             continue
-        sweep = SweepFolder.load(file.parent)
+        try:
+            sweep = SweepFolder.load(file.parent)
+        except UsageError as error:
+            log.warning("report: %s", error)
+            continue
         for job in sweep.jobs:
             path = sweep.path / job.folder
             if not (path / JOB).exists():
@@ -157,7 +164,7 @@ def _missing(folder: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -168,7 +175,10 @@ def _overrides(file: Path) -> list[str]:
     except OSError:
         return []
     if any(not line.startswith("- ") or line[2] in "'\"" for line in lines):  # rare, and YAML takes its time
-        found = yaml.safe_load("\n".join(lines))
+        try:
+            found = yaml.safe_load("\n".join(lines))
+        except (ValueError, yaml.YAMLError, RecursionError):
+            return []
         return [str(word) for word in found] if isinstance(found, list) else []
     return [line[2:] for line in lines]
 
@@ -177,9 +187,10 @@ def _mode(path: Path) -> str | None:
     """`max` or `min`, from a run's own configuration."""
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        return str(config["task"]["mode"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        mode = config["task"]["mode"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return None
+    return mode if mode in ("max", "min") else None
 
 
 def _settings(commands: list[list[str]]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.errors import UsageError
 from workbench.files import write_json
 from workbench.resolvers import folder_name
 
@@ -64,9 +65,22 @@ class SweepFolder:
 
     @classmethod
     def load(cls, path: Path) -> "SweepFolder":
-        content = json.loads((path / SWEEP).read_text())
-        jobs = [Job(**job) for job in content.pop("jobs")]
-        return cls(path=path, jobs=jobs, **content)
+        """The sweep in a folder.
+
+        Raises:
+            UsageError: its record cannot be read, or is not one.
+        """
+        try:
+            content = json.loads((path / SWEEP).read_bytes())
+            jobs = [Job(**job) for job in content.pop("jobs")]
+            sweep = cls(path=path, jobs=jobs, **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UsageError(f"{path / SWEEP} is damaged or no record of a sweep") from error
+        words = [sweep.config_name, sweep.cwd, *sweep.hydra_words, *sweep.words, *sweep.axes]
+        words += [word for job in jobs for word in (job.folder, *job.overrides)]
+        if not all(isinstance(word, str) for word in words):
+            raise UsageError(f"{path / SWEEP} is damaged or no record of a sweep")
+        return sweep
 
     def take_snapshot(self, conf: Path) -> None:
         """Copy the YAML below `conf`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from workbench.errors import UsageError
 from workbench.sweeps.folder import SWEEP, SweepFolder
+from workbench.sweeps.frozen import check_frozen
 from workbench.sweeps.job import quoted
 
 KEY = "sweep.resume"
@@ -40,6 +41,7 @@ def expand_resume(words: list[str]) -> list[str]:
     sweep = SweepFolder.load(path)
     if not sweep.snapshot.is_dir():
         raise UsageError(f"{KEY}={path}: its snapshot {sweep.snapshot} is gone")
+    check_frozen(sweep)
     path = path.resolve()
     if Path(sweep.cwd).is_dir():
         os.chdir(sweep.cwd)  # relative paths among the words start there

@@ -1,0 +1,153 @@
+"""What a sweep's folder may say: its YAML and its words compose and run everything, and the folder may be anybody's.
+
+`sweep.resume=DIR` makes runs from it, so its record and its snapshot may name only classes that the installed
+configuration names too (or public ones of our own packages), ask only harmless resolvers, and set nothing by which
+Hydra or a cluster runs commands. Where files are written they still decide: trust a sweep to that extent, or do not
+go on with it.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from workbench.errors import UsageError
+from workbench.sweeps.folder import SWEEP, SweepFolder
+from workbench.yaml_targets import CONF, package_of, read_yaml, slot_of, slots_below, targets_in
+
+# Keys of Hydra and its launchers that run commands, load code or change the environment.
+RUNS_CODE = (
+    *("env_set", "env_copy", "callbacks", "searchpath", "job_logging", "hydra_logging"),
+    *("setup", "python", "srun_args", "additional_parameters"),
+)
+HARMLESS = ("mode_of", "direction_of", "run_folder", "folder_name", "now", "hydra")  # resolvers
+
+_NAME = re.compile(r"[^\W_][\w.+-]*")
+_HYDRA = re.compile(
+    r"hydra(/(launcher|sweeper)=\w+|\.(launcher|sweeper|sweep|run|mode)\b[\w.]*=.*)", re.DOTALL
+)
+_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}|\$\{(?:" + "|".join(HARMLESS) + r"):[^${}]*\}")
+
+
+def check_frozen(sweep: SweepFolder) -> None:
+    """Raise a `UsageError` where a sweep's record or snapshot says what only a configuration of one's own may."""
+    record = sweep.path / SWEEP
+    for name in (sweep.config_name, *(job.folder for job in sweep.jobs)):
+        if not _NAME.fullmatch(name):
+            raise _refusal(record, name, "is no plain name")
+    for word in (*sweep.hydra_words, *sweep.words, *(word for job in sweep.jobs for word in job.overrides)):
+        _check_word(word, record)
+    if not sweep.snapshot.is_dir():
+        return
+    for file in sorted(sweep.snapshot.rglob("*")):
+        if file.is_symlink():
+            raise _refusal(file, file.name, "is a link")
+        if file.suffix == ".yaml" and file.is_file():
+            _check_file(file, file.relative_to(sweep.snapshot))
+
+
+def _check_word(word: str, record: Path) -> None:
+    plain = word.lstrip("+~")
+    if not plain or plain[0] == "-":
+        raise _refusal(record, word, "is no setting")
+    if plain.startswith("hydra") and not _HYDRA.fullmatch(plain):
+        raise _refusal(record, word, "changes how Hydra itself runs")
+    _check_text(word, record)
+    key = plain.partition("=")[0]
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        raise _refusal(record, word, "cannot be parsed") from None
+    if override.is_sweep_override():
+        if "_target_" in word or key.startswith("hydra.launcher"):
+            raise _refusal(record, word, "chooses among classes")
+        return
+    value = None if override.is_delete() else override.value()
+    *above, last = key.split("@")[0].split(".")
+    place = ".".join(above)
+    if key.startswith("hydra") and any(
+        at.split(".")[-1] in RUNS_CODE for at, _ in _nodes({last: value}, place)
+    ):
+        raise _refusal(record, word, "runs commands: say it yourself, beside sweep.resume")
+    _check_targets({last: value}, place, record)
+
+
+def _check_file(file: Path, below: Path) -> None:
+    installed = CONF / below
+    try:
+        raw = file.read_bytes()
+        if installed.is_file() and installed.read_bytes() == raw:
+            return
+        text = raw.decode()
+        content = read_yaml(text)
+        place = package_of(text[:2000], below.parent)
+        _check_targets(content, place, file)
+        for at, value in _nodes(content, place):
+            last = at.rpartition(".")[2]
+            if isinstance(value, str):
+                _check_text(value, file)
+            if at.startswith("hydra.") and last in RUNS_CODE and (last, repr(value)) not in _installed()[1]:
+                raise _refusal(file, at, "changes how Hydra itself runs")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{file} cannot be read as YAML") from error
+
+
+def _check_targets(content: Any, place: str, file: Path) -> None:
+    """Every `_target_` in a node: named by the installed configuration, or a class of ours for its slot."""
+    installed = set().union(*slots_below(CONF).values())
+    for slot, node in targets_in(content, place):
+        name = node["_target_"]
+        if isinstance(name, str) and (name in installed or _is_ours(name, slot_of(slot))):
+            continue
+        raise _refusal(file, name, f"is no class of the installed configuration ({slot or 'top'})")
+
+
+def _is_ours(name: str, slot: str) -> bool:
+    from workbench.targets import BASES, is_class_of  # heavy, and rarely needed
+
+    return slot in BASES and is_class_of(name, BASES[slot])
+
+
+def _check_text(text: str, file: Path) -> None:
+    if "${" not in text or text in _installed()[0]:
+        return
+    before, left = "", text
+    while left != before:
+        before, left = left, _REFERENCE.sub("|", left)
+    if "${" in left:
+        raise _refusal(file, text, "computes a value with more than the installed configuration does")
+
+
+@cache
+def _installed() -> tuple[set[str], set[tuple[str, str]]]:
+    """The texts with interpolations of the installed configuration, and its keys with their values."""
+    nodes = [
+        node
+        for file in sorted(CONF.rglob("*.yaml"))
+        for node in _nodes(read_yaml(file.read_text(encoding="utf-8")), "")
+    ]
+    texts = {value for _, value in nodes if isinstance(value, str) and "${" in value}
+    return texts, {(at.rpartition(".")[2], repr(value)) for at, value in nodes}
+
+
+def _nodes(content: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Everything in a node at any depth, with its place."""
+    if isinstance(content, (dict, list)):
+        items = content.items() if isinstance(content, dict) else (("*", value) for value in content)
+        for key, value in items:
+            at = f"{place}.{key}".lstrip(".")
+            yield at, value
+            yield from _nodes(value, at)
+
+
+def _refusal(file: Path, said: Any, why: str) -> UsageError:
+    text = ascii(said)
+    text = text if len(text) <= 100 else f"{text[:97]}..."
+    return UsageError(f"{file} is refused: {text} {why}; a sweep's folder is data (docs/SECURITY.md)")
