@@ -43,9 +43,12 @@ from workbench.members import (
     one_member,
 )
 from workbench.monitor import settle
+from workbench.resolvers import register_resolvers
 from workbench.shard_settings import check_settings
 
 log = logging.getLogger("widefield")
+
+register_resolvers()  # whoever builds from a configuration, a notebook say, can also read it
 
 CONF = Path(__file__).parent.parent / "conf"
 AnyData = TypeVar("AnyData", DataModule, JointData)

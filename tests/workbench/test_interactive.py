@@ -1,12 +1,14 @@
 """Training from Python: the model comes back as the command would leave it, without a word on the screen."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import DictConfig
-from tests_support import TINY
+from tests_support import ROOT, TINY
 
 from workbench.errors import UsageError
 from workbench.interactive import train, train_jointly
@@ -71,3 +73,15 @@ def test_the_wrong_one_is_refused_in_a_sentence(composed: Compose, tmp_path: Pat
     with pytest.raises(UsageError, match="training needs action=fit, not info"):
         train(composed(*SMALL, "task=audio_folder", "action=info", f"paths.runs={tmp_path}"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_can_read_what_it_composes() -> None:
+    """In a process of its own: the tests register the configuration's functions for themselves."""
+    code = (
+        "from hydra import compose, initialize_config_dir\n"
+        "from workbench.interactive import train\n"
+        f"with initialize_config_dir({str(ROOT / 'conf')!r}, version_base='1.3'):\n"
+        "    print(compose('config').task.mode, compose('config', ['modality=time_series']).task.mode)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["max", "min"], done.stderr
