@@ -1,6 +1,9 @@
 """Importing the libraries that read files: late, and with one sentence where one of them does not import."""
 
+import ctypes
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +36,22 @@ def require(module: str, purpose: str) -> Any:
 def available(module: str) -> ModuleType | None:
     """A library that can be done without: the module, or `None` where it does not import."""
     try:
-        return importlib.import_module(module)
+        with _local_symbols():
+            return importlib.import_module(module)
     except Exception:  # as above
         return None
+
+
+@contextmanager
+def _local_symbols() -> Iterator[None]:
+    """Keep the symbols of shared libraries that are loaded here to themselves.
+
+    decord asks for its library's to be seen by all. Open3D, loaded later, then calls the C++ functions in decord's
+    library in place of its own, and the process crashes where both are used, as in a joint run of videos and points.
+    """
+    before = ctypes.RTLD_GLOBAL
+    ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+    try:
+        yield
+    finally:
+        ctypes.RTLD_GLOBAL = before

@@ -394,14 +394,13 @@ def open_video(path: Path) -> Video:
     if path.stat().st_size == 0:
         raise ReadError("the file is empty (0 bytes)")
     try:
-        return _open_with_av(path) if available("decord") is None else _open_with_decord(path)
+        decord = available("decord")
+        return _open_with_av(path) if decord is None else _open_with_decord(path, decord)
     except _broken() as error:
         raise ReadError(_why(error)) from error
 
 
-def _open_with_decord(path: Path) -> Video:
-    import decord
-
+def _open_with_decord(path: Path, decord: Any) -> Video:
     decord.logging.set_level(decord.logging.QUIET)
     # One thread: the reader processes are parallel already.
     reader = decord.VideoReader(str(path), num_threads=1)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -14,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests_support import TINY
+from tests_support import ROOT, TINY
 
 from tasks.datasets.base import SPLITS, DataError, DataModule, ReadError
 from tasks.datasets.download import Source
@@ -478,3 +480,20 @@ def test_modelnet_is_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     lost = ModelNet(data_dir=str(tmp_path / "lost"), download=True, **settings)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"packed\.zip"):
         lost.prepare_data()
+
+
+def test_points_after_a_video_do_not_crash(tmp_path: Path) -> None:
+    """In a process of its own: decord's library must not stand in for Open3D's, which is loaded after it."""
+    code = (
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from tasks.datasets.samples.video import write_video\n"
+        "from tasks.datasets.video_files import open_video\n"
+        "from tasks.datasets.point_files import Cloud, sample_surface\n"
+        "path = Path(sys.argv[1]) / 'a.mp4'; write_video(path, np.zeros((8, 64, 64, 3), np.uint8))\n"
+        "assert open_video(path).length == 8\n"
+        "corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)\n"
+        "print(len(sample_surface(Cloud(corners, triangles=np.array([[0, 1, 2]], np.int32)), 50).points))\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "50"), done.stderr
