@@ -50,8 +50,8 @@ def _local_symbols() -> Iterator[None]:
     library in place of its own, and the process crashes where both are used, as in a joint run of videos and points.
     """
     before = ctypes.RTLD_GLOBAL
-    ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+    ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
     try:
         yield
     finally:
-        ctypes.RTLD_GLOBAL = before
+        ctypes.RTLD_GLOBAL = before  # type: ignore[misc]
