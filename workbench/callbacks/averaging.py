@@ -25,9 +25,8 @@ class AveragedWeights(Callback):
 
     def __init__(self) -> None:
         self.updates = 0
-        self.average: dict[
-            str, Tensor
-        ] = {}  # the average; while it is in the model, the weights that are trained
+        # The average; while that is in the model, the weights that are trained.
+        self.average: dict[str, Tensor] = {}
         self.in_model = False
 
     def share(self, trainer: Trainer) -> float | None:
