@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -291,7 +292,7 @@ def cue_examples(rows: Sequence[Mapping[str, Any]], about: str, most: int = 12) 
     for panel in grid.flat:
         panel.axis("off")
     for panel, row in zip(grid.flat, chosen, strict=False):
-        panel.imshow(np.asarray(open_image(row["path"])))
+        panel.imshow(np.asarray(open_image(Path(row["path"]))))
         panel.set_title(
             f"{row['shape']}, texture {row['texture']}\n→ {row['decision']} ({row['cue']})",
             fontsize=8,
