@@ -301,6 +301,7 @@ def _train_form(model: UniRepLKNet, state: Mapping[str, Tensor]) -> UniRepLKNet:
             layer_scale_init_value=1e-6 if has_gamma else None,
             feature_norms=model.feature_norms,
             stem_stride=model.stem_stride,
+            dilated_branches=model.dilated_branches,
         )
     own = twin.state_dict()
     shared = {n: v.cpu() for n, v in model.state_dict().items() if n in own}

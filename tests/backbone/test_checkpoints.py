@@ -121,6 +121,17 @@ def test_train_form_checkpoint_in_a_deploy_form_network(
     assert torch.equal(small.head.weight, before)
 
 
+def test_train_form_checkpoint_without_dilated_branches(
+    tiny: Build, shake: Callable[..., None], tmp_path: Path
+) -> None:
+    trained = tiny(in_chans=3, dilated_branches=False)
+    shake(trained)
+    model = tiny(in_chans=3, dilated_branches=False, deploy=True).eval()
+    model.load_pretrained(saved(tmp_path, trained.state_dict()))
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(x), trained.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_deploy_form_checkpoint(tiny: Build, trained: UniRepLKNet, tmp_path: Path) -> None:
     path = saved(tmp_path, trained.reparameterize().state_dict())
     with pytest.raises(CheckpointError, match="deploy=True"):

@@ -1,5 +1,6 @@
 """Averages of the weights: what validation, test and checkpoints use instead of the last step's weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from workbench.errors import UsageError
 
+Pair = tuple[Tensor, Tensor]  # an entry of the average, and the model's
 TRAINING_STATE = "training_state_dict"  # of a checkpoint: the weights that training goes on from
 
 
@@ -49,20 +51,22 @@ class AveragedWeights(Callback):
             self.average[name] = kept.detach().to(value.device, copy=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Gathered once: to walk all modules at every step takes longer than to average.
+        pairs = [(self.average[name], value) for name, value in self._state(pl_module).items()]
+        real = [pair for pair in pairs if pair[1].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[1].is_floating_point()]
         for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda *_: self._update(trainer, pl_module))
+            optimizer.register_step_post_hook(lambda *_: self._update(trainer, real, counts))
 
     @torch.no_grad()
-    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _update(self, trainer: Trainer, real: Sequence[Pair], counts: Sequence[Pair]) -> None:
         share = self.share(trainer)
         if share is None:
             return
         self.updates += 1
-        for name, value in self._state(pl_module).items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, share)
-            else:
-                self.average[name].copy_(value)
+        torch._foreach_lerp_([kept for kept, _ in real], [value for _, value in real], share)
+        for kept, value in counts:
+            kept.copy_(value)
 
     @staticmethod
     def _state(pl_module: LightningModule) -> dict[str, Tensor]:
