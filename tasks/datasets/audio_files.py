@@ -7,9 +7,11 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -17,8 +19,13 @@ from tasks.datasets.base import DataError, Item, ReadError, check_file
 from tasks.datasets.reading import require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+SOUND_FILES = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64"
+)  # read by libsndfile  # fmt: skip
+CONTAINERS = (".m4a", ".aac", ".wma", ".mka")  # read by FFmpeg (PyAV)
+EXTENSIONS = SOUND_FILES + CONTAINERS
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
+LOUDEST = 2.0**31  # of files of floating-point numbers: whole numbers of 32 bits are within it, damage is not
 # Some streams do not state their length (libsndfile says 2**63 - 1); they are read from the start.
 UNKNOWN_LENGTH = 2**48
 
@@ -70,7 +77,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     """Read ``seconds`` of a file, mixed down to one channel and resampled, as ``(T,)`` float32.
 
     Args:
-        path: WAV, FLAC, OGG, MP3 and whatever else libsndfile reads.
+        path: WAV, FLAC, OGG, Opus, MP3, AIFF and whatever else libsndfile reads; M4A, AAC and WMA through PyAV.
         sample_rate: wanted rate in Hz; T is ``round(seconds * sample_rate)``.
         place: where in a longer file the crop lies, or where in silence a shorter file lies: 0 at the start,
             0.5 in the middle, 1 at the end.
@@ -78,26 +85,73 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     Raises:
         ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
     """
-    soundfile = require("soundfile", "audio files")
     check_file(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            wanted = math.ceil(seconds * rate)
-            spare = file.frames - wanted
-            if 0 < spare < UNKNOWN_LENGTH:
-                file.seek(round(place * spare))
-            sound = file.read(wanted, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ReadError(_why_unreadable(path, error)) from error
+    read = _read_container if path.suffix.lower() in CONTAINERS else _read_sound_file
+    sound, rate = read(path, seconds, place)
     if len(sound) == 0:
         raise ReadError("it holds no sound (0 samples)")
     if not np.isfinite(sound).all():
         raise ReadError("it holds values that are not finite numbers")
+    if (peak := np.abs(sound).max()) > LOUDEST:
+        raise ReadError(
+            f"it holds values up to {peak:.3g}, which are no samples of a sound (those lie in [-1, 1])"
+        )
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ReadError(f"its sample rate of {rate} Hz is out of range")
     waveform = torch.from_numpy(sound.mean(axis=1))
     return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
+
+
+def _read_sound_file(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
+    """Samples (T, channels) of the crop, as far as the file reaches, and their rate, by libsndfile."""
+    soundfile = require("soundfile", "audio files")
+    try:
+        with soundfile.SoundFile(path) as file:
+            wanted = math.ceil(seconds * file.samplerate)
+            spare = file.frames - wanted
+            if 0 < spare < UNKNOWN_LENGTH:
+                file.seek(round(place * spare))
+            return file.read(wanted, dtype="float32", always_2d=True), file.samplerate
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def _read_container(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
+    """The same by FFmpeg: decoded from the start, since seeking in compressed sound is not exact to the sample."""
+    av = require("av", f"audio files such as {', '.join(CONTAINERS)}")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise ReadError("it holds no sound")
+            stream = container.streams.audio[0]
+            rate = stream.rate
+            wanted = math.ceil(seconds * rate)
+            start = max(round(place * (_stated_length(container, stream, rate) - wanted)), 0)
+            chunks, done = [], 0
+            for frame in container.decode(stream):
+                chunk = _planes(av, frame).T
+                chunks.append(chunk[max(start - done, 0) : max(start + wanted - done, 0)])
+                done += len(chunk)
+                if done >= start + wanted:
+                    break
+            return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
+    except (OSError, ValueError, av.FFmpegError) as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def _stated_length(container: Any, stream: Any, rate: int) -> int:
+    """Samples per channel that the header states; 0 where it states none."""
+    if stream.duration is not None and stream.time_base is not None:
+        return round(stream.duration * stream.time_base * rate)
+    return round(container.duration * rate / 1e6) if container.duration else 0
+
+
+def _planes(av: Any, frame: Any) -> NDArray[np.float32]:
+    """Samples of a frame of any format as (channels, T)."""
+    converter = av.AudioResampler(format="fltp")
+    return np.concatenate([part.to_ndarray() for part in converter.resample(frame)], axis=1)
 
 
 def fit_length(waveform: Tensor, length: int, place: float) -> Tensor:

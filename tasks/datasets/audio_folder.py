@@ -22,52 +22,42 @@ from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
 from tasks.datasets.base import Item
-from tasks.datasets.labelled_files import LabelledFiles
+from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
+
+
+class AudioFolderSettings(LabelSettings, ShardableSettings, total=False):
+    """Arguments of `AudioFolder` that it hands on."""
 
 
 class AudioFolder(AudioData):
     """Audio files of your own.
 
     Args:
-        csv, multilabel, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
+        multilabel: a file may have several labels (`LabelledFiles`).
         sample_rate, seconds, test_crops: see `AudioData`.
-        **common: see `ShardableData` and `DataModule`.
+        **settings: see `LabelledFiles`, `ShardableData` and `DataModule`.
     """
 
     layout = (
         "a folder of audio files per class, or train/, val/ and test/ with such folders, "
-        "or task.data.csv=FILE with the columns path,label[,split], "
+        "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
         "or task.data.label_from=REGEX for labels in names"
     )
 
     def __init__(
         self,
         *,
-        csv: str | None = None,
         multilabel: bool = False,
-        label_from: str | None = None,
-        test_from: str | None = None,
-        val_from: str | None = None,
-        test_fraction: float = 0.1,
-        val_fraction: float = 0.1,
         sample_rate: int = 16000,
         seconds: float = 1.0,
         test_crops: int = 1,
-        **common: Unpack[ShardableSettings],
+        **settings: Unpack[AudioFolderSettings],
     ) -> None:
+        labels, common = label_settings(settings)
         super().__init__(sample_rate=sample_rate, seconds=seconds, test_crops=test_crops, **common)
         self.multilabel = multilabel
-        self.files = LabelledFiles(
-            self.extensions,
-            csv=csv,
-            multilabel=multilabel,
-            label_from=label_from,
-            test_from=test_from,
-            val_from=val_from,
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-        )
+        self.files = LabelledFiles(self.extensions, multilabel=multilabel, **labels)
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.audio import audio_folder
@@ -76,4 +66,5 @@ class AudioFolder(AudioData):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
         return splits

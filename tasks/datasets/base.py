@@ -268,6 +268,9 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.limit = limit
         self.splits: dict[str, Sequence[Item]] = {}
+        self.notes: list[
+            str
+        ] = []  # what was inferred or left out in reading, a sentence each; said in the first lines
 
     # -- what a subclass implements -----------------------------------------------------------------------------
 

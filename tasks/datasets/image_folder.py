@@ -22,50 +22,40 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import Item
 from tasks.datasets.image_files import ImageData, ImageTransforms
-from tasks.datasets.labelled_files import LabelledFiles
+from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
+
+
+class ImageFolderSettings(LabelSettings, ShardableSettings, total=False):
+    """Arguments of `ImageFolder` that it hands on."""
 
 
 class ImageFolder(ImageData):
     """Pictures of your own.
 
     Args:
-        csv, multilabel, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
+        multilabel: a file may have several labels (`LabelledFiles`).
         transforms: see `ImageData`.
-        **common: see `ShardableData` and `DataModule`.
+        **settings: see `LabelledFiles`, `ShardableData` and `DataModule`.
     """
 
     layout = (
         "a folder of pictures per class, or train/, val/ and test/ with such folders, "
-        "or task.data.csv=FILE with the columns path,label[,split], "
+        "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
         "or task.data.label_from=REGEX for labels in names"
     )
 
     def __init__(
         self,
         *,
-        csv: str | None = None,
         multilabel: bool = False,
-        label_from: str | None = None,
-        test_from: str | None = None,
-        val_from: str | None = None,
-        test_fraction: float = 0.1,
-        val_fraction: float = 0.1,
         transforms: ImageTransforms | None = None,
-        **common: Unpack[ShardableSettings],
+        **settings: Unpack[ImageFolderSettings],
     ) -> None:
+        labels, common = label_settings(settings)
         super().__init__(transforms=transforms, **common)
         self.multilabel = multilabel
-        self.files = LabelledFiles(
-            self.extensions,
-            csv=csv,
-            multilabel=multilabel,
-            label_from=label_from,
-            test_from=test_from,
-            val_from=val_from,
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-        )
+        self.files = LabelledFiles(self.extensions, multilabel=multilabel, **labels)
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.image import image_folder
@@ -74,4 +64,5 @@ class ImageFolder(ImageData):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
         return splits

@@ -3,18 +3,20 @@ r"""Labels and splits of any collection of files: a folder per class, a table, o
 A source for files of one kind (sounds, pictures, …) asks `LabelledFiles` for its items and adds the reading.
 """
 
-import csv
+import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.splits import stable_fraction
+from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
+from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
 
 SPLIT_NAMES = {
     "train": "train",
@@ -31,13 +33,38 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A file found: its labels, the split it was given (`None`: by name) and what it must not be parted
+    """A file found: its labels, the split or fold it was given (`None`: by name) and what it must not be parted
     from."""
 
     path: Path
     labels: tuple[str, ...]
     split: str | None = None
     group: str | None = None
+    fold: str | None = None
+
+
+class LabelSettings(TypedDict, total=False):
+    """Arguments of `LabelledFiles` that every collection of files takes."""
+
+    csv: str | None
+    csv_columns: Mapping[str, str] | None
+    label_from: str | None
+    test_from: str | None
+    val_from: str | None
+    test_fraction: float
+    val_fraction: float
+    fold: int | str | None
+    folds: int
+    folds_by: str
+
+
+def label_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of `LabelledFiles` among those of a source, and the others."""
+    own = LabelSettings.__annotations__
+    return (
+        {key: value for key, value in settings.items() if key in own},
+        {key: value for key, value in settings.items() if key not in own},
+    )
 
 
 class LabelledFiles:
@@ -46,15 +73,29 @@ class LabelledFiles:
     Where a split is not given, it is drawn from a hash of each file's path below the folder (or of its
     ``group``), so it is the same on every machine and a new file never moves another.
 
+    Folds go through the files of each class in the order of the numbers in their names: ``number`` deals them
+    out in turn, ``block`` cuts the order into consecutive stretches. Where neighbouring files were cut from
+    one recording, dealing puts the same scene into training and test; blocks mostly do not, and their figure
+    is the more honest one. A table's column of folds is taken as it is.
+
     Args:
         extensions: endings of the files wanted, in small letters.
-        csv: a table with the columns ``path`` (below the folder), ``label`` and, if you like, ``split``.
-        multilabel: a file may have several labels, separated by ``;``; only with ``csv``.
+        csv: a table with the columns ``path`` (below the folder), ``label`` and, if you like, ``split`` or ``fold``,
+            and ``group`` (`tasks.datasets.label_table`).
+        csv_columns: which of its columns is ``path``, ``label``, ``split``, ``fold`` or ``group``, where their names do
+            not tell.
+        multilabel: a file may have several labels, in a row each or separated by ``;``; only with ``csv``.
         label_from: regular expression searched in a file's name, with a group ``(?P<label>...)`` and, if you
             like, ``(?P<group>...)``: files of one group (speaker, session) are then never split up.
         test_from, val_from: regular expressions searched in a file's path below the folder; what they find
-            is the test or validation part.
-        test_fraction, val_fraction: parts of the files, where the parts are not given otherwise.
+            is the test or validation split.
+        test_fraction, val_fraction: fractions of the files, where the splits are not given otherwise;
+            ``val_fraction`` is also the validation part of what a fold leaves.
+        fold: the fold to test on: 1 to ``folds``, or a value of the table's column; ``None``: no folds, or the first
+            of a table's.
+        folds: how many, where no table says it.
+        folds_by: ``number`` or ``block``.
+        order: sorts the files of a class.
 
     Raises:
         DataError: settings that contradict each other.
@@ -65,21 +106,36 @@ class LabelledFiles:
         extensions: tuple[str, ...],
         *,
         csv: str | None = None,
+        csv_columns: Mapping[str, str] | None = None,
         multilabel: bool = False,
         label_from: str | None = None,
         test_from: str | None = None,
         val_from: str | None = None,
         test_fraction: float = 0.1,
         val_fraction: float = 0.1,
+        fold: int | str | None = None,
+        folds: int = 5,
+        folds_by: str = "number",
+        order: Callable[[Path], Any] = Path.as_posix,
     ) -> None:
         if csv is not None and label_from is not None:
             raise DataError("labels come from csv or from label_from, not from both")
         if multilabel and csv is None:
             raise DataError("multilabel=true needs csv=FILE, a table with labels separated by ';'")
+        if csv_columns is not None and csv is None:
+            raise DataError("csv_columns needs csv=FILE, the table that has them")
+        if folds < 2 or folds_by not in FOLDS_BY:
+            raise DataError(f"folds must be at least 2 and folds_by {' or '.join(FOLDS_BY)}")
         if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
             raise DataError("test_fraction and val_fraction must leave something to train on")
         self.extensions = extensions
         self.csv = csv
+        self.csv_columns = csv_columns
+        self.fold = fold
+        self.folds = folds
+        self.folds_by = folds_by
+        self.order = order
+        self.notes: list[str] = []  # what was inferred, a sentence each
         self.multilabel = multilabel
         self.label_from = _pattern("label_from", label_from)
         self.test_from = _pattern("test_from", test_from)
@@ -104,6 +160,7 @@ class LabelledFiles:
         """
         if not root.is_dir():
             raise bad_layout(f"{root} is not a folder")
+        self.notes = []
         if self.csv is not None:
             entries = list(self._from_table(root, root / Path(self.csv).expanduser()))
         elif self.label_from is not None:
@@ -120,6 +177,10 @@ class LabelledFiles:
             raise DataError(
                 f"no training file of the class(es) {', '.join(untrained[:5])}: more files are needed"
             )
+        alike = [name for name, count in Counter(map(str.casefold, classes)).items() if count > 1]
+        if alike:
+            same = [name for name in classes if name.casefold() == alike[0]]
+            self.notes.append(f"classes that differ in capital letters only stay apart: {', '.join(same)}")
         index = {name: position for position, name in enumerate(classes)}
         return classes, {
             split: [Item(entry.path, self._target(entry, index)) for entry in part]
@@ -142,36 +203,75 @@ class LabelledFiles:
                 raise DataError(f"label_from={pattern.pattern} does not match the file name {path.name}")
             yield Entry(path, (found["label"],), group=found.groupdict().get("group"))
 
-    def _from_table(self, root: Path, table: Path) -> Iterator[Entry]:
-        if not table.is_file():
-            raise DataError(f"the table {table} does not exist")
-        with table.open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.DictReader(text)
-            absent = [column for column in ("path", "label") if column not in (reader.fieldnames or [])]
-            if absent:
+    def _from_table(self, root: Path, file: Path) -> Iterator[Entry]:
+        table = read_label_table(file, root, self.csv_columns)
+        self.notes += table.notes
+        first: dict[str, tuple[Row, Entry]] = {}
+        again = 0
+        for row in table.rows:
+            entry = self._entry(root, file, row)
+            place = os.path.normpath(entry.path)
+            if place in first:
+                again += 1
+                entry = self._merged(file, *first[place], row, entry)
+                first[place] = first[place][0], entry
+            else:
+                first[place] = row, entry
+        if again:
+            self.notes.append(
+                f"{again:,} rows of {file.name} name a file again and were merged with the first"
+            )
+        self._check_roles(file, table)
+        yield from (entry for _, entry in first.values())
+
+    def _entry(self, root: Path, file: Path, row: Row) -> Entry:
+        where = f"line {row.line} of {file}"
+        labels = row.label.split(";") if self.multilabel else [row.label]
+        labels = [label.strip() for label in labels if label.strip()]
+        if not row.path or (not labels and not self.multilabel):
+            raise DataError(f"{where} lacks a path or a label")
+        split = (row.split or "").lower()
+        if split and split not in SPLIT_NAMES:
+            raise DataError(f"{where} has the split {split!r}; it takes train, val or test")
+        path = existing(root, row.path)
+        if not path.is_file():
+            raise DataError(f"{where} names {path}, which does not exist")
+        return Entry(path, tuple(labels), SPLIT_NAMES.get(split), row.group, row.fold)
+
+    def _merged(self, file: Path, first: Row, one: Entry, row: Row, other: Entry) -> Entry:
+        """Two rows of one file; they may differ in their labels only, and that only where it may have several."""
+        for what in ("split", "fold", "group"):
+            values = getattr(one, what), getattr(other, what)
+            if values[0] != values[1]:
                 raise DataError(
-                    f"{table} lacks the column(s) {', '.join(absent)}; it needs path,label[,split]"
+                    f"lines {first.line} and {row.line} of {file} put {first.path} into two {what}s, {values[0]} and "
+                    f"{values[1]}: a file belongs to one"
                 )
-            for line, row in enumerate(reader, start=2):
-                labels = (row["label"] or "").split(";") if self.multilabel else [row["label"] or ""]
-                labels = [label.strip() for label in labels if label.strip()]
-                if not row["path"] or (not labels and not self.multilabel):
-                    raise DataError(f"line {line} of {table} lacks a path or a label")
-                split = (row.get("split") or "").strip().lower()
-                if split and split not in SPLIT_NAMES:
-                    raise DataError(
-                        f"line {line} of {table} has the split {split!r}; it takes train, val or test"
-                    )
-                path = root / row["path"].strip()
-                if not path.is_file():
-                    raise DataError(f"line {line} of {table} names {path}, which does not exist")
-                yield Entry(path, tuple(labels), SPLIT_NAMES.get(split))
+        if one.labels != other.labels and not self.multilabel:
+            raise DataError(
+                f"lines {first.line} and {row.line} of {file} label {first.path} as {one.labels[0]} and as "
+                f"{other.labels[0]}: correct one, or say task.data.multilabel=true task/loss=bce for several labels"
+            )
+        return replace(one, labels=tuple(dict.fromkeys(one.labels + other.labels)))
+
+    def _check_roles(self, file: Path, table: LabelTable) -> None:
+        if "fold" in table.columns:
+            lacking = [row.line for row in table.rows if row.fold is None]
+            if "split" in table.columns:
+                self.notes.append(
+                    f"{file.name} states splits, its column {table.columns['fold']} is not used"
+                )
+            elif lacking:
+                raise DataError(f"line {lacking[0]} of {file} lacks a fold")
 
     def _files(self, folder: Path) -> list[Path]:
         return sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in self.extensions and not path.name.startswith(".") and path.is_file()
+            (
+                path
+                for path in folder.rglob("*")
+                if path.suffix.lower() in self.extensions and not path.name.startswith(".") and path.is_file()
+            ),
+            key=self.order,
         )
 
     def _split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
@@ -184,20 +284,24 @@ class LabelledFiles:
         ):
             if pattern is not None and entries and split not in given:
                 raise DataError(f"{argument}={pattern.pattern} matches no file in {root}")
-        test_below = 0.0 if "test" in given else self.test_fraction
-        val_below = test_below + (0.0 if "val" in given else self.val_fraction)
+        if any(given):
+            if self.fold is not None:
+                raise DataError(f"{root} has splits of its own ({_listed(given)}): leave fold out")
+            found = self._by_fraction(names, entries, given)
+        elif any(entry.fold for entry in entries):
+            found = self._by_stated_fold(names, entries)
+        elif self.fold is not None:
+            found = self._by_dealt_fold(entries)
+        else:
+            found = self._by_fraction(names, entries, given)
         splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
-        for name, entry, fixed in zip(names, entries, given, strict=True):
-            if fixed in ("val", "test"):
-                splits[fixed].append(entry)
-                continue
-            place = stable_fraction(entry.group or name)
-            splits["test" if place < test_below else "val" if place < val_below else "train"].append(entry)
+        for entry, split in zip(entries, found, strict=True):
+            splits[split].append(entry)
         empty = [split for split, part in splits.items() if not part]
         if entries and empty:
             raise DataError(
                 f"{len(entries):,} files in {root} leave none for {' and '.join(empty)}: give larger "
-                "fractions, or state the parts (test_from, val_from, a split column or folders)"
+                "fractions, or state the splits (test_from, val_from, a split column or folders)"
             )
         return splits
 
@@ -207,6 +311,51 @@ class LabelledFiles:
         if self.val_from is not None and self.val_from.search(name):
             return "val"
         return entry.split
+
+    def _by_fraction(self, names: list[str], entries: list[Entry], given: Sequence[str | None]) -> list[str]:
+        test_below = 0.0 if "test" in given else self.test_fraction
+        val_below = test_below + (0.0 if "val" in given else self.val_fraction)
+        found = []
+        for name, entry, fixed in zip(names, entries, given, strict=True):
+            place = stable_fraction(entry.group or name)
+            drawn = "test" if place < test_below else "val" if place < val_below else "train"
+            found.append(fixed if fixed in ("val", "test") else drawn)
+        return found
+
+    def _by_stated_fold(self, names: list[str], entries: list[Entry]) -> list[str]:
+        """The splits where every file says its fold; what is not tested leaves a fraction for validation."""
+        folds = sorted({entry.fold for entry in entries if entry.fold}, key=_by_number)
+        fold = folds[0] if self.fold is None else str(self.fold)
+        if fold not in folds or len(folds) < 2:
+            raise DataError(
+                f"fold={fold} is none of at least two folds that the table has: {', '.join(folds)}"
+            )
+        self.notes.append(f"tested on fold {fold} of {', '.join(folds)} (task.data.fold=…)")
+        return [
+            "test" if entry.fold == fold
+            else "val" if stable_fraction(entry.group or name) < self.val_fraction
+            else "train"
+            for name, entry in zip(names, entries, strict=True)
+        ]  # fmt: skip
+
+    def _by_dealt_fold(self, entries: list[Entry]) -> list[str]:
+        """The splits where folds are made here: of the files of each class, or of the groups."""
+        fold = self.fold
+        if not isinstance(fold, int) or not 1 <= fold <= self.folds:
+            raise DataError(f"fold must be between 1 and folds={self.folds}, not {fold}")
+        units: dict[Any, list[str]] = {}
+        for entry in entries:
+            kind, name = ((), entry.group) if entry.group else (entry.labels, entry.path.as_posix())
+            units.setdefault(kind, []).append(name)
+        part: dict[tuple[Any, str], str] = {}
+        for kind, members in units.items():
+            ordered = sorted(set(members), key=lambda name: self.order(Path(name)))
+            parts = fold_parts(len(ordered), fold - 1, self.folds, self.folds_by, self.val_fraction)
+            part |= {(kind, name): split for name, split in zip(ordered, parts, strict=True)}
+        return [
+            part[((), entry.group) if entry.group else (entry.labels, entry.path.as_posix())]
+            for entry in entries
+        ]
 
     def _target(self, entry: Entry, index: dict[str, int]) -> Any:
         if not self.multilabel:
@@ -221,6 +370,14 @@ def _pattern(argument: str, text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise DataError(f"{argument}={text} is not a regular expression ({error})") from error
+
+
+def _listed(given: Sequence[str | None]) -> str:
+    return " and ".join(sorted({split for split in given if split}))
+
+
+def _by_number(fold: str) -> tuple[int, str]:
+    return (int(fold) if fold.isdecimal() else -1, fold)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -17,10 +17,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.labelled_files import LabelledFiles
+from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.point_files import PointData, PointSettings, turned_z_up
 
 UPS = ("z", "y")
+
+
+class PointFolderSettings(LabelSettings, PointSettings, total=False):
+    """Arguments of `PointFolder` that it hands on."""
 
 
 class PointFolder(PointData):
@@ -28,14 +32,13 @@ class PointFolder(PointData):
 
     Args:
         up: which axis of the files points up, z or y; samples have z up.
-        csv, label_from, test_from, val_from, test_fraction, val_fraction: see `LabelledFiles`.
-        **settings: see `PointData` and `DataModule`.
+        **settings: see `LabelledFiles`, `PointData` and `DataModule`; the splits' fractions are 0.15 here.
     """
 
     layout = (
         "a folder of point clouds or meshes (.ply .pcd .off .obj .stl .xyz .npy .npz .h5 .txt) per class, "
         "or train/, val/ and test/ with such folders, "
-        "or task.data.csv=FILE with the columns path,label[,split], "
+        "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
         "or task.data.label_from=REGEX for labels in names"
     )
 
@@ -43,26 +46,15 @@ class PointFolder(PointData):
         self,
         *,
         up: str = "z",
-        csv: str | None = None,
-        label_from: str | None = None,
-        test_from: str | None = None,
-        val_from: str | None = None,
-        test_fraction: float = 0.15,
-        val_fraction: float = 0.15,
-        **settings: Unpack[PointSettings],
+        **settings: Unpack[PointFolderSettings],
     ) -> None:
-        super().__init__(**settings)
+        labels, common = label_settings(settings)
+        super().__init__(**common)
         if up not in UPS:
             raise DataError(f"up must be z or y, not {up}")
         self.y_up = up == "y"
         self.files = LabelledFiles(
-            self.extensions,
-            csv=csv,
-            label_from=label_from,
-            test_from=test_from,
-            val_from=val_from,
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
+            self.extensions, **({"test_fraction": 0.15, "val_fraction": 0.15} | labels)
         )
 
     def write_sample(self, root: Path) -> None:
@@ -72,6 +64,7 @@ class PointFolder(PointData):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
         return splits
 
     def read_file(self, path: Path) -> Tensor:

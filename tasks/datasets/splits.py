@@ -3,6 +3,10 @@
 import hashlib
 from collections.abc import Iterable
 
+import numpy as np
+
+FOLDS_BY = ("number", "block")
+
 
 def stable_fraction(name: str) -> float:
     """A number in [0, 1) that looks random but is the same on every machine, for one name."""
@@ -51,3 +55,26 @@ def held_out_files(files: Iterable[tuple[str, str]], fraction: float) -> set[str
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held.update(sorted(members, key=stable_fraction)[:count])
     return held
+
+
+def fold_parts(count: int, fold: int, folds: int, folds_by: str, val_fraction: float) -> list[str]:
+    """The splits of ``count`` files in the order of their numbers, for cross-validation.
+
+    Args:
+        count: files of one class.
+        fold: the fold to test on, from 0.
+        folds: how many.
+        folds_by: ``number`` deals the files out in turn, ``block`` cuts their order into stretches.
+        val_fraction: what is held out for validation of the files that are not tested.
+    """
+    places = np.arange(count)
+    dealt = folds_by == "number"
+    tested = (places % folds if dealt else places * folds // count) == fold
+    rest = places[~tested]
+    held = round(val_fraction * len(rest))
+    if dealt:  # spread over the rest, as the fold is
+        chosen = rest[(2 * np.arange(held) + 1) * len(rest) // max(2 * held, 1)]
+    else:  # the stretch behind the tested one, or the first one
+        behind = rest[rest > places[tested].max(initial=-1)]
+        chosen = np.concatenate([behind, rest])[:held]
+    return ["test" if tested[place] else "val" if place in chosen else "train" for place in places]

@@ -11,6 +11,7 @@ import os
 import random
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
+from tasks.datasets import mp4_header
 from tasks.datasets.base import Copies, DataError, Item, ReadError
 from tasks.datasets.image_files import seeded_by
+from tasks.datasets.mp4_header import Header, read_header
 from tasks.datasets.reading import available, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+MOST_FRAMES = 2**31 - 1  # stated by a damaged header
 SAMPLINGS = ("dense", "uniform")
 VIEWS = ("square", "whole")
 AREAS = ("view", "frame")
@@ -382,7 +386,10 @@ def _resize(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def open_video(path: Path) -> Video:
-    """Open a file for reading by tick: with decord, or with PyAV alone where decord is not to be had.
+    """Open a file for reading by tick: with decord, or with PyAV where that cannot or is not to be had.
+
+    Frames stand upright as a player shows them; those that a cut without re-encoding hides are none of the video's.
+    Of a file whose end is missing, the frames that can be read are all it has.
 
     Raises:
         ReadError: the file is missing, empty, no video or broken.
@@ -393,11 +400,22 @@ def open_video(path: Path) -> Video:
         raise ReadError("there is no such file")
     if path.stat().st_size == 0:
         raise ReadError("the file is empty (0 bytes)")
+    header = read_header(path) if path.suffix.lower() in mp4_header.KINDS else None
     try:
-        decord = available("decord")
-        return _open_with_av(path) if decord is None else _open_with_decord(path, decord)
+        return _open(path, header)
     except _broken() as error:
         raise ReadError(_why(error)) from error
+
+
+def _open(path: Path, header: Header | None) -> Video:
+    decord = available("decord")
+    # Decord shows the frames that an edit list hides, and some numbers of frames bring the process down.
+    if decord is None or (header and (header.may_hide_frames or not header.counts_agree)):
+        return _open_with_av(path)
+    try:
+        return _open_with_decord(path, decord)
+    except decord.DECORDError:  # a codec that it lacks, such as AV1, or a file without its end
+        return _open_with_av(path)
 
 
 def _open_with_decord(path: Path, decord: Any) -> Video:
@@ -424,27 +442,43 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
 
 
 def _open_with_av(path: Path) -> Video:
-    """Without decoding: a packet holds a frame, its time stamp says when that is shown."""
+    """Without decoding: a packet holds a frame, its time stamp says when that is shown, a flag that it is hidden."""
     import av
 
     with av.open(str(path)) as container:
         stream = _video_stream(container)
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        all_packets = [packet for packet in container.demux(stream) if packet.size]
         base = float(stream.time_base or 1)
+        cut_off = len(all_packets) < stream.frames < MOST_FRAMES
+    packets = [packet for packet in all_packets if not packet.is_discard]
     if not packets:
         raise ReadError("it holds no frames")
+    if cut_off:
+        return Video(decodable(path), lambda ticks: decode_in_order(path, ticks))
     timed = all(packet.pts is not None for packet in packets)
     stamps = np.array(sorted(packet.pts for packet in packets) if timed else [], dtype=np.int64)
     shown = clock(stamps.astype(np.float64) * base) if timed else None
     if shown is None:
         return Video(len(packets), lambda ticks: decode_in_order(path, ticks))
-    keys = np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64)
+    keys = np.array(sorted(packet.pts for packet in all_packets if packet.is_keyframe), dtype=np.int64)
     return Video(len(packets), lambda ticks: decode_by_time(path, stamps, keys, shown[ticks]))
+
+
+def decodable(path: Path) -> int:
+    """How many frames of a file can be read before its end or its first fault; raises `ReadError` for none."""
+    av = require("av", "video files")
+    count = 0
+    with av.open(str(path)) as container, suppress(av.FFmpegError):
+        for _ in container.decode(_video_stream(container)):
+            count += 1
+    if count == 0:
+        raise ReadError("it holds no frames that can be decoded")
+    return count
 
 
 def _video_stream(container: Any) -> Any:
     if not container.streams.video:
-        raise ReadError("it holds no video")
+        raise ReadError("it holds no pictures" + (", only sound" if container.streams.audio else ""))
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     return stream
@@ -471,14 +505,20 @@ def decode_in_order(path: Path, ticks: Places) -> Frames:
         last = None
         for number, last in enumerate(container.decode(_video_stream(container))):
             while len(frames) < len(ticks) and ticks[len(frames)] == number:
-                frames.append(last.to_ndarray(format="rgb24"))
+                frames.append(_upright(last))
             if len(frames) == len(ticks):
                 break
         if last is None:
             raise ReadError("it holds no frames that can be decoded")
         while len(frames) < len(ticks):
-            frames.append(last.to_ndarray(format="rgb24"))
+            frames.append(_upright(last))
     return np.stack(frames)
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    """A decoded frame as (H, W, 3), turned as the file asks for (decord does so by itself)."""
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
 
 
 def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64], numbers: Places) -> Frames:
@@ -506,7 +546,7 @@ def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64
                     break
             if now != stamp:  # the frame before was dropped, or the file does not seek as its stamps say
                 return decode_in_order(path, numbers)
-            found[stamp] = frame.to_ndarray(format="rgb24")
+            found[stamp] = _upright(frame)
     return np.stack([found[stamp] for stamp in stamps[numbers].tolist()])
 
 
@@ -521,7 +561,7 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
     if not path.is_file():
         raise ReadError("there is no such file")
     about = path.stat()
-    key = f"1|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
+    key = f"2|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
     kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     if not kept.is_file():
         video = open_video(path)

@@ -451,7 +451,7 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("file,label\n", "lacks the column.*path"),
+        ("kind,label\n", "lacks a column for the path"),
         ("path,label\n1.wav,\n", "line 2 .* lacks a path or a label"),
         ("path,label\nabsent.wav,dog\n", "line 2 .* which does not exist"),
         ("path,label,split\n1.wav,dog,holdout\n", "takes train, val or test"),

@@ -1,0 +1,123 @@
+"""What the header of an MP4 or MOV file (ISO/IEC 14496-12) says of its frames, read without a decoder.
+
+A cut without re-encoding keeps the frames since the key frame before it and hides them with an edit list, which not
+every decoder heeds; and numbers of frames that the file cannot hold bring some decoders down.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+KINDS = (".mp4", ".mov", ".m4v", ".3gp")
+LARGEST_HEADER = 2**28  # bytes
+CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What concerns the first video track.
+
+    Args:
+        counts_agree: the track states the same number of frames in its tables of times and of sizes.
+        may_hide_frames: its edit list may leave frames out at the start or at the end.
+    """
+
+    counts_agree: bool
+    may_hide_frames: bool
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of an MP4 or MOV file; `None` where there is none that can be understood."""
+    try:
+        with path.open("rb") as file:
+            moov = _moov(file)
+        return None if moov is None else _of_video_track(moov)
+    except (OSError, struct.error, IndexError):
+        return None
+
+
+def _moov(file: BinaryIO) -> bytes | None:
+    while len(start := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", start)
+        header = 8
+        if size == 1:
+            size, header = struct.unpack(">Q", file.read(8))[0], 16
+        if size < header:  # 0: to the end of the file
+            return file.read(LARGEST_HEADER) if kind == b"moov" and size == 0 else None
+        if kind == b"moov":
+            return file.read(size - header) if size <= LARGEST_HEADER else None
+        file.seek(size - header, 1)
+    return None
+
+
+def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    place = 0
+    while place + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, place)
+        if size < 8:
+            return
+        yield kind, content[place + 8 : place + size]
+        place += size
+
+
+def _flat(content: bytes) -> dict[bytes, bytes]:
+    """The boxes inside those that hold others, by kind; of several of one kind the first."""
+    found: dict[bytes, bytes] = {}
+    for kind, inside in _boxes(content):
+        for name, what in (_flat(inside) if kind in CONTAINERS else {kind: inside}).items():
+            found.setdefault(name, what)
+    return found
+
+
+def _of_video_track(moov: bytes) -> Header | None:
+    movie = dict(_boxes(moov))
+    for kind, track in _boxes(moov):
+        boxes = _flat(track) if kind == b"trak" else {}
+        if boxes.get(b"hdlr", b"")[8:12] == b"vide":
+            hides = _may_hide(boxes, _timescale(movie[b"mvhd"])) if b"mvhd" in movie else True
+            return Header(_counts_agree(boxes), hides)
+    return None
+
+
+def _counts_agree(boxes: dict[bytes, bytes]) -> bool:
+    if b"stts" not in boxes or b"stsz" not in boxes:
+        return b"stts" not in boxes
+    return sum(count for count, _ in _pairs(boxes[b"stts"])) == struct.unpack_from(">I", boxes[b"stsz"], 8)[0]
+
+
+def _may_hide(boxes: dict[bytes, bytes], movie_scale: int) -> bool:
+    """Whether the edits are anything but one that shows the track from its first frame to its last."""
+    if b"elst" not in boxes:
+        return False
+    edits = [edit for edit in _edits(boxes[b"elst"]) if edit[1] >= 0]  # -1: a pause before the first frame
+    if len(edits) != 1 or b"mdhd" not in boxes or b"stts" not in boxes:
+        return True
+    duration, begins = edits[0]
+    scale = _timescale(boxes[b"mdhd"])
+    ticks = list(_pairs(boxes[b"stts"]))
+    whole = sum(count * step for count, step in ticks)
+    offsets = _pairs(boxes[b"ctts"]) if b"ctts" in boxes else iter([(1, 0)])
+    first_shown = next(offsets, (1, 0))[1]
+    step = max((step for _, step in ticks), default=0)
+    return begins > first_shown or duration / movie_scale < (whole - step / 2) / scale
+
+
+def _edits(elst: bytes) -> Iterator[tuple[int, int]]:
+    """(duration in the movie's time scale, first time in the track's) of each edit."""
+    form, size = (">Qq", 20) if elst[0] == 1 else (">Ii", 12)
+    count = struct.unpack_from(">I", elst, 4)[0]
+    for number in range(min(count, (len(elst) - 8) // size)):
+        yield struct.unpack_from(form, elst, 8 + number * size)
+
+
+def _pairs(table: bytes) -> Iterator[tuple[int, int]]:
+    count = struct.unpack_from(">I", table, 4)[0]
+    for number in range(min(count, (len(table) - 8) // 8)):
+        yield struct.unpack_from(">II", table, 8 + number * 8)
+
+
+def _timescale(header: bytes) -> int:
+    """Ticks a second, of a box `mvhd` or `mdhd`."""
+    return max(struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)[0], 1)

@@ -1,0 +1,205 @@
+"""Tables of labels as people write them: read, said, or refused with the line."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.base import DataError
+from tasks.datasets.label_table import read_label_table
+from tasks.datasets.video_folder import VideoFolder
+
+CLASSES = ("bell", "horn")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    (tmp_path / "clips").mkdir()
+    for number in range(40):
+        soundfile.write(tmp_path / "clips" / f"{number}.wav", np.zeros(80, np.float32), 8000)
+    return tmp_path
+
+
+def rows(write: Callable[[int], str], header: str = "path,label", count: int = 40) -> str:
+    return "\n".join([header, *(write(number) for number in range(count))]) + "\n"
+
+
+PLAIN = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]}")
+
+
+def opened(root: Path, table: str | bytes, **options: object) -> AudioFolder:
+    (root / "labels.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    data = AudioFolder(name="audio_folder", data_dir=str(root), csv="labels.csv", **options)  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def parts(data: AudioFolder) -> dict[str, list[tuple[str, object]]]:
+    return {
+        split: [
+            (item.path.name, item.target if isinstance(item.target, int) else item.target.tolist())
+            for item in items
+        ]
+        for split, items in data.splits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "note"),
+    [
+        (PLAIN.replace("path,label", "Path, Label"), None),
+        (PLAIN.replace(",", " , "), None),
+        (PLAIN.replace(",", ";"), "separated by semicolons"),
+        (PLAIN.replace(",", "\t"), "separated by tabs"),
+        ("sep=;\n" + PLAIN.replace(",", ";"), "separated by semicolons"),
+        (PLAIN.replace("\n", "\r\n"), None),
+        (PLAIN.replace("path,label", "File Name,CLASS"), "File Name = path, CLASS = label"),
+        (PLAIN.split("\n", 1)[1], "has no header: its columns are taken as path, label"),
+        (PLAIN.replace("clips/", "clips\\"), None),
+        (PLAIN.encode("utf-8-sig"), None),
+        (PLAIN.encode("utf-16"), "read as UTF-16"),
+        (PLAIN + "\n\n , \n", None),
+        (PLAIN + "clips/3.wav,horn\n", "1 rows of labels.csv name a file again"),
+        (PLAIN.replace("label", "label,notes").replace("bell", "bell,x"), None),
+    ],
+)  # fmt: skip
+def test_any_dress_of_a_table_gives_the_same_data(clips: Path, table: str | bytes, note: str | None) -> None:
+    wanted = opened(clips, PLAIN)
+    data = opened(clips, table)
+    assert parts(data) == parts(wanted)
+    assert data.class_names == ["bell", "horn"]
+    assert note in "\n".join(data.notes) if note else not data.notes
+
+
+def test_the_notes_are_in_the_first_lines(
+    clips: Path, caplog: pytest.LogCaptureFixture, composed: Callable[..., object]
+) -> None:
+    from workbench.build import build_data
+
+    (clips / "labels.csv").write_text(PLAIN.replace(",", ";"))
+    with caplog.at_level(logging.INFO, "widefield"):
+        build_data(
+            composed("modality=audio", "task=audio_folder", f"data_dir={clips}", "task.data.csv=labels.csv")
+        )  # type: ignore[arg-type]
+    assert "data: labels.csv is separated by semicolons" in caplog.messages
+
+
+def test_accents_of_an_old_encoding(clips: Path) -> None:
+    table = PLAIN.replace("bell", "clé").encode("cp1252")
+    data = opened(clips, table)
+    assert data.class_names == ["clé", "horn"]
+    assert "Windows-1252" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("name,kind\n1,2\n", r"lacks a column for the path and label: it has name, kind; .*csv_columns="),
+        ("path,label\nclips/1.wav,bell,horn\n", "line 2 of .* has 3 cells, the header 2"),
+        ("path,label,path\nclips/1.wav,bell,x\n", "two columns 'path'"),
+        (b"path,label\n\0\0", "is no text"),
+        (b"path,label\n\x81\x8d\n", "is no text"),
+        (b"\xff\xfep", "is no text"),
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (PLAIN + "clips/3.wav,bell\n", r"lines 5 and 42 of .* label clips/3.wav|label .*3.wav as horn and as bell"),
+        (rows(lambda n: f"clips/{n}.wav,bell,{n % 3}", "path,label,fold") + "clips/3.wav,bell,1\n",
+         "put clips/3.wav into two folds, 0 and 1"),
+        (rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},train", "path,label,split") + "./clips/3.wav,horn,test\n",
+         "lines 5 and 42 .* into two splits, train and test"),
+        (rows(lambda n: f"clips/{n}.wav,bell,{n % 3 or ''}", "path,label,fold"), "line 2 of .* lacks a fold"),
+        ('path,label\n"' + "x" * 200_000 + '",bell\n', "cannot be read .*field larger"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_told_is_refused(clips: Path, table: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        opened(clips, table)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_one_file_are_one_item_of_several_labels(clips: Path) -> None:
+    table = PLAIN + "clips/0.wav,horn\nclips/1.wav,bell\n"
+    data = opened(clips, table, multilabel=True)
+    found = {name: target for part in parts(data).values() for name, target in part}
+    assert len(found) == sum(map(len, data.splits.values())) == 40
+    assert found["0.wav"] == found["1.wav"] == [1.0, 1.0]
+    assert found["2.wav"] == [1.0, 0.0]
+
+
+def test_columns_are_named_by_hand(clips: Path) -> None:
+    table = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},{n % 2}", "sound,kind,label")
+    wanted = {"path": "sound", "label": "kind"}
+    assert opened(clips, table, csv_columns=wanted).class_names == ["bell", "horn"]
+    with pytest.raises(DataError, match=r"has no column 'sounds' \(path\); it has sound, kind, label"):
+        opened(clips, table, csv_columns={"path": "sounds"})
+    with pytest.raises(DataError, match="takes path, label, split, fold, group, not file"):
+        opened(clips, table, csv_columns={"file": "sound"})
+
+
+US8K = rows(
+    lambda n: f"clips/{n}.wav,{n % 5 + 1},{n % 2},{CLASSES[n % 2]}", "slice_file_name,fold,classID,class"
+)
+
+
+def test_folds_of_a_table_are_used(clips: Path) -> None:
+    data = opened(clips, US8K)
+    assert data.class_names == ["bell", "horn"]
+    assert {int(item.path.stem) % 5 for item in data.splits["test"]} == {0}
+    assert len(data.splits["test"]) == 8
+    assert "tested on fold 1 of 1, 2, 3, 4, 5" in data.notes[-1]
+    other = opened(clips, US8K, fold=5)
+    assert {int(item.path.stem) % 5 for item in other.splits["test"]} == {4}
+    with pytest.raises(DataError, match="fold=6 is none of"):
+        opened(clips, US8K, fold=6)
+    with pytest.raises(DataError, match="leave fold out"):
+        opened(clips, rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},{('train', 'val', 'test')[n % 3]}",
+                           "path,label,split"), fold=1)  # fmt: skip
+
+
+def test_groups_of_a_table_stay_together(clips: Path) -> None:
+    table = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},speaker {n // 2 % 10}", "path,label,speaker")
+    data = opened(clips, table, test_fraction=0.3, val_fraction=0.3)
+    who = [{int(item.path.stem) // 2 % 10 for item in items} for items in data.splits.values()]
+    assert sum(map(len, who)) == 10
+    folded = opened(clips, table, fold=2)
+    who = [{int(item.path.stem) // 2 % 10 for item in items} for items in folded.splits.values()]
+    assert sum(map(len, who)) == 10
+    assert folded.notes == ["columns of labels.csv: speaker = group"]
+
+
+def test_classes_that_differ_in_capitals_are_said(clips: Path) -> None:
+    data = opened(clips, rows(lambda n: f"clips/{n}.wav,{('Bell', 'bell')[n % 2]}"))
+    assert data.notes == ["classes that differ in capital letters only stay apart: Bell, bell"]
+
+
+def test_a_table_of_videos(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.mp4").touch()
+    (tmp_path / "labels.csv").write_text(
+        rows(lambda n: f"{n}.mp4,{CLASSES[n % 2]},{n % 4}", "path,label,fold", 20)
+    )
+    data = VideoFolder(
+        name="video_folder", data_dir=str(tmp_path), csv="labels.csv", fold=2, val_fraction=0.3
+    )
+    data.setup()
+    assert {int(item.path.stem) % 4 for item in data.splits["test"]} == {2}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_table_or_a_sentence(folder: Path, raw: bytes) -> None:
+    (folder / "labels.csv").write_bytes(raw)
+    with suppress(DataError):  # any other error is a fault
+        read_label_table(folder / "labels.csv", folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tables")

@@ -1,0 +1,181 @@
+"""The frames a player would show, whichever container and codec hold them and whichever library reads them."""
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tasks.datasets import video_files
+from tasks.datasets.base import ReadError
+from tasks.datasets.mp4_header import read_header
+from tasks.datasets.reading import available
+from tasks.datasets.samples.video import write_video
+from tasks.datasets.video_files import dense, open_video, read_ticks
+
+LEVEL = 5  # frame i is all of grey 5·i
+
+
+@pytest.fixture(params=["decord", "PyAV alone"], autouse=True)
+def video_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "decord":
+        monkeypatch.setattr(video_files, "available", lambda module: None)
+
+
+def greys(count: int) -> NDArray[np.uint8]:
+    pictures = np.empty((count, 64, 80, 3), np.uint8)
+    pictures[:] = LEVEL * np.arange(count)[:, None, None, None]
+    return pictures
+
+
+def numbers(path: Path) -> list[int]:
+    video = open_video(path)
+    frames = read_ticks(video, np.arange(video.length))
+    found: list[int] = np.round(frames.reshape(video.length, -1).mean(1) / LEVEL).astype(int).tolist()
+    return found
+
+
+def cut_from(source: Path, target: Path, frame: int, last: int | None = None) -> None:
+    """As `ffmpeg -ss TIME -i source -c copy target`: packets stay, an edit list hides those before the time."""
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        shift = round(frame / 25 / stream.time_base)
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.dts is None or (last is not None and number > last):
+                continue
+            assert packet.pts is not None
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+            new.mux(packet)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.m4v"])
+def test_frames_hidden_by_a_cut_are_not_read(name: str, tmp_path: Path) -> None:
+    write_video(tmp_path / name, greys(45))
+    cut_from(tmp_path / name, tmp_path / f"cut_{name}", 30)
+    header = read_header(tmp_path / f"cut_{name}")
+    assert header is not None
+    assert header.may_hide_frames
+    assert numbers(tmp_path / f"cut_{name}") == list(range(30, 45))
+    assert dense(open_video(tmp_path / f"cut_{name}").length, 5, 1, 0.5).tolist() == [5, 6, 7, 8, 9]
+    assert numbers(tmp_path / name) == list(range(45))
+    untouched = read_header(tmp_path / name)
+    assert untouched is not None
+    assert not untouched.may_hide_frames, "frames in another order than shown have an edit list, too"
+
+
+CODECS = [
+    ("mp4", "libx264"), ("mp4", "libx265"), ("mp4", "libsvtav1"), ("mp4", "mpeg4"), ("mkv", "libx264"),
+    ("mkv", "libsvtav1"), ("mkv", "libvpx-vp9"), ("webm", "libvpx-vp9"), ("webm", "libvpx"), ("webm", "libsvtav1"),
+    ("mov", "libx264"), ("avi", "mpeg4"), ("avi", "libx264"), ("mpg", "mpeg2video"), ("wmv", "wmv2"), ("m4v", "mpeg4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("container", "codec"), CODECS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_container_and_codec(
+    container: str, codec: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"{codec} cannot be written here")
+    path = tmp_path / f"a.{container}"
+    write_video(path, greys(30), codec)
+    found = numbers(path)
+    assert len(found) == 30
+    assert (np.diff(found) >= 0).all(), "in order"
+    assert np.abs(np.array(found) - np.arange(30)).max() <= 2, "strong compression may be off by two greys"
+    if available("decord") is not None:
+        read = read_ticks(video_files._open_with_av(path), np.arange(30)).astype(int)
+        both = read_ticks(open_video(path), np.arange(30)).astype(int)
+        assert np.abs(read - both).mean() < 1
+
+
+def patched(path: Path, box: bytes, offset: int, what: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    place = content.index(box) + 4 + offset
+    content[place : place + len(what)] = what
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("turns", "matrix"), [(0, (1, 0, 0, 1)), (1, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (3, (0, -1, 1, 0))]
+)
+@pytest.mark.parametrize("side", [48, 64])  # decord cannot unpack frames 48 wide
+def test_a_turned_phone_video_stands_upright(
+    turns: int, matrix: tuple[int, int, int, int], side: int, tmp_path: Path
+) -> None:
+    pictures = np.zeros((8, side, 128, 3), np.uint8)
+    pictures[:, :16, :16] = 250  # top left
+    path = tmp_path / "a.mp4"
+    write_video(path, pictures)
+    a, b, c, d = (value << 16 for value in matrix)
+    patched(path, b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    frame = read_ticks(open_video(path), np.array([3]))[0]
+    expected = np.rot90(pictures[3], -turns)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 10
+    with av.open(str(path)) as container:  # FFmpeg counts the other way round
+        assert next(container.decode(video=0)).rotation % 360 == -90 * turns % 360
+
+
+def test_the_readable_frames_of_a_file_without_its_end(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), dtype=np.uint8)
+    path = tmp_path / "a.mp4"
+    write_video(path, pictures)
+    with (
+        av.open(str(path)) as old,
+        av.open(str(tmp_path / "front.mp4"), "w", options={"movflags": "faststart"}) as new,
+    ):
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                new.mux(packet)
+    whole = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    video = open_video(tmp_path / "cut.mp4")
+    assert 20 < video.length < 50
+    frames = read_ticks(video, np.arange(video.length)).astype(int)
+    same = read_ticks(open_video(path), np.arange(video.length)).astype(int)
+    assert np.abs(frames - same).max() <= 3
+
+
+def test_a_file_of_sound_alone_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(ReadError, match=r"^it holds no pictures, only sound$"):
+        open_video(path)
+
+
+READ = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+from pathlib import Path
+from tasks.datasets.video_files import open_video
+print(open_video(Path(sys.argv[1])).length)
+"""
+
+
+def test_numbers_of_frames_that_no_file_holds_do_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, greys(24))
+    content = path.read_bytes()
+    count = content.index(b"stts") + 4 + 4 + 4  # version and flags, number of entries
+    assert struct.unpack_from(">I", content, count)[0] == 24
+    patched(path, b"stts", 8, struct.pack(">I", 0x7FFFFFFF))
+    run = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout.strip() == "24", run.stderr
