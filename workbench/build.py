@@ -112,6 +112,9 @@ def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
         if isinstance(part, ShardableData):
             check_settings(cfgs[name], part, member=name)
     log.info("data: %s", data.describe())
+    for name, part in data.by_task().items():
+        for hint in part.hints():
+            log.info("data: %s%s", f"{name}: " if name else "", hint)
     return data
 
 

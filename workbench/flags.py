@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,15 +34,15 @@ GROUPS = {
 HIDDEN = ("hydra", "paths", "local")
 
 EXAMPLES = (
-    ("modality=audio", "train on an embedded sample"),
-    ("task=audio_folder data_dir=PATH", "train on sounds of your own"),
-    ("experiment=audio/speech_commands_s data_dir=PATH", "a published recipe"),
-    ("action=predict ckpt=RUN input=FILE", "ask a trained model"),
-    ("action=info backbone=unireplknet_s", "parameters, MACs, shapes"),
-    ("resume=auto", "go on with the newest run that was stopped"),
-    ("-m backbone=unireplknet_a,unireplknet_f seed=0,1", "a sweep: four runs"),
-    ("action=report input=runs", "tables and figures of all runs"),
-    ("action=doctor", "is everything installed?"),
+    ("python run.py modality=audio", "train on an embedded sample"),
+    ("python run.py task=audio_folder data_dir=PATH", "train on sounds of your own"),
+    ("python run.py experiment=audio/speech_commands_s data_dir=PATH", "a published recipe"),
+    ("python run.py action=predict ckpt=RUN input=FILE", "ask a trained model"),
+    ("python run.py action=info backbone=unireplknet_s", "parameters, MACs, shapes"),
+    ("python run.py resume=auto", "go on with the newest run that was stopped"),
+    ("python run.py -m backbone=unireplknet_a,unireplknet_f seed=0,1", "a sweep: four runs"),
+    ("python run.py action=report input=runs", "tables and figures of all runs"),
+    ("python run.py action=doctor", "is everything installed?"),
 )
 FLAGS = (
     ("-m", "sweep over values with commas between them"),
@@ -96,7 +97,7 @@ def help_text(width: int, only: list[str] | None = None) -> str:
             ),
             "",
             "Examples",
-            *_columns([(f"python run.py {words}", said) for words, said in EXAMPLES], width),
+            *_columns(EXAMPLES, width),
             "",
             "Flags",
             *_columns(FLAGS, width),
@@ -162,7 +163,7 @@ def _defaults() -> set[str]:
     return {file.stem for file in (CONF / "modality").glob("*.yaml")}
 
 
-def _columns(rows: list[tuple[str, str]] | tuple[tuple[str, str], ...], width: int) -> list[str]:
+def _columns(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
     """Names and sentences side by side; a sentence too long for its row is cut."""
     usual = [len(name) for name, _ in rows if len(name) <= width // 2]
     first = max(usual, default=0)

@@ -6,6 +6,7 @@ benchmark's file format and folder layout, and read by the very reader that read
 
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -332,6 +333,10 @@ class DataModule(LightningDataModule):
         sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
         return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.place}"
 
+    def hints(self) -> list[str]:
+        """Sentences on what is read of the data, for the first lines of a run, where a person may not expect it."""
+        return []
+
     @property
     def place(self) -> str:
         """Where the data lie: a folder, or the address of one."""
@@ -459,7 +464,7 @@ def refuse_strangers(root: Path) -> None:
         return
     raise DataError(
         f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
-        f"draw elsewhere, or data_dir={root} to read it as your data"
+        f"draw elsewhere, or {shlex.quote(f'data_dir={root}')} to read it as your data"
     )
 
 
