@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError
-from workbench.quoting import quoted
+from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -265,12 +265,13 @@ def _composed(words: list[str]) -> DictConfig | None:
     from hydra.core.global_hydra import GlobalHydra
 
     folder, name = str(CONF), "config"
+    more = [str(path) for path in conf_folders()[1:]]
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         folder = next((source.path for source in runtime.config_sources if source.provider == "main"), folder)
         name = str(HydraConfig.get().job.config_name)
         more = [source.path for source in runtime.config_sources if source.provider == "command-line"]
-        words = [*words, *([f"hydra.searchpath={more}"] if more else [])]
+    words = [*words, *([f"hydra.searchpath={value_text(more)}"] if more else [])]
     before = GlobalHydra.instance().hydra
     config, GlobalHydra.instance().hydra = HydraConfig.instance().cfg, None
     try:

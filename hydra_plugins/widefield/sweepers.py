@@ -33,7 +33,7 @@ from workbench.errors import UsageError, plain_errors
 from workbench.quoting import command, typed
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
-from workbench.words import explained
+from workbench.words import check_words, explained
 
 log = logging.getLogger("widefield")
 
@@ -94,7 +94,10 @@ class FrozenSweeper(Sweeper):
     def misfit(self, job: Job) -> str | None:
         """Why the words of a job do not compose, in a sentence; `None` if they do."""
         try:
-            self.context.config_loader.load_sweep_config(self.config, job.overrides)
+            cfg = self.context.config_loader.load_sweep_config(self.config, job.overrides)
+            check_words(cfg, job.overrides)
+        except UsageError as error:
+            return str(error)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return explained(error, job.overrides)
         return None

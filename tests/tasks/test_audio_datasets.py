@@ -551,7 +551,7 @@ def test_of_many_clips_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
         write(tmp_path / "ab"[number % 2] / f"{number}.wav", tone(0.2))
     (tmp_path / "a" / "0.wav").write_bytes(b"no sound")
     (hint,) = folder(tmp_path, seconds=0.1234).hints()
-    assert re.search(r"max of 1\d clips\), 100 % longer", hint)
+    assert re.search(r"max of (9|1\d) clips\), 100 % longer", hint)
     assert "task.data.seconds=0.2 reads all" in hint
 
 
