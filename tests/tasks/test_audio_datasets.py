@@ -555,9 +555,8 @@ def test_of_many_clips_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     assert "task.data.seconds=0.2 reads all" in hint
 
 
-def test_sources_without_crops_offer_none(tmp_path: Path) -> None:
-    data = SpeechCommands(name="speech_commands", samples_dir=str(tmp_path), seconds=0.5)
-    data.prepare_data()
+def test_sources_without_crops_offer_none(speech_root: Path) -> None:
+    data = SpeechCommands(name="speech_commands", data_dir=str(speech_root), seconds=0.5)
     data.setup()
     (hint,) = data.hints()
     assert hint.endswith("task.data.seconds=1 reads all")

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,11 +211,21 @@ def test_the_program_is_called_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_hostile_folder_prints_commands_that_work(
-    composed: Compose, samples: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    composed: Compose, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = tmp_path / """runs (2), é=[x] 'b' $HOME"""
-    words = ["modality=image", "task.data.limit=16", "callbacks=[]", "logger=[]"]
-    run_action(composed(*TINY, *words, word("paths.run", run), word("paths.samples", samples)))
+    sounds = tmp_path / "my sounds (2)"
+    for number in range(40):
+        file = sounds / "ab"[number % 2] / f"{number}, é=[x].wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, np.full(1600, 0.1), 16000)
+    words = [
+        "task=audio_folder",
+        word("data_dir", sounds),
+        "task.data.seconds=0.1",
+        "task.data.num_workers=0",
+    ]
+    run_action(composed(*TINY, *words, "callbacks=[]", "logger=[]", word("paths.run", run)))
     lines = [
         line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("python")
     ]
