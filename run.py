@@ -21,9 +21,11 @@ try:
     from omegaconf import DictConfig
 
     from workbench.errors import kept_errors, plain_errors
+    from workbench.flags import answer_flags
     from workbench.resolvers import register_resolvers
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
+    from workbench.typed_words import quote_arguments
     from workbench.words import check_words, plain_words
 except Exception as error:
     said = complaint_of(error)
@@ -59,6 +61,8 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     follow_parent()
+    answer_flags()
     take_arguments()
+    quote_arguments()
     with plain_words():
         main()

@@ -1,7 +1,6 @@
 """From configuration nodes to objects, and from a checkpoint back to the model that made it."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -360,10 +360,10 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
                 f"{cfg.ckpt} is of {group} {stored[group]['name']}, not {cfg[group].name}: leave {group}= out"
             )
         own[group] = stored[group]
-    for override in _overrides():
-        key, _, value = override.lstrip("+").partition("=")
-        if key.split(".")[0] in MODEL_GROUPS and "." in key:
-            OmegaConf.update(own, key, OmegaConf.create(f"value: {value}").value)
+    for override in OverridesParser.create().parse_overrides(_overrides()):
+        key = override.key_or_group
+        if key.split(".")[0] in MODEL_GROUPS and "." in key and not override.is_delete():
+            OmegaConf.update(own, key, override.value())
     if _said("task.monitor=") and not _said("task.mode="):
         own.task.mode = MODE
     OmegaConf.set_struct(own, True)
@@ -376,9 +376,3 @@ def _overrides() -> list[str]:
 
 def _said(beginning: str) -> bool:
     return any(override.startswith(beginning) for override in _overrides())
-
-
-def command(**options: Any) -> str:
-    """A command line to type next, e.g. `python run.py action=test ckpt=…`."""
-    words = [f"{key}={value}" for key, value in options.items()]
-    return " ".join(["python", Path(sys.argv[0]).name or "run.py", *words])

@@ -13,6 +13,7 @@ from backbone import CheckpointError, DamagedCheckpoint, read_safely
 from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+from workbench.quoting import typed
 
 log = logging.getLogger("widefield")
 
@@ -68,7 +69,8 @@ def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
     content = read_safely(path)
     if not isinstance(content, dict) or "widefield" not in content:
         raise CheckpointError(
-            f"{path} is no checkpoint of this workbench; official weights are given as backbone.pretrained={path}"
+            f"{path} is no checkpoint of this workbench; official weights are given as "
+            f"{typed('backbone.pretrained', path)}"
         )
     return check_content(content, path, cfg)
 

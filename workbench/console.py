@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +13,52 @@ from rich.table import Table
 
 # Names of files and classes are text, whatever they look like: "[/x]" is no markup, ":x:" no picture.
 console = Console(markup=False, emoji=False)
+
+_TIE = "\xa0"  # a space at which no row ends
+
+
+class TerminalHandler(logging.StreamHandler):
+    """Shows log records through `console`, above a progress bar that stands there.
+
+    On a terminal a long line is continued in indented rows, without cutting names in two; a pipe or a file gets the
+    line as it is. Hydra's `stream` is not used: the console asks for `sys.stdout` when it prints.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def say(text: str) -> None:
+    """Print lines of plain text, above a progress bar that stands there."""
+    text = printable(text, keep="\n")
+    rows = folded(text, console.width) if console.is_terminal else text
+    console.print(rows, highlight=False, soft_wrap=True)
+
+
+def folded(text: str, width: int) -> str:
+    """Long lines continued in indented rows; a row ends between fields (two spaces) where a line has them.
+
+    A line with a command stays whole, so that it can be copied, and so does a name longer than a row.
+
+    >>> print(folded("epoch 1/4  train/loss 3.559  val/loss 3.561", 32))
+    epoch 1/4  train/loss 3.559
+      val/loss 3.561
+    """
+    rows: list[str] = []
+    for line in text.split("\n"):
+        if len(line) <= width or "python " in line or line.startswith(" "):
+            rows.append(line)
+            continue
+        tied = re.sub(r"(?<! ) (?! )", _TIE, line) if "  " in line else line
+        found = textwrap.wrap(
+            tied, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        rows += [row.replace(_TIE, " ") for row in found]
+    return "\n".join(rows)
+
 
 # Notices that tell a user nothing they can act on, each with its reason.
 _NOTICES = (

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.datasets.base import ClassificationData, DataModule
 from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
-from workbench.build import build_all_data, build_trainer, build_training, command
+from workbench.build import build_all_data, build_trainer, build_training
 from workbench.callbacks.best import BestCheckpoint
 from workbench.checkpoint_files import point_to_resume
 from workbench.compiled import compiled
@@ -24,6 +24,7 @@ from workbench.console import console, print_table, printable, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
 from workbench.members import resolved
+from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.transfer import freeze, start_from
 

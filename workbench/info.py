@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.network import Network
-from workbench.build import build_all_data, build_data, build_network, build_training, command, restore
+from workbench.build import build_all_data, build_data, build_network, build_training, restore
 from workbench.console import console, print_table
 from workbench.members import is_joint
+from workbench.quoting import command
 
 
 def info(cfg: DictConfig) -> None:
@@ -45,9 +46,8 @@ def info(cfg: DictConfig) -> None:
         rows.append((name, _short(value)))
     print_table("Composition", rows, ("", "value"))
     if not cfg.ckpt:
-        console.print(
-            f"train it: {command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)}"
-        )
+        line = command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)
+        console.print(f"train it: {line}", highlight=False, soft_wrap=True)
 
 
 def joint_info(cfg: DictConfig) -> None:

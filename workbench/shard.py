@@ -9,10 +9,11 @@ from tasks.datasets.shards.data import ShardableData
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
-from workbench.build import CONF, build_data, command
+from workbench.build import CONF, build_data
 from workbench.console import console, print_table
 from workbench.errors import UsageError
-from workbench.shard_settings import split_settings, word
+from workbench.quoting import command
+from workbench.shard_settings import split_settings
 
 
 def shard(cfg: DictConfig) -> None:
@@ -44,7 +45,7 @@ def shard(cfg: DictConfig) -> None:
     print_table(f"shards of {cfg.task.name} in {target}", rows(shards), ("split", "samples", "shards", "MB"))
     default = OmegaConf.load(CONF / "task" / f"{cfg.task.name}.yaml")
     changed = {
-        f"task.data.{key}": word(value)
+        f"task.data.{key}": value
         for key, value in settings.items()
         if OmegaConf.select(default, f"data.{key}") != value
     }

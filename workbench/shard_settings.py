@@ -1,6 +1,5 @@
 """Settings of a task that decide what is trained and tested on: in shards they are fixed."""
 
-import shlex
 from inspect import signature
 from typing import Any
 
@@ -9,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from workbench.errors import UsageError
+from workbench.quoting import typed, value_text
 
 
 def split_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -34,12 +34,6 @@ def check_settings(cfg: DictConfig, data: ShardableData, member: str = "") -> No
     other = [key for key, value in written.items() if key in now and now[key] != value]
     if other:
         task = f"task.members.{member}.task" if member else "task"
-        said = ", ".join(f"{key}={word(written[key])} (not {word(now[key])})" for key in other)
-        words = " ".join(f"{task}.data.{key}={word(written[key])}" for key in other)
+        said = ", ".join(f"{key}={value_text(written[key])} (not {value_text(now[key])})" for key in other)
+        words = " ".join(typed(f"{task}.data.{key}", written[key]) for key in other)
         raise UsageError(f"{data.place} was written with {said}: add {words}, or write other shards")
-
-
-def word(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return shlex.quote(text)

@@ -16,6 +16,7 @@ from workbench.composition import built_from
 from workbench.errors import UsageError
 from workbench.files import write_json
 from workbench.members import listed, matching, member_cfg, member_content, members_of
+from workbench.quoting import typed
 
 log = logging.getLogger("widefield")
 
@@ -60,7 +61,7 @@ def _source(
     if name is None or part not in (None, name):
         raise UsageError(
             f"init_from: {path} holds {listed(members)}: say which to start from, "
-            f"e.g. init_from={cfg.init_from.rpartition('@')[0] or cfg.init_from}@{next(iter(members))}"
+            f"e.g. {typed('init_from', f'{path}@{next(iter(members))}')}"
         )
     return member_content(content, name), name
 

@@ -7,6 +7,7 @@ class takes is accepted.
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,17 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError
+from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -57,12 +64,25 @@ def explained(error: BaseException, words: list[str]) -> str:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").partition("/")
         if names := _options(group):
             return f"{group}={name} is not there: {choices(name, names)}"
+    if isinstance(error, OverrideParseException):
+        return unreadable(str(error.override))
     found = re.search(r"Could not (?:override|append to config\. No match for) '([^']+)'\.", said)
     if found and isinstance(error, ConfigCompositionException) and "To append" in said:
         base = _composed([word for word in words if _is_group(word)])
         if base is not None:
             return unknown(found[1], base)
     return " ".join(re.sub(r"To append to your config use \S+", "", said).split())
+
+
+def unreadable(word: str) -> str:
+    """The sentence for a word that is no `KEY=VALUE`, or whose value Hydra's grammar does not know."""
+    key, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w./@:-]+", key):
+        return (
+            f"{word} is no setting: settings are KEY=VALUE, group.key=VALUE or group=NAME; what holds spaces is "
+            f"quoted, as in {shlex.quote('data_dir=my sounds')}"
+        )
+    return f"{word} cannot be read; if this very text is meant, type {shlex.quote(f'{key}={quoted(value)}')}"
 
 
 def unknown(key: str, base: DictConfig) -> str:
@@ -245,12 +265,13 @@ def _composed(words: list[str]) -> DictConfig | None:
     from hydra.core.global_hydra import GlobalHydra
 
     folder, name = str(CONF), "config"
+    more = [str(path) for path in conf_folders()[1:]]
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         folder = next((source.path for source in runtime.config_sources if source.provider == "main"), folder)
         name = str(HydraConfig.get().job.config_name)
         more = [source.path for source in runtime.config_sources if source.provider == "command-line"]
-        words = [*words, *([f"hydra.searchpath={more}"] if more else [])]
+    words = [*words, *([f"hydra.searchpath={value_text(more)}"] if more else [])]
     before = GlobalHydra.instance().hydra
     config, GlobalHydra.instance().hydra = HydraConfig.instance().cfg, None
     try:
@@ -263,7 +284,7 @@ def _composed(words: list[str]) -> DictConfig | None:
         HydraConfig.instance().cfg = config
 
 
-def _folders() -> list[Path]:
+def conf_folders() -> list[Path]:
     """Every folder of YAML of this command."""
     folders = [CONF]
     for option, value in zip(sys.argv, sys.argv[1:], strict=False):
@@ -273,14 +294,14 @@ def _folders() -> list[Path]:
 
 
 def _groups() -> list[str]:
-    return sorted({entry.name for folder in _folders() for entry in folder.glob("*") if entry.is_dir()})
+    return sorted({entry.name for folder in conf_folders() for entry in folder.glob("*") if entry.is_dir()})
 
 
 def _options(group: str) -> list[str]:
     """The files of a group, or where it has only folders, those in them; none that begin with `_`."""
     names: set[str] = set()
     for pattern in ("*.yaml", "*/*.yaml"):
-        for top in (folder / group for folder in _folders()):
+        for top in (folder / group for folder in conf_folders()):
             files = [file for file in top.glob(pattern) if file.name[0] != "_"]
             names |= {file.relative_to(top).with_suffix("").as_posix() for file in files}
         if names:
@@ -291,4 +312,4 @@ def _options(group: str) -> list[str]:
 def _is_group(word: str) -> bool:
     """Whether a word chooses a file of a group, or puts it somewhere (`task@task.members.audio.task=…`)."""
     key = word.lstrip("+~").partition("=")[0]
-    return "@" in key or any((folder / key).is_dir() for folder in _folders())
+    return "@" in key or any((folder / key).is_dir() for folder in conf_folders())

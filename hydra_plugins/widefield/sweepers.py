@@ -30,9 +30,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError, plain_errors
+from workbench.quoting import command, typed
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
-from workbench.words import explained
+from workbench.words import check_words, explained
 
 log = logging.getLogger("widefield")
 
@@ -93,7 +94,10 @@ class FrozenSweeper(Sweeper):
     def misfit(self, job: Job) -> str | None:
         """Why the words of a job do not compose, in a sentence; `None` if they do."""
         try:
-            self.context.config_loader.load_sweep_config(self.config, job.overrides)
+            cfg = self.context.config_loader.load_sweep_config(self.config, job.overrides)
+            check_words(cfg, job.overrides)
+        except UsageError as error:
+            return str(error)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return explained(error, job.overrides)
         return None
@@ -110,7 +114,7 @@ class FrozenSweeper(Sweeper):
             folder = SweepFolder.load(path)
         elif (path / SWEEP).exists():
             raise UsageError(
-                f"{path} holds a sweep already: go on with it by {KEY}={path}, or choose another folder"
+                f"{path} holds a sweep already: go on with it by {typed(KEY, path)}, or choose another folder"
             )
         elif path.exists() and any(path.iterdir()):
             raise UsageError(f"{path} holds other files: choose another folder for the sweep")
@@ -151,7 +155,8 @@ class FrozenSweeper(Sweeper):
         except (KeyboardInterrupt, SystemExit) as stop:
             if "submitit" not in str(self.config.hydra.launcher._target_):  # those runs go on elsewhere
                 self.folder.mark_stopped()
-            log.warning("the sweep was stopped; to go on with it: python run.py %s=%s", KEY, self.folder.path)
+            again = command(**{KEY: self.folder.path})
+            log.warning("the sweep was stopped; to go on with it: %s", again)
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
             sys.exit(128 + number)
         finally:

@@ -4,9 +4,13 @@ Shapes: T samples at the wanted rate, K crops.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError, check_file
+from tasks.datasets.base import DataError, Item, ReadError, check_file, spread
 from tasks.datasets.reading import require
-from tasks.datasets.shards.data import ShardableData, ShardableSettings
+from tasks.datasets.shards.data import ShardableData, ShardableSettings, as_file
+from tasks.datasets.shards.layout import ShardItem
 
 SOUND_FILES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64"
@@ -28,6 +33,8 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damag
 LOUDEST = 2.0**31  # of files of floating-point numbers: whole numbers of 32 bits are within it, damage is not
 # Some streams do not state their length (libsndfile says 2**63 - 1); they are read from the start.
 UNKNOWN_LENGTH = 2**48
+LONGER = 1.02  # times the seconds read: what clips may exceed them by unsaid
+LOOKED_AT = 200  # clips of a split
 
 
 class AudioData(ShardableData):
@@ -66,11 +73,80 @@ class AudioData(ShardableData):
             return read_crop(item.path, self.sample_rate, self.seconds, place=rng.random())
         return self.read_file(item.path)
 
+    def setup(self, stage: str | None = None) -> None:
+        fresh = not self.splits
+        super().setup(stage)
+        if fresh:
+            self.notes += self._lengths_note()
+
+    def _lengths_note(self) -> list[str]:
+        """How much of longer clips is read, and which option reads more."""
+        seconds = sorted(length for split in self.splits for length in self._lengths(split))
+        if not seconds or seconds[-1] <= LONGER * self.seconds:
+            return []
+        longer = sum(length > LONGER * self.seconds for length in seconds) / len(seconds)
+        looked = f" of {len(seconds)} clips" if len(seconds) < sum(map(len, self.splits.values())) else ""
+        tested = "the middle" if self.test_crops == 1 else f"{self.test_crops} crops from start to end"
+        more = f"task.data.seconds={_rounded_up(seconds[-1]):g} reads all"
+        if self.test_crops == 1 and "test_crops" in signature(type(self)).parameters:
+            more += ", task.data.test_crops=K averages the answers to K crops"
+        return [
+            f"clips last {seconds[0]:.3g} / {median(seconds):.3g} / {seconds[-1]:.3g} s (min / median / max{looked}), "
+            f"{100 * longer:.0f} % longer than the {self.seconds:g} s that are read: in training a random crop, in "
+            f"validation and test {tested}; {more}"
+        ]
+
+    def _lengths(self, split: str) -> Iterator[float]:
+        """Seconds of some clips of a split, by their headers; none of shards that lie elsewhere."""
+        if self.storage is not None and self.storage.folder is None:
+            return
+        for item in spread(self.splits[split], LOOKED_AT if self.storage is None else LOOKED_AT // 10):
+            try:
+                length = self._length(item)
+            except DataError:
+                continue
+            if length is not None:
+                yield length
+
+    def _length(self, item: Item) -> float | None:
+        if not isinstance(item, ShardItem):
+            return length_of(item.path)
+        with as_file(self.content(item), item.path.suffix) as path:
+            return length_of(path)
+
     def read_file(self, path: Path) -> Tensor:
         if self.test_crops == 1:
             return read_crop(path, self.sample_rate, self.seconds, place=0.5)
         places = np.linspace(0.0, 1.0, self.test_crops)
         return torch.stack([read_crop(path, self.sample_rate, self.seconds, place=place) for place in places])
+
+
+def length_of(path: Path) -> float | None:
+    """Seconds of a file, from its header; None where it does not say.
+
+    Raises:
+        ReadError: it cannot be read as audio.
+    """
+    check_file(path)
+    if path.suffix.lower() in CONTAINERS:
+        with _container(path) as (container, stream):
+            return _stated_length(container, stream) / stream.rate or None
+    soundfile = require("soundfile", "audio files")
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.frames / file.samplerate if 0 < file.frames < UNKNOWN_LENGTH else None
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def _rounded_up(seconds: float) -> float:
+    """To three digits.
+
+    >>> _rounded_up(12.3412)
+    12.4
+    """
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 2)
+    return round(math.ceil(round(seconds / unit, 6)) * unit, 9)
 
 
 def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) -> Tensor:
@@ -118,39 +194,44 @@ def _read_sound_file(path: Path, seconds: float, place: float) -> tuple[NDArray[
 
 def _read_container(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
     """The same by FFmpeg: decoded from the start, since seeking in compressed sound is not exact to the sample."""
+    with _container(path) as (container, stream):
+        wanted = math.ceil(seconds * stream.rate)
+        start = max(round(place * (_stated_length(container, stream) - wanted)), 0)
+        chunks, done = [], 0
+        for frame in container.decode(stream):
+            chunk = _planes(frame).T
+            chunks.append(chunk[max(start - done, 0) : max(start + wanted - done, 0)])
+            done += len(chunk)
+            if done >= start + wanted:
+                break
+        return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), stream.rate
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[tuple[Any, Any]]:
+    """An open file and its first sound stream; what FFmpeg finds wrong inside the block is a `ReadError`."""
     av = require("av", f"audio files such as {', '.join(CONTAINERS)}")
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise ReadError("it holds no sound")
-            stream = container.streams.audio[0]
-            rate = stream.rate
-            wanted = math.ceil(seconds * rate)
-            start = max(round(place * (_stated_length(container, stream, rate) - wanted)), 0)
-            chunks, done = [], 0
-            for frame in container.decode(stream):
-                chunk = _planes(av, frame).T
-                chunks.append(chunk[max(start - done, 0) : max(start + wanted - done, 0)])
-                done += len(chunk)
-                if done >= start + wanted:
-                    break
-            return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
+            yield container, container.streams.audio[0]
+    except ReadError:
+        raise
     except (OSError, ValueError, av.FFmpegError) as error:
-        if isinstance(error, ReadError):
-            raise
         raise ReadError(_why_unreadable(path, error)) from error
 
 
-def _stated_length(container: Any, stream: Any, rate: int) -> int:
+def _stated_length(container: Any, stream: Any) -> int:
     """Samples per channel that the header states; 0 where it states none."""
     if stream.duration is not None and stream.time_base is not None:
-        return round(stream.duration * stream.time_base * rate)
-    return round(container.duration * rate / 1e6) if container.duration else 0
+        return round(stream.duration * stream.time_base * stream.rate)
+    return round(container.duration * stream.rate / 1e6) if container.duration else 0
 
 
-def _planes(av: Any, frame: Any) -> NDArray[np.float32]:
+def _planes(frame: Any) -> NDArray[np.float32]:
     """Samples of a frame of any format as (channels, T)."""
-    converter = av.AudioResampler(format="fltp")
+    converter = require("av", "audio files").AudioResampler(format="fltp")
     return np.concatenate([part.to_ndarray() for part in converter.resample(frame)], axis=1)
 
 

@@ -6,6 +6,7 @@ benchmark's file format and folder layout, and read by the very reader that read
 
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -462,7 +463,7 @@ def refuse_strangers(root: Path) -> None:
         return
     raise DataError(
         f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
-        f"draw elsewhere, or data_dir={root} to read it as your data"
+        f"draw elsewhere, or {shlex.quote(f'data_dir={root}')} to read it as your data"
     )
 
 

@@ -1,6 +1,7 @@
 """Audio sources: reading, splits, samples. Tests write small files; each sample is drawn once."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from modalities.audio import LogMel
+from tasks.datasets import audio_files
 from tasks.datasets.audio_files import read_crop
 from tasks.datasets.audio_folder import AudioFolder
 from tasks.datasets.base import ClassificationData, DataError, ReadError
@@ -523,3 +525,38 @@ def test_held_out_groups_leave_every_class_something(items: list[tuple[str, int]
     held = held_out_groups(pairs, fraction)
     assert {label for label, group in pairs if group not in held} == {label for label, _ in pairs}
     assert held == held_out_groups(reversed(pairs), fraction)
+
+
+# -- longer clips -------------------------------------------------------------------------------------------
+
+
+def test_longer_clips_say_how_much_is_read(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        for number in range(20):
+            write(tmp_path / label / f"{number}.wav", tone(3.0 if number else 0.5, rate=8000), rate=8000)
+    (hint,) = folder(tmp_path, seconds=1.0).notes
+    assert "clips last 0.5 / 3 / 3 s (min / median / max), 95 % longer than the 1 s that are read" in hint
+    assert "training a random crop" in hint
+    assert "test the middle; task.data.seconds=3 reads all, task.data.test_crops=K" in hint
+    (hint,) = folder(tmp_path, seconds=1.0, test_crops=3).notes
+    assert "3 crops from start to end" in hint
+    assert "test_crops=K" not in hint
+    assert folder(tmp_path, seconds=3.0).notes == []
+    assert folder(tmp_path, seconds=2.99).notes == []
+
+
+def test_of_many_clips_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio_files, "LOOKED_AT", 5)
+    for number in range(40):
+        write(tmp_path / "ab"[number % 2] / f"{number}.wav", tone(0.2))
+    (tmp_path / "a" / "0.wav").write_bytes(b"no sound")
+    (hint,) = folder(tmp_path, seconds=0.1234).notes
+    assert re.search(r"max of (9|1\d) clips\), 100 % longer", hint)
+    assert "task.data.seconds=0.2 reads all" in hint
+
+
+def test_sources_without_crops_offer_none(speech_root: Path) -> None:
+    data = SpeechCommands(name="speech_commands", data_dir=str(speech_root), seconds=0.5)
+    data.setup()
+    (hint,) = data.notes
+    assert hint.endswith("task.data.seconds=1 reads all")

@@ -163,7 +163,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path: Path, samples: 
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "to go on with it: python run.py sweep.resume=runs/sweeps/" in output
+    assert f"to go on with it: python {ROOT / 'run.py'} sweep.resume=runs/sweeps/" in output
     assert not Path(f"/proc/{run}").exists()
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert records(sweep)["0_seed-0"]["status"] == "killed"

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,8 @@ def test_the_nearest_run_is_named(composed: Compose, tmp_path: Path) -> None:
         ("optimizer.lr=fast", "it must be a number"),
         ("optimizer.opt=sdg", "did you mean sgd?"),
         ("init_from=typo", "there are no runs in runs"),
+        ("trainer=gpuu", "did you mean gpu?"),
+        ("action=tset", "did you mean test?"),
     ],
 )
 def test_answered_before_anything_heavy_is_imported(word: str, said: str, tmp_path: Path) -> None:
@@ -123,6 +126,33 @@ def test_answered_before_anything_heavy_is_imported(word: str, said: str, tmp_pa
     assert "error: " in lines[0]
     assert said in lines[0]
     assert "use +" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=abc", "task.data.batch_size=2,4"], "seed=abc: it must be a number, such as 0"),
+        (["seed=0,1", "+epochs=3"], "epochs is no setting; did you mean trainer.max_epochs?"),
+    ],
+)
+def test_a_sweep_that_is_nothing_but_a_typo_is_one_sentence(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    before = cpu_seconds()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-m", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.endswith(said)
+    assert cpu_seconds() - before < 3
+    assert not list(tmp_path.glob("runs/sweeps/*"))
+
+
+def cpu_seconds() -> float:
+    """Of all child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from workbench.errors import Interrupted
+from workbench.quoting import typed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -64,5 +65,5 @@ class Interrupt(Callback):
             raise Interrupted(f"{said} before there was anything to save", code)
         folder = self.last.parent.parent
         raise Interrupted(
-            f"{said}, saved in {self.last}; to go on, repeat the command with resume={folder}", code
+            f"{said}, saved in {self.last}; to go on, repeat the command with {typed('resume', folder)}", code
         )

@@ -1,39 +1,141 @@
 """A progress bar with loss and accuracy on a terminal; one line an epoch in the log either way."""
 
 import logging
+import math
 import time
+from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Display
+from rich.table import Column
 
 from tasks.task import Training
+from workbench.console import console
 
 log = logging.getLogger("widefield")
 
+METRICS_EVERY = 0.25  # seconds: reading a metric makes the host wait for the GPU
 
-class Progress(RichProgressBar):
-    """Rich's progress bar, and after each epoch one line with its metrics."""
+
+class Progress(ProgressBar):
+    """A bar of one row for the epoch or the test, one below it for a validation, and after each epoch one line.
+
+    The bars stand below everything that is printed through `console` and vanish when their phase ends. Where the
+    output is no terminal there are none.
+    """
 
     def __init__(self) -> None:
-        super().__init__(leave=False)
+        super().__init__()
+        self._display: Display | None = None
+        self._rows: dict[str, TaskID] = {}
+        self._enabled = True
         self._started = 0.0
+        self._shown = -math.inf
         self._first = 0
 
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         self._started = time.monotonic()
         self._first = trainer.current_epoch
 
     # A task logs its training metrics when the epoch's callbacks are through, so the line is printed a moment later.
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch > self._first:
             self._say(trainer, pl_module)
+        self._hide("train")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+        self._close()
         self._say(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        said = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        now = time.monotonic()
+        metrics = None
+        if now - self._shown > METRICS_EVERY:
+            self._shown, metrics = now, self._in_words(trainer, pl_module)
+        self._show("train", said, batch_idx + 1, self.total_train_batches, metrics)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.has_dataloader_changed(dataloader_idx):
+            self._hide("val")
+        if not trainer.sanity_checking:
+            self._show("val", "validation", batch_idx + 1, self.total_val_batches_current_dataloader)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hide("val")
+        self.reset_dataloader_idx_tracker()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.has_dataloader_changed(dataloader_idx):
+            self._hide("test")
+        self._show("test", "test", batch_idx + 1, self.total_test_batches_current_dataloader)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.reset_dataloader_idx_tracker()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _show(self, row: str, said: str, done: int, total: float, metrics: str | None = None) -> None:
+        if not self._enabled or not console.is_interactive:
+            return
+        if self._display is None:
+            self._display = _display()
+            self._display.start()
+        if row not in self._rows:
+            most = total if math.isfinite(total) else None
+            self._rows[row] = self._display.add_task(said, total=most, metrics="")
+        self._display.update(self._rows[row], description=said, completed=done)
+        if metrics is not None:
+            self._display.update(self._rows[row], metrics=metrics)
+
+    def _hide(self, row: str) -> None:
+        if self._display is not None and row in self._rows:
+            self._display.remove_task(self._rows.pop(row))
+
+    def _close(self) -> None:
+        display, self._display = self._display, None
+        self._rows.clear()
+        if display is not None:
+            display.stop()
+
+    def _in_words(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        metrics = self.get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return "  ".join(
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in metrics.items()
+        )
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         in_short = pl_module.in_short if isinstance(pl_module, Training) else str
@@ -51,12 +153,17 @@ class Progress(RichProgressBar):
             time.monotonic() - self._started,
         )
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+def _display() -> Display:
+    """Rows that fit any terminal: first the metrics are cut, then the bar is shortened."""
+    whole = Column(no_wrap=True)
+    return Display(
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+        MofNCompleteColumn(table_column=whole),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
+        console=console,
+        transient=True,
+        expand=True,
+    )

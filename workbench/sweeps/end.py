@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 
+from workbench.quoting import command
 from workbench.sweeps.folder import DONE, MISSING, RUNNING, SweepFolder
 from workbench.sweeps.words import KEY
 
@@ -27,5 +28,5 @@ def finish(sweep: SweepFolder, report: bool) -> int:
         return 0
     if counts[RUNNING]:
         log.info("runs that a cluster still works on go on writing into %s", sweep.path)
-    log.info("to make only what is missing or failed: python run.py %s=%s", KEY, sweep.path)
+    log.info("to make only what is missing or failed: %s", command(**{KEY: sweep.path}))
     return 1

@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from workbench.errors import ERROR_FILE
+from workbench.quoting import quoted
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import (
     DONE,
@@ -128,11 +129,6 @@ def command_of(sweep: SweepFolder, words: list[str], folder: Path, goes_on: bool
         f"hydra.run.dir={quoted(folder)}",
         *([f"resume={quoted(folder)}"] if goes_on else []),
     ]
-
-
-def quoted(path: Path) -> str:
-    """A path as a value on Hydra's command line."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def follow_parent() -> None:

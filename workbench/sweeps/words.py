@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from workbench.errors import UsageError
+from workbench.quoting import plain, quoted
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.sweeps.frozen import check_frozen
-from workbench.sweeps.job import quoted
 
 KEY = "sweep.resume"
 MAY_CHANGE = (
@@ -28,7 +28,7 @@ def expand_resume(words: list[str]) -> list[str]:
     asked = [word.partition("=")[2] for word in words if word.startswith(f"{KEY}=")]
     if not asked or asked[-1] in ("", "null"):
         return words
-    path = Path(asked[-1].strip("'\"")).expanduser()
+    path = Path(plain(asked[-1])).expanduser()
     if not (path / SWEEP).is_file():
         raise UsageError(f"{KEY}={path}: there is no {SWEEP} in it, so it is no sweep's folder")
     new = [word for word in words if word not in ("-m", "--multirun") and not word.startswith(f"{KEY}=")]

@@ -1,0 +1,144 @@
+"""Words as a person types them: a path is a path, although Hydra's grammar gives `=`, `(`, `,` and others a meaning.
+
+Before Hydra reads the command line, a value that it would refuse, or take for something else than the path it is, gets
+quotes of Hydra's grammar. What is quoted already, lists, references (`${…}`) and sweeps stay as they are.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from hydra.errors import HydraException
+
+from workbench.quoting import PARSER, quoted, reads_as
+
+# What takes a path; behind `task.` and in `paths.` there are more.
+PATHS = ("data_dir", "ckpt", "input", "init_from", "resume", "sweep.resume", "action.out", "hydra.run.dir")
+TASK_PATHS = ("data_dir", "samples_dir", "cache_dir", "csv")
+REFERENCE = re.compile(r"\$\{[\w.:/]+(:.*)?\}", re.DOTALL)
+ABOUT_FOLDERS = (
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+)  # flags before a value
+
+
+def quote_arguments() -> None:
+    """Quote the words of this process's own command line, and of the line that a shell wants completed."""
+    sys.argv[1:] = quoted_words(sys.argv[1:])
+    if "COMP_LINE" in os.environ:
+        os.environ["COMP_LINE"] = completable(os.environ["COMP_LINE"])
+
+
+def quoted_words(arguments: list[str]) -> list[str]:
+    """The arguments of a command, in words that Hydra reads as they were meant; doing it twice changes nothing more.
+
+    >>> quoted_words(["-m", "ckpt=epoch=3-step=36.ckpt", "seed=0,1"])
+    ['-m', 'ckpt="epoch=3-step=36.ckpt"', 'seed=0,1']
+    """
+    sweeps = any(
+        word in ("-m", "--multirun") or re.match(r"hydra.mode=MULTIRUN|\+?sweep=|hydra/sweeper=", word)
+        for word in arguments
+    )
+    found: list[str] = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        key, equals, value = word.partition("=")
+        if word.startswith("-") or before in ABOUT_FOLDERS or not equals or not value:
+            found.append(word)
+        elif is_path(key.lstrip("+").partition("@")[0]):
+            found.append(f"{key}={_path(value, sweeps)}")
+        else:
+            found.append(f"{key}={_other(value, sweeps)}")
+    return found
+
+
+def is_path(key: str) -> bool:
+    """Whether a setting takes a path."""
+    parts = key.split(".")
+    return (
+        key in PATHS
+        or (parts[0] == "paths" and len(parts) > 1)
+        or (parts[0] == "task" and parts[-1] in TASK_PATHS)
+    )
+
+
+def completable(line: str) -> str:
+    """A command line that is being typed, without the words that Hydra's completion cannot read.
+
+    >>> completable("python run.py 'data_dir=my sounds (2)' modality=au")
+    'python run.py modality=au'
+    """
+    words = re.findall(r"""(?:\\.|'[^']*'|"(?:\\.|[^"])*"|[^\s'"\\])+(?:['"\\].*)?|['"\\].*""", line)
+    finished, last = (words, []) if line[-1:].isspace() else (words[:-1], words[-1:])
+    kept = [word for word in finished if "=" not in word or _readable(word)]
+    # What is typed in quotes is left to the shell, which knows files.
+    last = [
+        word if not re.search(r"[\s'\"\\]", word) else word.lstrip("'\"").partition("=")[0] for word in last
+    ]
+    return " ".join([*kept, *(last or [""])])
+
+
+def _readable(word: str) -> bool:
+    if re.search(r"[\s'\"\\]", word):
+        return False
+    try:
+        PARSER.parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _path(value: str, sweeps: bool) -> str:
+    """A value that is a path, or in a sweep several with commas between them."""
+    if _exists(value) or not sweeps or "," not in value or _is_meant(value):
+        return _one_path(value)
+    return ",".join(map(_one_path, _apart(value)))
+
+
+def _one_path(value: str) -> str:
+    if value == "null" or (_is_meant(value) and not _exists(value)):
+        return value
+    return value if reads_as(value) == value and "${" not in value else quoted(value)
+
+
+def _is_meant(value: str) -> bool:
+    """Whether it is something of Hydra's own: a reference, text in quotes, a sweep written as a call."""
+    if REFERENCE.search(value):
+        return True
+    return re.match(r"['\"]|\w+\(", value) is not None and reads_as(value) is not NotImplemented
+
+
+def _apart(value: str) -> Iterator[str]:
+    """The paths in a list with commas; where a path that is there holds commas itself, it stays whole."""
+    parts = value.split(",")
+    start = 0
+    while start < len(parts):
+        ends = range(len(parts), start + 1, -1)
+        end = next((end for end in ends if _exists(",".join(parts[start:end]))), start + 1)
+        yield ",".join(parts[start:end])
+        start = end
+
+
+def _exists(value: str) -> bool:
+    places = {value, value.rpartition("@")[0] or value}
+    return any(os.path.exists(os.path.expanduser(place)) for place in places)
+
+
+def _other(value: str, sweeps: bool) -> str:
+    """A value of any other kind: quotes only where Hydra cannot read it, and where it is one piece of text."""
+    if reads_as(value) is not NotImplemented:
+        return value
+    if value.startswith("[") and value.endswith("]"):
+        parts = [part.strip() for part in value[1:-1].split(",")]
+        listed = "[" + ",".join(part if _in_list(part) else quoted(part) for part in parts) + "]"
+        return value if reads_as(listed) is NotImplemented else listed
+    unsure = value[0] in "[{'\"" or (sweeps and "," in value)
+    return value if unsure else quoted(value)
+
+
+def _in_list(part: str) -> bool:
+    return reads_as(f"[{part}]") is not NotImplemented
