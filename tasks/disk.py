@@ -65,10 +65,19 @@ def writing(path: Path, then: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refused = refusal(error, path) or (_asked(path) if _of_a_library(error) else None)
+        refused = refusal(error, path) or (_answer(path) if _of_a_library(error) else None)
         if isinstance(error, WriteError) or refused is None:
             raise
         raise WriteError(path, *refused, then) from error
+
+
+@contextmanager
+def filling(folder: Path, then: str) -> Iterator[None]:
+    """Like `writing`, for libraries that do not even say that they wrote half: Open3D, and Pillow of a JPEG."""
+    with writing(folder, then):
+        yield
+        if refused := _answer(folder):
+            raise WriteError(folder, *refused, then)
 
 
 def refusal(error: BaseException | None, path: Path | None = None) -> tuple[str, str] | None:
@@ -104,9 +113,9 @@ def draft_of(path: Path) -> Path:
 
 
 def is_draft(file: Path, path: Path) -> bool:
-    """Whether a file is, or lies below, a draft of `path`."""
+    """Whether a file is, or lies below, a draft of `path`, or its lock."""
     beside = path.parent
-    return file.is_relative_to(beside) and f"{file.relative_to(beside)}".startswith(f".{path.name}-")
+    return file.is_relative_to(beside) and f"{file.relative_to(beside)}".startswith(f".{path.name}")
 
 
 def _of_a_library(error: Exception) -> bool:
@@ -114,7 +123,7 @@ def _of_a_library(error: Exception) -> bool:
     return isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
 
 
-def _asked(path: Path) -> tuple[str, str] | None:
+def _answer(path: Path) -> tuple[str, str] | None:
     """What a disk says to a little more; `None`: it takes it."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), None)
     if folder is None:

@@ -28,7 +28,7 @@ from tasks.datasets.sampling import (
     label_weights,
     labels_of,
 )
-from tasks.disk import WriteError, draft_of, writing
+from tasks.disk import WriteError, draft_of, filling, writing
 
 SPLITS = ("train", "val", "test")
 BALANCES = ("none", "labels")
@@ -436,7 +436,8 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
     try:
         with writing(root, ELSEWHERE):
             draft.mkdir(parents=True)
-            write(draft)
+            with filling(root, ELSEWHERE):
+                write(draft)
             (draft / "SAMPLE.json").write_text(json.dumps(stamp))
             if root.exists():
                 refuse_strangers(root)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.datasets.base import ELSEWHERE, DataError
 from tasks.datasets.image_files import EXTENSIONS
-from tasks.disk import WriteError, draft_of, writing
+from tasks.disk import WriteError, draft_of, filling
 
 LAYOUT = "a folder per shape with files such as cat/cat1-bottle2.png (shape cat, texture bottle)"
 HOMEPAGE = "https://github.com/rgeirhos/texture-vs-shape, stimuli/style-transfer-preprocessed-512"
@@ -194,7 +194,7 @@ def drawn_sample(samples: Path) -> Path:
         # Beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
         draft = draft_of(root)
         try:
-            with writing(root, ELSEWHERE):
+            with filling(root, ELSEWHERE):
                 cue_conflict(draft)
                 draft.rename(root)
         except (OSError, WriteError):
