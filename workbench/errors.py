@@ -69,7 +69,7 @@ def _of_the_disk(error: BaseException) -> str | None:
     file = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
     name = file.filename if file is not None and isinstance(file.filename, str) else None
     if refused := refusal(error):
-        return str(WriteError(Path(name or "a file"), *refused, ELSEWHERE))
+        return str(WriteError(Path(name or "a file of the run"), *refused, ELSEWHERE))
     return (
         f"{name}: {(file.strerror or 'it cannot be opened').lower()}" if file is not None and name else None
     )
