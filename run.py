@@ -8,6 +8,7 @@
 Heavy libraries are imported inside `main`, so that `--help` and shell completion stay quick.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ except Exception as error:
 register_resolvers()
 # Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A full disk would answer every line of run.log with a traceback; the terminal has the same lines.
+logging.raiseExceptions = False
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -64,5 +67,5 @@ if __name__ == "__main__":
     answer_flags()
     take_arguments()
     quote_arguments()
-    with plain_words():
+    with plain_errors(), plain_words():
         main()

@@ -60,3 +60,15 @@ class Writers(Callback):
                     os.write(log, f"{path}\n".encode())
 
         sys.addaudithook(note)
+
+
+class Empties(Callback):
+    """Takes every file below a folder away when the second epoch begins."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            for file in self.folder.rglob("*.wav"):
+                file.unlink()

@@ -26,7 +26,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        write_atomically(Path(path), lambda draft: torch.save(checkpoint, draft))
+        def write(draft: Path) -> None:
+            with draft.open(
+                "wb"
+            ) as file:  # opened here, for a name is opened by C++, which hides why a write failed
+                torch.save(checkpoint, file)
+
+        write_atomically(Path(path), write)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

@@ -1,6 +1,5 @@
 """How an error reaches the user: one clear sentence, and an exit code that is not zero."""
 
-import errno
 import logging
 import os
 import signal
@@ -11,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from tasks.disk import WriteError, refusal
 from tasks.libraries import complaint_of
 from workbench.console import speaks
-from workbench.files import write_json
+from workbench.files import ELSEWHERE, write_json
 
 log = logging.getLogger("widefield")
 
@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 def sentence(error: BaseException) -> str | None:
     """The one sentence for an error that a user can act on; `None` for a defect of ours."""
-    if isinstance(error, (UsageError, TrainingError)):
+    if isinstance(error, (UsageError, TrainingError, WriteError)):
         return str(error)
     broken = complaint_of(error)
     if broken is not None:
@@ -55,15 +55,24 @@ def sentence(error: BaseException) -> str | None:
         return cause
     if isinstance(error, (DataError, CheckpointError)):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.filename or 'while writing'}); what was saved before is intact"
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
-        return "a checkpoint could not be written (is the disk full?); the one before is intact"
+    if said := _of_the_disk(error):
+        return said
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU ran out of memory: lower task.data.batch_size or set backbone.model.grad_checkpointing=true"
     if type(error).__name__ == "MisconfigurationException":
         return str(error).replace("\n", " ").strip()
     return None
+
+
+def _of_the_disk(error: BaseException) -> str | None:
+    """The sentence for what a disk answered to somebody else's code, the trainer's or a library's."""
+    file = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
+    name = file.filename if file is not None and isinstance(file.filename, str) else None
+    if refused := refusal(error):
+        return str(WriteError(Path(name or "a file of the run"), *refused, ELSEWHERE))
+    return (
+        f"{name}: {(file.strerror or 'it cannot be opened').lower()}" if file is not None and name else None
+    )
 
 
 @contextmanager
@@ -73,6 +82,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except Interrupted as stop:
         _leave(str(stop), stop.exit_code)
+    except KeyboardInterrupt:  # where there was nothing to save
+        _leave("stopped by SIGINT", 128 + signal.SIGINT)
     except SystemExit as stop:
         if (
             type(stop).__name__ == "SIGTERMException"
@@ -95,15 +106,33 @@ def _leave(message: str, exit_code: int) -> NoReturn:
 
 @contextmanager
 def kept_errors(folder: Path) -> Iterator[None]:
-    """Write why a run ended early into its folder, as `error.json`; a later attempt that succeeds removes it."""
+    """Write why a run ended early into its folder, as `error.json`; a later attempt that succeeds removes it.
+
+    Where a disk stopped a run that has a checkpoint, the error says how to go on from it.
+    """
     file = folder / ERROR_FILE
-    file.unlink(missing_ok=True)
+    with suppress(OSError):  # a disk that takes nothing: whoever writes first says so
+        file.unlink(missing_ok=True)
     try:
         yield
     except Interrupted:
         raise
     except Exception as error:
-        said = sentence(error) or f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # a full disk is perhaps the very error
+        told = _going_on(error, folder)
+        said = sentence(told) or f"{type(error).__name__}: {error}"
+        with suppress(OSError, WriteError):  # a full disk is perhaps the very error
             write_json(file, {"error": said, "traceback": traceback.format_exc()})
-        raise
+        if told is error:
+            raise
+        raise told from error
+
+
+def _going_on(error: Exception, folder: Path) -> Exception:
+    refused = refusal(error) if not isinstance(error, WriteError) else (error.reason, error.first)
+    last = folder / "checkpoints" / "last.ckpt"
+    if refused is None or not last.exists() or (folder / "result.json").exists():
+        return error
+    path = error.path if isinstance(error, WriteError) else Path(getattr(error, "filename", None) or folder)
+    if not path.absolute().is_relative_to(folder.absolute()):
+        return error
+    return WriteError(path, *refused, f"and go on from {last} with resume={folder}")

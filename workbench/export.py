@@ -36,7 +36,6 @@ def export(cfg: DictConfig) -> None:
     with torch.inference_mode():
         wanted = network(raw)
     folder = Path(cfg.paths.run) / "export"
-    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in cfg.action.formats:
         path = folder / FILES[name]

@@ -3,23 +3,32 @@
 import csv
 import json
 import os
-import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tasks.disk import draft_of, writing
+
+ELSEWHERE = "or choose another folder with paths.runs=FOLDER"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a draft beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    """Let `write` fill a draft beside `path`, then move it there in one step.
+
+    Raises:
+        WriteError: the disk refuses; what was there before is still there, and no draft.
+    """
+    draft = draft_of(path)
     try:
-        write(draft)
-        os.replace(draft, path)
+        with writing(path, ELSEWHERE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(draft)
+            os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refused the draft
+            draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from workbench.errors import UsageError
 from workbench.files import write_table
 
 
@@ -22,9 +23,17 @@ class MetricsCsv(Logger):
         self.path = Path(path)
         self._rows: dict[int, dict[str, Any]] = {}
         if self.path.is_file():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file, strict=True):
                     self._rows[int(row["epoch"])] = {key: value for key, value in row.items() if value != ""}
+        except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+            raise UsageError(
+                f"{self.path} is damaged: remove it to go on without the numbers of the epochs before"
+            ) from error
 
     @property
     def name(self) -> str:

@@ -1,6 +1,8 @@
 """action=shard: write the files of a task into shards that can be read from anywhere."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,6 +11,7 @@ from tasks.datasets.shards.data import ShardableData
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
+from tasks.disk import writing
 from workbench.build import CONF, build_data
 from workbench.console import console, print_table
 from workbench.errors import UsageError
@@ -32,16 +35,20 @@ def shard(cfg: DictConfig) -> None:
     assert isinstance(options, dict)
     target = Storage(action.out, {str(key): value for key, value in options.items()})
     settings = split_settings(cfg)
-    shards = write_shards(
-        data,
-        data.splits,
-        target,
-        shard_bytes=round(action.shard_mb * 1e6),
-        shard_samples=action.shard_samples,
-        shuffle=action.shuffle,
-        settings=settings,
-        replace=action.replace,
-    )
+    place = target.folder or Path(tempfile.gettempdir())  # of another machine: what is sent is made here
+    with writing(
+        place, f"or choose another folder with {'action.out' if target.folder else 'TMPDIR'}=FOLDER"
+    ):
+        shards = write_shards(
+            data,
+            data.splits,
+            target,
+            shard_bytes=round(action.shard_mb * 1e6),
+            shard_samples=action.shard_samples,
+            shuffle=action.shuffle,
+            settings=settings,
+            replace=action.replace,
+        )
     print_table(f"shards of {cfg.task.name} in {target}", rows(shards), ("split", "samples", "shards", "MB"))
     default = OmegaConf.load(CONF / "task" / f"{cfg.task.name}.yaml")
     changed = {

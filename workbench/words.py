@@ -27,7 +27,9 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tasks.disk import WriteError, refusal
 from workbench.errors import UsageError
+from workbench.files import ELSEWHERE
 from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
 
@@ -52,9 +54,27 @@ def plain_words() -> Iterator[None]:
         if asked:
             raise
         sys.exit(f"error: {explained(error, [word for word in sys.argv[1:] if not word.startswith('-')])}")
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # Hydra makes the run's folder, its log and its record of the command
+        refused = _refused(error)
+        if asked or refused is None:
+            raise
+        sys.exit(f"error: {refused}")
     finally:
         if asked is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _refused(error: Exception) -> WriteError | None:
+    """What a disk answered to Hydra itself; its log hides it in a `ValueError`."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError) or not isinstance(cause.filename, str):
+        return None
+    path = Path(cause.filename)
+    refused = refusal(cause, path)
+    return WriteError(path, *refused, ELSEWHERE) if refused else None
 
 
 def explained(error: BaseException, words: list[str]) -> str:

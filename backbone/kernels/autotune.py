@@ -11,6 +11,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def choose(
         times = [_milliseconds(run, tiling) for tiling in tilings]
         fastest = min(range(len(tilings)), key=times.__getitem__)
         _remembered[key] = tilings[fastest]
-        _write(_remembered)
+        with suppress(OSError):  # a disk that takes nothing: measured again next time
+            _write(_remembered)
         log.info("%s: %.4f ms with %s; the table's %.4f ms", key, times[fastest], tilings[fastest], times[0])
     return _remembered[key]
 
@@ -89,7 +91,9 @@ def _write(tilings: dict[str, Tiling]) -> None:
     file = _file()
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    draft.write_text(
-        json.dumps({key: asdict(tiling) for key, tiling in tilings.items()}, indent=1), encoding="utf-8"
-    )
-    draft.replace(file)
+    text = json.dumps({key: asdict(tiling) for key, tiling in tilings.items()}, indent=1)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

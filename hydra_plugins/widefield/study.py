@@ -5,7 +5,10 @@ under way, tries the failed ones again, then asks for new ones until there are `
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -59,6 +62,11 @@ class StudySweeper(FrozenSweeper):
             )
 
     def run(self, overrides: list[Override], resumed: bool) -> None:
+        own = self.folder.path / "study.db"
+        with study_errors(str(own) if self.storage is None else "hydra.sweeper.storage", self.folder.path):
+            self._search(overrides, self.storage or f"sqlite:///{own.resolve()}")
+
+    def _search(self, overrides: list[Override], storage: str) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -70,7 +78,7 @@ class StudySweeper(FrozenSweeper):
         ]
         study = optuna.create_study(
             study_name="widefield",
-            storage=self.storage or f"sqlite:///{self.folder.path.resolve() / 'study.db'}",
+            storage=storage,
             direction=self.direction,
             load_if_exists=True,
         )
@@ -98,8 +106,11 @@ class StudySweeper(FrozenSweeper):
 
         waiting: dict[str, tuple[int, Job]] = {}
         settled = set()
-        for trial in study.trials:
-            job = self._job(trial, fixed)
+        jobs = [(trial, self._job(trial, fixed)) for trial in study.trials]
+        strangers = {job.folder for job in self.folder.jobs} - {job.folder for _, job in jobs}
+        if strangers:
+            raise StrangeStudy(f"it knows nothing of the run {min(strangers)}")
+        for trial, job in jobs:
             if trial.state == TrialState.RUNNING:
                 waiting[job.folder] = (trial.number, job)
             elif trial.state == TrialState.FAIL:
@@ -155,6 +166,44 @@ class StudySweeper(FrozenSweeper):
         }
         folder = trial.user_attrs.get("folder") or job_folder(trial.number, self.n_trials, short)
         return Job(folder, fixed + [f"{key}={value}" for key, value in params.items()])
+
+
+class StrangeStudy(Exception):
+    """A study that is not the one of this sweep."""
+
+
+@contextmanager
+def study_errors(name: str, sweep: Path) -> Iterator[None]:
+    """Turn what the study's storage answers into a `UsageError`: its name, what is wrong and what to do.
+
+    Args:
+        name: what the storage is called; an address may hold a password.
+        sweep: the sweep's folder.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, JSONDecodeError, StrangeStudy) as error:
+        said = _innermost(error)
+        again = f"go on with sweep.resume={sweep}"
+        if "locked" in said:
+            cure = f"end the process that holds it, then {again}"
+        elif "full" in said:
+            cure = f"free some space, then {again}"
+        elif "unable to open" in said or "readonly" in said:
+            cure = f"make it a file that can be written, then {again}"
+        else:
+            cure = f"put back a copy and {again}, or start a new sweep; action=report input={sweep} shows its runs"
+        raise UsageError(f"the study {name} cannot be used ({said}): {cure}") from error
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of what the database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def distribution(override: Override) -> "BaseDistribution":

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from workbench.errors import UsageError, plain_errors
+from tasks.disk import WriteError
+from workbench.errors import UsageError, plain_errors, sentence
 from workbench.quoting import command, typed
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
@@ -68,9 +69,9 @@ class FrozenSweeper(Sweeper):
                 filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
             )
             self.folder = self._open(Path(self.config.hydra.sweep.dir), arguments, resumed)
-            with self._stoppable():
+            with self._stoppable(), self._summed_up():
                 self.run(overrides, resumed)
-            self._finish()
+            sys.exit(self._finish())
 
     def check(self, overrides: list[Override]) -> None:
         """Raise a `UsageError` where what is said makes no sweep of this kind."""
@@ -87,7 +88,7 @@ class FrozenSweeper(Sweeper):
             returned = self.launcher.launch(words, initial_job_idx=first)
             return [done.return_value for done in returned]
         except Exception as error:  # each run's own errors are in its record; this is the launcher's
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
             log.error("error: the launcher stopped early: %s", said)
             return [self.folder.record(job).get("value") for job in jobs]
 
@@ -126,14 +127,8 @@ class FrozenSweeper(Sweeper):
                 word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
             ]
             name = str(self.config.hydra.job.config_name)
-            path.mkdir(parents=True, exist_ok=True)
-            try:
-                (path / SWEEP).open("x").close()
-            except FileExistsError:  # another sweep was started in the same second
-                raise UsageError(f"{path} holds a sweep already: start this one again") from None
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
-            folder.take_snapshot(Path(main.path))
-            folder.save()
+            folder.create(Path(main.path))
         search_path = create_config_search_path(str(folder.snapshot.resolve()))
         self.context = HydraContext(ConfigLoaderImpl(search_path), self.context.callbacks)
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -154,18 +149,30 @@ class FrozenSweeper(Sweeper):
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
             if "submitit" not in str(self.config.hydra.launcher._target_):  # those runs go on elsewhere
-                self.folder.mark_stopped()
-            again = command(**{KEY: self.folder.path})
-            log.warning("the sweep was stopped; to go on with it: %s", again)
+                with suppress(OSError, WriteError):  # a full disk: their records say that they run
+                    self.folder.mark_stopped()
+            log.warning("the sweep was stopped; to go on with it: %s", command(**{KEY: self.folder.path}))
+            if self.folder.any_ended():
+                self._finish()
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
             sys.exit(128 + number)
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _finish(self) -> None:
+    @contextmanager
+    def _summed_up(self) -> Iterator[None]:
+        """Where a fault ends the sweep early, say first what its runs came to."""
+        try:
+            yield
+        except Exception:
+            if self.folder.any_ended():
+                self._finish()
+            raise
+
+    def _finish(self) -> int:
         from workbench.sweeps.end import finish
 
-        sys.exit(finish(self.folder, report=bool(self.config.sweep.report)))
+        return finish(self.folder, report=bool(self.config.sweep.report))
 
 
 class GridSweeper(FrozenSweeper):

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +29,11 @@ from tasks.datasets.sampling import (
     label_weights,
     labels_of,
 )
+from tasks.disk import WriteError, draft_of, filling, writing
 
 SPLITS = ("train", "val", "test")
 BALANCES = ("none", "labels")
+ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
 
 
 class DataError(ValueError):
@@ -106,7 +107,7 @@ class ItemDataset(Dataset[dict[str, Any]]):
             return self.sample(index, rng)
         except UnreadableItem as error:
             return {"error": str(error)}
-        except DataError as error:  # a reader process could only hand on a traceback
+        except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
             return {"stop": str(error)}
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -123,6 +124,8 @@ class ItemDataset(Dataset[dict[str, Any]]):
             return self.read(item, rng)
         except ReadError as error:
             raise UnreadableItem(f"{item.name}: {error}") from error
+        except OSError as error:  # deleted, or made unreadable, since it was listed
+            raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
 
 
 class MixedDataset(ItemDataset):
@@ -305,8 +308,9 @@ class DataModule(LightningDataModule):
         if self.source == "sample":
             self._draw_sample()
         elif self.download and not self.looks_complete(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.fetch(self.root)
+            with writing(self.root, "or choose another folder with data_dir=FOLDER"):
+                self.root.mkdir(parents=True, exist_ok=True)
+                self.fetch(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -424,6 +428,7 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
 
     Raises:
         DataError: something lies there that was not drawn by us.
+        WriteError: the disk refuses; nothing is left of the attempt.
     """
     root = root.resolve()
     marker = root / "SAMPLE.json"
@@ -431,16 +436,18 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
         return
     refuse_strangers(root)
     # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
-    draft = root.with_name(f".{root.name}-{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
+    draft = draft_of(root)
     try:
-        write(draft)
-        (draft / "SAMPLE.json").write_text(json.dumps(stamp))
-        if root.exists():
-            refuse_strangers(root)
-            root.rename(draft.with_name(f"{draft.name}-old"))
-        draft.rename(root)
-    except OSError:
+        with writing(root, ELSEWHERE):
+            draft.mkdir(parents=True)
+            with filling(root, ELSEWHERE):
+                write(draft)
+            (draft / "SAMPLE.json").write_text(json.dumps(stamp))
+            if root.exists():
+                refuse_strangers(root)
+                root.rename(draft.with_name(f"{draft.name}-old"))
+            draft.rename(root)
+    except (OSError, WriteError):
         if not marker.is_file():  # otherwise a parallel run was faster
             raise
     finally:

@@ -7,13 +7,13 @@ training data: a model trained on something else is asked about them.
 
 import re
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.datasets.base import DataError
+from tasks.datasets.base import ELSEWHERE, DataError
 from tasks.datasets.image_files import EXTENSIONS
+from tasks.disk import WriteError, draft_of, filling
 
 LAYOUT = "a folder per shape with files such as cat/cat1-bottle2.png (shape cat, texture bottle)"
 HOMEPAGE = "https://github.com/rgeirhos/texture-vs-shape, stimuli/style-transfer-preprocessed-512"
@@ -192,11 +192,12 @@ def drawn_sample(samples: Path) -> Path:
     root = samples / f"cue_conflict_{VERSION}"
     if not root.is_dir():
         # Beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
-        draft = root.with_name(f".{root.name}-{uuid.uuid4().hex}")
+        draft = draft_of(root)
         try:
-            cue_conflict(draft)
-            draft.rename(root)
-        except OSError:
+            with filling(root, ELSEWHERE):
+                cue_conflict(draft)
+                draft.rename(root)
+        except (OSError, WriteError):
             if not root.is_dir():  # otherwise a parallel run was faster
                 raise
         finally:

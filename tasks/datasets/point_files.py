@@ -3,11 +3,9 @@
 Shapes: P points in a file, N points asked for, D = 3 + F columns, K copies.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
+from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
 from tasks.datasets.reading import require
 
@@ -382,8 +381,7 @@ def cached(
 ) -> NDArray[Any]:
     """``make()``, kept in ``folder`` as NPY under a key of the file (path, size, time) and ``settings``.
 
-    Any number of processes may fill the cache at once: an entry appears in one step or not at all. A cache
-    that cannot be written costs time, nothing else. The array is mapped into memory, not read.
+    The array is mapped into memory, not read.
     """
     try:
         stat = path.stat()
@@ -392,16 +390,8 @@ def cached(
     about = [CACHE_VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns, settings]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     entry = folder / key[:2] / f"{key}.npy"
-    try:
-        return np.asarray(np.load(entry, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError):
-        array = make()
-    draft = entry.with_name(f".{key}-{uuid.uuid4().hex}.npy")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        np.save(draft, array, allow_pickle=False)
-        os.replace(draft, entry)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-    return array
+    kept = read_array(entry)
+    if kept is None:
+        kept = make()
+        keep_array(entry, kept, folder)
+    return kept

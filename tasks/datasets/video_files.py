@@ -7,9 +7,7 @@ variable frame rate does not play faster where its frames are dense. At a consta
 """
 
 import hashlib
-import os
 import random
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets import mp4_header
+from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import Copies, DataError, Item, ReadError
 from tasks.datasets.image_files import seeded_by
 from tasks.datasets.mp4_header import Header, read_header
@@ -563,7 +562,8 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
     about = path.stat()
     key = f"2|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
     kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    if not kept.is_file():
+    stored = read_array(kept)
+    if stored is None:
         video = open_video(path)
         frames = read_ticks(video, np.arange(video.length, dtype=np.int64))
         height, width = frames.shape[1:3]
@@ -572,15 +572,8 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
             height, width = round(height * shrink), round(width * shrink)
             pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
             frames = _resize(pictures, height, width).permute(0, 2, 3, 1).numpy()
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_name(f".{kept.stem}-{uuid.uuid4().hex}")
-        try:
-            with draft.open("wb") as file:
-                np.save(file, np.ascontiguousarray(frames))
-            os.replace(draft, kept)  # in one step: parallel readers see all of it or nothing
-        finally:
-            draft.unlink(missing_ok=True)
-    stored = np.load(kept, mmap_mode="r")
+        keep_array(kept, frames, folder)
+        stored = frames
     return Video(len(stored), lambda ticks: np.asarray(stored[ticks]))
 
 

@@ -233,18 +233,6 @@ def test_nan_loss_stops_before_the_weights(
     assert "the loss became" in caplog.text
 
 
-def test_full_disk_is_one_sentence(
-    act: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "checkpoints/last.ckpt")
-
-    monkeypatch.setattr("workbench.checkpoint_files.torch.save", full)
-    with pytest.raises(SystemExit):
-        act(*TINY, "task=audio_folder")
-    assert "the disk is full (checkpoints/last.ckpt)" in caplog.text
-
-
 def test_few_broken_files_are_left_out_many_stop(
     act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

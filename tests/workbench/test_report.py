@@ -159,11 +159,12 @@ def test_single_runs_and_strangers(tmp_path: Path) -> None:
     table = gather(tmp_path / "runs").table.set_index("run")
     assert table["status"].to_dict() == {
         "esc50/one": "done",
-        "esc50/two": "failed",
+        "esc50/two": "damaged",
         "esc50/three": "failed",
         "sweeps/now/0_seed=0": "missing",
     }
     assert table.loc["esc50/three", "error"] == "no such file"
+    assert table.loc["esc50/two", "error"] == "damaged: result.json (no JSON)"
     assert table.loc["esc50/one", "lr"] == "0.1"
     assert (write_report(tmp_path / "runs")).is_file()
 

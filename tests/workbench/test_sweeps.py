@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -411,6 +412,74 @@ def test_a_study_takes_hydras_words_for_a_space(sweeper_of: Callable[..., Any]) 
         assert distribution(override) == meant
     with pytest.raises(UsageError, match="needs something to vary"):
         sweeper.check(sweeper._parse(["seed=1"]))
+
+
+STUDY = ("modality=time_series", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20_000])
+
+
+def as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda file: file.write_bytes(b"no database" * 999), cut, lambda file: file.write_bytes(b""), as_folder],
+    ids=["garbage", "cut", "empty", "folder"],
+)
+def test_a_damaged_study_is_one_sentence(
+    damage: Callable[[Path], Any], sweeper_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    sweeper = sweeper_of(*STUDY, "optimizer.lr=interval(0.1,1.0)")
+    study_of(sweeper, dies=1)
+    with pytest.raises(Stopped):
+        sweeper.run(overrides_of(sweeper), resumed=False)
+    file = tmp_path / "sweep" / "study.db"
+    damage(file)
+    sweeper.folder = SweepFolder.load(tmp_path / "sweep")
+    second = study_of(sweeper)
+    with pytest.raises(UsageError, match=r"the study .*study\.db cannot be used \(.+\): ") as told:
+        sweeper.run(overrides_of(sweeper), resumed=True)
+    assert "\n" not in str(told.value)
+    assert f"sweep.resume={tmp_path / 'sweep'}" in str(told.value)
+    assert second.seen == [], "no run is made that nobody would remember"
+
+
+def test_a_locked_study_is_one_sentence(sweeper_of: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    file = tmp_path / "study.db"
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    sweeper = sweeper_of(
+        *STUDY, "optimizer.lr=interval(0.1,1.0)", f"hydra.sweeper.storage='sqlite:///{file}?timeout=0.1'"
+    )
+    study_of(sweeper)
+    with pytest.raises(UsageError, match=r"storage cannot be used \(database is locked\): end the process"):
+        sweeper.run(overrides_of(sweeper), resumed=False)
+    holder.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"), [(KeyboardInterrupt(), SystemExit), (UsageError("the study is locked"), UsageError)]
+)
+def test_a_sweep_that_ends_early_sums_up(
+    fault: BaseException,
+    ends: type[BaseException],
+    sweeper_of: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sweeper = sweeper_of("seed=0,1", "sweep.report=false")
+    caplog.set_level("INFO")
+    sweeper.folder.axes, sweeper.folder.jobs = grid(sweeper)
+    write_record(sweeper.folder.path / sweeper.folder.jobs[0].folder, status="done", value=0.5)
+    with pytest.raises(ends), sweeper._stoppable(), sweeper._summed_up():
+        raise fault
+    assert caplog.text.count("sweep: 1 done, 1 missing") == 1
 
 
 # -- sharing a machine -------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Every result below a folder as one table, and the axes along which the runs differ."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ import pandas as pd
 import yaml
 
 from workbench.errors import ERROR_FILE, UsageError
+from workbench.report.damage import other_damages, read_record
 from workbench.resolvers import mode_of
-from workbench.sweeps.folder import DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
+from workbench.sweeps.folder import DAMAGED, DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
 
 log = logging.getLogger("widefield")
 
@@ -64,10 +64,11 @@ class Runs:
 
 def gather(folder: Path) -> Runs:
     """Read every `result.json`, and every run of a sweep that has none, below `folder`."""
-    rows, commands, modes = [], [], {}
+    rows, commands = [], []
+    modes: dict[Any, str | None] = {}
     for path in _run_folders(folder):
         row, overrides = _read(path)
-        if row["status"] == DONE and row.get("monitor") not in modes:
+        if row["status"] == DONE and not modes.get(row.get("monitor")):
             modes[row.get("monitor")] = _mode(path)
         row["run"] = path.relative_to(folder).as_posix() or "."
         rows.append(row)
@@ -75,7 +76,8 @@ def gather(folder: Path) -> Runs:
     for row, overrides in _missing(folder):
         rows.append(row)
         commands.append(overrides)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame([{key: _writable(value) for key, value in row.items()} for row in rows])
+    commands = [list(map(_writable, words)) for words in commands]
     if table.empty:
         return Runs(folder, table, [], {})
     settings = _settings(commands)
@@ -107,7 +109,7 @@ def gather(folder: Path) -> Runs:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
-        if "result.json" in files or JOB in files or ERROR_FILE in files:
+        if {"result.json", JOB, ERROR_FILE} & {*files, *folders}:  # a folder in its place is a damaged run
             folders.clear()
             yield Path(path)
         folders[:] = sorted(name for name in folders if name not in NOT_RUNS and not name.startswith("."))
@@ -115,12 +117,18 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
     """A run's row, and the words of its command."""
-    result, job, error = (_json(path / name) for name in ("result.json", JOB, ERROR_FILE))
-    status = job.get("status") or (DONE if result else FAILED)
-    row: dict[str, Any] = {
-        "status": status,
-        "error": None if status == DONE else job.get("error") or error.get("error"),
-    }
+    faults: list[str] = []
+    result, job, error, names = (
+        read_record(path / name, faults) for name in ("result.json", JOB, ERROR_FILE, "composition.json")
+    )
+    overrides = job.get("overrides") or _overrides(path / ".hydra" / "overrides.yaml", faults)
+    faults += other_damages(path)
+    status = job.get("status") or (FAILED if error else DONE if result or faults else FAILED)
+    said = [] if status == DONE else [job.get("error") or error.get("error")]
+    if faults:
+        status = DAMAGED if status == DONE else status
+        said.append(f"damaged: {', '.join(faults)}")
+    row: dict[str, Any] = {"status": status, "error": "; ".join(filter(None, said)) or None}
     if result:
         metrics = result.get("metrics") or {}
         monitor = result.get("monitor") or ""
@@ -137,9 +145,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
             row["wall_s"] = job.get("wall_s")
         row |= metrics
     else:
-        names = _json(path / "composition.json")
         row |= {key: names.get(key) for key in ("modality", "task", "backbone")}
-    return row, job.get("overrides") or _overrides(path / ".hydra" / "overrides.yaml")
+    return row, overrides
 
 
 def _missing(folder: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
@@ -154,33 +161,35 @@ def _missing(folder: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
             continue
         for job in sweep.jobs:
             path = sweep.path / job.folder
-            if not (path / JOB).exists():
+            if path.parent != sweep.path or job.folder in ("", "..", *NOT_RUNS):
+                log.warning("report: %s names a run elsewhere, %r", file, job.folder)
+                continue
+            if not any(os.path.lexists(path / name) for name in ("result.json", JOB, ERROR_FILE)):
                 yield (
                     {"status": MISSING, "error": None, "run": path.relative_to(folder).as_posix()},
                     job.overrides,
                 )
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _writable(value: Any) -> Any:
+    """Text as it can be written: half of a character that takes two is a question mark."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _overrides(file: Path) -> list[str]:
+def _overrides(file: Path, faults: list[str]) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        if lines and all(line[:2] == "- " and line[2:3] not in ("'", '"', "") for line in lines):
+            return [line[2:] for line in lines]  # else YAML, which takes its time
+        found = yaml.safe_load("\n".join(lines))
+    except FileNotFoundError:
         return []
-    if any(not line.startswith("- ") or line[2] in "'\"" for line in lines):  # rare, and YAML takes its time
-        try:
-            found = yaml.safe_load("\n".join(lines))
-        except (ValueError, yaml.YAMLError, RecursionError):
-            return []
-        return [str(word) for word in found] if isinstance(found, list) else []
-    return [line[2:] for line in lines]
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        faults.append(".hydra/overrides.yaml")
+        return []
+    return [str(word) for word in found]
 
 
 def _mode(path: Path) -> str | None:
@@ -188,7 +197,7 @@ def _mode(path: Path) -> str | None:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         mode = config["task"]["mode"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
         return None
     return mode if mode in ("max", "min") else None
 

@@ -182,7 +182,7 @@ def _history(run: Path, monitor: str) -> tuple[list[int], list[float]]:
                 if row.get(monitor):
                     epochs.append(int(row["epoch"]) + 1)
                     values.append(float(row[monitor]))
-    except OSError:
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):  # damaged
         return [], []
     return epochs, values
 

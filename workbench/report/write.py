@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from tasks.disk import WriteError
 from workbench.errors import UsageError
 from workbench.files import plain_cell, write_atomically, write_text
 from workbench.report.gather import Runs, gather
@@ -32,7 +33,15 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         UsageError: there are no runs below the folder.
+        WriteError: the disk refuses.
     """
+    try:
+        return _write_report(folder)
+    except WriteError as refused:
+        raise refused.but(f"or report on a copy: input=COPY_OF_{folder.resolve().name}") from refused
+
+
+def _write_report(folder: Path) -> Path:
     runs = gather(folder)
     if runs.table.empty:
         raise UsageError(f"there are no runs below {folder}, nothing to report")

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 
+from workbench.errors import sentence
 from workbench.quoting import command
 from workbench.sweeps.folder import DONE, MISSING, RUNNING, SweepFolder
 from workbench.sweeps.words import KEY
@@ -14,10 +15,7 @@ def finish(sweep: SweepFolder, report: bool) -> int:
     """Draw the report, sum the sweep up and return the exit code: 0 if every run is done."""
     records = {job.folder: sweep.record(job) for job in sweep.jobs}
     if report and records:
-        from workbench.report.write import write_report
-
-        written = write_report(sweep.path)
-        log.info("report: %s", written)
+        _report(sweep)
     counts = Counter(record["status"] for record in records.values())
     log.info("sweep: %s", ", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs")
     for folder, record in records.items():
@@ -30,3 +28,13 @@ def finish(sweep: SweepFolder, report: bool) -> int:
         log.info("runs that a cluster still works on go on writing into %s", sweep.path)
     log.info("to make only what is missing or failed: %s", command(**{KEY: sweep.path}))
     return 1
+
+
+def _report(sweep: SweepFolder) -> None:
+    from workbench.report.write import write_report
+
+    try:
+        log.info("report: %s", write_report(sweep.path))
+    except Exception as error:  # whatever keeps it from being drawn: the summary is still to come
+        said = sentence(error) or f"{type(error).__name__}: {error}"
+        log.error("there is no report: %s", said)

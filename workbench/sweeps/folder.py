@@ -15,12 +15,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tasks.disk import writing
 from workbench.errors import UsageError
-from workbench.files import write_json
+from workbench.files import ELSEWHERE, write_json
 from workbench.resolvers import folder_name
 
 SWEEP, JOB, SNAPSHOT = "sweep.json", "job.json", "conf"
 DONE, FAILED, KILLED, RUNNING, MISSING = "done", "failed", "killed", "running", "missing"
+DAMAGED = "damaged"  # of a report: a run that is done, and a file of it is not what it wrote
+STATES = (DONE, FAILED, KILLED, RUNNING, MISSING)
 STOPPED = "stopped with the sweep"
 
 
@@ -82,6 +85,26 @@ class SweepFolder:
             raise UsageError(f"{path / SWEEP} is damaged or no record of a sweep")
         return sweep
 
+    def create(self, conf: Path) -> None:
+        """Make the folder, with a copy of the YAML below `conf` and the record; all of it or nothing.
+
+        Raises:
+            UsageError: another sweep has just been started there.
+            WriteError: the disk refuses.
+        """
+        with writing(self.path, ELSEWHERE):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                (self.path / SWEEP).open("x").close()
+            except FileExistsError:  # another sweep was started in the same second
+                raise UsageError(f"{self.path} holds a sweep already: start this one again") from None
+            try:
+                self.take_snapshot(conf)
+                self.save()
+            except Exception:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+
     def take_snapshot(self, conf: Path) -> None:
         """Copy the YAML below `conf`."""
         for file in sorted(conf.rglob("*.yaml")):
@@ -100,6 +123,10 @@ class SweepFolder:
             if record["status"] == RUNNING:
                 write_record(self.path / job.folder, **record | {"status": KILLED, "error": STOPPED})
 
+    def any_ended(self) -> bool:
+        """Whether any job is done or failed."""
+        return any(self.record(job)["status"] in (DONE, FAILED) for job in self.jobs)
+
     def unfinished(self) -> list[Job]:
         """Jobs that are missing, failed or were killed."""
         return [job for job in self.jobs if self.record(job)["status"] != DONE]
@@ -113,12 +140,17 @@ def job_folder(number: int, count: int, axes: dict[str, str]) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """A run's `job.json`; where there is none the run is missing."""
+    """A run's `job.json`; where there is none the run is missing, where it is damaged the run has failed."""
+    file = folder / JOB
     try:
-        record: dict[str, Any] = json.loads((folder / JOB).read_text())
+        record = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {"status": MISSING}
-    return record
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("status") not in STATES:
+        return {"status": FAILED, "value": None, "error": f"damaged: {file}"}
+    return {"value": None} | record
 
 
 def write_record(folder: Path, **content: Any) -> None:

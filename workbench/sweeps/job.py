@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from workbench.errors import ERROR_FILE
+from tasks.disk import WriteError
+from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import (
@@ -58,8 +59,16 @@ ABOUT_THE_SWEEP = (
 
 def run_job(cfg: DictConfig) -> float | None:
     """Run the job that Hydra has just composed; returns the monitored metric, `None` if the run failed."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return _run_job(cfg, folder)
+    except (OSError, WriteError) as error:  # of this run's folder: the other runs may do better
+        log.error("run %s: failed: %s", folder.name, sentence(error))
+        return None
+
+
+def _run_job(cfg: DictConfig, folder: Path) -> float | None:
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
     with _only_one(folder) as lock:
         before = read_record(folder)
         if before["status"] == DONE:
@@ -89,7 +98,8 @@ def run_job(cfg: DictConfig) -> float | None:
         except (KeyboardInterrupt, SystemExit):
             seconds = round(spent + time.monotonic() - started, 2)
             stopped = {"status": KILLED, "error": STOPPED, "value": None, "wall_s": seconds}
-            write_record(folder, **stopped, **record)
+            with suppress(OSError, WriteError):  # a full disk
+                write_record(folder, **stopped, **record)
             raise
         status, error = _verdict(code, folder)
         value = _value(folder) if status == DONE else None
@@ -191,15 +201,18 @@ def _verdict(code: int, folder: Path) -> tuple[str, str | None]:
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
         return KILLED, f"stopped by {signal.Signals(number).name}{hint}"
     try:
-        return FAILED, str(json.loads((folder / ERROR_FILE).read_text())["error"])
-    except (OSError, ValueError, KeyError):
+        return FAILED, str(json.loads((folder / ERROR_FILE).read_bytes())["error"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return FAILED, f"ended with exit code {code}"
 
 
 def _value(folder: Path) -> float | None:
-    result = folder / "result.json"
-    value: float | None = json.loads(result.read_text())["best"] if result.is_file() else None
-    return value
+    """The monitored metric of a run that is done; None: it has none, or its result is damaged."""
+    try:
+        value = json.loads((folder / "result.json").read_bytes())["best"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _clear(folder: Path) -> None:

@@ -3,14 +3,15 @@
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.datasets.base import DataError
 from tasks.datasets.shards.storage import Storage
+from tasks.disk import WriteError, draft_of, writing
 
+ELSEWHERE = "or choose another folder with task.data.shards.cache_dir=FOLDER"
 AT_ONCE = 4  # shards fetched in the background at a time
 STALE = 3600.0  # seconds after which what a killed process left half-fetched is removed
 
@@ -34,13 +35,15 @@ class ShardCache:
 
         Raises:
             DataError: it cannot be fetched whole.
+        WriteError: the disk refuses it.
         """
         path = self.folder / file
         if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / f".{file}.lock"):
-                if not path.is_file():  # another process may have been faster
-                    self._fetch(path, size)
+            with writing(path, ELSEWHERE):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with _locked(self.folder / f".{file}.lock"):
+                    if not path.is_file():  # another process may have been faster
+                        self._fetch(path, size)
         return path
 
     def read(self, file: str, size: int, start: int, length: int) -> bytes:
@@ -62,7 +65,7 @@ class ShardCache:
 
     def _fetch(self, path: Path, size: int) -> None:
         self._make_room(size)
-        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        draft = draft_of(path)
         try:
             self.storage.download(path.name, draft, size)
             received = draft.stat().st_size
@@ -70,7 +73,8 @@ class ShardCache:
                 raise DataError(wrong_size(self.storage.name(path.name), received, size))
             os.replace(draft, path)
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         now, kept = time.time(), []
@@ -103,7 +107,7 @@ class Prefetch:
 
     def _fetch(self, file: str, size: int) -> None:
         # Whatever goes wrong here happens again to the reader that needs the shard, which can say so.
-        with self.turns, suppress(DataError, OSError):
+        with self.turns, suppress(DataError, WriteError, OSError):
             self.cache.path(file, size)
 
 

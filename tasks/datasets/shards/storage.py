@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.datasets.base import DataError
+from tasks.disk import refusal, writing
 
 ATTEMPTS = 4
 SMALL = 10**9  # bytes
@@ -59,7 +60,10 @@ class Storage:
         Raises:
             DataError: it has more than ``most`` bytes, or is a pipe or a device.
         """
-        with tempfile.TemporaryDirectory() as scratch:
+        with (
+            writing(Path(tempfile.gettempdir()), "or choose another folder with TMPDIR=FOLDER"),
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             draft = Path(scratch) / "file"
             self.download(file, draft, most)
             return draft.read_bytes()
@@ -105,6 +109,8 @@ class Storage:
         def get(files: Any, path: str) -> None:
             files.get_file(path, str(to), callback=_at_most(most, too_much))
 
+        with to.open("wb"):  # a disk that refuses it says so here, not as a server's failure
+            pass
         self._ask(file, get)
 
     def upload(self, path: Path, file: str) -> None:
@@ -149,7 +155,7 @@ class Storage:
             except FINAL as error:
                 raise MissingFile(f"{self.name(file)} is not there, or may not be read") from error
             except OSError as error:
-                if error.errno is not None and self.folder is not None:
+                if refusal(error) or (error.errno is not None and self.folder is not None):
                     raise  # of this machine, such as a full disk
                 failed: Exception = error
             except Exception as error:  # each protocol's package has exceptions of its own

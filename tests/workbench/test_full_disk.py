@@ -1,0 +1,423 @@
+"""A disk that refuses: one sentence with the file, the reason and the cure; what was there before is still there."""
+
+import errno
+import json
+import logging
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from disk_support import WHY, left_in, refusing, small_files
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from tests_support import TINY
+from torch import nn
+
+from tasks.datasets.array_cache import keep_array, read_array
+from tasks.datasets.base import draw_once
+from tasks.datasets.cue_conflict import drawn_sample
+from tasks.datasets.download import Source, download, download_and_unpack
+from tasks.datasets.shards.cache import ShardCache
+from tasks.datasets.shards.storage import Storage
+from tasks.disk import WriteError, writing
+from workbench import figures
+from workbench.build import tasks_of
+from workbench.checkpoint_files import AtomicCheckpoints
+from workbench.errors import kept_errors, sentence
+from workbench.export import write_torch_export
+from workbench.files import write_json, write_table
+from workbench.loggers import MetricsCsv
+from workbench.predict import write_rows
+from workbench.report.write import write_report
+from workbench.results import write_config, write_result
+from workbench.sweeps.folder import SweepFolder, write_record
+from workbench.words import plain_words
+
+Write = Callable[[Path], Any]
+RUNS, SAMPLES = "paths.runs=FOLDER", "paths.samples=FOLDER"
+
+
+def config(folder: Path) -> DictConfig:
+    parts = {group: {"name": "x"} for group in ("modality", "backbone", "action")}
+    rest = {"task": {"name": "x", "monitor": "val/acc"}, "seed": 0, "trainer": {"precision": 32}}
+    return OmegaConf.create(parts | rest | {"paths": {"run": str(folder)}})
+
+
+def result(folder: Path) -> None:
+    about: dict[str, Any] = {"source": "sample", "data_dir": "x", "params": 1, "epochs": 1, "metrics": {}}
+    about |= {"best": 0.5, "best_epoch": 0, "wall_s": 1.0, "device": torch.device("cpu"), "checkpoint": None}
+    write_result(config(folder), **about)
+
+
+def metrics(folder: Path) -> None:
+    MetricsCsv(str(folder / "metrics.csv")).log_metrics({"epoch": 0, "val/acc": 0.5}, 1)
+
+
+def curves(folder: Path) -> None:
+    history = folder.parent / "history.csv"
+    history.write_text("epoch,step,train/loss,val/loss\n0,1,2.0,3.0\n1,2,1.0,2.0\n")
+    figures.draw_curves(history, folder / "figures" / "curves.png")
+
+
+def report(folder: Path) -> None:
+    run = folder / "runs" / "a"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "result.json").write_text('{"metrics": {"test/acc": 0.5}, "monitor": "val/acc", "task": "esc50"}')
+    write_report(folder / "runs")
+
+
+def cues(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tasks.datasets.samples.cue_conflict.cue_conflict", lambda root: root.mkdir(parents=True)
+        )
+        drawn_sample(folder)
+
+
+def archive(folder: Path) -> Source:
+    packed = folder.parent / "packed.tar"
+    (folder.parent / "sound.wav").write_bytes(b"x" * 9000)
+    with tarfile.open(packed, "w") as file:
+        file.add(folder.parent / "sound.wav", "sound.wav")
+    return Source(packed.as_uri())
+
+
+def fetched(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    download(archive(folder), folder / "a.tar")
+
+
+def cached_shard(folder: Path) -> None:
+    there = folder.parent / "there"
+    there.mkdir(exist_ok=True)
+    (there / "train-000000.tar").write_bytes(b"x" * 9000)
+    ShardCache(Storage(str(there)), folder / "cache" / "set", 10**9).path("train-000000.tar", 9000)
+
+
+def sweep(folder: Path) -> SweepFolder:
+    return SweepFolder(folder / "sweep", "config", [], [], ".")
+
+
+def new_sweep(folder: Path) -> None:
+    conf = folder.parent / "conf" / "task"
+    conf.mkdir(parents=True, exist_ok=True)
+    (conf / "x.yaml").write_text("name: x\n")
+    sweep(folder).create(conf.parent)
+
+
+# What writes, the file that is refused, the setting that the sentence names.
+PLACES: dict[str, tuple[Write, str, str]] = {
+    "config": (lambda folder: write_config(config(folder)), "config.yaml", RUNS),
+    "composition": (lambda folder: write_config(config(folder)), "composition.json", RUNS),
+    "checkpoint": (
+        lambda folder: AtomicCheckpoints().save_checkpoint({"a": torch.ones(9)}, folder / "last.ckpt"),
+        "last.ckpt",
+        RUNS,
+    ),
+    "result": (result, "result.json", RUNS),
+    "metrics": (metrics, "metrics.csv", RUNS),
+    "test report": (lambda folder: write_json(folder / "test_report.json", {}), "test_report.json", RUNS),
+    "figure": (curves, "figures/curves.png", RUNS),
+    "predictions": (
+        lambda folder: write_rows(folder / "predictions.csv", [{"path": "a.wav"}]),
+        "predictions.csv",
+        RUNS,
+    ),
+    "forecast": (
+        lambda folder: write_table(folder / "0_a" / "forecast.csv", [{"y": 1}], ["y"]),
+        "0_a/forecast.csv",
+        RUNS,
+    ),
+    "export": (
+        lambda folder: write_torch_export(nn.Linear(2, 2), torch.ones(3, 2), folder / "export" / "model.pt2"),  # type: ignore[arg-type]
+        "export/model.pt2",
+        RUNS,
+    ),
+    "report": (report, "runs/report/runs.csv", "input=COPY_OF_runs"),
+    "report's page": (report, "runs/report/report.html", "input=COPY_OF_runs"),
+    "sweep": (new_sweep, "sweep", RUNS),
+    "sweep's YAML": (new_sweep, "sweep/conf/task*", RUNS),
+    "sweep's list": (lambda folder: sweep(folder).save(), "sweep/sweep.json", RUNS),
+    "sweep's run": (lambda folder: write_record(folder / "0", status="done"), "0/job.json", RUNS),
+    "sample": (
+        lambda folder: draw_once(folder / "x", {"task": "x", "version": 1}, lambda root: None),
+        "x",
+        SAMPLES,
+    ),
+    "pictures of cues": (cues, "cue_conflict_1", SAMPLES),
+    "download": (
+        fetched,
+        "a.tar",
+        "data_dir=FOLDER",
+    ),
+    "unpacked": (
+        lambda folder: download_and_unpack(archive(folder), folder / "set"),
+        ".download-*/unpacked/sound.wav",
+        "data_dir=FOLDER",
+    ),
+    "shard cache": (cached_shard, "cache/set/train-000000.tar", "task.data.shards.cache_dir=FOLDER"),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        *((place, errno.ENOSPC) for place in PLACES),
+        *(("result", number) for number in WHY),
+        ("shard cache", 13),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+def test_every_writing_place(place: str, number: int, tmp_path: Path) -> None:
+    write, name, option = PLACES[place]
+    folder = tmp_path / "new"
+    pattern = folder / Path(name).parent / f"*{Path(name).name}*"
+    with (
+        pytest.raises(WriteError) as refused,
+        refusing(pattern, number),
+        writing(folder, "or choose another folder with data_dir=FOLDER"),  # as whoever downloads says
+    ):
+        write(folder)
+    said = sentence(refused.value)
+    assert said is not None
+    assert WHY[number] in said
+    assert option in said
+    assert str(folder / "" if "*" in name else folder / name).rstrip("/") in said or "data_dir" in option
+    assert "\n" not in said
+    made = [name for name in left_in(folder) if "/." in f"/{name}"] if folder.is_dir() else []
+    assert made == [], "drafts are left"
+    write(folder)  # once there is room again
+    assert list(folder.glob(name if ".download" not in name else "set/sound.wav"))
+
+
+def test_what_was_there_stays(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"epoch": 1}, file)
+    before = file.read_bytes()
+    content = {"epoch": 2, "state_dict": {"a": torch.ones(10_000)}}
+    with pytest.raises(WriteError, match=r"last\.ckpt cannot be written"), small_files():
+        AtomicCheckpoints().save_checkpoint(content, file)
+    assert file.read_bytes() == before
+    assert left_in(tmp_path) == ["last.ckpt"]
+
+
+# -- libraries that write by themselves ----------------------------------------------------------------------
+
+
+def sound(root: Path) -> None:
+    soundfile.write(root / "a.wav", np.zeros(8000), 8000)
+
+
+def jpeg(root: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "a.jpg", "JPEG")
+
+
+def video(root: Path) -> None:
+    with av.open(str(root / "a.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (64, 64, 3), np.uint8))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def arrays(root: Path) -> None:
+    np.save(root / "a.npy", np.zeros(1000))
+
+
+@pytest.mark.parametrize("write", [sound, jpeg, video, arrays])
+def test_a_sample_is_drawn_whole_or_not_at_all(write: Write, tmp_path: Path) -> None:
+    """C libraries hide why a write failed, or even that it did: Pillow cuts a JPEG short without a word."""
+    stamp = {"task": "x", "version": 1}
+    with pytest.raises(WriteError, match=r"samples/x cannot be written: .* paths\.samples"), small_files():
+        draw_once(tmp_path / "samples" / "x", stamp, write)
+    assert left_in(tmp_path) == []
+    draw_once(tmp_path / "samples" / "x", stamp, write)
+    assert len(left_in(tmp_path)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task", [*tasks_of("audio"), *tasks_of("image"), *tasks_of("point_cloud"), *tasks_of("video"), "etth1"]
+)
+def test_every_sample(task: str, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    modality = (
+        next(name for name in ("audio", "image", "video", "point_cloud") if task in tasks_of(name))
+        if (task != "etth1")
+        else "time_series"
+    )
+    cfg = composed(f"modality={modality}", f"task={task}", f"paths.samples={tmp_path}/samples")
+    data = instantiate(cfg.task.data)
+    with pytest.raises(WriteError, match=r"cannot be written: .* paths\.samples=FOLDER"), small_files(300):
+        data.prepare_data()
+    assert left_in(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_kept_costs_time_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = np.arange(100_000)
+    for _ in range(2):
+        with small_files():
+            keep_array(tmp_path / "a" / "b.npy", kept, tmp_path)
+        assert left_in(tmp_path) == []
+        assert read_array(tmp_path / "a" / "b.npy") is None
+    assert caplog.text.count("going on without it") == 1
+    keep_array(tmp_path / "a" / "b.npy", kept, tmp_path)
+    assert np.array_equal(read_array(tmp_path / "a" / "b.npy"), kept)  # type: ignore[arg-type]
+
+
+# -- whole commands ------------------------------------------------------------------------------------------
+
+FIT = (
+    *(*TINY, "task=audio_folder", "trainer.max_epochs=2", "trainer.limit_train_batches=2"),
+    *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "logger=csv", "task.data.num_workers=0"),
+)
+
+
+class FullAfter:
+    """A disk on which `last.ckpt` is written so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.save = times, AtomicCheckpoints.save_checkpoint
+
+    def __call__(self, own: AtomicCheckpoints, content: Any, path: Any, storage_options: Any = None) -> None:
+        self.left -= Path(path).name == "last.ckpt"
+        if self.left >= 0:
+            return self.save(own, content, path, storage_options)
+        with small_files():
+            return self.save(own, content, path, storage_options)
+
+
+def test_a_full_disk_during_training_costs_an_epoch(
+    act: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    words = (*FIT, "callbacks.pictures=null", "action.test_after=false")
+    unbroken = act(*words, folder="unbroken") / "checkpoints" / "last.ckpt"
+    full, save = FullAfter(1), AtomicCheckpoints.save_checkpoint
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", lambda *args, **options: full(*args, **options))
+    with pytest.raises(SystemExit) as stop:
+        act(*words)
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", save)
+    assert stop.value.code == 1
+    run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+    assert line.startswith(f"error: {last} cannot be written: ")
+    assert line.endswith(f"and go on from {last} with resume={run}")
+    assert json.loads((run / "error.json").read_text())["error"] == line.removeprefix("error: ")
+    assert not [name for name in left_in(run) if "ckpt-" in name]
+    assert torch.load(last, weights_only=True)["epoch"] == 0, "the one before is kept"
+    act(*words, f"resume={run}")
+    ours, theirs = (torch.load(file, weights_only=True)["state_dict"] for file in (last, unbroken))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not (run / "error.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml", "composition.json", "metrics.csv", "best.ckpt", "inputs.png"),
+        *("curves.png", "test_report.json", "result.json", "confusion.png", "tensorboard"),
+    ],
+)
+def test_every_file_of_a_run(
+    name: str, act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of them refused: the run says which, and ends with an exit code that is not 0."""
+    with pytest.raises(SystemExit) as stop, refusing(f"{tmp_path}/run/*{name}*"):
+        act(*FIT, "trainer.max_epochs=1", "logger=[csv,tensorboard]")
+    assert stop.value.code == 1
+    (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+    assert name.rstrip("*") in line
+    assert "cannot be written: the disk is full; free some space" in line
+    assert not [file for file in left_in(tmp_path / "run") if f".{name}-" in file]
+
+
+def test_what_hydra_cannot_write() -> None:
+    """It makes the run's folder, its log and its record of the command before the program has a say."""
+    log = ValueError("Unable to configure handler 'file'")
+    log.__cause__ = OSError(errno.EROFS, "Read-only file system", "runs/x/run.log")
+    for error, said in (
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/x"), "a file lies where its folder goes"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "the disk is full; free some space"),
+        (log, "runs/x/run.log cannot be written: it lies on a read-only file system"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{said}.* paths.runs=FOLDER"), plain_words():
+            raise error
+    with pytest.raises(ValueError, match="mine"), plain_words():
+        raise ValueError("mine")
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_cannot_be_made(
+    tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    done = command(tmp_path, *TINY, "task=audio_folder")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+    assert "runs" in line
+
+
+def test_the_log_of_a_full_disk_is_silent(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    code = (
+        "import logging, run\n"
+        "handler = logging.FileHandler('/dev/full')\n"
+        "logging.getLogger('widefield').addHandler(handler)\n"
+        "logging.getLogger('widefield').warning('hello')\n"
+    )
+    import sys
+
+    from tests_support import ROOT
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_of_other_kinds_stay(tmp_path: Path) -> None:
+    for error in (RuntimeError("shapes differ"), KeyError("x"), FileNotFoundError(2, "gone", "/data/a.wav")):
+        with pytest.raises(type(error)), writing(tmp_path / "a", "or"):
+            raise error
+    assert sentence(FileNotFoundError(2, "No such file or directory", "/data/a.wav")) == (
+        "/data/a.wav: no such file or directory"
+    )
+    assert sentence(RuntimeError("shapes differ")) is None
+
+
+def test_ctrl_c_in_any_action_is_one_sentence(
+    act: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.info.build_data", stop)
+    with pytest.raises(SystemExit) as stopped:
+        act("action=info", *TINY)
+    assert stopped.value.code == 130
+    assert caplog.messages[-1] == "stopped by SIGINT"
+
+
+def test_a_disk_that_takes_no_error_file_hides_no_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), refusing(f"{tmp_path}/*"), kept_errors(tmp_path / "run"):
+        raise ValueError("mine")
+    shutil.rmtree(tmp_path)
