@@ -5,6 +5,7 @@ benchmark's file format and folder layout, and read by the very reader that read
 """
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 from typing_extensions import Unpack
 
+from tasks.datasets.errors import DataError as DataError
+from tasks.datasets.errors import ReadError as ReadError
+from tasks.datasets.errors import UnreadableItem as UnreadableItem
+from tasks.datasets.locks import locked
 from tasks.datasets.mixing import Mixup, multi_hot
 from tasks.datasets.sampling import (
     BalancedBatches,
@@ -30,20 +35,10 @@ from tasks.datasets.sampling import (
     labels_of,
 )
 
+log = logging.getLogger("widefield")
+
 SPLITS = ("train", "val", "test")
 BALANCES = ("none", "labels")
-
-
-class DataError(ValueError):
-    """Data that cannot be used as asked; the message is one sentence for the user."""
-
-
-class ReadError(DataError):
-    """One file that cannot be read; the message says why, without the file's name."""
-
-
-class UnreadableItem(DataError):
-    """One item that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +288,7 @@ class DataModule(LightningDataModule):
 
     def looks_complete(self, root: Path) -> bool:
         """Whether `root` already holds the real data, so that nothing is downloaded."""
-        return root.is_dir() and any(root.iterdir())
+        return root.is_dir() and any(not _of_a_download(path) for path in root.iterdir())
 
     # -- what Lightning and the workbench call ------------------------------------------------------------------
 
@@ -302,7 +297,7 @@ class DataModule(LightningDataModule):
             self._draw_sample()
         elif self.download and not self.looks_complete(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            self.fetch(self.root)
+            self._fetch_once()
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -409,8 +404,22 @@ class DataModule(LightningDataModule):
             return self.num_workers
         return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
+    def _fetch_once(self) -> None:
+        """`fetch`, in one of the processes that want it at the same time."""
+
+        def waiting() -> None:
+            log.info("download: another process is fetching %s; waiting for it", self.name)
+
+        with locked(self.root / ".fetch.lock", keep=False, waiting=waiting):
+            if not self.looks_complete(self.root):
+                self.fetch(self.root)
+
     def _draw_sample(self) -> None:
         draw_once(self.root, {"task": self.name, "version": self.sample_version}, self.write_sample)
+
+
+def _of_a_download(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.endswith((".part", ".part.json", ".sha256"))
 
 
 def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:

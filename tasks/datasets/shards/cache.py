@@ -4,11 +4,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.datasets.base import DataError
+from tasks.datasets.locks import locked
 from tasks.datasets.shards.storage import Storage
 
 AT_ONCE = 4  # shards fetched in the background at a time
@@ -38,7 +38,7 @@ class ShardCache:
         path = self.folder / file
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / f".{file}.lock"):
+            with locked(self.folder / f".{file}.lock"):
                 if not path.is_file():  # another process may have been faster
                     self._fetch(path, size)
         return path
@@ -112,17 +112,3 @@ def wrong_size(name: str, found: int, expected: int) -> str:
     return (
         f"the shard {name} has {found:,} bytes instead of {expected:,}: it is damaged or was copied in part"
     )
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that all processes and threads of this machine respect; the system frees it after a kill."""
-    import fcntl
-
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # Said aloud: a process forked meanwhile holds the file as well.
-            fcntl.flock(lock, fcntl.LOCK_UN)
