@@ -43,6 +43,7 @@ from workbench.members import (
     one_member,
 )
 from workbench.monitor import settle
+from workbench.pretrained import weights_file
 from workbench.resolvers import register_resolvers
 from workbench.shard_settings import check_settings
 
@@ -150,7 +151,7 @@ def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tru
 
 def take_pretrained(cfg: DictConfig, network: Network) -> bool:
     """Load `backbone.pretrained`; returns whether it held a classifier that fits and is now the head's."""
-    report = load_pretrained(cast(UniRepLKNet, network.backbone), cfg.backbone.pretrained)
+    report = load_pretrained(cast(UniRepLKNet, network.backbone), weights_file(cfg))
     head: Any = network.head
     answers = bool(head.load_official(report.left_out)) if hasattr(head, "load_official") else False
     log.info("pretrained: %s", report)
