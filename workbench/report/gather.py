@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tasks.secrets import is_secret
 from workbench.errors import ERROR_FILE, UsageError
 from workbench.resolvers import mode_of
 from workbench.sweeps.folder import DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
@@ -208,7 +209,7 @@ def _settings(commands: list[list[str]]) -> pd.DataFrame:
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES):
+        if not key.startswith(NO_AXES) and not is_secret(key):
             yield key, value.strip("'\"")
 
 
