@@ -89,20 +89,21 @@ def _without_secrets(word: str) -> str:
     whole = is_secret(plain) and not value.startswith(("{", "["))
     if not equals or word.startswith("-") or not (whole or _may_hold(value)):
         return word
-    try:
-        override = OverridesParser.create().parse_override(word)
-    except HydraException:
-        if not whole:
-            sys.exit(
-                f"error: {key}=… holds a secret and cannot be parsed: is it quoted twice, as in '{key}=\"…\"'?"
-            )
-        return f"{key}={_kept(plain, value)}"
-    if override.is_delete():
+    override = _parsed(word)
+    if override is not None and override.is_delete():
         return word
-    found = list(secrets_in({plain: _plain(_value(override))}))
+    if override is None or override.is_sweep_override():
+        if whole:
+            return f"{key}={_kept(plain, value)}"  # a secret with commas or brackets in it
+        if "{" in value and _names_secrets(value):
+            sys.exit(
+                f"error: {key}: it holds a secret and is no single value: set each of its keys by itself"
+            )
+        content: Any = value
+    else:
+        content = _plain(override.value())
+    found = list(secrets_in({plain: content}))
     if whole:
-        if override.is_sweep_override():
-            return f"{key}={_kept(plain, value)}"  # one secret with a comma in it
         return f"{key}={_kept(plain, found[0][1])}" if found else word
     for number, (at, secret) in enumerate(dict.fromkeys(found)):
         reference = _kept(f"{at}.{number}" if number and at == plain else at, secret)
@@ -113,13 +114,18 @@ def _without_secrets(word: str) -> str:
 
 def _may_hold(value: str) -> bool:
     """Whether it is worth to look closer."""
-    return "://" in value or any(is_secret(f"storage.{name}") for name in re.findall(r"[\w-]+", value))
+    return "://" in value or _names_secrets(value)
 
 
-def _value(override: Override) -> Any:
-    if not override.is_sweep_override():
-        return override.value()
-    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else None
+def _names_secrets(text: str) -> bool:
+    return any(is_secret(f"storage.{name}") for name in re.findall(r"([\w-]+)['\"]?\s*:", text))
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
 
 
 def _kept(key: str, value: str) -> str:
