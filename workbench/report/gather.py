@@ -209,7 +209,7 @@ def _settings(commands: list[list[str]]) -> pd.DataFrame:
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES) and not is_secret(key):
+        if not key.startswith(NO_AXES) and not is_secret(key) and "${secret:" not in value:
             yield key, value.strip("'\"")
 
 
