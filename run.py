@@ -24,6 +24,7 @@ try:
     from workbench.errors import kept_errors, plain_errors
     from workbench.flags import answer_flags
     from workbench.resolvers import register_resolvers
+    from workbench.secret_words import check_secrets, take_secrets, words_of
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
     from workbench.typed_words import quote_arguments
@@ -51,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
     with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):
-        check_words(cfg, list(HydraConfig.get().overrides.task))
+        check_words(cfg, words_of(HydraConfig.get().overrides.task))
     if cfg.action.name == "doctor":  # before PyTorch is imported: it is asked when that is what fails
         from workbench.doctor import doctor
 
@@ -65,7 +66,9 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     follow_parent()
     answer_flags()
+    take_secrets()
     take_arguments()
     quote_arguments()
+    check_secrets()
     with plain_errors(), plain_words():
         main()

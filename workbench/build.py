@@ -27,6 +27,7 @@ from tasks.datasets.shards.data import ShardableData
 from tasks.freezing import frozen_modules
 from tasks.joint import JointTask, make_weighting
 from tasks.network import Network
+from tasks.secrets import hide
 from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.composition import GROUPS as MODEL_GROUPS
@@ -43,7 +44,9 @@ from workbench.members import (
     one_member,
 )
 from workbench.monitor import settle
+from workbench.pretrained import weights_file
 from workbench.resolvers import register_resolvers
+from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
 
 log = logging.getLogger("widefield")
@@ -153,7 +156,7 @@ def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tru
 
 def take_pretrained(cfg: DictConfig, network: Network) -> bool:
     """Load `backbone.pretrained`; returns whether it held a classifier that fits and is now the head's."""
-    report = load_pretrained(cast(UniRepLKNet, network.backbone), cfg.backbone.pretrained)
+    report = load_pretrained(cast(UniRepLKNet, network.backbone), weights_file(cfg))
     head: Any = network.head
     answers = bool(head.load_official(report.left_out)) if hasattr(head, "load_official") else False
     log.info("pretrained: %s", report)
@@ -252,7 +255,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     """The model's part of the composition as plain containers.
 
     References to itself and to a command's paths are kept; what a resolver gives is written as a value, because none
-    is asked when a checkpoint is read.
+    is asked when a checkpoint is read. Secrets are hidden.
     """
     stored: dict[str, Any] = {group: _storable(cfg[group], group) for group in MODEL_GROUPS}
     if is_joint(cfg):
@@ -261,7 +264,8 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
             assert isinstance(member, dict)
             groups = {group: _storable(own[group], group, member[group]) for group in ("modality", "task")}
             stored["task"]["members"][name] |= groups
-    return stored
+    without: dict[str, Any] = hide(stored)
+    return without
 
 
 def _storable(node: Any, place: str, raw: Any = None) -> Any:
@@ -371,7 +375,7 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
 
 
 def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return words_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _said(beginning: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.disk import draft_of, writing
+from tasks.secrets import mask
 
 ELSEWHERE = "or choose another folder with paths.runs=FOLDER"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -32,16 +33,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as indented JSON."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write plain values as indented JSON; secrets in texts are hidden, here and below."""
+    text = json.dumps(_masked(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
+
+
+def _masked(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _masked(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_masked(value) for value in content]
+    return mask(content) if isinstance(content, str) else content
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8."""
 
     def write(draft: Path) -> None:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(mask(text), encoding="utf-8")
 
     write_atomically(path, write)
 
@@ -66,10 +75,13 @@ def plain_cell(value: Any) -> Any:
     >>> plain_cell("=1+1"), plain_cell("-0.5"), plain_cell(-0.5)
     ("'=1+1", '-0.5', -0.5)
     """
-    if not isinstance(value, str | os.PathLike) or not str(value).startswith(FORMULA):
+    if not isinstance(value, str | os.PathLike):
+        return value
+    value = mask(str(value))
+    if not value.startswith(FORMULA):
         return value
     try:
-        float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError):
+        float(value)
+    except ValueError:
         return f"'{value}"
     return value

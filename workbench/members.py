@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tasks.joint import member_state
 from workbench.errors import UsageError
+from workbench.secret_words import hidden, words_of
 
 REPLACED = (
     "batch_size",
@@ -52,7 +53,7 @@ def member_cfgs(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """The configuration without interpolations, each member's resolved where they mean what they say."""
+    """The configuration without interpolations and secrets, each member's resolved where they mean what they say."""
     whole = cfg.copy()
     if is_joint(cfg):
         OmegaConf.set_struct(whole, False)
@@ -60,7 +61,7 @@ def resolved(cfg: DictConfig) -> DictConfig:
             for group in ("modality", "task"):
                 whole.task.members[name][group] = OmegaConf.to_container(own[group], resolve=True)
     OmegaConf.resolve(whole)
-    return whole
+    return hidden(whole)
 
 
 def check_members(cfg: DictConfig) -> None:
@@ -189,4 +190,4 @@ def _says_which() -> bool:
 
 
 def _said(beginning: str) -> bool:
-    return any(override.startswith(beginning) for override in HydraConfig.get().overrides.task)
+    return any(override.startswith(beginning) for override in words_of(HydraConfig.get().overrides.task))

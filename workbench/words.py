@@ -122,7 +122,8 @@ def unknown(key: str, base: DictConfig) -> str:
         return f"{name} is no {what}; " + (
             f"did you mean {near[0]}?" if near else f"there are {listed(names)}"
         )
-    return f"{'.'.join(place)} has no {name}: {choices(name, names)}"
+    # A node that is empty takes what its class hands on.
+    return f"{'.'.join(place)} has no {name}: {choices(name, names) if names else f'say +{key}=…'}"
 
 
 def choices(name: str, names: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tasks.disk import WriteError
 from workbench.errors import UsageError, plain_errors, sentence
 from workbench.quoting import command, typed
+from workbench.secret_words import words_of
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
 from workbench.words import check_words, explained
@@ -124,7 +125,7 @@ class FrozenSweeper(Sweeper):
                 source for source in self.context.config_loader.get_sources() if source.provider == "main"
             )
             hydra_words = [
-                word for word in self.config.hydra.overrides.hydra if "hydra.sweep.dir=" not in word
+                word for word in words_of(self.config.hydra.overrides.hydra) if "hydra.sweep.dir=" not in word
             ]
             name = str(self.config.hydra.job.config_name)
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))

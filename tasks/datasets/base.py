@@ -5,6 +5,7 @@ benchmark's file format and folder layout, and read by the very reader that read
 """
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 from typing_extensions import Unpack
 
+from tasks.datasets.errors import DataError as DataError
+from tasks.datasets.errors import ReadError as ReadError
+from tasks.datasets.errors import UnreadableItem as UnreadableItem
+from tasks.datasets.locks import locked
 from tasks.datasets.mixing import Mixup, multi_hot
 from tasks.datasets.sampling import (
     BalancedBatches,
@@ -31,21 +36,11 @@ from tasks.datasets.sampling import (
 )
 from tasks.disk import WriteError, draft_of, filling, writing
 
+log = logging.getLogger("widefield")
+
 SPLITS = ("train", "val", "test")
 BALANCES = ("none", "labels")
 ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
-
-
-class DataError(ValueError):
-    """Data that cannot be used as asked; the message is one sentence for the user."""
-
-
-class ReadError(DataError):
-    """One file that cannot be read; the message says why, without the file's name."""
-
-
-class UnreadableItem(DataError):
-    """One item that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +295,7 @@ class DataModule(LightningDataModule):
 
     def looks_complete(self, root: Path) -> bool:
         """Whether `root` already holds the real data, so that nothing is downloaded."""
-        return root.is_dir() and any(root.iterdir())
+        return root.is_dir() and any(not _of_a_download(path) for path in root.iterdir())
 
     # -- what Lightning and the workbench call ------------------------------------------------------------------
 
@@ -310,7 +305,7 @@ class DataModule(LightningDataModule):
         elif self.download and not self.looks_complete(self.root):
             with writing(self.root, "or choose another folder with data_dir=FOLDER"):
                 self.root.mkdir(parents=True, exist_ok=True)
-                self.fetch(self.root)
+                self._fetch_once()
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -417,8 +412,22 @@ class DataModule(LightningDataModule):
             return self.num_workers
         return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
+    def _fetch_once(self) -> None:
+        """`fetch`, in one of the processes that want it at the same time."""
+
+        def waiting() -> None:
+            log.info("download: another process is fetching %s; waiting for it", self.name)
+
+        with locked(self.root / ".fetch.lock", keep=False, waiting=waiting):
+            if not self.looks_complete(self.root):
+                self.fetch(self.root)
+
     def _draw_sample(self) -> None:
         draw_once(self.root, {"task": self.name, "version": self.sample_version}, self.write_sample)
+
+
+def _of_a_download(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.endswith((".part", ".part.json", ".sha256"))
 
 
 def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:

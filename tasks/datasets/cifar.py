@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.download import Source
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.imagenet import check_val_part
 from tasks.datasets.shards.data import ShardableSettings

@@ -1,23 +1,46 @@
-"""Downloading and unpacking, so that an interrupted or damaged download never looks like data."""
+"""Downloading, so that a cut, damaged or exchanged file never looks like data, and what has arrived is not lost.
 
-import errno
+A file arrives as `NAME.part`, with what is known of it in `NAME.part.json`; a later attempt asks for the rest only,
+and begins anew where the server's file has changed. It gets its name when it is whole and has its checksum.
+"""
+
+import base64
 import hashlib
 import http.client
-import shutil
-import tarfile
-import tempfile
+import json
+import logging
+import os
+import socket
+import ssl
+import time
 import urllib.error
 import urllib.request
-import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from tasks.datasets.base import DataError
-from tasks.datasets.names import inside
+from tasks.datasets.errors import DataError
+from tasks.datasets.locks import locked
+from tasks.datasets.transfer_bar import shown_progress
+from tasks.datasets.unpack import CHUNK, MOST_GB, need_room
+from tasks.secrets import mask
 
-CHUNK = 1 << 20  # bytes
-MOST_GB = 50.0
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # no fault of an archive
+log = logging.getLogger("widefield")
+
+ATTEMPTS = 5  # in a row of which none brings at least CHUNK bytes
+PAUSE = 1.0  # seconds before the second attempt, then twice as long each time
+LONGEST_PAUSE = 60.0  # seconds, whatever a server asks for
+TIMEOUT = 60.0  # seconds without a byte
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others a little later
+BEYOND = 416  # the server's file ends before the place we ask for
+LASTING = (  # asking again does not help
+    *(socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError),
+    *(FileNotFoundError, PermissionError, IsADirectoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +48,9 @@ class Source:
     """A file to download.
 
     Args:
-        url: http, https or file.
-        sha256: checksum in hexadecimal; `None` where the publisher's archive is not fixed, then only its
-            length and its own integrity are checked.
+        url: https or file; http only with a checksum. `https://USER:PASSWORD@…` signs in.
+        sha256: checksum in hexadecimal; `None` where the publisher's file is not fixed, then its length and its own
+            integrity are checked, and the checksum of the first download is kept beside it and compared.
         most_gb: most gigabytes (10^9 bytes) of the file, and of what it unpacks to.
     """
 
@@ -40,122 +63,316 @@ class Source:
         """``most_gb`` in bytes."""
         return round(self.most_gb * 1e9)
 
+    @property
+    def file(self) -> str:
+        """The file's name in the address."""
+        return unquote(urlsplit(self.url).path).rpartition("/")[2] or "file"
 
-def download_and_unpack(source: Source, folder: Path, timeout: float = 60.0) -> None:
-    """Download a ``.tar``, ``.tar.gz`` or ``.zip`` and unpack it into ``folder``, all or nothing.
+    def __str__(self) -> str:
+        return mask(self.url)
+
+
+def download(source: Source, path: Path, timeout: float = TIMEOUT) -> None:
+    """Download to ``path``, which appears only when it is whole and its checksum is right; a whole one is kept.
+
+    Of several processes that ask for the same file one downloads and the others wait.
 
     Raises:
-        DataError: no connection, a cut or altered file, no such archive, or a member that would land
-            elsewhere.
+        DataError: any failure, with what to do by hand.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: the last step is then a rename on one file system.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-        archive = Path(scratch) / "archive"
-        unpacked = Path(scratch) / "unpacked"
-        download(source, archive, timeout)
-        unpack(archive, unpacked, source.most)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if not folder.exists():
-            unpacked.rename(folder)
+    if not _trustworthy(source):
+        raise DataError(
+            f"{source} is not https, and without a checksum nobody can tell whether the file is the right one"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def waiting() -> None:
+        log.info("download: another process is downloading %s; waiting for it", path.name)
+
+    with locked(path.with_name(f".{path.name}.lock"), keep=False, waiting=waiting):
+        if path.is_file():
+            _check(source, path, path)
             return
-        for member in unpacked.iterdir():
-            if not (folder / member.name).exists():
-                member.rename(folder / member.name)
+        try:
+            _Transfer(source, path, timeout).run()
+        except DataError as error:
+            raise DataError(f"{error}; or put the file {source.file} yourself at {path}") from error
 
 
-def download(source: Source, path: Path, timeout: float = 60.0) -> None:
-    """Download to ``path``; the file appears only when it is whole and its checksum is right."""
-    draft = path.with_name(f"{path.name}.part")
-    digest = hashlib.sha256()
-    received = 0
-    try:
-        with urllib.request.urlopen(source.url, timeout=timeout) as reply, draft.open("wb") as file:
-            expected = reply.headers.get("Content-Length")
-            if expected is not None and not expected.isdecimal():
-                raise DataError(f"{source.url} answered without a length that can be read; try again")
-            too_much = DataError(f"{source.url} is larger than {source.most:,} bytes, the most it may have")
-            if expected is not None and int(expected) > source.most:
-                raise too_much
-            while chunk := reply.read(CHUNK):
-                if received + len(chunk) > source.most:
-                    raise too_much
-                file.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-        if expected is not None and received != int(expected):
-            raise DataError(
-                f"{source.url} broke off after {received:,} of {int(expected):,} bytes; try again"
-            )
-        if source.sha256 is not None and digest.hexdigest() != source.sha256:
-            raise DataError(f"{source.url} has checksum {digest.hexdigest()}, not {source.sha256}; try again")
-        draft.replace(path)
-    except urllib.error.HTTPError as error:
-        raise DataError(f"{source.url} answered {error.code} ({error.reason})") from error
-    except urllib.error.URLError as error:
-        raise DataError(f"{source.url} cannot be reached ({error.reason})") from error
-    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise DataError(f"{source.url} stopped answering after {received:,} bytes; try again") from error
-    finally:
-        draft.unlink(missing_ok=True)
+def _trustworthy(source: Source) -> bool:
+    scheme = urlsplit(source.url).scheme.lower()
+    return scheme in ("https", "file") or (scheme == "http" and source.sha256 is not None)
 
 
-def unpack(archive: Path, folder: Path, most: int = round(MOST_GB * 1e9)) -> None:
-    """Unpack a tar or zip file into ``folder``, which is created.
+class _Again(Exception):
+    """An attempt that failed for a reason that may pass; the text says which."""
 
-    Only files and folders are: links and devices have no place in a data set, and are how archives escape their
-    folder. No member may land outside, and all of them together hold at most ``most`` bytes, whatever is said of
-    each; files with holes, which fill a disk out of nothing, are refused.
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause  # seconds that the server asks for
+
+
+class _Transfer:
+    """One file on its way.
+
+    Args:
+        source, path: from where to where.
+        timeout: seconds without a byte after which a connection counts as lost.
     """
-    folder.mkdir(parents=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                members = [member for member in zipped.infolist() if not member.is_dir()]
-                for member in members:
-                    inside(member.filename)
-                if sum(member.file_size for member in members) > most:
-                    raise _too_large(archive, most)
-                zipped.extractall(folder)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tarred:
-                _untar(tarred, archive, folder, most)
-        else:
-            raise DataError(f"{archive.name} is neither a tar nor a zip file")
-    except DataError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    # Whatever a decompressor comes across in a spoilt archive; only a full disk is not the archive's fault.
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+
+    def __init__(self, source: Source, path: Path, timeout: float) -> None:
+        self.source, self.path, self.timeout = source, path, timeout
+        self.part = path.with_name(f"{path.name}.part")
+        self.about = path.with_name(f"{path.name}.part.json")
+
+    def run(self) -> None:
+        """Download, going on from what is there already, as often as needed."""
+        failed, pause = 0, PAUSE
+        with shown_progress(f"download: {self.source} to {self.path}") as progress:
+            while True:
+                before = self._have()
+                try:
+                    self._attempt(progress)
+                    break
+                except _Again as error:
+                    if self._have() - before >= CHUNK:
+                        failed, pause = 0, PAUSE
+                    failed += 1
+                    if failed == ATTEMPTS:
+                        kept = (
+                            f"; the same command goes on after {self._have():,} bytes" if self._have() else ""
+                        )
+                        raise DataError(f"{self.source} {error} ({ATTEMPTS} attempts{kept})") from error
+                    log.info("download: %s %s; trying again", self.source.file, error)
+                    time.sleep(min(max(pause, error.pause), LONGEST_PAUSE))
+                    pause *= 2
+        self._finish()
+
+    def _finish(self) -> None:
+        try:
+            _check(self.source, self.part, self.path)
+        except DataError:
+            self._forget()
             raise
-        raise DataError(f"{archive.name} is damaged ({error})") from error
+        os.replace(self.part, self.path)
+        self._forget()
+
+    def _attempt(self, progress: Callable[[int, int | None], None]) -> None:
+        known = self._known()
+        have = self._have()
+        if have and have == known.get("length"):
+            return
+        headers = {"Accept-Encoding": "identity", "User-Agent": "widefield"}
+        if have and (known.get("tag") or self.source.sha256):
+            headers["Range"] = f"bytes={have}-"
+            if known.get("tag"):
+                headers["If-Range"] = str(known["tag"])
+        with self._said(), self._open(headers) as reply:
+            start, length = self._place(reply, have)
+            if start and length != known.get("length", length):
+                self._forget()
+                raise _Again("sends a file of another length than before")
+            self._check_length(length, start)
+            if start == 0:
+                self._begin(reply, length)
+            progress(start, length)
+            received = self._receive(reply, start, length, progress)
+        if length is not None and received < length:
+            raise _Again(f"broke off after {received:,} of {length:,} bytes")
+
+    def _place(self, reply: Any, have: int) -> tuple[int, int | None]:
+        """Where in the file the answer begins, and how long the file is."""
+        stated = reply.headers.get("Content-Length")
+        if stated is not None and not stated.isdecimal():
+            raise DataError(f"{self.source} answered without a length that can be read; try again")
+        if getattr(reply, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
+            return 0, int(
+                stated
+            ) if stated is not None else None  # from the start: changed, or it knows no ranges
+        unit, _, place = str(reply.headers.get("Content-Range", "")).partition(" ")
+        span, _, whole = place.partition("/")
+        first = span.partition("-")[0]
+        if unit != "bytes" or first != str(have) or not whole.isdecimal():
+            self._forget()
+            raise _Again("sent another part of the file than was asked for")
+        return have, int(whole)
+
+    def _check_length(self, length: int | None, start: int) -> None:
+        if length is None:
+            return
+        if length > self.source.most:
+            self._forget()
+            raise self._too_much()
+        need_room(self.part.parent, length - start, f"{self.source}")
+
+    def _receive(
+        self, reply: Any, start: int, length: int | None, progress: Callable[[int, int | None], None]
+    ) -> int:
+        """Append what arrives to the part; returns its size."""
+        received = start
+        read = getattr(reply, "read1", reply.read)  # what is there, not only whole chunks: nothing is lost
+        with self.part.open("r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            while chunk := read(CHUNK):
+                received += len(chunk)
+                if received > self.source.most or (length is not None and received > length):
+                    self._forget()
+                    raise self._too_much()
+                file.write(chunk)
+                file.flush()
+                progress(received, length)
+        return received
+
+    def _too_much(self) -> DataError:
+        return DataError(f"{self.source} is larger than {self.source.most:,} bytes, the most it may have")
+
+    def _begin(self, reply: Any, length: int | None) -> None:
+        """Begin the part anew, and note what tells whether the server's file is still the same."""
+        tag = reply.headers.get("ETag") or ""
+        if not tag.startswith('"'):  # a weak one promises no equal bytes
+            tag = reply.headers.get("Last-Modified") or ""
+        self._forget()
+        known = {"url": str(self.source), "tag": tag, "length": length}
+        self.about.write_text(json.dumps(known), encoding="utf-8")
+        self.part.touch()
+
+    def _have(self) -> int:
+        try:
+            return self.part.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _known(self) -> dict[str, Any]:
+        """What was noted of the part; of another address it is of no use."""
+        try:
+            known = json.loads(self.about.read_bytes())
+        except (OSError, ValueError):
+            known = None
+        if isinstance(known, dict) and known.get("url") == str(self.source):
+            return known
+        self._forget()
+        return {}
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.about.unlink(missing_ok=True)
+
+    def _open(self, headers: dict[str, str]) -> Any:
+        url, signed = _signed_in(self.source.url)
+        request = urllib.request.Request(url, headers=headers)
+        if signed:
+            request.add_unredirected_header("Authorization", signed)  # for this host, not where it sends us
+        opener = urllib.request.build_opener(_Redirects(self.source))
+        return opener.open(request, timeout=self.timeout)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """What goes wrong with a connection, in words; `_Again` where it may pass."""
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            error.close()
+            self._answered(error.code, error.reason, error.headers)
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise _Again(f"did not answer within {self.timeout:g} s") from error
+            said = f"cannot be reached ({error.reason})"
+            if isinstance(error.reason, OSError) and not isinstance(error.reason, LASTING):
+                raise _Again(said) from error
+            raise DataError(f"{self.source} {said}") from error
+        except TimeoutError as error:
+            raise _Again(f"sent nothing for {self.timeout:g} s after {self._have():,} bytes") from error
+        except (ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
+            raise _Again(f"broke off after {self._have():,} bytes") from error
+
+    def _answered(self, code: int, reason: str, headers: Message) -> None:
+        if code == BEYOND:
+            self._forget()
+            raise _Again("has no more than what is here, and it is not whole")
+        if code not in PASSING:
+            raise DataError(f"{self.source} answered {code} ({reason})")
+        asked = str(headers.get("Retry-After", ""))
+        raise _Again(f"answered {code} ({reason})", float(asked) if asked.isdecimal() else 0.0)
 
 
-def _untar(tarred: tarfile.TarFile, archive: Path, folder: Path, most: int) -> None:
-    left = most
-    for member in tarred:
-        path = inside(member.name)
-        if not member.isfile():
-            continue
-        if member.issparse():
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another address, never from https to anything less."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        safe = urlsplit(newurl).scheme.lower() == "https"
+        if not safe and (req.type == "https" or self.source.sha256 is None):
             raise DataError(
-                f"{archive.name} holds {member.name[:80]!r}, a file with holes; it was not unpacked"
+                f"{self.source} sends on to {mask(newurl)}, which is not https; it was not followed"
             )
-        left -= member.size
-        if left < 0 or member.size < 0:
-            raise _too_large(archive, most)
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        packed = tarred.extractfile(member)
-        assert packed is not None  # a file has contents
-        with packed, target.open("wb") as file:
-            shutil.copyfileobj(packed, file, CHUNK)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _too_large(archive: Path, most: int) -> DataError:
-    return DataError(
-        f"{archive.name} holds more than {most:,} bytes, the most it may have; it was not unpacked"
-    )
+def _signed_in(url: str) -> tuple[str, str | None]:
+    """An address without `USER:PASSWORD@`, and the header that says the same."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, None
+    user, _, host = parts.netloc.rpartition("@")
+    code = base64.b64encode(unquote(user).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), f"Basic {code}"
+
+
+# -- checksums -----------------------------------------------------------------------------------------------------
+
+
+def record_of(path: Path) -> Path:
+    """The file that keeps the checksum of a download whose publisher names none; `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check(source: Source, file: Path, path: Path) -> None:
+    """Raise a `DataError` where a file is not the one meant by `source`.
+
+    Without a checksum of the publisher's, that of the first download is recorded beside ``path`` and compared later.
+    """
+    found = sha256_of(file)
+    if source.sha256 is not None:
+        if found != source.sha256:
+            advice = "try again" if file != path else "delete it to download it again"
+            raise DataError(
+                f"{_named(source, file, path)} has checksum {found}, not {source.sha256}; {advice}"
+            )
+        return
+    record = record_of(path)
+    if not record.is_file():
+        log.info(
+            "download: no checksum is published for %s; its own is kept in %s, so that a change is noticed",
+            source,
+            record,
+        )
+        draft = record.with_name(f".{record.name}-{os.getpid()}")
+        draft.write_text(f"{found}  {path.name}\n", encoding="utf-8")
+        os.replace(draft, record)
+        return
+    before = ""
+    with suppress(OSError, ValueError):
+        before = record.read_text(encoding="utf-8").partition(" ")[0].strip()
+    if found != before:
+        raise DataError(
+            f"{_named(source, file, path)} has checksum {found}, and had {before[:64]} when it was first downloaded: "
+            f"if the change is meant, delete {record}"
+        )
+
+
+def _named(source: Source, file: Path, path: Path) -> str:
+    return f"{path}, the file of {source}," if file == path else str(source)

@@ -7,11 +7,12 @@ from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.download import Source
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
-SOURCE = Source(url="https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip")
+SOURCE = Source(url="https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip", most_gb=5)
 FOLDERS = (".", "ESC-50-master", "ESC-50")
 META = Path("meta/esc50.csv")
 COLUMNS = ("filename", "fold", "target", "category", "src_file")

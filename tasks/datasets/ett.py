@@ -11,6 +11,12 @@ from tasks.datasets.series import Parts, SeriesData, find_file, read_named
 from tasks.datasets.series_table import Table
 
 ADDRESS = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{name}.csv"
+SHA256 = {
+    "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+    "ETTh2": "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b",
+    "ETTm1": "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e",
+    "ETTm2": "db973ca252c6410a30d0469b13d696cf919648d0f3fd588c60f03fdbdbadd1fd",
+}
 STEPS_AN_HOUR = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}
 MONTHS = (12, 16, 20)  # ends of the parts; a month is 30 days in the published protocol
 
@@ -56,7 +62,8 @@ class ETT(SeriesData):
         return self._find(root) is not None
 
     def fetch(self, root: Path) -> None:
-        download(Source(ADDRESS.format(name=self.variant)), root / f"{self.variant}.csv")
+        source = Source(ADDRESS.format(name=self.variant), SHA256[self.variant], most_gb=0.1)
+        download(source, root / f"{self.variant}.csv")
 
     def _find(self, root: Path) -> Path | None:
         return find_file(root, (f"{self.variant}.csv", f"ETT-small/{self.variant}.csv"))

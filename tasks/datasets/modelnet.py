@@ -8,14 +8,23 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item, ReadError
-from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.download import Source
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.point_files import Floats, PointData, PointSettings, cached, turned_z_up
 from tasks.datasets.reading import require
 from tasks.datasets.splits import stable_fraction
 
 SOURCES = {
-    40: Source("http://modelnet.cs.princeton.edu/ModelNet40.zip"),
-    10: Source("http://3dvision.princeton.edu/projects/2014/3DShapeNets/ModelNet10.zip"),
+    40: Source(
+        "https://modelnet.cs.princeton.edu/ModelNet40.zip",
+        sha256="42dc3e656932e387f554e25a4eb2cc0e1a1bd3ab54606e2a9eae444c60e536ac",
+        most_gb=20,
+    ),
+    10: Source(
+        "https://3dvision.princeton.edu/projects/2014/3DShapeNets/ModelNet10.zip",
+        sha256="9d8679435fc07d1d26f13009878db164a7aa8ea5e7ea3c8880e42794b7307d51",
+        most_gb=20,
+    ),
 }
 FOLDERS = (
     ".", "ModelNet40", "ModelNet10", "modelnet40_normal_resampled", "modelnet40_ply_hdf5_2048",

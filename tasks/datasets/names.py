@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 
 LONGEST = 255  # bytes, what common file systems allow
 
@@ -17,7 +17,7 @@ def plain_name(name: object) -> str:
     'train-000000.tar'
     >>> plain_name("../train.tar")
     Traceback (most recent call last):
-    tasks.datasets.base.DataError: '../train.tar' is no plain name of a file
+    tasks.datasets.errors.DataError: '../train.tar' is no plain name of a file
     """
     fine = (
         isinstance(name, str)
@@ -38,7 +38,12 @@ def inside(name: str) -> PurePosixPath:
         DataError: it is absolute, names a drive, leads out of its folder or holds a control character.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or "\0" in name:
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or ":" in "".join(path.parts[:1])
+        or any(ord(mark) < 32 for mark in name)
+    ):
         raise DataError(
             f"the archive holds {name[:80]!r}, which would land outside its folder; it was not unpacked"
         )

@@ -7,12 +7,14 @@ from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.download import Source
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(
-    url="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+    url="https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
     sha256="af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    most_gb=10,
 )
 FOLDERS = (".", "speech_commands_v0.02", "SpeechCommands/speech_commands_v0.02")
 LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}

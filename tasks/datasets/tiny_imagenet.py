@@ -7,12 +7,17 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.download import Source, download_and_unpack
+from tasks.datasets.download import Source
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.imagenet import check_val_part, pictures_by_folder, split_training
 from tasks.datasets.shards.data import ShardableSettings
 
-SOURCE = Source(url="http://cs231n.stanford.edu/tiny-imagenet-200.zip")
+SOURCE = Source(
+    url="https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    sha256="6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+    most_gb=5,
+)
 FOLDERS = (".", "tiny-imagenet-200")
 
 

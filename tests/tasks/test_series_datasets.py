@@ -1,5 +1,6 @@
 """Every forecasting source on its own embedded sample, and what a CSV of one's own may look like."""
 
+import hashlib
 import http.server
 import logging
 import pickle
@@ -293,6 +294,8 @@ def test_download(server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.
     address, root = server
     write_csv(root / "ETTh2.csv", 1000)
     monkeypatch.setattr(ett_file, "ADDRESS", address + "/{name}.csv")
+    digest = hashlib.sha256((root / "ETTh2.csv").read_bytes()).hexdigest()
+    monkeypatch.setitem(ett_file.SHA256, "ETTh2", digest)
     place = tmp_path / "data"
     data = ready(ETT(name="etth2", variant="ETTh2", data_dir=str(place), download=True))
     assert len(data.splits["train"]) == 600 - 191

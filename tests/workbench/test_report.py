@@ -209,6 +209,22 @@ def test_words_that_look_like_markup(tmp_path: Path) -> None:
     assert "\\|" in page.with_name("report.md").read_text()
 
 
+def test_references_are_no_formulas_and_secrets_no_axes(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        told = f"task.data.shards.storage={{secret:${{secret:{name}}}}}"
+        words = [
+            f"task.data.csv=${{oc.env:{name}}}_$x^$",
+            f"storage.secret=hunter2{name}",
+            told,
+            f"seed={seed}",
+        ]
+        put_run(tmp_path / name, words, 0.5)
+    page = write_report(tmp_path)
+    assert gather(tmp_path).axes == ["csv"]
+    text = (page.read_text(), page.with_name("report.md").read_text())
+    assert "hunter2" not in str(text)
+
+
 def test_action(sweep: Path, composed: Callable[..., DictConfig]) -> None:
     from workbench.actions import run_action
 

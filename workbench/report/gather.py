@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tasks.secrets import is_secret
 from workbench.errors import ERROR_FILE, UsageError
 from workbench.report.damage import other_damages, read_record
 from workbench.resolvers import mode_of
@@ -217,7 +218,7 @@ def _settings(commands: list[list[str]]) -> pd.DataFrame:
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES):
+        if not key.startswith(NO_AXES) and not is_secret(key) and "${secret:" not in value:
             yield key, value.strip("'\"")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from workbench.files import write_atomically
@@ -219,8 +220,12 @@ def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
     places = values.astype(str).map({name: float(place) for place, name in enumerate(names)})
     if len(names) <= MOST_NAMES:
         long = max(map(len, names)) > 8
+        shown = [_no_formula(name) for name in names]
         panel.set_xticks(
-            range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center"
+            range(len(names)),
+            shown,
+            rotation=30 if long else 0,
+            ha="right" if long else "center",
         )
         panel.set_xlim(-0.5, len(names) - 0.5)
     return places, False
@@ -255,4 +260,11 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
 
 def _close(figure: Figure, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
+    for text in figure.findobj(Text):
+        text.set_text(_no_formula(text.get_text()))
     write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+
+
+def _no_formula(text: str) -> str:
+    """A text in which Matplotlib sees no formula: values of settings may be `${…}`."""
+    return text.replace("$", r"\$")

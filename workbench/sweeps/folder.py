@@ -19,6 +19,7 @@ from tasks.disk import writing
 from workbench.errors import UsageError
 from workbench.files import ELSEWHERE, write_json
 from workbench.resolvers import folder_name
+from workbench.secret_words import refuse_literals
 
 SWEEP, JOB, SNAPSHOT = "sweep.json", "job.json", "conf"
 DONE, FAILED, KILLED, RUNNING, MISSING = "done", "failed", "killed", "running", "missing"
@@ -106,8 +107,13 @@ class SweepFolder:
                 raise
 
     def take_snapshot(self, conf: Path) -> None:
-        """Copy the YAML below `conf`."""
+        """Copy the YAML below `conf`.
+
+        Raises:
+            UsageError: there is a secret in it.
+        """
         for file in sorted(conf.rglob("*.yaml")):
+            refuse_literals(file)
             target = self.snapshot / file.relative_to(conf)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)

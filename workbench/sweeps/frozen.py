@@ -25,7 +25,7 @@ RUNS_CODE = (
     *("env_set", "env_copy", "callbacks", "searchpath", "job_logging", "hydra_logging"),
     *("setup", "python", "srun_args", "additional_parameters"),
 )
-HARMLESS = ("mode_of", "direction_of", "run_folder", "folder_name", "now", "hydra")  # resolvers
+HARMLESS = ("mode_of", "direction_of", "run_folder", "folder_name", "now", "hydra", "secret")  # resolvers
 
 _NAME = re.compile(r"[^\W_][\w.+-]*")
 _HYDRA = re.compile(

@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from tasks.disk import WriteError
 from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
+from workbench.secret_words import words_of
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import (
     DONE,
@@ -78,8 +79,12 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         goes_on = before["status"] in (RUNNING, KILLED) and (folder / "checkpoints" / "last.ckpt").is_file()
         if not goes_on and before["status"] != MISSING:
             _clear(folder)
-        words = list(hydra.overrides.task)
-        about = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(ABOUT_THE_SWEEP)]
+        words = words_of(hydra.overrides.task)
+        about = [
+            word
+            for word in words_of(hydra.overrides.hydra)
+            if not word.lstrip("+~").startswith(ABOUT_THE_SWEEP)
+        ]
         command = command_of(sweep, words + about, folder, goes_on and cfg.action.name == "fit")
         parallel = _runs_at_a_time(hydra.launcher)
         spent = before.get("wall_s") or 0.0 if goes_on else 0.0  # seconds of the attempts it goes on from

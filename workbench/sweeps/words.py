@@ -6,6 +6,7 @@ from pathlib import Path
 
 from workbench.errors import UsageError
 from workbench.quoting import plain, quoted
+from workbench.secret_words import is_reference
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.sweeps.frozen import check_frozen
 
@@ -32,7 +33,7 @@ def expand_resume(words: list[str]) -> list[str]:
     if not (path / SWEEP).is_file():
         raise UsageError(f"{KEY}={path}: there is no {SWEEP} in it, so it is no sweep's folder")
     new = [word for word in words if word not in ("-m", "--multirun") and not word.startswith(f"{KEY}=")]
-    others = [word for word in new if not word.startswith(MAY_CHANGE)]
+    others = [word for word in new if not word.startswith(MAY_CHANGE) and not is_reference(word)]
     if others:
         raise UsageError(
             f"{KEY} repeats the sweep's own command, so {' '.join(others)} cannot be said beside it; "
@@ -42,6 +43,8 @@ def expand_resume(words: list[str]) -> list[str]:
     if not sweep.snapshot.is_dir():
         raise UsageError(f"{KEY}={path}: its snapshot {sweep.snapshot} is gone")
     check_frozen(sweep)
+    if unknown := [word for word in new if is_reference(word) and word not in sweep.words]:
+        raise UsageError(f"{KEY}={path}: the sweep was not made with {unknown[0].partition('=')[0]}")
     path = path.resolve()
     if Path(sweep.cwd).is_dir():
         os.chdir(sweep.cwd)  # relative paths among the words start there

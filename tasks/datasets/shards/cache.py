@@ -3,11 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.datasets.base import DataError
+from tasks.datasets.locks import locked
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, draft_of, writing
 
@@ -41,7 +41,7 @@ class ShardCache:
         if not path.is_file():
             with writing(path, ELSEWHERE):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with _locked(self.folder / f".{file}.lock"):
+                with locked(self.folder / f".{file}.lock"):
                     if not path.is_file():  # another process may have been faster
                         self._fetch(path, size)
         return path
@@ -116,17 +116,3 @@ def wrong_size(name: str, found: int, expected: int) -> str:
     return (
         f"the shard {name} has {found:,} bytes instead of {expected:,}: it is damaged or was copied in part"
     )
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that all processes and threads of this machine respect; the system frees it after a kill."""
-    import fcntl
-
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # Said aloud: a process forked meanwhile holds the file as well.
-            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tasks.datasets.base import DataError
 from tasks.disk import refusal, writing
+from tasks.secrets import learn, mask
 
 ATTEMPTS = 4
 SMALL = 10**9  # bytes
@@ -42,17 +43,18 @@ class Storage:
     def __init__(self, address: str, options: Mapping[str, Any] | None = None) -> None:
         self.address = address.rstrip("/") if "://" in address else str(Path(address).expanduser())
         self.options = dict(options or {})
+        learn({"storage": self.options, "address": address})
         from fsspec.implementations.local import LocalFileSystem
 
         files, base = self._open()
         self.folder = Path(base) if isinstance(files, LocalFileSystem) else None
 
     def __str__(self) -> str:
-        return self.address
+        return mask(self.address)
 
     def name(self, file: str) -> str:
         """The whole address of a file."""
-        return f"{self.address}/{file}"
+        return f"{self}/{file}"
 
     def read(self, file: str, most: int) -> bytes:
         """All of a file.
@@ -137,11 +139,9 @@ class Storage:
         try:
             files, base = url_to_fs(self.address, **self.options)
         except ImportError as error:
-            raise DataError(
-                f"{self.address}: {error} (pip install -e '.[shards]' brings http and s3)"
-            ) from error
+            raise DataError(f"{self}: {error} (pip install -e '.[shards]' brings http and s3)") from error
         except (ValueError, TypeError) as error:
-            raise DataError(f"{self.address} cannot be opened ({_reason(error)})") from error
+            raise DataError(f"{self} cannot be opened ({_reason(error)})") from error
         return files, str(base).rstrip("/")
 
     def _ask(self, file: str, question: Callable[[Any, str], T]) -> T:
@@ -182,4 +182,4 @@ def _at_most(most: int, too_much: DataError) -> Any:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(" .") if lines else type(error).__name__
+    return mask(lines[0])[:200].rstrip(" .") if lines else type(error).__name__
