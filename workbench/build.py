@@ -43,6 +43,7 @@ from workbench.members import (
     one_member,
 )
 from workbench.monitor import settle
+from workbench.provenance import data_read
 from workbench.resolvers import register_resolvers
 from workbench.shard_settings import check_settings
 
@@ -111,6 +112,7 @@ def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
     for name, part in data.by_task().items():
         if isinstance(part, ShardableData):
             check_settings(cfgs[name], part, member=name)
+    data_read(data.drawn)
     log.info("data: %s", data.describe())
     return data
 

@@ -35,6 +35,7 @@ class AudioFolder(AudioData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "recordings of your own"
     layout = (
         "a folder of audio files per class, or train/, val/ and test/ with such folders, "
         "or task.data.csv=FILE with the columns path,label[,split], "

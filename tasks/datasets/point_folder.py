@@ -32,6 +32,7 @@ class PointFolder(PointData):
         **settings: see `PointData` and `DataModule`.
     """
 
+    title = "point clouds of your own"
     layout = (
         "a folder of point clouds or meshes (.ply .pcd .off .obj .stl .xyz .npy .npz .h5 .txt) per class, "
         "or train/, val/ and test/ with such folders, "

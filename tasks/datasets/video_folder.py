@@ -48,6 +48,7 @@ class VideoFolder(VideoData):
         **settings: see `VideoData` and `DataModule`.
     """
 
+    title = "videos of your own"
     layout = "a folder of video files per class, or train/, val/ and test/ with such folders"
 
     def __init__(
