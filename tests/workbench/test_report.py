@@ -164,7 +164,7 @@ def test_single_runs_and_strangers(tmp_path: Path) -> None:
         "sweeps/now/0_seed=0": "missing",
     }
     assert table.loc["esc50/three", "error"] == "no such file"
-    assert table.loc["esc50/one", "lr"] == "0.1"
+    assert table.loc["esc50/one", "lr"] == 0.1
     assert (write_report(tmp_path / "runs")).is_file()
 
 
