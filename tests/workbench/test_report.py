@@ -104,11 +104,11 @@ def test_known_means_and_deviations(sweep: Path) -> None:
     assert [cell.text for cell in column(series, "unfinished")] == ["1", ""]
     assert [cell.text for cell in column(series, "test/mse")] == ["0.3000", "0.5000 ± 0.14"]
     assert [cell.best for cell in column(series, "test/mse")] == [True, False], "less is better"
-    assert [cell.text for cell in column(overview, "speech_commands test/acc")] == [
+    assert [cell.text for cell in column(overview, "audio: speech_commands test/acc")] == [
         "0.6000 ± 0.14 (2)",
         "0.8500 ± 0.071 (2)",
     ]
-    assert [cell.best for cell in column(overview, "etth1 test/mse")] == [False, True]
+    assert [cell.best for cell in column(overview, "time_series: etth1 test/mse")] == [False, True]
     assert "| 13 | 2 | **0.8500 ± 0.071** |" in audio.markdown()
 
 

@@ -20,6 +20,7 @@ log = logging.getLogger("widefield")
 
 # Folders that hold no runs.
 NOT_RUNS = {"checkpoints", "figures", "tensorboard", "conf", "report", "export", "wandb", "mlruns"}
+MOST_NOTES = 4  # about drawn data, side by side
 BASE = ["modality", "task", "backbone", "data"]  # axes that every result names, beside the seed
 # Column -> the beginnings of words that choose it.
 FILLED = {
@@ -64,6 +65,16 @@ class Runs:
     def apart(self) -> pd.DataFrame:
         """Runs that are no results: failed, stopped, never started, or of `debug=`."""
         return self.table[~_has_result(self.table)]
+
+    def note(self, rows: pd.DataFrame | None = None) -> str | None:
+        """What must stand beside numbers of these results (default: of all), where any is of drawn data."""
+        rows = self.done if rows is None else rows
+        said = rows["drawn"].dropna() if "drawn" in rows else pd.Series(dtype=object)
+        if said.empty:
+            return None
+        different = list(dict.fromkeys(said))
+        words = "; ".join(different[:MOST_NOTES]) + ("; …" if len(different) > MOST_NOTES else "")
+        return words if len(said) == len(rows) else f"{len(said)} of {len(rows)} runs: {words}"
 
     @property
     def metrics(self) -> list[str]:

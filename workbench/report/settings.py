@@ -12,6 +12,8 @@ from workbench.signatures import signature_of
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 GROUPS = ("modality", "task", "backbone", "seed")  # words that a result says, too
+# Where objects of any name may stand.
+FREE = ("callbacks.", "task.members.", "modality.augment.")
 # Words of a command that do not change what is learnt.
 NO_AXES = (
     "paths.",
@@ -102,16 +104,18 @@ def is_read(key: str, words: Sequence[str], config: Mapping[str, Any]) -> bool:
     top, *below = key.split(".")
     if top not in _top_level() and not _holds_more(config.get(top), top, dict(pairs(words))):
         return False
-    node: Any = config.get(top)
-    for place, part in enumerate(below):
+    if not config or not below or key.startswith(FREE):
+        return True
+    node, owned = config.get(top), False
+    for part in below:
         if not isinstance(node, Mapping):
             break
-        target = node.get("_target_")
-        signature = signature_of(target) if isinstance(target, str) and place == len(below) - 1 else None
-        if signature is not None:
-            return part in signature.arguments or signature.any_keyword
+        if isinstance(target := node.get("_target_"), str):
+            owned, signature = True, signature_of(target)
+            if part == below[-1] and signature is not None:
+                return part in signature.arguments or signature.any_keyword
         node = node.get(part)
-    return True
+    return owned or top not in _top_level()
 
 
 @lru_cache(maxsize=1)
