@@ -12,7 +12,16 @@ import pandas as pd
 import yaml
 
 from workbench.errors import ERROR_FILE, UsageError
-from workbench.report.settings import GROUPS, debug_of, is_fold, is_read, modalities, settings_of, short_names
+from workbench.report.settings import (
+    GROUPS,
+    debug_of,
+    is_fold,
+    is_read,
+    modalities,
+    pairs,
+    settings_of,
+    short_names,
+)
 from workbench.resolvers import mode_of
 from workbench.sweeps.folder import DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
 
@@ -111,7 +120,11 @@ def gather(folder: Path) -> Runs:
     for key in folds:
         settings[key] = _from_configs(settings[key], key, table, folder)
     unread = _unread(list(settings), commands, table, folder)
-    names = short_names(list(settings), COLUMNS | {str(column) for column in table})
+    taken = COLUMNS | {str(column) for column in table}
+    # Keys that only failed or debug runs know take no name away.
+    of_results = [key for key in settings if key not in unread and _said_by(key, commands, basis)]
+    names = short_names(of_results, taken)
+    names |= short_names([key for key in settings if key not in names], taken | set(names.values()))
     table = pd.concat([table, settings.rename(columns=names)], axis=1)
     table = _fill_in(table, commands)
     table["seed"] = pd.to_numeric(table["seed"], errors="coerce").astype("Int64")
@@ -130,6 +143,15 @@ def gather(folder: Path) -> Runs:
             maximise |= {monitor: mode == "max", monitor.replace("val/", "test/"): mode == "max"}
     table = table.sort_values("run", kind="stable", ignore_index=True)
     return Runs(folder, table, varied, maximise, [names[key] for key in folds])
+
+
+def _said_by(key: str, commands: list[list[str]], which: pd.Series) -> bool:
+    return any(
+        key == said
+        for words, chosen in zip(commands, which, strict=True)
+        if chosen
+        for said, _ in pairs(words)
+    )
 
 
 def _has_result(table: pd.DataFrame) -> pd.Series:
@@ -270,8 +292,8 @@ def _without_repetition(table: pd.DataFrame, axes: list[str]) -> list[str]:
     """Leave out an axis that says the same as one before it, as a task does of its modality."""
     kept: list[str] = []
     for axis in axes:
-        pairs = (table[[other, axis]].dropna().drop_duplicates() for other in kept)
-        if not any(len(pair) == pair.iloc[:, 0].nunique() == pair.iloc[:, 1].nunique() for pair in pairs):
+        both = (table[[other, axis]].dropna().drop_duplicates() for other in kept)
+        if not any(len(pair) == pair.iloc[:, 0].nunique() == pair.iloc[:, 1].nunique() for pair in both):
             kept.append(axis)
     return kept
 
@@ -280,8 +302,8 @@ def _fill_in(table: pd.DataFrame, commands: list[list[str]]) -> pd.DataFrame:
     """What a run without a result must have been, where the others leave no doubt."""
     table["modality"] = table["modality"].where(table["modality"].notna(), table["task"].map(modalities()))
     for known, unknown in (("modality", "task"), ("task", "modality")):
-        pairs = table[[known, unknown]].dropna().drop_duplicates()
-        sure = pairs[~pairs[known].duplicated(keep=False)].set_index(known)[unknown]
+        both = table[[known, unknown]].dropna().drop_duplicates()
+        sure = both[~both[known].duplicated(keep=False)].set_index(known)[unknown]
         table[unknown] = table[unknown].where(table[unknown].notna(), table[known].map(sure))
     for column, words in FILLED.items():
         # A run whose command chose for itself is not like the others.

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.files import write_atomically
 from workbench.report.gather import Runs
+from workbench.report.rendering import save
+from workbench.report.table import fold_means
 from workbench.resolvers import folder_name
 
 MOST_CURVES = 60  # runs in a panel of learning curves
@@ -80,7 +81,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 markersize=9,
                 zorder=3,
             )
-            means = group.groupby(x)["score"].agg(["mean", "std"])
+            means = fold_means(group.assign(x=x), ["x"], ["score"], runs.folds)["score"]
             if len(means) <= MOST_NAMES:
                 panel.errorbar(
                     means.index,
@@ -95,7 +96,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 )
         panel.set_xlabel(axis)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path)
+    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path, runs.note())
     return True
 
 
@@ -123,7 +124,7 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {label}, a point a run", path)
+    _close(figure, f"Test metric by {label}, a point a run", path, runs.note())
 
 
 def _learning_curves(runs: Runs, path: Path) -> bool:
@@ -170,7 +171,7 @@ def _learning_curves(runs: Runs, path: Path) -> bool:
         panel.set_xlabel("epoch")
         shown = "" if len(histories) == count else f" ({len(histories)} of {count} runs)"
         _finish(panel, name + shown, monitor, few and len(names) > 1)
-    _close(figure, "Learning curves, a line a run", path)
+    _close(figure, "Learning curves, a line a run", path, runs.note())
     return True
 
 
@@ -253,6 +254,6 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
         panel.legend(fontsize=7.5)
 
 
-def _close(figure: Figure, title: str, path: Path) -> None:
+def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
     figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
-    write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+    save(figure, path, note)

@@ -33,7 +33,8 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown, the best in bold."""
-        lines = [f"| {' | '.join(map(_escaped, self.columns))} |", f"|{' --- |' * len(self.columns)}"]
+        lines = [self.note, ""] if self.note else []
+        lines += [f"| {' | '.join(map(_escaped, self.columns))} |", f"|{' --- |' * len(self.columns)}"]
         for row in self.rows[:MOST_ROWS]:
             texts = [f"**{_escaped(cell.text)}**" if cell.best else _escaped(cell.text) for cell in row]
             lines.append(f"| {' | '.join(texts)} |")
@@ -128,17 +129,20 @@ def summary(
 
     Where folds differ, the runs of a fold are averaged first: mean and deviation are those over folds.
     """
+    means = fold_means(rows, keys, values, folds)
+    means[RUNS, "size"] = rows.groupby(keys, dropna=False, sort=True).size().to_numpy()
+    found: list[Any] = means.reset_index().to_dict("records")
+    return found
+
+
+def fold_means(rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]) -> pd.DataFrame:
+    """Mean, std, count and size of values by setting; over folds where they differ, a fold's runs averaged first."""
     folds = [fold for fold in folds if fold in rows and rows[fold].nunique() > 1]
     numbers = rows[values].apply(pd.to_numeric, errors="coerce")
     whole = pd.concat([rows[[*keys, *folds]], numbers], axis=1)
-    count = whole.groupby(keys, dropna=False, sort=True)[keys[:1]].size()
     if folds:
         whole = whole.groupby([*keys, *folds], dropna=False, sort=True)[values].mean().reset_index()
-    grouped = whole.groupby(keys, dropna=False, sort=True)
-    means = grouped[values].agg(["mean", "std", "count", "size"])
-    means[RUNS, "size"] = count.to_numpy()
-    found: list[Any] = means.reset_index().to_dict("records")
-    return found
+    return whole.groupby(keys, dropna=False, sort=True)[values].agg(["mean", "std", "count", "size"])
 
 
 def _statistic(row: dict[tuple[str, str], Any], name: str, show_n: bool = False) -> Cell:
