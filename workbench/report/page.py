@@ -65,7 +65,10 @@ def write_page(
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that say something."""
-    return table.drop(columns=[*LEFT_OUT], errors="ignore").dropna(axis="columns", how="all")
+    unsaid = [column for column in table if (table[column].astype(object) == "default").all()]
+    shown = table.drop(columns=[*LEFT_OUT, *unsaid], errors="ignore").dropna(axis="columns", how="all")
+    first = [column for column in ("run", "status", "debug", "error") if column in shown]
+    return shown[[*first, *shown.columns.drop(first)]]
 
 
 def _cell(cell: Cell) -> Any:

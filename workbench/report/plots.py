@@ -46,12 +46,26 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
     return drawn
 
 
+def _ordered(runs: Runs) -> pd.DataFrame:
+    """The results in the order of their settings, which is that of the colours."""
+    done = runs.done
+    axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
+    plain = {
+        axis: done[axis] if pd.api.types.is_numeric_dtype(done[axis]) else done[axis].astype(str)
+        for axis in axes
+    }
+    order = (
+        pd.DataFrame(plain, index=done.index).sort_values(axes, kind="stable").index if axes else done.index
+    )
+    return done.loc[order]
+
+
 def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
     """The metric of each run against one axis, with mean and standard deviation; other axes as colours.
 
     Returns whether there was anything to compare.
     """
-    done = runs.done
+    done = _ordered(runs)
     of_task = axis in ("modality", "task")
     grouped = [rows for _, rows in done.groupby("metric" if of_task else "task", sort=False)]
     panels = [("" if of_task else _title(rows), rows) for rows in grouped if rows[axis].nunique() > 1]
@@ -101,7 +115,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
 
 
 def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
-    panels = [(_title(rows), rows) for _, rows in runs.done.groupby("task", sort=False)]
+    panels = [(_title(rows), rows) for _, rows in _ordered(runs).groupby("task", sort=False)]
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
     figure, grid = _panels(len(panels))
     for panel, (name, rows) in zip(grid, panels, strict=False):
@@ -130,7 +144,7 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
 def _learning_curves(runs: Runs, path: Path) -> bool:
     """The monitored metric by epoch, a line a run, coloured by setting; returns whether any run has a history."""
     drawn = []
-    for _, rows in runs.done.groupby("task", sort=False):
+    for _, rows in _ordered(runs).groupby("task", sort=False):
         monitor = str(rows["monitor"].iloc[0])
         ranked = rows.sort_values("score", ascending=not runs.maximise.get(str(rows["metric"].iloc[0]), True))
         # With very many runs some, evenly spaced by rank, the best among them.

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -43,9 +42,6 @@ def _write(figure: Figure, path: Path) -> None:
 
 def darken(figure: Figure) -> None:
     """Turn a figure for a dark page: greys are inverted, colours stay."""
-    for panel in figure.findobj(Axes):
-        assert isinstance(panel, Axes)
-        panel.tick_params(which="both", colors=_inverted("black"), grid_color=_inverted("0.69"))
     for part in figure.findobj():
         if isinstance(part, (Text, Line2D)):
             part.set_color(_inverted(part.get_color()))
@@ -54,7 +50,9 @@ def darken(figure: Figure) -> None:
             part.set_facecolor(_inverted(part.get_facecolor()))
             part.set_edgecolor(_inverted(edge))
         elif isinstance(part, Collection):
-            part.set_edgecolor([_inverted(colour) for colour in part.get_edgecolor()])  # type: ignore[union-attr]
+            part.set_edgecolor([_inverted(colour) for colour in part.get_edgecolor()])
+    for panel in figure.axes:  # ticks that are made while drawing, too
+        panel.tick_params(which="both", colors=_inverted("black"), grid_color=_inverted("0.69"))
 
 
 def _inverted(colour: object) -> tuple[float, float, float, float]:
