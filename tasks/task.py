@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,8 @@ class Training(LightningModule):
         composition: the run's modality, task and backbone nodes as plain containers, kept in every checkpoint.
     """
 
+    # Titles of the data sets that drawn samples stand for in its training; kept in every checkpoint.
+    drawn: Sequence[str] = ()
     shown_metric: str = "loss"  # what the progress bar shows beside the loss
 
     def __init__(
@@ -176,7 +178,12 @@ class Training(LightningModule):
         return (min(total, trainer.max_steps) if trainer.max_steps > 0 else total), per_epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["widefield"] = {"format": 1, "composition": self.composition, "facts": self.facts}
+        checkpoint["widefield"] = {
+            "format": 1,
+            "composition": self.composition,
+            "facts": self.facts,
+            "drawn": list(self.drawn),
+        }
 
 
 class Task(Training):

@@ -45,6 +45,7 @@ from workbench.members import (
 )
 from workbench.monitor import settle
 from workbench.pretrained import weights_file
+from workbench.provenance import data_read
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
@@ -114,6 +115,7 @@ def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
     for name, part in data.by_task().items():
         if isinstance(part, ShardableData):
             check_settings(cfgs[name], part, member=name)
+    data_read(data.drawn)
     log.info("data: %s", data.describe())
     for name, part in data.by_task().items():
         for note in part.notes:

@@ -13,6 +13,7 @@ from backbone import CheckpointError, DamagedCheckpoint, read_safely
 from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+from workbench.provenance import model_read
 from workbench.quoting import typed
 
 log = logging.getLogger("widefield")
@@ -78,7 +79,9 @@ def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
             f"{path} is no checkpoint of this workbench; official weights are given as "
             f"{typed('backbone.pretrained', path)}"
         )
-    return check_content(content, path, cfg)
+    checked = check_content(content, path, cfg)
+    model_read(checked["widefield"]["drawn"])
+    return checked
 
 
 def point_to_resume(folder: Path, cfg: DictConfig) -> Path:

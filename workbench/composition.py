@@ -65,10 +65,15 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
             isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
         ):
             raise _Refused("holds no weights")
+        drawn = stored.get("drawn", [])
+        if not isinstance(drawn, list) or not all(
+            isinstance(title, str) and title.isprintable() and len(title) <= 200 for title in drawn
+        ):
+            raise _Refused(f"says {_shown(drawn)} of drawn data, which is no list of names")
         epoch = content.get("epoch", 0)
         if type(epoch) is not int or epoch < 0:
             raise _Refused(f"has no epoch {_shown(epoch)}")
-    return {**content, "widefield": {**stored, "composition": composition, "facts": facts}}
+    return {**content, "widefield": {**stored, "composition": composition, "facts": facts, "drawn": drawn}}
 
 
 def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> dict[str, Any]:

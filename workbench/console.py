@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from workbench.provenance import note
+
 # Names of files and classes are text, whatever they look like: "[/x]" is no markup, ":x:" no picture.
 console = Console(markup=False, emoji=False)
 
@@ -121,3 +123,5 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str,
     for row in rows:
         table.add_row(*(printable(cell, keep="\n") for cell in row))
     console.print(table)
+    if said := note():
+        console.print(printable(said), style="red", highlight=False)

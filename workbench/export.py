@@ -16,7 +16,8 @@ from workbench.build import restore
 from workbench.console import print_table
 from workbench.errors import TrainingError, UsageError
 from workbench.extras import need
-from workbench.files import write_atomically, write_json
+from workbench.files import write_atomically, write_findings
+from workbench.provenance import FIELD, note
 
 log = logging.getLogger("widefield")
 
@@ -55,7 +56,7 @@ def export(cfg: DictConfig) -> None:
         "output": ["batch", *wanted.shape[1:]],
         "facts": restored.task.facts,
     }
-    write_json(folder / "model.json", about)
+    write_findings(folder / "model.json", about)
     print_table("Exported (raw input, merged form)", rows, ("file", "size", "largest relative difference"))
 
 
@@ -68,10 +69,16 @@ def write_torch_export(network: Network, raw: Any, path: Path) -> Tensor:
 
     def write(draft: Path) -> None:
         with draft.open("wb") as file:
-            torch.export.save(program, file)
+            torch.export.save(program, file, extra_files=provenance_entries())
 
     write_atomically(path, write)
     return torch.export.load(path).module()(raw)
+
+
+def provenance_entries() -> dict[str, str]:
+    """What an exported file says of drawn data that its model was trained on."""
+    said = note()
+    return {FIELD: said} if said else {}
 
 
 def write_onnx(network: Network, raw: Any, path: Path) -> Tensor:
@@ -87,6 +94,7 @@ def write_onnx(network: Network, raw: Any, path: Path) -> Tensor:
             network, kwargs={"raw": raw}, dynamo=True, dynamic_shapes={"raw": shapes}, verbose=False
         )
     assert program is not None
+    program.model.metadata_props.update(provenance_entries())
     write_atomically(path, lambda draft: program.save(str(draft), external_data=False))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     leaves = torch.utils._pytree.tree_leaves(raw)

@@ -1,6 +1,7 @@
-"""Figures: maps, curves, confusion matrices. Every axis has its label and unit."""
+"""Figures: maps, curves, confusion matrices. Every axis has its label and unit, every drawn sample its note."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from modalities.embedder import MapAxes
+from workbench import provenance
 from workbench.files import write_atomically
 
+WARNING = "tab:red"
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and close it."""
-    write_atomically(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
+
+def save(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Write a figure as PNG and close it; the one way from a figure to a file."""
+    say_provenance(figure, provenance.note())
+    write_atomically(path, lambda draft: figure.savefig(draft, dpi=dpi, format="png"))
     plt.close(figure)
+
+
+def say_provenance(figure: Figure, note: str | None) -> None:
+    """Write below a figure that its data are not real, where they are not (`workbench.provenance`)."""
+    if note:
+        lines = textwrap.wrap(note, max(int(13 * figure.get_figwidth()), 20))
+        figure.supxlabel("\n".join(lines), fontsize=8, color=WARNING, parse_math=False)
 
 
 def draw_maps(maps_BVCHW: Tensor, axes: MapAxes, captions: Sequence[str], path: Path, title: str) -> None:

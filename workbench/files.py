@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.disk import draft_of, writing
 from tasks.secrets import mask
+from workbench import provenance
 
 ELSEWHERE = "or choose another folder with paths.runs=FOLDER"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -46,6 +47,12 @@ def _masked(content: Any) -> Any:
     return mask(content) if isinstance(content, str) else content
 
 
+def write_findings(path: Path, content: dict[str, Any]) -> None:
+    """Write what an action found as JSON; where its data are drawn, `drawn` says so."""
+    said = provenance.note()
+    write_json(path, {provenance.FIELD: said, **content} if said else content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8."""
 
@@ -56,7 +63,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Write the given columns of rows as CSV."""
+    """Write the given columns of rows as CSV; where their data are drawn, a last column `drawn` says so."""
+    if said := provenance.note():
+        columns = [*(column for column in columns if column != provenance.FIELD), provenance.FIELD]
+        rows = [{**row, provenance.FIELD: said} for row in rows]
 
     def write(draft: Path) -> None:
         with draft.open("w", newline="", encoding="utf-8") as file:

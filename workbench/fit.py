@@ -24,6 +24,7 @@ from workbench.console import console, print_table, printable, short
 from workbench.errors import UsageError
 from workbench.info import map_shape, size
 from workbench.members import resolved
+from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.transfer import freeze, start_from
@@ -50,6 +51,7 @@ def fit(cfg: DictConfig) -> float | None:
     if cfg.init_from and resume is None:
         start_from(cfg, task)
     freeze(cfg, task)
+    task.drawn = known()
     shapes = []
     for name, part in task.by_task().items():
         embedder: Any = part.network.embedder
@@ -119,6 +121,8 @@ def balance(task: Task, data: DataModule) -> None:
 def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:
     """Give every logger (TensorBoard, W&B, MLflow) the whole configuration, resolved."""
     configuration: Any = OmegaConf.to_container(resolved(cfg))
+    if said := note():
+        configuration |= {FIELD: said}
     for logger in trainer.loggers:
         logger.log_hyperparams(configuration)
 

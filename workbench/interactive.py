@@ -17,6 +17,7 @@ from workbench.console import console, quiet_libraries
 from workbench.errors import UsageError, kept_errors
 from workbench.fit import fit
 from workbench.members import is_joint, member_cfgs
+from workbench.provenance import provenance
 from workbench.resolvers import run_folder
 
 
@@ -83,7 +84,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
         cfg.trainer.enable_progress_bar = False
         if cfg.get("callbacks"):
             cfg.callbacks.pop("progress", None)
-    with kept_errors(Path(cfg.paths.run)), silence():
+    with kept_errors(Path(cfg.paths.run)), silence(), provenance():
         check_composition(cfg)
         fit(cfg)
     return cfg

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
-from tasks.datasets.base import DataModule, ReadError
+from tasks.datasets.base import DataModule, ReadError, is_drawn
 from tasks.task import Answer, Task
 from workbench import figures
 from workbench.build import restore
@@ -19,6 +19,7 @@ from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_table
+from workbench.provenance import data_read
 
 log = logging.getLogger("widefield")
 
@@ -33,6 +34,8 @@ def predict(cfg: DictConfig) -> None:
         data: DataModule = instantiate(restored.cfg.task.data)
         data.recall(restored.task.facts)
     files = find_files(cfg.input, data.extensions)
+    if any(is_drawn(folder) for folder in {file.parent for file in files}):
+        data_read([data.title])
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
     for start in range(0, len(files), cfg.action.batch_size):

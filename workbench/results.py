@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from workbench.files import write_atomically, write_json
+from workbench.files import write_atomically, write_findings, write_json
 from workbench.members import resolved
 
 PACKAGES = (
@@ -66,7 +66,7 @@ def write_result(
         "versions": versions(),
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
-    write_json(Path(cfg.paths.run) / "result.json", result)
+    write_findings(Path(cfg.paths.run) / "result.json", result)
     return result
 
 

@@ -14,7 +14,7 @@ from workbench.build import MODEL_GROUPS, refused_settings
 from workbench.checkpoint_files import find_checkpoint, read_checkpoint
 from workbench.composition import built_from
 from workbench.errors import UsageError
-from workbench.files import write_json
+from workbench.files import write_findings
 from workbench.members import listed, matching, member_cfg, member_content, members_of
 from workbench.quoting import typed
 
@@ -44,7 +44,7 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
         with built_from(path):
             taken[name] = _take(own, member, path, *_source(own, path, content, part))
     record: dict[str, Any] = taken.get("", taken)
-    write_json(Path(cfg.paths.run) / RECORD, record)
+    write_findings(Path(cfg.paths.run) / RECORD, record)
     return record
 
 

@@ -39,6 +39,7 @@ class AudioFolder(AudioData):
         **settings: see `LabelledFiles`, `ShardableData` and `DataModule`.
     """
 
+    title = "recordings of your own"
     layout = (
         "a folder of audio files per class, or train/, val/ and test/ with such folders, "
         "or task.data.csv=FILE with the columns path,label[,split|fold|group], "

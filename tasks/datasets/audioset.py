@@ -90,6 +90,7 @@ class AudioSet(AudioData):
         **common: see `ShardableData`, `ClassificationData` and `DataModule`.
     """
 
+    title = "AudioSet"
     layout = (
         f"{LABELS}, {', '.join(TABLES.values())} (the official tables), and the clips in the folders "
         "balanced_train_segments (or bal_train), unbalanced_train_segments (unbal_train) and eval_segments (eval), "

@@ -336,6 +336,19 @@ class DataModule(LightningDataModule):
         return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.place}"
 
     @property
+    def title(self) -> str:
+        """What people call the data set."""
+        return str(self.name)
+
+    @property
+    def drawn(self) -> list[str]:
+        """The title of the data set that these data, drawn by us, only imitate; empty: the data are real.
+
+        A folder of samples that is given as `data_dir` is a drawn one, too.
+        """
+        return [self.title] if self.source == "sample" or is_drawn(self.root) else []
+
+    @property
     def place(self) -> str:
         """Where the data lie: a folder, or the address of one."""
         return str(self.root)
@@ -471,6 +484,11 @@ def _stamp(marker: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) and {"task", "version"} <= set(said) else None
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether a file or folder is a sample drawn by us, or lies in one."""
+    return any(_stamp(folder / "SAMPLE.json") for folder in (path, *path.absolute().parents))
 
 
 def refuse_strangers(root: Path) -> None:

@@ -37,6 +37,7 @@ class Cifar10(ImageData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "CIFAR-10"
     layout = (
         "data_batch_1 … data_batch_5, test_batch and batches.meta "
         "(the unpacked cifar-10-python.tar.gz, or its folder)"
@@ -124,6 +125,7 @@ class Cifar10(ImageData):
 class Cifar100(Cifar10):
     """CIFAR-100, the python version: its 100 fine classes, as `Cifar10` otherwise."""
 
+    title = "CIFAR-100"
     layout = "train, test and meta (the unpacked cifar-100-python.tar.gz, or its folder)"
 
     archive = Source(

@@ -66,6 +66,10 @@ class GlobalStations(SeriesData):
             raise DataError(f"quantity must be temp or wind, not {quantity!r}")
         self.quantity = quantity
 
+    @property
+    def title(self) -> str:
+        return f"Global {self.quantity.capitalize()}"
+
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.time_series import stations
 

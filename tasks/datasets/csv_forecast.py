@@ -30,6 +30,7 @@ class CsvForecast(SeriesData):
         **common: see `DataModule`.
     """
 
+    title = "a series of your own"
     layout = (
         "a .csv file with a column named date and one or more columns of numbers, or a folder with one such "
         "file"

@@ -32,6 +32,7 @@ class ESC50(AudioData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "ESC-50"
     layout = "meta/esc50.csv and audio/*.wav (the unpacked ESC-50 repository, or the folder that holds it)"
     homepage = "https://github.com/karolpiczak/ESC-50"
     unit = "clips"

@@ -53,6 +53,10 @@ class ETT(SeriesData):
             raise DataError(f"variant must be one of {', '.join(STEPS_AN_HOUR)}, not {variant!r}")
         self.variant = variant
 
+    @property
+    def title(self) -> str:
+        return self.variant
+
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.time_series import ett
 

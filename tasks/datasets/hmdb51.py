@@ -24,6 +24,7 @@ class HMDB51(VideoData):
         **settings: see `VideoData` and `DataModule`.
     """
 
+    title = "HMDB51"
     layout = (
         "the folders hmdb51_org (one folder of .avi files per class) and testTrainMulti_7030_splits "
         "(CLASS_test_splitN.txt); all archives are RAR files, unpacked by hand with 'unrar x', those of the "

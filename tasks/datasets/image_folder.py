@@ -39,6 +39,7 @@ class ImageFolder(ImageData):
         **settings: see `LabelledFiles`, `ShardableData` and `DataModule`.
     """
 
+    title = "pictures of your own"
     layout = (
         "a folder of pictures per class, or train/, val/ and test/ with such folders, "
         "or task.data.csv=FILE with the columns path,label[,split|fold|group], "

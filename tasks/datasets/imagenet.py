@@ -33,6 +33,7 @@ class ImageNet(ImageData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "ImageNet"
     layout = "train/<synset>/*.JPEG and val/<synset>/*.JPEG (ImageFolder layout, such as train/n01440764/…)"
     homepage = "https://www.image-net.org/download.php"
 

@@ -28,6 +28,7 @@ class ImageNet22K(ImageData):
         DataError: a `held_part` that leaves nothing to train on or nothing to validate on.
     """
 
+    title = "ImageNet-22K"
     layout = (
         "<synset>/*.JPEG (the unpacked archive of each class in a folder of its own, such as n01440764/…)"
     )

@@ -206,6 +206,11 @@ class JointData(LightningDataModule):
         return sources.pop() if len(sources) == 1 else "mixed"
 
     @property
+    def drawn(self) -> list[str]:
+        """The data sets that drawn samples among the members imitate; empty: all data are real."""
+        return list(dict.fromkeys(title for member in self.members.values() for title in member.drawn))
+
+    @property
     def place(self) -> str:
         """The folder that all the data lie in."""
         return os.path.commonpath([member.root.absolute() for member in self.members.values()])

@@ -31,6 +31,7 @@ class Kinetics400(VideoData):
         **settings: see `VideoData` and `DataModule`.
     """
 
+    title = "Kinetics-400"
     layout = (
         "train.csv and val.csv (and perhaps test.csv) with lines 'path label', "
         "paths absolute or below that folder"

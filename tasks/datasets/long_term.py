@@ -13,21 +13,22 @@ from tasks.datasets.series_table import Table
 
 @dataclass(frozen=True)
 class Benchmark:
-    """File name, and what the embedded sample imitates: variates, first date, step, season in steps."""
+    """File name, and what the embedded sample imitates: variates, first date, step, season in steps; its title."""
 
     file: str
     variates: int
     start: str
     step: str
     season: int
+    title: str
 
 
 BENCHMARKS = {
-    "weather": Benchmark("weather.csv", 21, "2020-01-01 00:10", "10min", 144),
-    "electricity": Benchmark("electricity.csv", 321, "2016-07-01 02:00", "h", 24),
-    "traffic": Benchmark("traffic.csv", 862, "2016-07-01 02:00", "h", 24),
-    "exchange": Benchmark("exchange_rate.csv", 8, "1990-01-01", "D", 1),
-    "ili": Benchmark("national_illness.csv", 7, "2002-01-01", "7D", 52),
+    "weather": Benchmark("weather.csv", 21, "2020-01-01 00:10", "10min", 144, "Weather"),
+    "electricity": Benchmark("electricity.csv", 321, "2016-07-01 02:00", "h", 24, "Electricity"),
+    "traffic": Benchmark("traffic.csv", 862, "2016-07-01 02:00", "h", 24, "Traffic"),
+    "exchange": Benchmark("exchange_rate.csv", 8, "1990-01-01", "D", 1, "Exchange"),
+    "ili": Benchmark("national_illness.csv", 7, "2002-01-01", "7D", 52, "ILI"),
 }
 
 
@@ -60,6 +61,10 @@ class LongTerm(SeriesData):
             raise DataError(f"benchmark must be one of {', '.join(BENCHMARKS)}, not {benchmark!r}")
         self.benchmark = BENCHMARKS[benchmark]
         self.folder = Path(self.benchmark.file).stem
+
+    @property
+    def title(self) -> str:
+        return self.benchmark.title
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.time_series import long_term

@@ -74,6 +74,10 @@ class ModelNet(PointData):
         self.classes = classes
         self.val_fraction = val_fraction
 
+    @property
+    def title(self) -> str:
+        return f"ModelNet{self.classes}"
+
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.samples.point_cloud import modelnet
 

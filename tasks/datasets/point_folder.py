@@ -35,6 +35,7 @@ class PointFolder(PointData):
         **settings: see `LabelledFiles`, `PointData` and `DataModule`; the splits' fractions are 0.15 here.
     """
 
+    title = "point clouds of your own"
     layout = (
         "a folder of point clouds or meshes (.ply .pcd .off .obj .stl .xyz .npy .npz .h5 .txt) per class, "
         "or train/, val/ and test/ with such folders, "

@@ -40,6 +40,7 @@ class RadHAR(ClassificationData):
     modality = "point_cloud"
     extensions = (".npz",)
     unit = "windows"
+    title = "RadHAR"
     layout = "train/<activity>/*.npz and test/<activity>/*.npz with the arrays points (P, 5) and frame (P,)"
     homepage = "https://github.com/nesl/RadHAR"
 

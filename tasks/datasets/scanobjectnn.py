@@ -39,6 +39,7 @@ class ScanObjectNN(PointData):
         **settings: see `PointData` and `DataModule`.
     """
 
+    title = "ScanObjectNN"
     layout = (
         "h5_files with main_split and main_split_nobg, "
         "which hold training_objectdataset….h5 and test_objectdataset….h5"

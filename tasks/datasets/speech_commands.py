@@ -39,6 +39,7 @@ class SpeechCommands(AudioData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "Speech Commands"
     layout = (
         "one folder of .wav files per word, with validation_list.txt and testing_list.txt beside them "
         "(the unpacked speech_commands_v0.02.tar.gz, or the folder that holds it)"

@@ -33,6 +33,7 @@ class TinyImageNet(ImageData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    title = "Tiny ImageNet"
     layout = (
         "train/<synset>/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt and words.txt "
         "(the unpacked tiny-imagenet-200.zip, or the folder that holds it)"

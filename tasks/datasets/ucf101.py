@@ -22,6 +22,7 @@ class UCF101(VideoData):
         **settings: see `VideoData` and `DataModule`.
     """
 
+    title = "UCF101"
     layout = (
         "the folders UCF-101 (one folder of .avi files per class) and ucfTrainTestlist "
         "(classInd.txt, trainlist0N.txt, testlist0N.txt); both archives are unpacked by hand, the clips with "

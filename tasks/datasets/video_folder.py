@@ -41,6 +41,7 @@ class VideoFolder(VideoData):
         "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
         "or task.data.label_from=REGEX for labels in names"
     )
+    title = "videos of your own"
 
     def __init__(self, *, multilabel: bool = False, **settings: Unpack[VideoFolderSettings]) -> None:
         labels, common = label_settings(settings)

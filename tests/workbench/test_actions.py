@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {
         *("modality", "task", "backbone", "seed", "data", "params", "epochs", "metrics", "monitor"),
-        *("best", "best_epoch", "wall_s", "device", "precision", "git", "versions", "checkpoint"),
+        *("best", "best_epoch", "wall_s", "device", "precision", "git", "versions", "checkpoint", "drawn"),
     }
     assert result["data"]["source"] == "sample"
     assert result["epochs"] == 2
@@ -128,6 +128,8 @@ def test_export_answers_like_the_model(
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     (name,) = (node.name for node in session.get_inputs())
+    assert session.get_modelmeta().custom_metadata_map["drawn"] == about["drawn"]
+    assert about["drawn"] == "model trained on a drawn sample, not recordings of your own"
     ours, theirs = program(raw), session.run(None, {name: raw.numpy()})[0]
     assert ours.shape == (5, len(about["facts"]["class_names"]))
     with torch.inference_mode():

@@ -73,7 +73,10 @@ def test_erf_beside_other_networks(image_run: Path, act: Act) -> None:
         assert 0 < ratios[0] <= ratios[-1] <= 1
         assert (network["stride"], network["inputs"]) == (8, 5)
     with np.load(folder / "erf.npz") as scores:
-        assert {name: scores[name].shape for name in scores} == dict.fromkeys(names, (96, 96))
+        assert scores["drawn"] == found["drawn"] == "drawn sample, not pictures of your own"
+        assert {name: scores[name].shape for name in scores if name != "drawn"} == dict.fromkeys(
+            names, (96, 96)
+        )
         for name in names:
             assert scores[name].min() >= 0
             assert scores[name].max() > scores[name].mean() > 0, "some pixels matter more than others"

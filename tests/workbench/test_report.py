@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from PIL import Image
 
 from workbench.errors import UsageError
 from workbench.report.gather import gather
@@ -60,6 +62,13 @@ def put_run(
     (folder / "metrics.csv").write_text(f"epoch,step,val/{metric}\n0,1,0.25\n1,2,0.5\n")
 
 
+@pytest.fixture(autouse=True)
+def _no_vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SVG and PDF take two thirds of the time: they are written where they are looked at."""
+    if request.node.name != "test_files_of_a_report":
+        monkeypatch.setattr("workbench.report.rendering.SUFFIXES", (".png",))
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Two modalities × two kernel sizes × two seeds, one of them failed."""
@@ -104,11 +113,11 @@ def test_known_means_and_deviations(sweep: Path) -> None:
     assert [cell.text for cell in column(series, "unfinished")] == ["1", ""]
     assert [cell.text for cell in column(series, "test/mse")] == ["0.3000", "0.5000 ± 0.14"]
     assert [cell.best for cell in column(series, "test/mse")] == [True, False], "less is better"
-    assert [cell.text for cell in column(overview, "speech_commands test/acc")] == [
+    assert [cell.text for cell in column(overview, "audio: speech_commands test/acc")] == [
         "0.6000 ± 0.14 (2)",
         "0.8500 ± 0.071 (2)",
     ]
-    assert [cell.best for cell in column(overview, "etth1 test/mse")] == [False, True]
+    assert [cell.best for cell in column(overview, "time_series: etth1 test/mse")] == [False, True]
     assert "| 13 | 2 | **0.8500 ± 0.071** |" in audio.markdown()
 
 
@@ -165,7 +174,7 @@ def test_single_runs_and_strangers(tmp_path: Path) -> None:
     }
     assert table.loc["esc50/three", "error"] == "no such file"
     assert table.loc["esc50/two", "error"] == "damaged: result.json (no JSON)"
-    assert table.loc["esc50/one", "lr"] == "0.1"
+    assert table.loc["esc50/one", "lr"] == 0.1
     assert (write_report(tmp_path / "runs")).is_file()
 
 
@@ -178,8 +187,18 @@ def test_files_of_a_report(sweep: Path, recwarn: pytest.WarningsRecorder) -> Non
     # One metric a modality: there is nothing to compare along that axis.
     figures -= {"metric_by_modality"}
     assert names == {"runs.csv", "runs.parquet", "report.md", "report.html"} | {
-        f"figures/{n}.png" for n in figures
+        f"figures/{name}{end}" for name in figures for end in (".png", ".svg", ".pdf", "_dark.png")
     }
+    for name in figures:
+        assert (report / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
+        assert "</svg>" in (report / "figures" / f"{name}.svg").read_text()
+        light, dark = (
+            np.asarray(Image.open(report / "figures" / f"{name}{end}.png").convert("L"), dtype=float)
+            for end in ("", "_dark")
+        )
+        assert light.shape == dark.shape
+        assert light.mean() > 230
+        assert dark.mean() < 60
     csv, parquet = pd.read_csv(report / "runs.csv"), pd.read_parquet(report / "runs.parquet")
     assert len(csv) == len(parquet) == 8
     assert list(csv) == list(parquet)
@@ -187,7 +206,7 @@ def test_files_of_a_report(sweep: Path, recwarn: pytest.WarningsRecorder) -> Non
     text = (report / "report.md").read_text()
     assert "- `time_series_13_1` failed: the loss became <nan>" in text
     assert "8 runs: 7 done, 1 failed" in text
-    assert "On embedded samples" in text
+    assert "> **drawn sample, not speech_commands; drawn sample, not etth1**" in text, "at the top"
     assert "http" not in page.read_text().replace("http://www.w3.org", ""), "self-contained"
     again = write_report(sweep)
     assert len(pd.read_csv(again.parent / "runs.csv")) == 8, "a report does not count itself"
@@ -246,6 +265,133 @@ def test_ten_thousand_results_in_ten_seconds(kind: str, tmp_path: Path) -> None:
     page = write_report(tmp_path)
     assert time.process_time() - started < 10
     assert len(pd.read_parquet(page.with_name("runs.parquet"))) == 10_000
+
+
+# -- what is an axis, what is a result ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("+score=1", "+score=2"),
+        ("+status=x", "+status=y"),
+        ("+run=1", "+run=2"),
+        ("+params=1", "+params=2"),
+        ("+metric=2", "+error=3"),
+        ("+test/acc=3", "+my.test/acc=4"),
+        ("+plugin.alpha=1", "+plugin.alpha=2"),
+        ("++data.x=1", "+data=2"),
+        ("+drawn=1", "+debugged=2"),
+    ],
+)
+def test_an_added_key_of_any_name(words: tuple[str, str], tmp_path: Path) -> None:
+    for number, word in enumerate((*words, "seed=2")):
+        put_run(tmp_path / str(number), [word], 0.5 + number / 10)
+    runs = gather(tmp_path)
+    assert runs.table["score"].tolist() == [0.5, 0.6, 0.7]
+    assert runs.table["status"].tolist() == ["done"] * 3
+    assert runs.axes == []
+    assert runs.table.columns.is_unique
+
+
+@pytest.mark.parametrize(
+    ("word", "config", "axes"),
+    [
+        # Trained with the setting ignored: nobody reads it.
+        ("+optimiser.lr=1", "optimiser: {lr: 1}", []),
+        ("+epochs=3", "epochs: 3", []),
+        ("+optimizer.lrr=2", "optimizer: {_target_: workbench.files.write_text, lrr: 2}", []),
+        ("+task.scroe=1", "task: {scroe: 1}", []),
+        # Read: by a class of ours, by what a plug-in's own YAML brought along.
+        (
+            "+task.data.num_points=2",
+            "task: {data: {_target_: tasks.datasets.point_files.PointData, num_points: 2}}",
+            ["num_points"],
+        ),
+        ("+plugin.alpha=1", "plugin: {alpha: 1, beta: 2}", ["alpha"]),
+        ("+optimizer=mine", "optimizer: {_target_: a.B, lr: 2}", ["optimizer"]),
+    ],
+)
+def test_a_key_that_nobody_reads_is_no_axis(word: str, config: str, axes: list[str], tmp_path: Path) -> None:
+    put_run(tmp_path / "a", [word], 0.5)
+    (tmp_path / "a" / "config.yaml").write_text(config)
+    put_run(tmp_path / "b", [], 0.6)
+    assert gather(tmp_path).axes == axes
+
+
+def test_failed_and_debug_runs_are_set_apart(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.5, 0.7)):
+        put_run(tmp_path / f"good_{seed}", [f"seed={seed}", "optimizer.lr=0.1"], score)
+    put_run(tmp_path / "trial", ["seed=0", "debug=fast", "optimizer.lr=0.1", "task.data.limit=4"], 0.1)
+    put_run(tmp_path / "typo", ["optimiser.lr=1", "optimizer.lr=fast"], None, error="optimiser is no group")
+    runs = gather(tmp_path)
+    assert runs.axes == []
+    assert runs.table["lr"].dropna().tolist() == [0.1, 0.1, 0.1], "numbers, whatever a failed run was told"
+    (table,) = tables(runs)
+    assert [cell.text for cell in column(table, "test/acc")] == ["0.6000 ± 0.14"]
+    assert [cell.text for cell in column(table, "n")] == ["2"]
+    page = write_report(tmp_path)
+    text = page.with_name("report.md").read_text()
+    assert "## Set apart" in text
+    assert "- `trial` debug=fast: –" in text
+    assert "- `typo` failed: optimiser is no group" in text
+    assert "4 runs: 3 done, 1 failed (1 of debug=, no results)." in text
+
+
+def test_headings_name_the_modality_of_their_task(tmp_path: Path) -> None:
+    """A failed run of another modality's task says nothing of its modality."""
+    put_run(tmp_path / "a", ["modality=audio"], 0.5)
+    put_run(tmp_path / "b", ["task=etth1"], None, error="no")
+    put_run(tmp_path / "c", ["task=cifar10"], None, error="no")
+    table = gather(tmp_path).table.set_index("run")
+    assert table["modality"].to_dict() == {"a": "audio", "b": "time_series", "c": "image"}
+    assert [table.title for table in tables(gather(tmp_path))] == ["audio: speech_commands"]
+
+
+def test_mean_over_folds(tmp_path: Path) -> None:
+    """Of a fold its seeds are averaged first; one command leaves the fold to the configuration."""
+    scores = {1: (0.5, 0.7), 2: (0.8, 0.8), 3: (0.9, 0.9)}
+    for fold, pair in scores.items():
+        for seed, score in enumerate(pair):
+            run = tmp_path / f"{fold}_{seed}"
+            put_run(run, [f"seed={seed}", *([f"task.data.fold={fold}"] if fold > 1 else [])], score)
+            (run / "config.yaml").write_text(f"task: {{mode: max, data: {{fold: {fold}}}}}")
+    runs = gather(tmp_path)
+    assert (runs.axes, runs.folds) == ([], ["fold"])
+    assert runs.table["fold"].tolist() == [1, 1, 2, 2, 3, 3]
+    (table,) = tables(runs)
+    assert [cell.text for cell in column(table, "n")] == ["6"]
+    assert [cell.text for cell in column(table, "folds")] == ["3"]
+    # Of the folds' means .6, .8, .9.
+    assert [cell.text for cell in column(table, "test/acc")] == ["0.7667 ± 0.15"]
+    assert "Mean ± standard deviation over folds" in write_report(tmp_path).with_name("report.md").read_text()
+
+
+# -- drawn data ---------------------------------------------------------------------------------------------
+
+
+def test_a_report_says_what_is_of_drawn_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    save = Figure.savefig
+
+    def spied(self: Figure, *args: Any, **kwargs: Any) -> None:
+        said.append(" ".join(text.get_text() for text in self.texts).replace("\n", " "))
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spied)
+    put_run(tmp_path / "a", ["seed=0"], 0.5, drawn="drawn sample, not Speech Commands")
+    put_run(tmp_path / "b", ["seed=1"], 0.6, data={"source": "full", "data_dir": "y"})
+    page = write_report(tmp_path)
+    note = "1 of 2 runs: drawn sample, not Speech Commands"
+    assert said
+    assert all(note in text for text in said)
+    assert page.read_text().count(note) == 2, "a badge, and the table's"
+    assert pd.read_csv(page.with_name("runs.csv"))["drawn"].fillna("").tolist() == [note[13:], ""]
+    shutil.rmtree(tmp_path / "a")
+    said.clear()
+    page = write_report(tmp_path)
+    assert not any("drawn" in text for text in said)
+    assert "drawn sample" not in page.read_text() + page.with_name("report.md").read_text()
 
 
 # -- in a browser ------------------------------------------------------------------------------------------
@@ -307,13 +453,12 @@ def test_page_in_a_browser(page: Any, sweep: Path) -> None:
     head(page, "Runs", "score").locator("button").click()
     scores = [float(text) for text in texts(page, "Runs", "score") if text]
     assert scores == sorted(scores)
-    assert texts(page, "Runs", "score")[-1] == ""
     head(page, "Runs", "score").locator("button").click()
     assert [float(text) for text in texts(page, "Runs", "score") if text] == sorted(scores, reverse=True)
-    assert texts(page, "Runs", "score")[-1] == ""
+    head(page, "All tasks", "kernel_size").locator("button").click()
     # Numbers are sorted as numbers.
     head(page, "Runs", "kernel_size").locator("button").click()
-    assert [int(text) for text in texts(page, "Runs", "kernel_size")] == [3] * 4 + [13] * 4
+    assert [int(text) for text in texts(page, "Runs", "kernel_size")] == [3] * 4 + [13] * 3
     # Filters: words, bounds, ranges, the opposite; together.
     head(page, "Runs", "modality").locator("input").fill("AUDIO")
     assert len(texts(page, "Runs", "run")) == 4
@@ -323,15 +468,38 @@ def test_page_in_a_browser(page: Any, sweep: Path) -> None:
     assert texts(page, "Runs", "score") == ["0.8"]
     head(page, "Runs", "score").locator("input").fill("")
     head(page, "Runs", "modality").locator("input").fill("!audio")
-    head(page, "Runs", "status").locator("input").fill("failed")
-    assert texts(page, "Runs", "error") == ["the loss became <nan>"]
+    assert len(texts(page, "Runs", "run")) == 3
+    # What is no result stands apart.
+    assert texts(page, "Set apart", "status") == ["failed"]
+    assert texts(page, "Set apart", "error") == ["the loss became <nan>"]
+    # What is of drawn data says so.
+    assert "drawn sample, not etth1" in page.locator(".badge").inner_text()
     # The link leads to the run.
-    link = page.locator("#runs tbody a").first
+    link = page.locator("h2:text-is('Set apart') ~ div table tbody a").first
     target = page.evaluate("link => link.href", link.element_handle())
     assert target == (sweep / "time_series_13_1").as_uri() + "/"
     listing = page.context.new_page()
     listing.goto(target)
     assert "job.json" in listing.content()
+
+
+def test_a_dark_and_a_narrow_page(page: Any, sweep: Path) -> None:
+    address = write_report(sweep).as_uri()
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(address)
+    figure = page.locator("figure img").first
+    light = figure.evaluate("image => image.currentSrc")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("before => document.querySelector('figure img').currentSrc !== before", arg=light)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400, "only the tables scroll"
+    # The first column stays where it is.
+    scroll = page.locator("#runs .scroll").first
+    cell = scroll.locator("tbody td").first
+    left = cell.bounding_box()["x"]
+    scroll.evaluate("box => { box.scrollLeft = 300; }")
+    assert scroll.evaluate("box => box.scrollLeft") == 300
+    assert abs(cell.bounding_box()["x"] - left) < 2
+    assert cell.bounding_box()["width"] < 200
 
 
 def test_many_runs_in_a_browser(page: Any, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_map
 
+from tasks.datasets.base import DataModule
+from tasks.datasets.joint import JointData
 from tasks.task import Training
 from workbench import figures
-from workbench.files import write_json
+from workbench.files import write_findings
+from workbench.provenance import only
 
 SHOWN = 12
 
@@ -40,16 +43,17 @@ class Pictures(Callback):
             maps_BVCHW = task.embed(raw, train=True)
         embedder: Any = task.network.embedder
         maps_BVCHW = maps_BVCHW.float().cpu()
-        if embedder.draws_raw:
-            raw = tree_map(lambda value: value.cpu(), raw)
-            figures.draw_samples(raw, maps_BVCHW, embedder, captions, folder / "samples.png")
-        figures.draw_maps(
-            maps_BVCHW,
-            embedder.map_axes(),
-            captions,
-            file,
-            title="Training maps as the backbone sees them",
-        )
+        with only(_data_of(trainer)[name].drawn):
+            if embedder.draws_raw:
+                raw = tree_map(lambda value: value.cpu(), raw)
+                figures.draw_samples(raw, maps_BVCHW, embedder, captions, folder / "samples.png")
+            figures.draw_maps(
+                maps_BVCHW,
+                embedder.map_axes(),
+                captions,
+                file,
+                title="Training maps as the backbone sees them",
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         history = self.folder.parent / "metrics.csv"
@@ -64,6 +68,13 @@ class Pictures(Callback):
             return
         if any(reports.values()):
             content = reports.get("", reports)
-            write_json(self.folder.parent / "test_report.json", content)
+            write_findings(self.folder.parent / "test_report.json", content)
         for name, report in reports.items():
-            figures.draw_report(report, self.folder / name)
+            with only(_data_of(trainer)[name].drawn):
+                figures.draw_report(report, self.folder / name)
+
+
+def _data_of(trainer: Trainer) -> dict[str, DataModule]:
+    """The data of each task of a run, by its name."""
+    source: DataModule | JointData = trainer.datamodule  # type: ignore[attr-defined]
+    return source.by_task()

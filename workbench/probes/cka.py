@@ -14,7 +14,7 @@ from workbench import figures
 from workbench.build import refused_settings
 from workbench.console import print_table
 from workbench.errors import UsageError
-from workbench.files import write_json, write_table
+from workbench.files import write_findings, write_table
 from workbench.probes import drawing
 from workbench.probes.common import (
     UNTRAINED,
@@ -73,7 +73,7 @@ def probe(cfg: DictConfig) -> None:
             for (a, b), cka in found.items()
         ],
     }
-    write_json(folder / "cka.json", plain(content))
+    write_findings(folder / "cka.json", plain(content))
     picture = folder / "figures" / "cka.png"
     own = {pair: cka for pair, cka in found.items() if pair[0] == probed.name}
     figures.save(drawing.similarities(own, about), picture)

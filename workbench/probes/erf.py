@@ -24,7 +24,7 @@ from workbench.build import refused_settings
 from workbench.checkpoint_files import find_checkpoint
 from workbench.console import print_table
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_json, write_table
+from workbench.files import write_atomically, write_findings, write_table
 from workbench.probes import drawing
 from workbench.probes.common import (
     UNTRAINED,
@@ -37,6 +37,7 @@ from workbench.probes.common import (
     show_files,
     test_raws,
 )
+from workbench.provenance import FIELD, note
 from workbench.results import write_config
 
 FORMS = ("deploy", "train")
@@ -70,7 +71,7 @@ def probe(cfg: DictConfig) -> float:
     folder = Path(cfg.paths.run)
     rows = table_of(found)
     about = f"{cfg_words(probed)}, stage {options.stage}, {options.form} form"
-    write_json(folder / "erf.json", plain(summary(found, steps, about)))
+    write_findings(folder / "erf.json", plain(summary(found, steps, about)))
     write_table(folder / "erf.csv", rows, list(rows[0]))
     scores = {name: field.scores_HW.numpy() for name, field in found.items()}
     write_atomically(folder / "erf.npz", lambda draft: _save(draft, scores))
@@ -180,8 +181,9 @@ def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str)
 
 
 def _save(draft: Path, arrays: dict[str, np.ndarray]) -> None:
+    said = note()
     with draft.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **({FIELD: np.array(said), **arrays} if said else arrays))  # type: ignore[arg-type]
 
 
 def _word(value: Any) -> str:

@@ -10,7 +10,7 @@ from workbench import figures
 from workbench.build import refused_settings
 from workbench.console import print_table
 from workbench.errors import UsageError
-from workbench.files import write_json, write_table
+from workbench.files import write_findings, write_table
 from workbench.probes import drawing
 from workbench.probes.common import asked_about, composed_network, from_checkpoint, plain, show_files
 from workbench.results import write_config
@@ -49,7 +49,7 @@ def probe(cfg: DictConfig) -> float | None:
             )
     write_config(probed.cfg)
     folder = Path(cfg.paths.run)
-    write_json(
+    write_findings(
         folder / "kernels.json", plain({"network": probed.name, "share": options.share, "blocks": rows})
     )
     columns = ["stage", "block", "kernel_size", "reach", "reach_untrained"]

@@ -16,7 +16,7 @@ from workbench import figures
 from workbench.build import build_trainer, refused_settings
 from workbench.console import print_table
 from workbench.errors import UsageError
-from workbench.files import write_json, write_table
+from workbench.files import write_findings, write_table
 from workbench.fit import metrics_of
 from workbench.probes import drawing
 from workbench.probes.common import plain, show_files
@@ -137,7 +137,7 @@ def report(
     }
     write_config(own)
     folder = Path(cfg.paths.run)
-    write_json(folder / "robustness.json", plain(content))
+    write_findings(folder / "robustness.json", plain(content))
     write_table(folder / "robustness.csv", rows, list(rows[0]))
     picture = folder / "figures" / "robustness.png"
     about = f"{content['network']} ({data.source} data, {len(data.splits['test']):,} test {data.unit})"

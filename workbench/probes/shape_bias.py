@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from backbone.probes import ShapeBias, decide, shape_bias
 from tasks.classification import ClassificationTask
-from tasks.datasets.base import ReadError
+from tasks.datasets.base import ReadError, is_drawn
 from tasks.datasets.cue_conflict import CueConflict, classes_of, drawn_sample, read_cue_conflict, read_mapping
 from tasks.datasets.image_files import ImageData
 from tasks.datasets.imagenet import describe_synset
@@ -19,12 +19,15 @@ from workbench.build import build_task, refused_settings, take_pretrained
 from workbench.composition import built_from
 from workbench.console import print_table
 from workbench.errors import UsageError
-from workbench.files import write_json, write_table
+from workbench.files import write_findings, write_table
 from workbench.probes import drawing
 from workbench.probes.common import Probed, device_of, from_checkpoint, plain, show_files
+from workbench.provenance import data_read
 from workbench.results import write_config
 
 log = logging.getLogger("widefield")
+
+PUBLISHED = "the published cue-conflict pictures"
 
 
 def probe(cfg: DictConfig) -> float | None:
@@ -36,6 +39,8 @@ def probe(cfg: DictConfig) -> float | None:
     root = (
         Path(cfg.data_dir).expanduser() if cfg.data_dir is not None else drawn_sample(Path(cfg.paths.samples))
     )
+    if source == "sample" or is_drawn(root):
+        data_read([PUBLISHED])
     pictures = read_cue_conflict(root)
     mapping = read_mapping(Path(cfg.action.mapping).expanduser()) if cfg.action.mapping else None
     names = sorted({picture.shape for picture in pictures} | {picture.texture for picture in pictures})
@@ -57,7 +62,7 @@ def probe(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run)
     write_table(folder / "shape_bias.csv", rows, ["path", "shape", "texture", "decision", "cue", "top_class"])
     content = summary(found, probed.name, source, root, categories)
-    write_json(folder / "shape_bias.json", plain(content))
+    write_findings(folder / "shape_bias.json", plain(content))
     about = f"{probed.name}; {'published' if source == 'full' else 'drawn'} cue-conflict pictures"
     drawn = [folder / "figures" / name for name in ("shape_bias.png", "shape_bias_examples.png")]
     figures.save(drawing.shape_biases(found, rows, about), drawn[0])

@@ -3,16 +3,25 @@
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from tasks.secrets import is_secret
 from workbench.errors import ERROR_FILE, UsageError
 from workbench.report.damage import other_damages, read_record
+from workbench.report.settings import (
+    GROUPS,
+    debug_of,
+    is_fold,
+    is_read,
+    modalities,
+    pairs,
+    settings_of,
+    short_names,
+)
 from workbench.resolvers import mode_of
 from workbench.sweeps.folder import DAMAGED, DONE, FAILED, JOB, MISSING, SWEEP, SweepFolder
 
@@ -20,19 +29,20 @@ log = logging.getLogger("widefield")
 
 # Folders that hold no runs.
 NOT_RUNS = {"checkpoints", "figures", "tensorboard", "conf", "report", "export", "wandb", "mlruns"}
+MOST_NOTES = 4  # about drawn data, side by side
 BASE = ["modality", "task", "backbone", "data"]  # axes that every result names, beside the seed
-# Words of a command that do not change what is learnt.
-NO_AXES = (
-    "paths.",
-    "hydra",
-    "sweep",
-    "resume",
-    "input",
-    "download",
-    "logger",
-    "action",
-    "task.data.num_workers",
-)
+# Column -> the beginnings of words that choose it.
+FILLED = {
+    "modality": ("modality=", "task=", "experiment="),
+    "task": ("modality=", "task=", "experiment="),
+    "backbone": ("backbone=", "experiment="),
+    "data": ("data_dir=", "experiment="),
+}
+# Columns that a setting's short name must not take.
+COLUMNS = {
+    *("run", "status", "debug", "error", "metric", "score", "monitor", "best", "params", "epochs", "wall_s"),
+    *("drawn", "device", "precision", "git", "seed", *BASE),
+}
 
 
 @dataclass
@@ -43,8 +53,9 @@ class Runs:
         folder: where it was looked for.
         table: a row a run: `run` (its folder below `folder`), `status`, `error`, what it was, its axes, `metric` (name
             of the test metric that belongs to what was monitored), `score` (its value), every metric by its full name,
-            `params`, `epochs`, `wall_s` (seconds) and where it ran.
-        axes: columns that vary and tell settings apart, the seed not among them.
+            `params`, `epochs`, `wall_s` (seconds) and where it ran; `debug`, which of `debug=` it was; `drawn`, what it
+            says of drawn data.
+        axes: columns in which the results differ and that tell settings apart; seeds and folds are repetitions.
         maximise: for each metric's full name, whether more is better.
     """
 
@@ -52,11 +63,27 @@ class Runs:
     table: pd.DataFrame
     axes: list[str]
     maximise: dict[str, bool]
+    folds: list[str] = field(default_factory=list)  # columns that say which fold of a cross-validation it was
 
     @property
     def done(self) -> pd.DataFrame:
-        """Runs that came to their end and have a result."""
-        return self.table[(self.table["status"] == DONE) & self.table["score"].notna()]
+        """Runs that came to their end and have a result; those of `debug=` prove nothing and are none of them."""
+        return self.table[_has_result(self.table) & self.table["score"].notna()]
+
+    @property
+    def apart(self) -> pd.DataFrame:
+        """Runs that are no results: failed, stopped, never started, or of `debug=`."""
+        return self.table[~_has_result(self.table)]
+
+    def note(self, rows: pd.DataFrame | None = None) -> str | None:
+        """What must stand beside numbers of these results (default: of all), where any is of drawn data."""
+        rows = self.done if rows is None else rows
+        said = rows["drawn"].dropna() if "drawn" in rows else pd.Series(dtype=object)
+        if said.empty:
+            return None
+        different = list(dict.fromkeys(said))
+        words = "; ".join(different[:MOST_NOTES]) + ("; …" if len(different) > MOST_NOTES else "")
+        return words if len(said) == len(rows) else f"{len(said)} of {len(rows)} runs: {words}"
 
     @property
     def metrics(self) -> list[str]:
@@ -81,31 +108,78 @@ def gather(folder: Path) -> Runs:
     commands = [list(map(_writable, words)) for words in commands]
     if table.empty:
         return Runs(folder, table, [], {})
-    settings = _settings(commands)
-    # A run without a result names them in its command.
-    for key in [key for key in settings if key in (*BASE, "seed")]:
-        known = table[key] if key in table else pd.Series(None, index=table.index, dtype=object)
-        table[key] = known.where(known.notna(), settings.pop(key))
-    settings = settings.rename(columns=_short_names(list(settings), set(table)))
-    table = pd.concat([table, settings], axis=1)
-    for column in (*BASE, "seed", "score", "metric", "params", "wall_s", "error"):
+    for column in ("run", "status", *BASE, "seed", "debug", "score", "metric", "params", "wall_s", "error"):
         if column not in table:
             table[column] = None
-    table = _fill_in(table)
+    table["debug"] = pd.Series([debug_of(words) for words in commands], dtype=object)
+    results = _has_result(table)
+    basis = results if results.any() else table["debug"].isna()
+    settings = settings_of(commands, basis.tolist())
+    # A run without a result names them in its command.
+    for key in [key for key in settings if key in GROUPS]:
+        table[key] = table[key].where(table[key].notna(), settings.pop(key))
+    folds = [key for key in settings if is_fold(key)]
+    for key in folds:
+        settings[key] = _from_configs(settings[key], key, table, folder)
+    unread = _unread(list(settings), commands, table, folder)
+    taken = COLUMNS | {str(column) for column in table}
+    # Keys that only failed or debug runs know take no name away.
+    of_results = [key for key in settings if key not in unread and _said_by(key, commands, basis)]
+    names = short_names(of_results, taken)
+    names |= short_names([key for key in settings if key not in names], taken | set(names.values()))
+    table = pd.concat([table, settings.rename(columns=names)], axis=1)
+    table = _fill_in(table, commands)
     table["seed"] = pd.to_numeric(table["seed"], errors="coerce").astype("Int64")
     table["score"] = pd.to_numeric(table["score"], errors="coerce")
-    axes = [*BASE, *settings]
+    axes = [*BASE, *(names[key] for key in settings if key not in unread and key not in folds)]
+    compared = table[basis]
     varied = _without_repetition(
-        table, [axis for axis in axes if table[axis].nunique(dropna=axis in BASE) > 1]
+        compared, [axis for axis in axes if compared[axis].nunique(dropna=axis in BASE) > 1]
     )
-    first = ["run", "status", *BASE, *settings, "seed", "metric", "score"]
+    first = ["run", "status", *BASE, *names.values(), "seed", "metric", "score"]
     metrics = sorted(column for column in table if str(column).startswith(("test/", "val/")))
     table = table[[*first, *metrics, *(column for column in table if column not in {*first, *metrics})]]
     maximise = {metric: mode_of(metric) == "max" for metric in metrics}
     for monitor, mode in modes.items():
         if monitor and mode:
             maximise |= {monitor: mode == "max", monitor.replace("val/", "test/"): mode == "max"}
-    return Runs(folder, table.sort_values("run", kind="stable", ignore_index=True), varied, maximise)
+    table = table.sort_values("run", kind="stable", ignore_index=True)
+    return Runs(folder, table, varied, maximise, [names[key] for key in folds])
+
+
+def _said_by(key: str, commands: list[list[str]], which: pd.Series) -> bool:
+    return any(
+        key == said
+        for words, chosen in zip(commands, which, strict=True)
+        if chosen
+        for said, _ in pairs(words)
+    )
+
+
+def _has_result(table: pd.DataFrame) -> pd.Series:
+    result: pd.Series = (table["status"] == DONE) & table["debug"].isna()
+    return result
+
+
+def _from_configs(values: pd.Series, key: str, table: pd.DataFrame, folder: Path) -> pd.Series:
+    """A setting with what each run's own configuration says where its command says nothing."""
+    said = values.where(values != "default").astype(object)
+    for index in said.index[said.isna()]:
+        said[index] = _select(_config(folder / str(table.loc[index, "run"])), key)
+    numbers = pd.to_numeric(said, errors="coerce")
+    return said if (numbers.isna() & said.notna()).any() else numbers.astype("Int64")
+
+
+def _unread(keys: list[str], commands: list[list[str]], table: pd.DataFrame, folder: Path) -> set[str]:
+    """Keys that were added on the command line and that nobody reads, judged by the first run that has each."""
+    found: set[str] = set()
+    for key in keys:
+        for index, words in enumerate(commands):
+            if any(word.startswith("+") and word.lstrip("+").partition("=")[0] == key for word in words):
+                if not is_read(key, words, _config(folder / str(table.loc[index, "run"]))):
+                    found.add(key)
+                break
+    return found
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -140,6 +214,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         }
         row |= {key: result.get(key) for key in ("monitor", "best", "device", "precision", "git")}
         row["data"] = (result.get("data") or {}).get("source")
+        row["drawn"] = _drawn(result)
         row["metric"] = name if metrics.get(name) is not None else monitor
         row["score"] = metrics.get(name) if metrics.get(name) is not None else result.get("best")
         if job.get("continued"):  # the result knows the last attempt's time only
@@ -195,68 +270,54 @@ def _overrides(file: Path, faults: list[str]) -> list[str]:
 
 def _mode(path: Path) -> str | None:
     """`max` or `min`, from a run's own configuration."""
-    try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        mode = config["task"]["mode"]
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
-        return None
+    mode = _select(_config(path), "task.mode")
     return mode if mode in ("max", "min") else None
 
 
-def _settings(commands: list[list[str]]) -> pd.DataFrame:
-    """A column for each word that not all commands share; `default` where a command says nothing."""
-    said = [dict(_pairs(words)) for words in commands]
-    keys = {key: None for words in said for key in words}
-    columns = {}
-    for key in keys:
-        values = [words.get(key) for words in said]
-        if len(set(values)) > 1 or key in (*BASE, "seed"):
-            columns[key] = _typed(pd.Series(values, dtype=object), default=key not in (*BASE, "seed"))
-    return pd.DataFrame(columns)
+def _config(path: Path) -> dict[str, Any]:
+    """A run's own configuration; empty where there is none."""
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES) and not is_secret(key) and "${secret:" not in value:
-            yield key, value.strip("'\"")
+def _select(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
-def _typed(values: pd.Series, default: bool) -> pd.Series:
-    """Numbers where all values are numbers, otherwise text."""
-    given = values[values.notna()]
-    numbers = pd.to_numeric(given, errors="coerce")
-    if numbers.notna().all() and (len(given) == len(values) or not default):
-        return pd.to_numeric(values)
-    return values.where(values.notna(), "default") if default else values
-
-
-def _short_names(keys: list[str], taken: set[str]) -> dict[str, str]:
-    """`backbone.kernel_size` -> `kernel_size`, where that says it all."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {
-        key: name if last.count(name) == 1 and name not in taken else key
-        for key, name in zip(keys, last, strict=True)
-    }
+def _drawn(result: dict[str, Any]) -> str | None:
+    """What a result says of drawn data; one of an older version says only that it is of a sample."""
+    said, source = result.get("drawn"), (result.get("data") or {}).get("source")
+    if isinstance(said, str):
+        return said
+    return f"drawn sample, not {result.get('task')}" if source in ("sample", "mixed") else None
 
 
 def _without_repetition(table: pd.DataFrame, axes: list[str]) -> list[str]:
     """Leave out an axis that says the same as one before it, as a task does of its modality."""
     kept: list[str] = []
     for axis in axes:
-        pairs = (table[[other, axis]].dropna().drop_duplicates() for other in kept)
-        if not any(len(pair) == pair.iloc[:, 0].nunique() == pair.iloc[:, 1].nunique() for pair in pairs):
+        both = (table[[other, axis]].dropna().drop_duplicates() for other in kept)
+        if not any(len(pair) == pair.iloc[:, 0].nunique() == pair.iloc[:, 1].nunique() for pair in both):
             kept.append(axis)
     return kept
 
 
-def _fill_in(table: pd.DataFrame) -> pd.DataFrame:
+def _fill_in(table: pd.DataFrame, commands: list[list[str]]) -> pd.DataFrame:
     """What a run without a result must have been, where the others leave no doubt."""
+    table["modality"] = table["modality"].where(table["modality"].notna(), table["task"].map(modalities()))
     for known, unknown in (("modality", "task"), ("task", "modality")):
-        pairs = table[[known, unknown]].dropna().drop_duplicates()
-        sure = pairs[~pairs[known].duplicated(keep=False)].set_index(known)[unknown]
+        both = table[[known, unknown]].dropna().drop_duplicates()
+        sure = both[~both[known].duplicated(keep=False)].set_index(known)[unknown]
         table[unknown] = table[unknown].where(table[unknown].notna(), table[known].map(sure))
-    for column in BASE:
+    for column, words in FILLED.items():
+        # A run whose command chose for itself is not like the others.
+        silent = [not any(word.lstrip("+").startswith(words) for word in command) for command in commands]
         if table[column].nunique() == 1:
-            table[column] = table[column].dropna().iloc[0]
+            only = table[column].dropna().iloc[0]
+            table[column] = table[column].where(table[column].notna() | ~pd.Series(silent), only)
     return table

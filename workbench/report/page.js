@@ -94,6 +94,7 @@ function show(table, parent) {
   draw();
   parent.append(
     element("h2", { textContent: table.title }),
+    ...(table.note ? [element("p", { className: "note", textContent: table.note })] : []),
     element("div", { className: "bar" }, count, back, on),
     element("div", { className: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body)),
   );

@@ -12,9 +12,11 @@ import pandas as pd
 
 from workbench.files import write_text
 from workbench.report.gather import Runs
+from workbench.report.rendering import DARK, SUFFIXES
 from workbench.report.table import Cell, Table
 
 PARTS = Path(__file__).parent  # page.html, page.css, page.js
+APART = "Failed, unfinished and debug runs: in no table, mean or figure above."
 LEFT_OUT = ("git", "best", "monitor")  # columns of runs.csv that the page does without
 
 
@@ -22,21 +24,27 @@ def write_page(
     runs: Runs, tables: list[Table], figures: list[Path], title: str, summary: str, path: Path
 ) -> None:
     """Write the page; links lead from its folder to those of the runs."""
-    shown = runs.table.drop(columns=[*LEFT_OUT], errors="ignore").dropna(axis="columns", how="all")
+    results, apart = (_shown(part) for part in (runs.table.drop(runs.apart.index), runs.apart))
     data = {
         "tables": [
             {
                 "title": table.title,
+                "note": table.note,
                 "columns": table.columns,
                 "rows": [[_cell(cell) for cell in row] for row in table.rows],
             }
             for table in tables
         ],
-        "runs": [{"title": "Runs", "columns": list(shown.columns), "rows": _rows(shown)}],
+        "runs": [
+            {"title": title, "note": note, "columns": list(part.columns), "rows": _rows(part)}
+            for title, note, part in (("Runs", "", results), ("Set apart", APART, apart))
+            if len(part)
+        ],
     }
     parts = {
         "title": html.escape(title),
         "summary": html.escape(summary),
+        "badge": f'<p class="badge">{html.escape(note)}</p>' if (note := runs.note()) else "",
         "css": (PARTS / "page.css").read_text(encoding="utf-8"),
         "js": (PARTS / "page.js").read_text(encoding="utf-8"),
         "figures": "\n".join(map(_figure, figures)),
@@ -53,6 +61,14 @@ def write_page(
         name = next(name for name in parts if piece.startswith(name))
         filled += [parts[name], piece[len(name) :]]
     write_text(path, "".join(filled))
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that say something."""
+    unsaid = [column for column in table if (table[column].astype(object) == "default").all()]
+    shown = table.drop(columns=[*LEFT_OUT, *unsaid], errors="ignore").dropna(axis="columns", how="all")
+    first = [column for column in ("run", "status", "debug", "error") if column in shown]
+    return shown[[*first, *shown.columns.drop(first)]]
 
 
 def _cell(cell: Cell) -> Any:
@@ -87,7 +103,17 @@ def _number(value: Any) -> float | int | None:
 
 
 def _figure(path: Path) -> str:
-    picture = base64.b64encode(path.read_bytes()).decode("ascii")
+    """A figure in two renderings, of which the page shows the one that suits it, and links to it as vectors."""
+    light, dark = (_data_url(file) for file in (path, path.with_stem(path.stem + DARK)))
     name = html.escape(path.stem.replace("_", " "))
-    image = f'<img alt="{name}" src="data:image/png;base64,{picture}">'
-    return f"<section><h2>{name}</h2><figure>{image}</figure></section>"
+    image = f'<img alt="{name}" src="{light}">'
+    picture = f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">{image}</picture>'
+    links = " · ".join(
+        f'<a href="figures/{quote(path.with_suffix(suffix).name)}">{suffix.removeprefix(".").upper()}</a>'
+        for suffix in SUFFIXES
+    )
+    return f"<section><h2>{name}</h2><figure>{picture}<figcaption>{links}</figcaption></figure></section>"
+
+
+def _data_url(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from workbench.files import write_atomically
 from workbench.report.gather import Runs
+from workbench.report.rendering import save
+from workbench.report.table import fold_means
 from workbench.resolvers import folder_name
 
 MOST_CURVES = 60  # runs in a panel of learning curves
@@ -46,12 +47,26 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
     return drawn
 
 
+def _ordered(runs: Runs) -> pd.DataFrame:
+    """The results in the order of their settings, which is that of the colours."""
+    done = runs.done
+    axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
+    plain = {
+        axis: done[axis] if pd.api.types.is_numeric_dtype(done[axis]) else done[axis].astype(str)
+        for axis in axes
+    }
+    order = (
+        pd.DataFrame(plain, index=done.index).sort_values(axes, kind="stable").index if axes else done.index
+    )
+    return done.loc[order]
+
+
 def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
     """The metric of each run against one axis, with mean and standard deviation; other axes as colours.
 
     Returns whether there was anything to compare.
     """
-    done = runs.done
+    done = _ordered(runs)
     of_task = axis in ("modality", "task")
     grouped = [rows for _, rows in done.groupby("metric" if of_task else "task", sort=False)]
     panels = [("" if of_task else _title(rows), rows) for rows in grouped if rows[axis].nunique() > 1]
@@ -81,7 +96,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 markersize=9,
                 zorder=3,
             )
-            means = group.groupby(x)["score"].agg(["mean", "std"])
+            means = fold_means(group.assign(x=x), ["x"], ["score"], runs.folds)["score"]
             if len(means) <= MOST_NAMES:
                 panel.errorbar(
                     means.index,
@@ -96,12 +111,12 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 )
         panel.set_xlabel(axis)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path)
+    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path, runs.note())
     return True
 
 
 def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
-    panels = [(_title(rows), rows) for _, rows in runs.done.groupby("task", sort=False)]
+    panels = [(_title(rows), rows) for _, rows in _ordered(runs).groupby("task", sort=False)]
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
     figure, grid = _panels(len(panels))
     for panel, (name, rows) in zip(grid, panels, strict=False):
@@ -124,13 +139,13 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {label}, a point a run", path)
+    _close(figure, f"Test metric by {label}, a point a run", path, runs.note())
 
 
 def _learning_curves(runs: Runs, path: Path) -> bool:
     """The monitored metric by epoch, a line a run, coloured by setting; returns whether any run has a history."""
     drawn = []
-    for _, rows in runs.done.groupby("task", sort=False):
+    for _, rows in _ordered(runs).groupby("task", sort=False):
         monitor = str(rows["monitor"].iloc[0])
         ranked = rows.sort_values("score", ascending=not runs.maximise.get(str(rows["metric"].iloc[0]), True))
         # With very many runs some, evenly spaced by rank, the best among them.
@@ -171,7 +186,7 @@ def _learning_curves(runs: Runs, path: Path) -> bool:
         panel.set_xlabel("epoch")
         shown = "" if len(histories) == count else f" ({len(histories)} of {count} runs)"
         _finish(panel, name + shown, monitor, few and len(names) > 1)
-    _close(figure, "Learning curves, a line a run", path)
+    _close(figure, "Learning curves, a line a run", path, runs.note())
     return True
 
 
@@ -258,11 +273,11 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
         panel.legend(fontsize=7.5)
 
 
-def _close(figure: Figure, title: str, path: Path) -> None:
+def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
     figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
     for text in figure.findobj(Text):
         text.set_text(_no_formula(text.get_text()))
-    write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+    save(figure, path, note)
 
 
 def _no_formula(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs grouped by what varies: mean ± standard deviation over seeds, the best of each column marked."""
+"""Runs grouped by what varies: mean ± standard deviation over seeds or folds, the best of each column marked."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,8 @@ import pandas as pd
 from workbench.report.gather import Runs
 from workbench.sweeps.folder import DONE
 
+RUNS = "runs"
+FOLDS = "Mean ± standard deviation over folds, seeds of a fold averaged first"
 MOST_ROWS = 100  # of a table in Markdown
 
 
@@ -22,15 +24,17 @@ class Cell:
 
 @dataclass
 class Table:
-    """A table for people."""
+    """A table for people; `note` says what stands below its title."""
 
     title: str
     columns: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
+    note: str = ""
 
     def markdown(self) -> str:
         """As Markdown, the best in bold."""
-        lines = [f"| {' | '.join(map(_escaped, self.columns))} |", f"|{' --- |' * len(self.columns)}"]
+        lines = [self.note, ""] if self.note else []
+        lines += [f"| {' | '.join(map(_escaped, self.columns))} |", f"|{' --- |' * len(self.columns)}"]
         for row in self.rows[:MOST_ROWS]:
             texts = [f"**{_escaped(cell.text)}**" if cell.best else _escaped(cell.text) for cell in row]
             lines.append(f"| {' | '.join(texts)} |")
@@ -48,7 +52,7 @@ def tables(runs: Runs) -> list[Table]:
     found = []
     if len(runs.done.groupby(["task", "metric"])) > 1 and other_axes(runs):
         found.append(overview(runs))
-    for task in runs.table["task"].dropna().unique():
+    for task in runs.done["task"].dropna().unique():
         found.append(task_table(runs, str(task)))
     return found
 
@@ -61,13 +65,15 @@ def other_axes(runs: Runs) -> list[str]:
 def overview(runs: Runs) -> Table:
     """Settings down, tasks across: the metric that belongs to what each task monitors."""
     axes = other_axes(runs)
-    done = runs.done.assign(column=runs.done["task"] + " " + runs.done["metric"])
+    done = runs.done
+    heads = done["modality"].fillna("").astype(str) + ": " + done["task"].astype(str)
+    done = done.assign(column=heads.str.removeprefix(": ") + " " + done["metric"])
     names = list(dict.fromkeys(done["column"]))
     settings: dict[tuple[Any, ...], dict[str, Cell]] = {}
-    for row in _summary(done, [*axes, "column"], ["score"]):
+    for row in summary(done, [*axes, "column"], ["score"], runs.folds):
         cells = settings.setdefault(tuple(row[axis, ""] for axis in axes), {})
         cells[row["column", ""]] = _statistic(row, "score", show_n=True)
-    table = Table("All tasks", [*axes, *names])
+    table = Table("All tasks", [*axes, *names], note=runs.note(done) or "")
     for setting, cells in settings.items():
         table.rows.append([*map(axis_cell, setting), *(cells.get(name, Cell("–")) for name in names)])
     for position, name in enumerate(names, start=len(axes)):
@@ -77,47 +83,66 @@ def overview(runs: Runs) -> Table:
 
 def task_table(runs: Runs, task: str) -> Table:
     """All metrics of one task, by setting."""
-    rows = runs.table[runs.table["task"] == task]
+    rows = runs.table[(runs.table["task"] == task) & runs.table["debug"].isna()]
     done = rows[rows["status"] == DONE]
-    axes = [axis for axis in runs.axes if rows[axis].nunique(dropna=False) > 1]
+    axes = [axis for axis in runs.axes if done[axis].nunique(dropna=False) > 1]
     first = list(dict.fromkeys(done["metric"].dropna()))
     others = [metric for metric in runs.metrics if done[metric].notna().any() and metric not in first]
     others = sorted(others, key=lambda metric: metric.startswith("val/"))
     measured = [*first, *others]
     keys = axes or ["task"]
-    summary = _summary(done, keys, [*measured, "params", "wall_s"])
+    found = summary(done, keys, [*measured, "params", "wall_s"], runs.folds)
     if measured:
         sign = -1 if runs.maximise.get(measured[0], True) else 1
-        summary.sort(key=lambda row: sign * row[measured[0], "mean"])
+        found.sort(key=lambda row: sign * row[measured[0], "mean"])
     ended = (rows["status"] != DONE).groupby([rows[key] for key in keys], dropna=False).sum().to_dict()
-    unfinished = any(ended.values())
-    columns = [*keys, "n", *(["unfinished"] if unfinished else []), *measured, "parameters", "wall time (s)"]
-    modality = rows["modality"].dropna()
-    table = Table(f"{modality.iloc[0]}: {task}" if len(modality) else task, columns)
-    for row in summary:
-        setting = tuple(row[key, ""] for key in keys)
-        count = row["wall_s", "size"]
+    settings = [tuple(row[key, ""] for key in keys) for row in found]
+    missing = [int(ended.get(setting if len(keys) > 1 else setting[0], 0)) for setting in settings]
+    folds = any(fold in done and done[fold].nunique() > 1 for fold in runs.folds)
+    columns = [*keys, "n", *(["folds"] if folds else []), *(["unfinished"] if any(missing) else [])]
+    before = len(columns)
+    columns += [*measured, "parameters", "wall time (s)"]
+    modality = done["modality"].dropna()
+    table = Table(f"{modality.mode()[0]}: {task}" if len(modality) else task, columns)
+    notes = [runs.note(done), FOLDS if folds else None]
+    table.note = ". ".join(note[0].upper() + note[1:] for note in notes if note)
+    for row, setting, unfinished in zip(found, settings, missing, strict=True):
+        count = int(row[RUNS, "size"])
         cells = [*map(axis_cell, setting), Cell(str(count), count)]
-        if unfinished:
-            missing = int(ended.get(setting if len(keys) > 1 else setting[0], 0))
-            cells.append(Cell(str(missing) if missing else "", missing))
+        if folds:
+            cells.append(Cell(str(row["wall_s", "size"]), int(row["wall_s", "size"])))
+        if any(missing):
+            cells.append(Cell(str(unfinished) if unfinished else "", unfinished))
         cells += [_statistic(row, metric) for metric in measured]
         cells.append(Cell(f"{row['params', 'mean'] / 1e6:.2f} M", row["params", "mean"]))
         cells.append(Cell(f"{row['wall_s', 'mean']:.0f}", row["wall_s", "mean"]))
         table.rows.append(cells)
-    for metric in measured:
-        _mark_best(table, columns.index(metric), runs.maximise.get(metric, True))
+    for position, metric in enumerate(measured, start=before):
+        _mark_best(table, position, runs.maximise.get(metric, True))
     return table
 
 
-def _summary(rows: pd.DataFrame, keys: list[str], values: list[str]) -> list[dict[tuple[str, str], Any]]:
-    """A row a setting: its keys as `(key, "")`, and `(value, "mean" | "std" | "count" | "size")`."""
+def summary(
+    rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]
+) -> list[dict[tuple[str, str], Any]]:
+    """A row a setting: its keys as `(key, "")`, `(value, "mean" | "std" | "count" | "size")`, `(RUNS, "size")`.
+
+    Where folds differ, the runs of a fold are averaged first: mean and deviation are those over folds.
+    """
+    means = fold_means(rows, keys, values, folds)
+    means[RUNS, "size"] = rows.groupby(keys, dropna=False, sort=True).size().to_numpy()
+    found: list[Any] = means.reset_index().to_dict("records")
+    return found
+
+
+def fold_means(rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]) -> pd.DataFrame:
+    """Mean, std, count and size of values by setting; over folds where they differ, a fold's runs averaged first."""
+    folds = [fold for fold in folds if fold in rows and rows[fold].nunique() > 1]
     numbers = rows[values].apply(pd.to_numeric, errors="coerce")
-    grouped = pd.concat([rows[keys], numbers], axis=1).groupby(keys, dropna=False, sort=True)
-    summary: list[Any] = (
-        grouped[values].agg(["mean", "std", "count", "size"]).reset_index().to_dict("records")
-    )
-    return summary
+    whole = pd.concat([rows[[*keys, *folds]], numbers], axis=1)
+    if folds:
+        whole = whole.groupby([*keys, *folds], dropna=False, sort=True)[values].mean().reset_index()
+    return whole.groupby(keys, dropna=False, sort=True)[values].agg(["mean", "std", "count", "size"])
 
 
 def _statistic(row: dict[tuple[str, str], Any], name: str, show_n: bool = False) -> Cell:

@@ -14,8 +14,8 @@ from workbench.files import plain_cell, write_atomically, write_text
 from workbench.report.gather import Runs, gather
 from workbench.report.page import write_page
 from workbench.report.plots import draw
+from workbench.report.rendering import SUFFIXES
 from workbench.report.table import MOST_ROWS, Table, tables
-from workbench.sweeps.folder import DONE
 
 log = logging.getLogger("widefield")
 
@@ -52,8 +52,9 @@ def _write_report(folder: Path) -> Path:
         target / "runs.parquet", lambda draft: _for_parquet(runs.table).to_parquet(draft, index=False)
     )
     grouped = tables(runs)
-    for old in (target / "figures").glob("*.png"):
-        old.unlink()
+    for old in (target / "figures").glob("*"):
+        if old.suffix in SUFFIXES:
+            old.unlink()
     figures = draw(runs, target / "figures")
     title, summary = f"Report on {folder.resolve().name}", _summary(runs)
     write_text(target / "report.md", _markdown(runs, grouped, figures, title, summary))
@@ -65,22 +66,22 @@ def _summary(runs: Runs) -> str:
     counts = Counter(runs.table["status"])
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     axes = f" Settings differ in {', '.join(runs.axes)}." if runs.axes else ""
-    sample = (
-        " On embedded samples, not on real data." if set(runs.table["data"].dropna()) == {"sample"} else ""
-    )
-    return f"{len(runs.table)} runs: {said}.{axes}{sample} Written {datetime.now():%Y-%m-%d %H:%M}."
+    trials = runs.table["debug"].notna().sum()
+    debug = f" ({trials} of debug=, no results)" if trials else ""
+    return f"{len(runs.table)} runs: {said}{debug}.{axes} Written {datetime.now():%Y-%m-%d %H:%M}."
 
 
 def _markdown(runs: Runs, grouped: list[Table], figures: list[Path], title: str, summary: str) -> str:
     parts = [f"# {title}", summary, "Mean ± standard deviation over n runs; the best of each column is bold."]
+    if note := runs.note():
+        parts.insert(1, f"> **{note}**")
     for table in grouped:
         parts += [f"## {table.title}", table.markdown()]
-    unfinished = runs.table[runs.table["status"] != DONE]
-    if len(unfinished):
-        parts += ["## Not done"]
+    if len(runs.apart):
+        parts += ["## Set apart: failed, unfinished and debug runs"]
         lines = [
-            f"- `{row['run']}` {row['status']}: {row['error'] or '–'}"
-            for row in _records(unfinished[:MOST_ROWS])
+            f"- `{row['run']}` {'debug=' + row['debug'] if row['debug'] else row['status']}: {row['error'] or '–'}"
+            for row in _records(runs.apart[:MOST_ROWS])
         ]
         parts += ["\n".join(lines)]
     for figure in figures:
@@ -89,7 +90,9 @@ def _markdown(runs: Runs, grouped: list[Table], figures: list[Path], title: str,
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, str]]:
-    records: list[dict[str, str]] = table[["run", "status", "error"]].astype(object).to_dict("records")
+    columns = ["run", "status", "debug", "error"]
+    plain = table[columns].astype(object)
+    records: list[dict[str, str]] = plain.where(plain.notna(), None).to_dict("records")
     return records
 
 

@@ -122,6 +122,10 @@ class ShardableData(ClassificationData):
             raise DataError(f"{item.path} cannot be read ({error.strerror})") from error
 
     @property
+    def drawn(self) -> list[str]:
+        return (self.shard_set.drawn if self.shard_set else []) or super().drawn
+
+    @property
     def place(self) -> str:
         return super().place if self.storage is None else str(self.storage)
 

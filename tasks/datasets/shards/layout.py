@@ -11,7 +11,7 @@ The index is what makes reading exact: any sample can be found, and counted, wit
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -150,6 +150,7 @@ class ShardSet:
         splits: the items of each.
         shuffled: whether each split was mixed before it was written.
         digest: changes with any sample.
+        drawn: titles of the data sets that the samples, drawn by us, only imitate.
     """
 
     task: str
@@ -161,6 +162,7 @@ class ShardSet:
     splits: dict[str, ShardItems]
     shuffled: bool
     digest: str
+    drawn: list[str] = field(default_factory=list)
 
     @property
     def samples_a_shard(self) -> int:
@@ -210,7 +212,8 @@ def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
         names, multilabel = list(said["class_names"]), bool(said["multilabel"])
         task, modality, settings = str(said["task"]), str(said["modality"]), dict(said["settings"])
         shuffled, digest = bool(said["shuffled"]), str(said["digest"])
-        known &= all(isinstance(name, str) for name in names)
+        drawn = list(said.get("drawn", []))
+        known &= all(isinstance(name, str) for name in [*names, *drawn])
     except DataError as error:
         raise DataError(f"{storage.name(ABOUT)} is damaged: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -229,7 +232,7 @@ def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
     whole = ShardItems(columns, shards, str(storage))
     of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
     splits = {split: whole.take(of_split == number) for number, split in enumerate(SPLITS)}
-    return ShardSet(task, modality, settings, names, multilabel, shards, splits, shuffled, digest)
+    return ShardSet(task, modality, settings, names, multilabel, shards, splits, shuffled, digest, drawn)
 
 
 def _first_line(error: Exception) -> str:

@@ -85,6 +85,7 @@ def write_shards(
             "class_names": list(data.class_names),
             "multilabel": data.multilabel,
             "settings": dict(settings or {}),
+            **({"drawn": data.drawn} if data.drawn else {}),
             "shuffled": shuffle,
             "digest": hashlib.sha256(index.read_bytes()).hexdigest(),
             "shards": [asdict(shard) for shard in shards],

@@ -1,0 +1,64 @@
+"""A report's figures as files: PNG for a light and a dark page, SVG and PDF for papers."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.collections import Collection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+
+from workbench import figures
+from workbench.files import write_atomically
+
+DARK = "_dark"  # ends the name of the rendering for dark pages
+SUFFIXES = (".png", ".svg", ".pdf")
+BLACKEST, WHITEST = 0.09, 0.92  # of a dark page
+MOST_SHAPES = 500  # marks of a line that are single shapes in SVG and PDF
+
+
+def save(figure: Figure, path: Path, note: str | None) -> None:
+    """Write `path` (PNG), the same as SVG and PDF, and `NAME_dark.png`; `note` says of which drawn data it is."""
+    figures.say_provenance(figure, note)
+    for line in figure.findobj(Line2D):
+        line.set_rasterized(len(line.get_xdata()) > MOST_SHAPES)  # type: ignore[arg-type]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for all files
+    # Text stays text; the same figure is the same file.
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
+        for suffix in SUFFIXES:
+            _write(figure, path.with_suffix(suffix))
+        darken(figure)
+        _write(figure, path.with_stem(path.stem + DARK))
+
+
+def _write(figure: Figure, path: Path) -> None:
+    kind = path.suffix.removeprefix(".")
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format=kind, metadata=undated))
+
+
+def darken(figure: Figure) -> None:
+    """Turn a figure for a dark page: greys are inverted, colours stay."""
+    for part in figure.findobj():
+        if isinstance(part, (Text, Line2D)):
+            part.set_color(_inverted(part.get_color()))
+        elif isinstance(part, Patch):
+            edge = part.get_edgecolor()
+            part.set_facecolor(_inverted(part.get_facecolor()))
+            part.set_edgecolor(_inverted(edge))
+        elif isinstance(part, Collection):
+            part.set_edgecolor([_inverted(colour) for colour in part.get_edgecolor()])
+    for panel in figure.axes:  # ticks that are made while drawing, too
+        panel.tick_params(which="both", colors=_inverted("black"), grid_color=_inverted("0.69"))
+
+
+def _inverted(colour: object) -> tuple[float, float, float, float]:
+    """A grey from the other end of the scale; any other colour as it is."""
+    red, green, blue, alpha = to_rgba(colour)  # type: ignore[arg-type]
+    if max(red, green, blue) - min(red, green, blue) > 0.02:
+        return red, green, blue, alpha
+    grey = BLACKEST + (1 - red) * (WHITEST - BLACKEST)
+    return grey, grey, grey, alpha
