@@ -18,7 +18,8 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.labelled_files import LabelledFiles
-from tasks.datasets.point_files import PointData, PointSettings, turned_z_up
+from tasks.datasets.point_choice import turned_z_up
+from tasks.datasets.point_files import PointData, PointSettings
 
 UPS = ("z", "y")
 
