@@ -112,6 +112,9 @@ def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
         if isinstance(part, ShardableData):
             check_settings(cfgs[name], part, member=name)
     log.info("data: %s", data.describe())
+    for name, part in data.by_task().items():
+        for note in part.notes:
+            log.info("data: %s%s", f"{name}: " if name else "", note)
     return data
 
 

@@ -30,6 +30,13 @@ _NOTICES = (
 )
 
 
+class TextFormatter(logging.Formatter):
+    """Lines of a log as text that any file takes: the name of a file may be bytes that are none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode(errors="backslashreplace").decode()
+
+
 def quiet_libraries() -> None:
     """Silence the notices of the libraries below; warnings a user can act on still come through."""
     for notice in _NOTICES:

@@ -3,6 +3,7 @@
 import glob
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
-from tasks.datasets.base import DataModule, ReadError
+from tasks.datasets.base import DataError, DataModule, ReadError, unexpected
 from tasks.task import Answer, Task
 from workbench import figures
 from workbench.build import restore
@@ -23,6 +24,7 @@ from workbench.files import write_table
 log = logging.getLogger("widefield")
 
 SHOWN = 40
+EVERY = 10  # seconds between two writings of the answers so far
 NOT_FINITE = "the model's answer is not finite (NaN or infinite): its weights or this sample are damaged"
 
 
@@ -35,10 +37,14 @@ def predict(cfg: DictConfig) -> None:
     files = find_files(cfg.input, data.extensions)
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
+    path = Path(cfg.paths.run) / "predictions.csv"
+    written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         rows += answer_files(restored.task.to(device), data, part, cfg.action.top_k)
-    path = Path(cfg.paths.run) / "predictions.csv"
+        if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
+            write_rows(path, rows)
+            written = time.monotonic()
     write_rows(path, rows)
     write_answers(Path(cfg.paths.run), rows)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
@@ -88,7 +94,12 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
             readable.append(position)
         except ReadError as error:
             rows[position]["error"] = str(error)
-            log.warning("broken file: %s: %s", file, error)
+        except DataError:  # no file is at fault: a library is missing, …
+            raise
+        except Exception as error:
+            rows[position]["error"] = unexpected(error)
+        if "error" in rows[position]:
+            log.warning("broken file: %s: %s", file, rows[position]["error"])
     if raws:
         batch = task.transfer_batch_to_device(default_collate(raws), task.device, 0)
         with torch.inference_mode():

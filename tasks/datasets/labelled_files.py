@@ -133,14 +133,14 @@ class LabelledFiles:
         for split, part in parts.items():
             for folder in _folders(part):
                 for path in self._files(folder):
-                    yield Entry(path, (folder.name,), split or None)
+                    yield Entry(path, (readable_name(folder.name),), split or None)
 
     def _from_names(self, root: Path, pattern: re.Pattern[str]) -> Iterator[Entry]:
         for path in self._files(root):
             found = pattern.search(path.name)
             if found is None or found["label"] is None:
                 raise DataError(f"label_from={pattern.pattern} does not match the file name {path.name}")
-            yield Entry(path, (found["label"],), group=found.groupdict().get("group"))
+            yield Entry(path, (readable_name(found["label"]),), group=found.groupdict().get("group"))
 
     def _from_table(self, root: Path, table: Path) -> Iterator[Entry]:
         if not table.is_file():
@@ -221,6 +221,11 @@ def _pattern(argument: str, text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise DataError(f"{argument}={text} is not a regular expression ({error})") from error
+
+
+def readable_name(name: str) -> str:
+    """A name as text: a file's may be any bytes, those that are none are written as escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _folders(folder: Path) -> list[Path]:

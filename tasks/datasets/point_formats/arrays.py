@@ -100,7 +100,7 @@ def _checked(file: BinaryIO | Any, options: ReadOptions, size: int) -> NDArray[A
     count = int(np.prod(shape, dtype=object)) if shape else 1
     if kind.hasobject:
         raise ReadError("it holds Python objects, not numbers")
-    if count * kind.itemsize > size:
+    if count * kind.itemsize > size - file.tell():
         raise ReadError(f"it breaks off: an array of shape {shape} is announced, the file has {size:,} bytes")
     file.seek(0)
     return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

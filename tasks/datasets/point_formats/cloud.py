@@ -50,6 +50,7 @@ class Cloud:
         color_scale: value of a full red, green or blue; ``None``: the values themselves must tell.
         origin: (3,), what was subtracted from the points.
         dropped: points left out, as they have no finite coordinates.
+        remarks: how the file was read, where that was inferred.
     """
 
     points: NDArray[Any]
@@ -59,6 +60,7 @@ class Cloud:
     color_scale: float | None = None
     origin: Doubles = field(default_factory=lambda: np.zeros(3))
     dropped: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
 def check_count(count: int, options: ReadOptions, unit: str = "points") -> None:

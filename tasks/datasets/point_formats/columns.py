@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.base import DataError, ReadError
 from tasks.datasets.point_formats.cloud import Cloud, Doubles, ReadOptions
 
 XYZ = ("x", "y", "z")
 NORMALS = ("nx", "ny", "nz")
 COLORS = ("r", "g", "b")
 SCALES = (1.0, 255.0, 65535.0)
-LOOKED_AT = 20_000  # values tell their kind by so many rows
+LOOKED_AT = 4_000  # values tell their kind by so many rows
 ALIASES = {
     "r": ("red", "diffuse_red", "rf"),
     "g": ("green", "diffuse_green", "gf"),
@@ -42,6 +42,18 @@ def known_name(name: str) -> str:
     return OURS.get(plain, plain)
 
 
+def check_order(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of the columns of a file as `ReadOptions.order`; raises `DataError` where x, y or z lacks."""
+    if names is None:
+        return None
+    order = tuple(known_name(str(name)) for name in names)
+    if not set(XYZ) <= set(order) or len(set(order)) < len(order):
+        raise DataError(
+            f"file_columns names every column once, x, y and z among them, such as [x,y,z,r,g,b], not {list(names)}"
+        )
+    return order
+
+
 def from_named(arrays: Mapping[str, NDArray[Any]], **more: Any) -> Cloud:
     """A cloud of arrays (P,) under the names that a file has for them.
 
@@ -58,7 +70,7 @@ def from_named(arrays: Mapping[str, NDArray[Any]], **more: Any) -> Cloud:
     if absent:
         found = ", ".join(str(name) for name in arrays) or "none"
         raise ReadError(f"it has no column {', '.join(absent)}; its columns are {found}: {ORDER}")
-    points = np.column_stack([np.asarray(columns.pop(axis), np.float64) for axis in XYZ])
+    points = np.column_stack([columns.pop(axis) for axis in XYZ])
     more.setdefault("color_scale", _scale_by_type([columns[name] for name in COLORS if name in columns]))
     return Cloud(points, columns, **more)
 
@@ -89,7 +101,7 @@ def from_table(table: NDArray[Any], options: ReadOptions, names: Sequence[str] |
     if names is not None:
         return from_named(dict(zip(names, table.T, strict=True)))
     scale = _scale_by_type([table]) if table.dtype.kind == "u" else None
-    points = table[:, :3].astype(np.float64)
+    points = table[:, :3]
     return Cloud(points, name_columns(table[:, 3:], options.wanted), color_scale=scale)
 
 

@@ -1,5 +1,6 @@
 """OBJ (Wavefront): vertices, perhaps with colours behind them, and polygons; materials are left alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from tasks.datasets.base import ReadError
 from tasks.datasets.point_formats.cloud import Cloud, Indices, ReadOptions, check_count, check_size, mesh
 from tasks.datasets.point_formats.columns import COLORS, NORMALS
-from tasks.datasets.point_formats.numbers import polygons, shown, table
+from tasks.datasets.point_formats.numbers import polygons, table
 
 WIDTHS = {3: (), 4: ("w",), 6: COLORS, 7: (*COLORS, "a")}
 
@@ -30,7 +31,7 @@ def read_obj(path: Path, options: ReadOptions) -> Cloud:
         columns |= dict(zip(NORMALS, table(normals, "normal").T, strict=False))
     colors = rows[:, 3:6] if "r" in columns else np.zeros((0, 3))
     scale = 1.0 if colors.size and colors.max() <= 1 else None  # as the format has it; some write bytes
-    triangles, owner, _ = polygons([_indices(face, number) for number, face in enumerate(faces, start=1)])
+    triangles, owner, _ = polygons(_sized(faces))
     corners = _counted(triangles, np.asarray(before, np.int64)[owner])
     return mesh(rows[:, :3], corners, columns=columns, color_scale=scale)
 
@@ -53,20 +54,17 @@ def _sorted(text: str) -> tuple[list[str], list[str], list[str], list[int]]:
             normals.append(line[3:])
         elif line[:1].isspace() and line.strip():
             return _sorted("\n".join(line.strip() for line in text.splitlines()))
-    for lines in (vertices, faces):
-        if "#" in text:
-            lines[:] = [line.split("#", 1)[0] for line in lines]
+    if "#" in text:
+        vertices, faces = ([line.split("#", 1)[0] for line in lines] for lines in (vertices, faces))
     return vertices, normals, faces, before
 
 
-def _indices(face: str, number: int) -> str:
-    """A face as ``K index … index``: of the corners ``1/2/3`` the vertex counts."""
-    words = face.split()
-    if "/" in face:
-        words = [word.split("/", 1)[0] for word in words]
-    if not words or not all(words):
-        raise ReadError(f"it cannot be read as a point cloud (face {number:,} is {shown(face)})")
-    return " ".join((str(len(words)), *words))
+def _sized(faces: list[str]) -> list[str]:
+    """Faces as ``K index … index``: of corners written ``1/2/3`` the vertex counts."""
+    joined = "\n".join(faces)
+    if "/" in joined:
+        faces = re.sub(r"/\S*", "", joined).split("\n")
+    return [f"{len(face.split())} {face}" for face in faces]
 
 
 def _counted(triangles: Indices, before: Indices) -> Indices:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +91,10 @@ def table_of(cloud: Cloud, columns: Sequence[str], scale: float | None = None) -
 
 
 def _finite(cloud: Cloud) -> Cloud:
-    with np.errstate(over="ignore"):
-        there = np.isfinite(cloud.points.astype(np.float32)).all(axis=1)
-    if there.all():
+    limit = np.finfo(np.float32).max
+    if np.abs(_reach(cloud.points)).max() <= limit:  # false for NaN as well
         return cloud
+    there = (np.abs(cloud.points) <= limit).all(axis=1)
     if cloud.triangles is not None or not there.any():
         raise ReadError("its points have coordinates that are not finite numbers")
     cloud.points = cloud.points[there]
@@ -103,16 +104,23 @@ def _finite(cloud: Cloud) -> Cloud:
 
 
 def _centred(cloud: Cloud) -> Cloud:
-    size = float(np.ptp(cloud.points, axis=0).max())
-    if np.abs(cloud.points).max() > FAR * size > 0:
-        cloud.origin = cloud.points.mean(axis=0)
+    low, high = _reach(cloud.points)
+    size = float((high - low).max())
+    if max(np.abs(low).max(), np.abs(high).max()) > FAR * size > 0:
+        cloud.origin = cloud.points.mean(axis=0, dtype=np.float64)
         cloud.points = cloud.points - cloud.origin
     return cloud
 
 
+def _reach(points: NDArray[Any]) -> NDArray[Any]:
+    """The lowest and the highest coordinates, (2, 3), NaN where there are any."""
+    axes = [points[:, axis] for axis in range(3)]
+    return np.array([[axis.min() for axis in axes], [axis.max() for axis in axes]], np.float64)
+
+
 def _single(cloud: Cloud) -> Cloud:
-    cloud.points = np.asarray(cloud.points, np.float32)
     with np.errstate(over="ignore"):
+        cloud.points = np.asarray(cloud.points, np.float32)
         cloud.columns = {name: np.asarray(values, np.float32) for name, values in cloud.columns.items()}
         cloud.face_columns = {
             name: np.asarray(values, np.float32) for name, values in cloud.face_columns.items()

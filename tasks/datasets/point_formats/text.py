@@ -15,9 +15,9 @@ from typing import TextIO
 import numpy as np
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_formats.cloud import Cloud, Doubles, ReadOptions, check_count
+from tasks.datasets.point_formats.cloud import BYTES_PER_POINT, Cloud, Doubles, ReadOptions, check_count
 from tasks.datasets.point_formats.columns import COLORS, NORMALS, XYZ, from_table, known_name
-from tasks.datasets.point_formats.numbers import is_number, shown, wrong_line
+from tasks.datasets.point_formats.numbers import is_number, parsed_fast, shown, wrong_line
 
 # What formats without a header hold, by ending and number of columns.
 ORDERS: dict[tuple[str, int], tuple[str, ...]] = {
@@ -72,8 +72,7 @@ def read_text(path: Path, options: ReadOptions) -> Cloud:
     layout = layout_of(path, options)
     if layout.count is not None:
         check_count(layout.count, options)
-    with _opened(path) as file:
-        rows = _rows(file, layout, options.max_points + 1)
+    rows = _rows(path, layout, options)
     check_count(len(rows), options)
     if layout.count not in (None, len(rows)):
         raise ReadError(f"it breaks off: it announces {layout.count:,} points and holds {len(rows):,}")
@@ -83,7 +82,10 @@ def read_text(path: Path, options: ReadOptions) -> Cloud:
             f"its header names {len(names)} columns ({', '.join(names)[:80]}), its points have "
             f"{rows.shape[1]}: task.data.file_columns=[x,y,z,…] names them"
         )
-    return from_table(rows, options, names)
+    cloud = from_table(rows, options, names)
+    how = "as its header says" if layout.names else "names of columns inferred" if rows.shape[1] > 3 else ""
+    cloud.remarks += [f"{layout}{', ' if how else ''}{how}"]
+    return cloud
 
 
 def layout_of(path: Path, options: ReadOptions) -> Layout:
@@ -131,16 +133,42 @@ def _signs(line: str) -> tuple[str | None, str, bool]:
     return ("," if "," in line else None), ".", line.endswith(",")
 
 
-def _rows(file: TextIO, layout: Layout, most: int) -> Doubles:
-    lines: Iterable[str] = islice(file, layout.skip, None)
-    if layout.decimal == "," or layout.trailing:
-        lines = _tidied(lines, layout)
-    try:
-        return np.loadtxt(lines, np.float64, ndmin=2, delimiter=layout.separator, max_rows=most)
-    except ValueError as error:
-        file.seek(0)
-        again = _tidied((line for line in islice(file, layout.skip, None) if line.strip()), layout)
-        raise ReadError(wrong_line(again, "point", layout.separator)) from error
+def _rows(path: Path, layout: Layout, options: ReadOptions) -> Doubles:
+    if path.stat().st_size < BYTES_PER_POINT * options.max_points:
+        try:
+            return _rows_fast(path, layout)
+        except ValueError:
+            pass  # blanks that line up columns, remarks between points, or an error that is to be found
+    with _opened(path) as file:
+        lines: Iterable[str] = islice(file, layout.skip, None)
+        if layout.decimal == "," or layout.trailing:
+            lines = _tidied(lines, layout)
+        try:
+            return np.loadtxt(
+                lines, np.float64, ndmin=2, delimiter=layout.separator, max_rows=options.max_points + 1
+            )
+        except ValueError as error:
+            file.seek(0)
+            again = _tidied((line for line in islice(file, layout.skip, None) if line.strip()), layout)
+            raise ReadError(wrong_line(again, "point", layout.separator)) from error
+
+
+def _rows_fast(path: Path, layout: Layout) -> Doubles:
+    """The rows where all lines are written alike; raises `ValueError` where they are not."""
+    text = path.read_bytes()
+    if text.startswith(codecs.BOM_UTF8) or b"\0" in text[:4]:
+        raise ValueError("not plain")
+    place = 0
+    for _ in range(layout.skip):
+        place = text.index(b"\n", place) + 1
+    if layout.decimal == ",":
+        text = text.replace(b",", b".")
+    if place:
+        text = text[place:]
+    first = text[: text.find(b"\n") + 1 or None].decode()
+    if layout.trailing:
+        raise ValueError("not plain")
+    return parsed_fast(text, len(layout.split(first)), layout.separator or " ")
 
 
 def _tidied(lines: Iterable[str], layout: Layout) -> Iterator[str]:
