@@ -231,7 +231,13 @@ def test_cures_fit_the_library() -> None:
 
 @pytest.mark.parametrize(
     ("library", "file"),
-    [("open3d", "a.ply"), ("h5py", "a.h5"), ("soundfile", "a.wav"), ("pyarrow", "a.parquet")],
+    [
+        ("open3d", "a.ply"),
+        ("h5py", "a.h5"),
+        ("laspy", "a.las"),
+        ("soundfile", "a.wav"),
+        ("pyarrow", "a.parquet"),
+    ],
 )
 def test_a_reader_that_lacks_is_no_broken_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, file: str
@@ -242,6 +248,7 @@ def test_a_reader_that_lacks_is_no_broken_file(
     read: dict[str, Callable[[], object]] = {
         "open3d": open3d,
         "h5py": lambda: read_cloud(path),
+        "laspy": lambda: read_cloud(path),
         "soundfile": lambda: read_crop(path, 16000, 1.0),
         "pyarrow": lambda: write_index(path, {}),
     }

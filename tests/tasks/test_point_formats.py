@@ -609,3 +609,68 @@ def test_the_limit_is_an_option(tmp_path: Path) -> None:
         data.read_file(path)
     data = PointFolder(name="x", data_dir=str(tmp_path), samples_dir=str(tmp_path), max_points=60)
     assert data.read_file(path).shape == (1024, 3)
+
+
+# -- what is said
+
+
+def folder_of(root: Path, rows: Any, header: str = "x y z r g b\n", ending: str = ".txt") -> Path:
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for number in range(20):
+            written(root / label / f"{number}{ending}", header + lines(rows))
+    return root
+
+
+def opened(root: Path, **options: Any) -> PointFolder:
+    data = PointFolder(
+        name="x", data_dir=str(root), samples_dir=str(root / ".samples"), num_points=32, **options
+    )
+    data.setup()
+    return data
+
+
+def test_what_was_inferred_is_said(tmp_path: Path) -> None:
+    holed = np.concatenate([MAP, COLORS], 1)
+    holed[:5, 0] = np.nan
+    text = folder_of(tmp_path, holed)
+    notes = opened(text, columns=RGB).notes
+    assert len(notes) == 2
+    assert notes[0].endswith(
+        ".txt: points, x y z r g b; colours of 8 bits; 5 points without finite coordinates left out; "
+        "far from the origin, moved to its own centre; separated by blanks, as its header says"
+    )
+    assert notes[1] == "z is up in the files (else task.data.up=y)"
+    assert opened(text, up="y").notes[1] == "y is up in the files (else task.data.up=z)"
+
+
+def test_files_of_two_colour_scales_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path, COLORED)
+    folder_of(tmp_path, np.concatenate([POINTS, COLORS / 255], 1), ending=".xyz")
+    with pytest.raises(
+        DataError, match=r"0 to 1 in .*xyz and 8 bits in .*txt: say which, task.data.color_scale="
+    ):
+        opened(tmp_path, columns=RGB)
+    opened(tmp_path)  # nothing is wanted of the colours
+
+
+def test_a_darker_file_has_the_scale_of_the_others(tmp_path: Path) -> None:
+    data = opened(folder_of(tmp_path, COLORED), columns=RGB)
+    path = written(tmp_path / "dark.txt", "x y z r g b\n" + lines(np.concatenate([POINTS, COLORS % 2], 1)))
+    assert data.read_file(path)[:, 3:].max() == np.float32(1 / 255)
+    path = written(
+        tmp_path / "bright.txt", "x y z r g b\n" + lines(np.concatenate([POINTS, COLORS * 257], 1))
+    )
+    with pytest.raises(ReadError, match="its colours reach from 0 to 65535, color_scale=255 says 0 to 255"):
+        data.read_file(path)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", COLORED)
+    (root / "b").rename(root / "caf\udce9")
+    (root / "a" / "0.txt").rename(root / "a" / "\udce9.txt")
+    data = opened(root, columns=RGB)
+    assert data.class_names == ["a", "caf\\udce9"]
+    items = [item for split in data.splits.values() for item in split]
+    assert len(items) == 40
+    assert all(data.read_file(item.path).shape == (32, 6) for item in items)
