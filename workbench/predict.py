@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataError, DataModule, ReadError, unexpected
+from tasks.datasets.listing import Listing, list_files
 from tasks.task import Answer, Task
 from workbench import figures
 from workbench.build import restore
@@ -68,10 +69,10 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        # No pipes and devices, which could block for ever.
-        files = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file()
-        )
+        listing = Listing()
+        files = sorted(list_files(path, extensions, listing))
+        if passed_over := listing.passed_over():
+            log.info("input: %s", passed_over)
         if not files:
             raise UsageError(f"input: no {', '.join(extensions)} file below {path}")
         return files

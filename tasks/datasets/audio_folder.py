@@ -76,4 +76,5 @@ class AudioFolder(AudioData):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
         return splits

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.datasets.base import DataError
-from tasks.datasets.image_files import EXTENSIONS
+from tasks.datasets.image_reading import EXTENSIONS
 
 LAYOUT = "a folder per shape with files such as cat/cat1-bottle2.png (shape cat, texture bottle)"
 HOMEPAGE = "https://github.com/rgeirhos/texture-vs-shape, stimuli/style-transfer-preprocessed-512"

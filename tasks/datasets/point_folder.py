@@ -87,6 +87,7 @@ class PointFolder(PointData):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
         looked = look_at([item.path for item in splits["train"]], self)
         self.color_scale = looked.color_scale
         self.notes += looked.notes
