@@ -456,7 +456,8 @@ def test_las(tmp_path: Path, name: str) -> None:
     far = read_cloud(tmp_path / f"map_{name}")
     np.testing.assert_allclose(far.points, MAP - MAP.mean(0), atol=4e-6)
     content = (tmp_path / name).read_bytes()
-    for broken in (content[:100], content[: len(content) // 2], content[:230] + bytes(100)):
+    huge = content[:107] + struct.pack("<I", 4_000_000) + content[111:-60] + b"\xff" * 60
+    for broken in (content[:100], content[: len(content) // 2], content[:230] + bytes(100), huge):
         with pytest.raises(ReadError):
             read_cloud(written(tmp_path / f"broken_{name}", broken))
 
