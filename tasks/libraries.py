@@ -12,6 +12,7 @@ OURS = ("modalities", "backbone", "tasks", "workbench", "hydra_plugins", "run")
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "sweep": ("optuna", "hydra_joblib_launcher", "hydra_submitit_launcher"),
+    "las": ("laspy", "lazrs"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "shards": ("aiohttp", "s3fs"),

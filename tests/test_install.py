@@ -17,7 +17,8 @@ from tests_support import ROOT
 
 from tasks.datasets.audio_files import read_crop
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_files import read_cloud
+from tasks.datasets.point_choice import open3d
+from tasks.datasets.point_formats.reading import read_cloud
 from tasks.datasets.reading import MissingLibrary
 from tasks.datasets.shards.layout import write_index
 from tasks.libraries import EXTRAS, OUTSIDE_THE_SET, complaint, complaint_of, cure
@@ -230,7 +231,13 @@ def test_cures_fit_the_library() -> None:
 
 @pytest.mark.parametrize(
     ("library", "file"),
-    [("open3d", "a.ply"), ("h5py", "a.h5"), ("soundfile", "a.wav"), ("pyarrow", "a.parquet")],
+    [
+        ("open3d", "a.ply"),
+        ("h5py", "a.h5"),
+        ("laspy", "a.las"),
+        ("soundfile", "a.wav"),
+        ("pyarrow", "a.parquet"),
+    ],
 )
 def test_a_reader_that_lacks_is_no_broken_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, file: str
@@ -239,8 +246,9 @@ def test_a_reader_that_lacks_is_no_broken_file(
     path.write_bytes(b"content")
     monkeypatch.setitem(sys.modules, library, None)
     read: dict[str, Callable[[], object]] = {
-        "open3d": lambda: read_cloud(path),
+        "open3d": open3d,
         "h5py": lambda: read_cloud(path),
+        "laspy": lambda: read_cloud(path),
         "soundfile": lambda: read_crop(path, 16000, 1.0),
         "pyarrow": lambda: write_index(path, {}),
     }

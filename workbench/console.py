@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tasks.secrets import mask
 from workbench.provenance import note
 
 # Names of files and classes are text, whatever they look like: "[/x]" is no markup, ":x:" no picture.
@@ -78,6 +79,20 @@ _NOTICES = (
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",  # freeze=… was asked for
     r".*Experiment logs directory .* exists and is not empty.*",
 )
+
+
+class TextFormatter(logging.Formatter):
+    """Lines of a log as text that any file takes: the name of a file may be bytes that are none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode(errors="backslashreplace").decode()
+
+
+class FileFormatter(TextFormatter):
+    """The same without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
 
 
 def quiet_libraries() -> None:

@@ -54,10 +54,10 @@ def write_findings(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8."""
+    """Write text as UTF-8; what has none (a file's name may be any bytes) as an escape, which JSON reads."""
 
     def write(draft: Path) -> None:
-        draft.write_text(mask(text), encoding="utf-8")
+        draft.write_text(mask(text), encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write)
 
@@ -69,7 +69,7 @@ def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> N
         rows = [{**row, provenance.FIELD: said} for row in rows]
 
     def write(draft: Path) -> None:
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writerow({column: plain_cell(column) for column in columns})
             writer.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)

@@ -3,6 +3,7 @@
 import glob
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
-from tasks.datasets.base import DataModule, ReadError, is_drawn
+from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
+from tasks.datasets.listing import Listing, list_files
 from tasks.task import Answer, Task
 from workbench import figures
 from workbench.build import restore
@@ -24,6 +26,7 @@ from workbench.provenance import data_read
 log = logging.getLogger("widefield")
 
 SHOWN = 40
+EVERY = 10  # seconds between two writings of the answers so far
 NOT_FINITE = "the model's answer is not finite (NaN or infinite): its weights or this sample are damaged"
 
 
@@ -38,10 +41,14 @@ def predict(cfg: DictConfig) -> None:
         data_read([data.title])
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
+    path = Path(cfg.paths.run) / "predictions.csv"
+    written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         rows += answer_files(restored.task.to(device), data, part, cfg.action.top_k)
-    path = Path(cfg.paths.run) / "predictions.csv"
+        if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
+            write_rows(path, rows)
+            written = time.monotonic()
     write_rows(path, rows)
     write_answers(Path(cfg.paths.run), rows)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
@@ -65,10 +72,10 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        # No pipes and devices, which could block for ever.
-        files = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file()
-        )
+        listing = Listing()
+        files = sorted(list_files(path, extensions, listing))
+        if passed_over := listing.passed_over():
+            log.info("input: %s", passed_over)
         if not files:
             raise UsageError(f"input: no {', '.join(extensions)} file below {path}")
         return files
@@ -91,7 +98,12 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
             readable.append(position)
         except ReadError as error:
             rows[position]["error"] = str(error)
-            log.warning("broken file: %s: %s", file, error)
+        except DataError:  # no file is at fault: a library is missing, …
+            raise
+        except Exception as error:
+            rows[position]["error"] = unexpected(error)
+        if "error" in rows[position]:
+            log.warning("broken file: %s: %s", file, rows[position]["error"])
     if raws:
         batch = task.transfer_batch_to_device(default_collate(raws), task.device, 0)
         with torch.inference_mode():

@@ -7,7 +7,6 @@ of what is written with references resolved, and `Hiding` out of what is printed
 """
 
 import io
-import logging
 import os
 import re
 import sys
@@ -247,10 +246,3 @@ def _hiding(stream: TextIO) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-class HidingFormatter(logging.Formatter):
-    """Lines of a log that show no secret."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))

@@ -121,6 +121,10 @@ class ItemDataset(Dataset[dict[str, Any]]):
             raise UnreadableItem(f"{item.name}: {error}") from error
         except OSError as error:  # deleted, or made unreadable, since it was listed
             raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
+        except (DataError, WriteError):  # the data as a whole cannot be used, or a disk refuses
+            raise
+        except Exception as error:  # one file never takes the others along, whatever its reader comes across
+            raise UnreadableItem(f"{item.name}: {unexpected(error)}") from error
 
 
 class MixedDataset(ItemDataset):
@@ -267,9 +271,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.limit = limit
         self.splits: dict[str, Sequence[Item]] = {}
-        self.notes: list[
-            str
-        ] = []  # what was inferred or left out in reading, a sentence each; said in the first lines
+        self.notes: list[str] = []  # what was inferred or left out in reading; said in the first lines
 
     # -- what a subclass implements -----------------------------------------------------------------------------
 
@@ -499,6 +501,12 @@ def refuse_strangers(root: Path) -> None:
         f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
         f"draw elsewhere, or {shlex.quote(f'data_dir={root}')} to read it as your data"
     )
+
+
+def unexpected(error: Exception) -> str:
+    """One sentence for an error that the reader of a file did not foresee."""
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"it cannot be read ({type(error).__name__}{f': {reason}' if reason else ''})"
 
 
 def check_file(path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.datasets.base import ELSEWHERE, DataError
-from tasks.datasets.image_files import EXTENSIONS
+from tasks.datasets.image_reading import EXTENSIONS
 from tasks.disk import WriteError, draft_of, filling
 
 LAYOUT = "a folder per shape with files such as cat/cat1-bottle2.png (shape cat, texture bottle)"

@@ -5,28 +5,24 @@ Shapes: S side in pixels.
 
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError, check_file
+from tasks.datasets.base import DataError, Item
+from tasks.datasets.image_reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# What these hold, whatever a file's name says.
-# JPEG stands for MPO, too. Of Pillow's other formats one starts an interpreter (PostScript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 CROPS = ("resized", "padded", "whole")
 EVAL_CROPS = ("center", "squash", "border")
 
@@ -50,6 +46,8 @@ class ImageTransforms:
         crop_pct: evaluation scales the picture to S / crop_pct before it cuts out S × S.
         crop_mode: in evaluation: ``center`` scales the short side and cuts, ``squash`` changes the shape of
             the picture, ``border`` scales the long side and fills up.
+        max_pixels: a picture of more pixels, or of more once it is scaled, is refused before it is read.
+        bits: of pictures with 16 bits a channel, how many count: 12 for many cameras and scanners.
 
     Raises:
         DataError: settings that make no sense.
@@ -66,6 +64,8 @@ class ImageTransforms:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+    max_pixels: int = MAX_PIXELS
+    bits: int = 16
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.crop_pct <= 1:
@@ -79,6 +79,22 @@ class ImageTransforms:
             raise DataError(
                 f"transforms.scale takes two parts of the area, such as [0.08, 1.0], not {self.scale}"
             )
+
+        if self.max_pixels < 1 or not 8 <= self.bits <= 16:
+            raise DataError("transforms.max_pixels must be at least 1 and bits lie between 8 and 16")
+
+    @property
+    def reading(self) -> PictureOptions:
+        """How files are to be read for these transforms."""
+        return PictureOptions(self.max_pixels, self.bits, self._pixels_scaled)
+
+    def _pixels_scaled(self, width: int, height: int) -> int:
+        """Pixels of a picture of this size while it is scaled for evaluation."""
+        short, long = sorted((width, height))
+        if self.crop_mode == "center":
+            side = math.floor(self.size / self.crop_pct)
+            return side * math.ceil(side * long / short)
+        return long * math.ceil(long / self.size) if self.crop_mode == "border" else 0
 
     def for_training(self) -> Callable[["Image.Image"], Tensor]:
         """PIL image -> (3, S, S) uint8; draws from the global generators, see `seeded_by`."""
@@ -155,7 +171,7 @@ class ImageData(ShardableData):
 
     def open_item(self, item: Item) -> "Image.Image":
         """The picture of an item in RGB; raises `ReadError`."""
-        return open_image(item.path)
+        return open_image(item.path, self.transforms.reading)
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
         image = self.open_item(item)
@@ -165,7 +181,7 @@ class ImageData(ShardableData):
             return torch.as_tensor(self._train(image))
 
     def read_file(self, path: Path) -> Tensor:
-        return torch.as_tensor(self._eval(open_image(path)))
+        return torch.as_tensor(self._eval(open_image(path, self.transforms.reading)))
 
 
 @contextmanager
@@ -186,54 +202,3 @@ def seeded_by(rng: np.random.Generator) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.default_generator.set_state(before[2])
-
-
-def open_image(path: Path) -> "Image.Image":
-    """Read a picture as 8-bit RGB, upright.
-
-    Turned as its EXIF orientation says; palettes, grey, CMYK and 16-bit pictures converted; transparent parts
-    laid on white; of an animation the first frame.
-
-    Raises:
-        ReadError: the file is missing, empty, no picture, cut off, broken or absurdly large, or its pixels
-            are floating-point numbers, whose range nothing states.
-    """
-    from PIL import Image, ImageOps
-
-    check_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # odd metadata is no reason to talk about a picture that reads well
-            with Image.open(path, formats=FORMATS) as file:
-                file.load()
-                return to_rgb(ImageOps.exif_transpose(file))
-    except ReadError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ReadError("it has more pixels than can be read safely") from error
-    except Exception as error:  # Pillow's decoders raise whatever their format's code comes across
-        raise ReadError(_why_unreadable(path, error)) from error
-
-
-def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Any mode of Pillow -> RGB; raises `ReadError` for floating-point pixels."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ReadError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
-        pixels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((pixels.clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    lines = str(error).replace(repr(str(path)), "").replace(str(path), "").strip().splitlines()
-    reason: Any = lines[0] if lines else type(error).__name__
-    return f"it cannot be read as an image ({reason})"

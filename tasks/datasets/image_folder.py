@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import Item
 from tasks.datasets.image_files import ImageData, ImageTransforms
+from tasks.datasets.image_reading import depth_notes
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 
@@ -66,4 +67,5 @@ class ImageFolder(ImageData):
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
         self.notes += self.files.notes
+        self.notes += depth_notes([item.path for item in splits["train"]], self.transforms.reading)
         return splits

@@ -9,7 +9,8 @@ import numpy as np
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
-from tasks.datasets.image_files import EXTENSIONS, ImageData, ImageTransforms
+from tasks.datasets.image_files import ImageData, ImageTransforms
+from tasks.datasets.image_reading import EXTENSIONS
 from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files

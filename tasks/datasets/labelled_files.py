@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
+from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
 
 SPLIT_NAMES = {
@@ -29,6 +30,7 @@ SPLIT_NAMES = {
     "testing": "test",
     "eval": "test",
 }
+SPLIT_FOLDER = re.compile(r"[ _-]?(set|split|data)$")  # what may stand behind the name of a split's folder
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,14 @@ class LabelledFiles:
         if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
             raise DataError("test_fraction and val_fraction must leave something to train on")
         self.extensions = extensions
+        self.notes: list[str] = []  # what was inferred, a sentence each
+        self.listing = Listing()
         self.csv = csv
         self.csv_columns = csv_columns
         self.fold = fold
         self.folds = folds
         self.folds_by = folds_by
         self.order = order
-        self.notes: list[str] = []  # what was inferred, a sentence each
         self.multilabel = multilabel
         self.label_from = _pattern("label_from", label_from)
         self.test_from = _pattern("test_from", test_from)
@@ -161,12 +164,15 @@ class LabelledFiles:
         if not root.is_dir():
             raise bad_layout(f"{root} is not a folder")
         self.notes = []
+        self.listing = Listing()
         if self.csv is not None:
             entries = list(self._from_table(root, root / Path(self.csv).expanduser()))
         elif self.label_from is not None:
             entries = list(self._from_names(root, self.label_from))
         else:
             entries = list(self._from_folders(root))
+        if passed_over := self.listing.passed_over():
+            self.notes.append(passed_over)
         classes = sorted({label for entry in entries for label in entry.labels})
         if entries and len(classes) < 2:
             raise bad_layout(f"all files in {root} belong to one class ({', '.join(classes)})")
@@ -188,20 +194,33 @@ class LabelledFiles:
         }
 
     def _from_folders(self, root: Path) -> Iterator[Entry]:
-        parts = {SPLIT_NAMES[path.name]: path for path in _folders(root) if path.name in SPLIT_NAMES}
-        if "train" not in parts or len(parts) == 1:
-            parts = {"": root}
-        for split, part in parts.items():
+        folders = _folders(root)
+        parts = [(split_of_folder(path.name), path) for path in folders]
+        found = {split for split, _ in parts if split}
+        if "train" not in found or len(found) == 1:
+            parts = [("", root)]
+        elif any(path.name not in SPLIT_NAMES for _, path in parts):
+            named = [f"{path.name} ({split or 'not read'})" for split, path in parts]
+            self.notes.append(f"folders taken for splits: {', '.join(named)}")
+        outside = Listing()
+        for split, part in parts:
+            if split is None:
+                continue
+            names = [path.name for path in part.iterdir() if path.is_file()]
+            sorted_out(part, names, (), outside)
             for folder in _folders(part):
                 for path in self._files(folder):
-                    yield Entry(path, (folder.name,), split or None)
+                    yield Entry(path, (readable_name(folder.name),), split or None)
+        stray = sum(outside.others[ending] for ending in self.extensions)
+        if stray:
+            self.notes.append(f"{stray:,} files lie in no folder of a class and are not read")
 
     def _from_names(self, root: Path, pattern: re.Pattern[str]) -> Iterator[Entry]:
         for path in self._files(root):
             found = pattern.search(path.name)
             if found is None or found["label"] is None:
                 raise DataError(f"label_from={pattern.pattern} does not match the file name {path.name}")
-            yield Entry(path, (found["label"],), group=found.groupdict().get("group"))
+            yield Entry(path, (readable_name(found["label"]),), group=found.groupdict().get("group"))
 
     def _from_table(self, root: Path, file: Path) -> Iterator[Entry]:
         table = read_label_table(file, root, self.csv_columns)
@@ -265,14 +284,7 @@ class LabelledFiles:
                 raise DataError(f"line {lacking[0]} of {file} lacks a fold")
 
     def _files(self, folder: Path) -> list[Path]:
-        return sorted(
-            (
-                path
-                for path in folder.rglob("*")
-                if path.suffix.lower() in self.extensions and not path.name.startswith(".") and path.is_file()
-            ),
-            key=self.order,
-        )
+        return sorted(list_files(folder, self.extensions, self.listing), key=self.order)
 
     def _split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
         """Given splits stay; `val` and `test` are taken from the rest where nothing gives them."""
@@ -380,8 +392,18 @@ def _by_number(fold: str) -> tuple[int, str]:
     return (int(fold) if fold.isdecimal() else -1, fold)
 
 
+def readable_name(name: str) -> str:
+    """A name as text: a file's may be any bytes, those that are none are written as escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that a folder's name says: ``Train``, ``training_set``, ``val-data``, …; ``None``: it says none."""
+    return SPLIT_NAMES.get(SPLIT_FOLDER.sub("", name.lower()))
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _below(path: Path, root: Path) -> str:

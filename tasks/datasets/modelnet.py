@@ -10,7 +10,10 @@ from typing_extensions import Unpack
 from tasks.datasets.base import DataError, Item, ReadError
 from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
-from tasks.datasets.point_files import Floats, PointData, PointSettings, cached, turned_z_up
+from tasks.datasets.point_cache import cached
+from tasks.datasets.point_choice import turned_z_up
+from tasks.datasets.point_files import PointData, PointSettings
+from tasks.datasets.point_formats.cloud import Floats
 from tasks.datasets.reading import require
 from tasks.datasets.splits import stable_fraction
 

@@ -11,6 +11,7 @@ Examples:
             'task.data.label_from="^(?P<label>[a-z]+)_"'
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,11 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
-from tasks.datasets.point_files import PointData, PointSettings, turned_z_up
+from tasks.datasets.point_choice import turned_z_up
+from tasks.datasets.point_files import PointData, PointSettings
+from tasks.datasets.point_formats.columns import check_order
+from tasks.datasets.point_formats.reading import EXTENSIONS
+from tasks.datasets.point_look import look_at
 
 UPS = ("z", "y")
 
@@ -32,12 +37,16 @@ class PointFolder(PointData):
 
     Args:
         up: which axis of the files points up, z or y; samples have z up.
+        file_columns: what the columns of files of bare numbers are, x, y and z among them; ``None``: their
+            header says it, or their values do.
+        color_scale: value of a full red, green or blue in files whose format does not say it: 1, 255 or 65535;
+            ``None``: the values tell.
         **settings: see `LabelledFiles`, `PointData` and `DataModule`; the splits' fractions are 0.15 here.
     """
 
     title = "point clouds of your own"
     layout = (
-        "a folder of point clouds or meshes (.ply .pcd .off .obj .stl .xyz .npy .npz .h5 .txt) per class, "
+        "a folder of point clouds or meshes (" + " ".join(EXTENSIONS) + ") per class, "
         "or train/, val/ and test/ with such folders, "
         "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
         "or task.data.label_from=REGEX for labels in names"
@@ -47,6 +56,8 @@ class PointFolder(PointData):
         self,
         *,
         up: str = "z",
+        file_columns: Sequence[str] | None = None,
+        color_scale: float | None = None,
         **settings: Unpack[PointFolderSettings],
     ) -> None:
         labels, common = label_settings(settings)
@@ -54,6 +65,10 @@ class PointFolder(PointData):
         if up not in UPS:
             raise DataError(f"up must be z or y, not {up}")
         self.y_up = up == "y"
+        self.file_columns = check_order(file_columns)
+        if color_scale is not None and color_scale <= 0:
+            raise DataError(f"color_scale must be above 0, such as 1, 255 or 65535, not {color_scale:g}")
+        self.color_scale = color_scale
         self.files = LabelledFiles(
             self.extensions, **({"test_fraction": 0.15, "val_fraction": 0.15} | labels)
         )
@@ -66,6 +81,9 @@ class PointFolder(PointData):
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
         self.notes += self.files.notes
+        looked = look_at([item.path for item in splits["train"]], self)
+        self.color_scale = looked.color_scale
+        self.notes += looked.notes
         return splits
 
     def read_file(self, path: Path) -> Tensor:

@@ -7,7 +7,8 @@ from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.modelnet import read_row
-from tasks.datasets.point_files import Floats, PointData, PointSettings
+from tasks.datasets.point_files import PointData, PointSettings
+from tasks.datasets.point_formats.cloud import Floats
 from tasks.datasets.reading import require
 
 CLASSES = (

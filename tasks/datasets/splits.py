@@ -10,7 +10,7 @@ FOLDS_BY = ("number", "block")
 
 def stable_fraction(name: str) -> float:
     """A number in [0, 1) that looks random but is the same on every machine, for one name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(name.encode(errors="backslashreplace")).digest()[:6], "big") / 2**48
 
 
 def held_out_groups(groups: Iterable[tuple[str, str]], fraction: float) -> set[str]:

@@ -12,8 +12,8 @@ import pytest
 from tasks.datasets.audio_folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError, draw_once
 from tasks.datasets.csv_forecast import CsvForecast
-from tasks.datasets.image_files import open_image
 from tasks.datasets.image_folder import ImageFolder
+from tasks.datasets.image_reading import open_image
 from tasks.datasets.imagenet import pictures
 from tasks.datasets.point_folder import PointFolder
 from tasks.datasets.radhar import RadHAR

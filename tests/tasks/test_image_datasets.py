@@ -24,8 +24,9 @@ from backbone import UniRepLKNet
 from tasks.datasets.base import DataError, ReadError, spread
 from tasks.datasets.cifar import Cifar10, Cifar100, read_pickle
 from tasks.datasets.download import Source
-from tasks.datasets.image_files import ImageData, ImageTransforms, open_image, seeded_by
+from tasks.datasets.image_files import ImageData, ImageTransforms, seeded_by
 from tasks.datasets.image_folder import ImageFolder
+from tasks.datasets.image_reading import open_image
 from tasks.datasets.imagenet import ImageNet, Pictures, describe_synset
 from tasks.datasets.imagenet22k import ImageNet22K
 from tasks.datasets.samples import image as sample

@@ -21,17 +21,12 @@ from tests_support import ROOT, TINY
 from tasks.datasets.base import SPLITS, DataError, DataModule, ReadError
 from tasks.datasets.download import Source
 from tasks.datasets.modelnet import SOURCES, ModelNet
-from tasks.datasets.point_files import (
-    Cloud,
-    PointData,
-    cached,
-    farthest_points,
-    open3d,
-    read_cloud,
-    sample_surface,
-    turned_z_up,
-)
+from tasks.datasets.point_cache import cached
+from tasks.datasets.point_choice import farthest_points, open3d, sample_surface, turned_z_up
+from tasks.datasets.point_files import PointData
 from tasks.datasets.point_folder import PointFolder
+from tasks.datasets.point_formats.cloud import Cloud
+from tasks.datasets.point_formats.reading import read_cloud
 from tasks.datasets.radhar import RadHAR, window_starts
 from tasks.datasets.samples import point_cloud as samples
 from tasks.datasets.scanobjectnn import CLASSES, ScanObjectNN
@@ -231,9 +226,9 @@ def test_a_file_is_sampled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data = point_data(ModelNet, tmp_path, classes=10, val_fraction=0.4)
     reads: list[Path] = []
 
-    def counted(path: Path) -> Cloud:
+    def counted(path: Path, *more: Any) -> Cloud:
         reads.append(path)
-        return read_cloud(path)
+        return read_cloud(path, *more)
 
     monkeypatch.setattr("tasks.datasets.point_files.read_cloud", counted)
     item = data.splits["train"][0]

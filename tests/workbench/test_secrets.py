@@ -15,13 +15,13 @@ from tests_support import ROOT, TINY
 from tasks import secrets
 from tasks.datasets.shards.storage import Storage
 from tasks.secrets import hide, is_secret, learn, mask
+from workbench.console import FileFormatter
 from workbench.errors import UsageError
 from workbench.files import write_json, write_table, write_text
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import (
     VARIABLE,
     HideLiterals,
-    HidingFormatter,
     _parsed,
     _without_secrets,
     give_back,
@@ -230,7 +230,7 @@ def test_what_a_library_says_is_hidden_too(tmp_path: Path) -> None:
     assert str(storage) == "https://***@host/set"
     assert mask(said) == "403 for ***, ***"
     record = logging.makeLogRecord({"msg": "%s", "args": (said,)})
-    assert HidingFormatter(fmt="%(message)s").format(record) == "403 for ***, ***"
+    assert FileFormatter(fmt="%(message)s").format(record) == "403 for ***, ***"
     write_text(tmp_path / "a", said)
     write_json(tmp_path / "b", {"x": [said]})
     write_table(tmp_path / "c", [{"x": said}], ["x"])

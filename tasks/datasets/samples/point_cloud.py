@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.point_files import Cloud, open3d, sample_surface
+from tasks.datasets.point_choice import open3d, sample_surface
+from tasks.datasets.point_formats.cloud import Cloud
 from tasks.datasets.reading import require
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,74 @@
+"""Listing the files of a folder that can be read, and saying what was passed over."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SHOWN = 5  # endings named
+NEVER = ("__MACOSX",)  # folders that are not hidden, but hold no one's data
+
+
+@dataclass
+class Listing:
+    """Files found below a folder, and those passed over: by ending, and how many were hidden."""
+
+    files: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+
+    def passed_over(self) -> str | None:
+        """What was not read, in words; ``None``: nothing was."""
+        named = [f"{count:,} {ending}" for ending, count in self.others.most_common(SHOWN)]
+        rest = sum(self.others.values()) - sum(count for _, count in self.others.most_common(SHOWN))
+        named += [f"{rest:,} others"] if rest else []
+        named += (
+            [f"{self.hidden:,} hidden (names beginning with a dot, or in such folders)"]
+            if self.hidden
+            else []
+        )
+        return f"files passed over: {', '.join(named)}" if named else None
+
+
+def list_files(folder: Path, endings: Collection[str], listing: Listing | None = None) -> list[Path]:
+    """The files below a folder with one of these endings (in small letters), in no order; nothing that is hidden,
+    no pipes and devices, which could block for ever.
+
+    Args:
+        folder: where to look, sub-folders included.
+        endings: ``.png``, …
+        listing: takes up what is found and what is passed over.
+    """
+    found = []
+    listing = listing if listing is not None else Listing()
+    for place, folders, names in os.walk(folder):
+        unseen = [name for name in folders if is_hidden(name)]
+        listing.hidden += sum(_count_files(Path(place, name)) for name in unseen)
+        folders[:] = sorted(name for name in folders if name not in unseen)
+        found += sorted_out(Path(place), names, endings, listing)
+    listing.files += found
+    return found
+
+
+def sorted_out(folder: Path, names: Iterable[str], endings: Collection[str], listing: Listing) -> list[Path]:
+    """Those of the files directly in a folder that can be read; the others are counted."""
+    found = []
+    for name in names:
+        ending = os.path.splitext(name)[1].lower()
+        if is_hidden(name):
+            listing.hidden += 1
+        elif ending not in endings:
+            listing.others[ending or "without ending"] += 1
+        elif (path := folder / name).is_file():
+            found.append(path)
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no one's data: ``.ipynb_checkpoints``, ``._photo.jpg``, …"""
+    return name.startswith(".") or name in NEVER
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
