@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from tasks.datasets.download import Source, download
 from tasks.datasets.names import plain_name
+from tasks.disk import writing
 from tasks.secrets import mask
 from workbench.errors import UsageError
 
@@ -34,7 +35,8 @@ def weights_file(cfg: DictConfig) -> str:
     parts = urlsplit(source.url)
     names = [plain_name(name) for name in [parts.hostname or "", *unquote(parts.path).split("/")] if name]
     path = Path(cfg.paths.data, "weights", *names)
-    download(source, path)
+    with writing(path, "or choose another folder with paths.data=FOLDER"):
+        download(source, path)
     return str(path)
 
 

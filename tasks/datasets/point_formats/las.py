@@ -13,6 +13,7 @@ from tasks.datasets.base import ReadError
 from tasks.datasets.point_formats.cloud import Cloud, ReadOptions, check_count
 from tasks.datasets.point_formats.columns import from_named
 from tasks.datasets.reading import require
+from tasks.disk import filling
 
 FORMAT_BYTE, COMPRESSED = 104, 0x80  # where the header says that the points are compressed
 MEMORY = 8 << 30  # bytes of addresses for unpacking
@@ -61,7 +62,11 @@ def _arrays(points: Any) -> dict[str, NDArray[Any]]:
 
 def _unpacked(path: Path) -> dict[str, NDArray[Any]]:
     """The columns of a compressed file, unpacked in a process of its own: damaged data make the library end it."""
-    with tempfile.TemporaryDirectory(prefix="laz-") as folder:
+    place = Path(tempfile.gettempdir(), "laz")
+    with (
+        filling(place, "or choose another folder with TMPDIR=FOLDER"),
+        tempfile.TemporaryDirectory(prefix="laz-") as folder,
+    ):
         out = Path(folder, "points.npz")
         words = [sys.executable, "-c", UNPACK, str(path), str(out), str(MEMORY)]
         try:
