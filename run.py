@@ -22,6 +22,7 @@ try:
 
     from workbench.errors import kept_errors, plain_errors
     from workbench.resolvers import register_resolvers
+    from workbench.resume_words import take_run_words
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
     from workbench.words import check_words, plain_words
@@ -60,5 +61,6 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     follow_parent()
     take_arguments()
+    take_run_words()
     with plain_words():
         main()
