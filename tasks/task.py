@@ -258,6 +258,15 @@ class Task(Training):
         """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
         raise NotImplementedError
 
+    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+        """What `predictions.csv` has for each sample of a test batch: one row, or several.
+
+        Args:
+            batch: with its targets.
+            output: of `step`.
+        """
+        raise NotImplementedError
+
     def caption(self, batch: dict[str, Any], position: int) -> str:
         """What to write above the picture of one sample of a batch."""
         return f"sample {int(batch['index'][position])}"

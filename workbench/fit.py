@@ -159,7 +159,8 @@ def finish(
     print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))
     folder = Path(cfg.paths.run)
     console.print(f"took {wall_s:.0f} s; everything lies in {folder}", highlight=False, soft_wrap=True)
-    for name, what in (("result.json", "numbers"), ("figures", "pictures"), ("checkpoints", "weights")):
+    written = [(file.name, "answers") for file in sorted(folder.glob("predictions*.csv"))]
+    for name, what in (("result.json", "numbers"), *written, ("figures", "pictures"), ("checkpoints", "weights")):
         if (folder / name).exists():
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
     show_profile(trainer)

@@ -359,6 +359,11 @@ class DataModule(LightningDataModule):
         """
         return None
 
+    def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
+        """Make these items the test split, and the only one."""
+        self.recall(facts)
+        self.splits = {"test": spread(whole.items, self.limit)}
+
     def record(self) -> dict[str, Any]:
         """What data these are, to be compared later (plain values; kept in every checkpoint beside the facts).
 
@@ -634,7 +639,8 @@ def not_there(own: Iterable[str], known: Sequence[str]) -> str:
     >>> not_there(["cat"], ["cat", "cow", "dog"])
     '; there is nothing of cow, dog, which it knows'
     """
-    absent = [name for name in known if name not in set(own)]
+    there = set(own)
+    absent = [name for name in known if name not in there]
     return f"; there is nothing of {_listed(absent)}, which it knows" if absent else ""
 
 

@@ -17,10 +17,11 @@ Examples:
 """
 
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item
+from tasks.datasets.base import Item, Whole
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.labelled_files import LabelledFiles
 from tasks.datasets.shards.data import ShardableSettings
@@ -75,3 +76,8 @@ class ImageFolder(ImageData):
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if self.format != "files":
+            return None
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)

@@ -5,7 +5,7 @@ A source for files of one kind (sounds, pictures, …) asks `LabelledFiles` for 
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.base import DataError, Item, Whole, not_there, refuse_unknown
 from tasks.datasets.splits import stable_fraction
 
 SPLIT_NAMES = {
@@ -126,9 +126,52 @@ class LabelledFiles:
             for split, part in splits.items()
         }
 
-    def _from_folders(self, root: Path) -> Iterator[Entry]:
-        parts = {SPLIT_NAMES[path.name]: path for path in _folders(root) if path.name in SPLIT_NAMES}
-        if "train" not in parts or len(parts) == 1:
+    def read_whole(
+        self, root: Path, known: Sequence[str], bad_layout: Callable[[str], DataError]
+    ) -> Whole:
+        """Every labelled file below ``root``, or those of its test split where folders or the table state one.
+
+        Args:
+            root: the folder.
+            known: the classes that targets are indices of.
+            bad_layout: makes the error for a folder that holds something else.
+
+        Raises:
+            DataError: also for a class that is not known.
+        """
+        if not root.is_dir():
+            raise bad_layout(f"{root} is not a folder")
+        if self.csv is not None:
+            table = root / Path(self.csv).expanduser()
+            if not table.is_file():
+                raise DataError(
+                    f"the table {table} does not exist: say task.data.csv=FILE, or task.data.csv=null for a folder "
+                    "of files per class"
+                )
+            entries = list(self._from_table(root, table))
+        elif self.label_from is not None:
+            entries = list(self._from_names(root, self.label_from))
+        else:
+            entries = list(self._from_folders(root, tuple(known)))
+        if not entries:
+            raise bad_layout(f"no labelled files in {root}")
+        refuse_unknown([label for entry in entries for label in entry.labels], known, str(root))
+        tested = [entry for entry in entries if entry.split == "test"]
+        which = f"of {len(entries):,} files the {len(tested):,} of its test split are tested"
+        if not tested:
+            tested, which = entries, f"all {len(entries):,} files are tested"
+        absent = not_there((label for entry in tested for label in entry.labels), known)
+        index = {name: position for position, name in enumerate(known)}
+        return Whole([Item(entry.path, self._target(entry, index)) for entry in tested], which + absent)
+
+    def _from_folders(self, root: Path, known: Sequence[str] | None = None) -> Iterator[Entry]:
+        """One entry a file; with `known` classes a folder is a split's by its name alone."""
+        names = set(SPLIT_NAMES) - set(known or ())
+        parts = {SPLIT_NAMES[path.name]: path for path in _folders(root) if path.name in names}
+        enough = "train" in parts and len(parts) > 1
+        if known is not None:
+            enough = bool(parts) and not any(path.name in known for path in _folders(root))
+        if not enough:
             parts = {"": root}
         for split, part in parts.items():
             for folder in _folders(part):

@@ -12,11 +12,12 @@ Examples:
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.base import DataError, Item, Whole
 from tasks.datasets.labelled_files import LabelledFiles
 from tasks.datasets.point_files import PointData, PointSettings, turned_z_up
 
@@ -73,6 +74,9 @@ class PointFolder(PointData):
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         self.class_names, splits = self.files.read(root, self.bad_layout)
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
 
     def read_file(self, path: Path) -> Tensor:
         pool = self.pool_of(path)

@@ -12,11 +12,12 @@ Examples:
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.base import DataError, Item, Whole, not_there, refuse_unknown
 from tasks.datasets.splits import stable_fraction
 from tasks.datasets.video_files import VideoData, VideoSettings
 
@@ -102,6 +103,31 @@ class VideoFolder(VideoData):
             names = ", ".join(self.class_names[label] for label in sorted(untrained)[:5])
             raise DataError(f"no training file of the class(es) {names}: more files are needed")
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        root, known = self.root, list(facts["class_names"])
+        if self.format != "files":
+            return None
+        if not root.is_dir():
+            raise self.bad_layout(f"{root} is not a folder")
+        names = set(SPLIT_NAMES) - set(known)
+        tops = {SPLIT_NAMES[path.name]: path for path in folders(root) if path.name in names}
+        if not tops or any(path.name in known for path in folders(root)):
+            tops = {"": root}
+        found = {
+            split: [(file, path.name) for path in folders(top) for file in self._videos(path)]
+            for split, top in tops.items()
+        }
+        every = [pair for part in found.values() for pair in part]
+        if not every:
+            raise self.bad_layout(f"no videos in folders of classes in {root}")
+        refuse_unknown([name for _, name in every], known, str(root))
+        tested = found.get("test") or every
+        which = f"all {len(every):,} files are tested"
+        if found.get("test"):
+            which = f"of {len(every):,} files the {len(tested):,} of its test split are tested"
+        absent = not_there((name for _, name in tested), known)
+        return Whole([Item(file, known.index(name)) for file, name in tested], which + absent)
 
     def _split(self, root: Path, files: list[Path], split: str, given: set[str]) -> list[tuple[Path, str]]:
         """The part of every file of one class found below the folder of ``split`` (``""``: of none)."""

@@ -137,9 +137,9 @@ def test_the_composition_is_that_of_the_run(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     run_folder(tmp_path / "runs/audio_folder/r", [*WORDS, "scheduler=exponential"])
-    done = command(tmp_path, "resume=auto", "trainer.max_epochs=7", "--cfg", "job")
+    done = command(tmp_path, "--cfg", "job", "resume=auto", "trainer.max_epochs=7")
     assert done.returncode == 0, done.stderr
     cfg = yaml.safe_load(done.stdout)
-    assert (cfg["task"]["name"], cfg["scheduler"]["name"]) == ("audio_folder", "exponential")
+    assert (cfg["task"]["name"], cfg["scheduler"]["_target_"]) == ("audio_folder", "tasks.schedules.exponential")
     assert (cfg["task"]["data"]["limit"], cfg["trainer"]["max_epochs"]) == (24, 7)
     assert cfg["resume"] == "runs/audio_folder/r"
