@@ -186,7 +186,11 @@ class ClassificationTask(Task):
     def _test_row(self, label: str, probs_K: list[float]) -> dict[str, Any]:
         rounded = [round(value, 6) for value in probs_K]
         best = max(range(len(rounded)), key=probs_K.__getitem__)
-        row: dict[str, Any] = {"label": label, "prediction": self.class_names[best], "probability": rounded[best]}
+        row: dict[str, Any] = {
+            "label": label,
+            "prediction": self.class_names[best],
+            "probability": rounded[best],
+        }
         if self.multilabel:
             on = [place for place, value in enumerate(probs_K) if value >= 0.5]
             row["prediction"] = ", ".join(self.class_names[place] for place in on)

@@ -66,13 +66,13 @@ def _fits(state: Mapping[str, Any], metric: Metric) -> bool:
     fresh = metric.metric_state
     if set(state) != set(fresh):
         return False
-    for key, value in state.items():
-        if isinstance(fresh[key], list):
-            if not isinstance(value, list) or not all(isinstance(part, Tensor) for part in value):
-                return False
-        elif not isinstance(value, Tensor) or (value.shape, value.dtype) != (fresh[key].shape, fresh[key].dtype):
-            return False
-    return True
+    return all(_alike(value, fresh[key]) for key, value in state.items())
+
+
+def _alike(value: Any, fresh: Tensor | list[Tensor]) -> bool:
+    if isinstance(fresh, list):
+        return isinstance(value, list) and all(isinstance(part, Tensor) for part in value)
+    return isinstance(value, Tensor) and (value.shape, value.dtype) == (fresh.shape, fresh.dtype)
 
 
 def _differs(state: State, metric: Metric) -> bool:

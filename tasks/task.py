@@ -81,8 +81,12 @@ class Training(LightningModule):
         self.make_scheduler = scheduler
         self.composition = composition or {}
         self.rates: dict[str, float] = {}  # learning rates of the last step
-        self.trained_on: dict[str, Any] = {}  # the record of the data (`DataModule.record`), kept in every checkpoint
-        self.validated: dict[str, float] = {}  # what the last validation of the training measured, by full name
+        self.trained_on: dict[
+            str, Any
+        ] = {}  # the record of the data (`DataModule.record`), kept in every checkpoint
+        self.validated: dict[
+            str, float
+        ] = {}  # what the last validation of the training measured, by full name
 
     # -- what there is to train ---------------------------------------------------------------------------------
 
@@ -195,7 +199,9 @@ class Training(LightningModule):
         if self.trainer.state.fn != "fit":
             return
         stored = checkpoint["widefield"]
-        self.validated = {str(name): float(value) for name, value in dict(stored.get("validated", {})).items()}
+        self.validated = {
+            str(name): float(value) for name, value in dict(stored.get("validated", {})).items()
+        }
         go_on(self, stored.get("train_metrics"), first=self.global_rank == 0)
 
 

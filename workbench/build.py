@@ -356,7 +356,11 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
     OmegaConf.set_struct(own, False)
     for group in MODEL_GROUPS:
         asked = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
-        if was_said(f"{group}=") and asked != stored[group]["name"] and cfg[group].name != stored[group]["name"]:
+        if (
+            was_said(f"{group}=")
+            and asked != stored[group]["name"]
+            and cfg[group].name != stored[group]["name"]
+        ):
             raise UsageError(
                 f"{cfg.ckpt} is of {group} {stored[group]['name']}, not {cfg[group].name}: leave {group}= out"
             )

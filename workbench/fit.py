@@ -65,7 +65,12 @@ def fit(cfg: DictConfig) -> float | None:
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:
-        log.info("resume: going on from %s, %d of %d epochs done", resume.path, resume.epochs, cfg.trainer.max_epochs)
+        log.info(
+            "resume: going on from %s, %d of %d epochs done",
+            resume.path,
+            resume.epochs,
+            cfg.trainer.max_epochs,
+        )
         if resume.planned != cfg.trainer.max_epochs:
             trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
     trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
@@ -160,7 +165,12 @@ def finish(
     folder = Path(cfg.paths.run)
     console.print(f"took {wall_s:.0f} s; everything lies in {folder}", highlight=False, soft_wrap=True)
     written = [(file.name, "answers") for file in sorted(folder.glob("predictions*.csv"))]
-    for name, what in (("result.json", "numbers"), *written, ("figures", "pictures"), ("checkpoints", "weights")):
+    for name, what in (
+        ("result.json", "numbers"),
+        *written,
+        ("figures", "pictures"),
+        ("checkpoints", "weights"),
+    ):
         if (folder / name).exists():
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
     show_profile(trainer)

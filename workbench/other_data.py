@@ -86,7 +86,9 @@ def _test_split(restored: Restored[Any], same: bool) -> DataModule:
     log.warning(
         "%s %s (%s): its test split is tested with the model's own statistics and classes",
         printable(data.place),
-        "has changed since the model was trained on it" if same else "is other data than the model was trained on",
+        "has changed since the model was trained on it"
+        if same
+        else "is other data than the model was trained on",
         "; ".join(changes[:3]),
     )
     return data

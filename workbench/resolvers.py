@@ -49,7 +49,9 @@ def run_folder(
         return str(Path(resume).expanduser())
     parent = Path(runs) / (task if action == "fit" else action)
     if resume == "auto":
-        unfinished = [folder for folder in sorted(parent.glob("*")) if can_go_on(folder, {"backbone": backbone})]
+        unfinished = [
+            folder for folder in sorted(parent.glob("*")) if can_go_on(folder, {"backbone": backbone})
+        ]
         if unfinished:
             return str(unfinished[-1])
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{backbone}" if action == "fit" else "")

@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from workbench.errors import UsageError
 from workbench.resolvers import can_go_on
@@ -152,13 +150,21 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _why(folder: Path) -> str:
     if folder.is_file():
         return "it is a file, a run's folder is needed"
-    return "this folder has no checkpoints/last.ckpt to go on from" if folder.is_dir() else "there is no such folder"
+    return (
+        "this folder has no checkpoints/last.ckpt to go on from"
+        if folder.is_dir()
+        else "there is no such folder"
+    )
 
 
 def _nearest(name: str, said: list[str]) -> str:
     cfg = composed([word for word in said if _key(word).startswith("paths.")])
     parent = Path(str(cfg.paths.runs) if cfg is not None else "runs")
-    runs = [str(folder) for folder in sorted(parent.glob("*/*")) if (folder / "checkpoints" / "last.ckpt").exists()]
+    runs = [
+        str(folder)
+        for folder in sorted(parent.glob("*/*"))
+        if (folder / "checkpoints" / "last.ckpt").exists()
+    ]
     return f": {choices(name, runs)}" if runs else f", and no run in {parent} can be gone on with"
 
 
@@ -168,13 +174,15 @@ def _other_action(words: list[str]) -> bool:
 
 def _is_taken(key: str) -> bool:
     group = re.split(r"[./@]", key)[0]
-    return group in TAKEN and key != "action" and not any(
-        key.endswith(f".{name}") or f".{name}." in key for name in OWN
+    return (
+        group in TAKEN
+        and key != "action"
+        and not any(key.endswith(f".{name}") or f".{name}." in key for name in OWN)
     )
 
 
 def _is_word(word: str) -> bool:
-    return "=" in word and not word.startswith("-") or word.startswith("~")
+    return ("=" in word and not word.startswith("-")) or word.startswith("~")
 
 
 def _key(word: str) -> str:
@@ -182,4 +190,11 @@ def _key(word: str) -> str:
 
 
 def _is_value(words: list[str], place: int) -> bool:
-    return place > 0 and words[place - 1] in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+    return place > 0 and words[place - 1] in (
+        "--config-dir",
+        "-cd",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+    )

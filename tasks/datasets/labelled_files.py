@@ -126,9 +126,7 @@ class LabelledFiles:
             for split, part in splits.items()
         }
 
-    def read_whole(
-        self, root: Path, known: Sequence[str], bad_layout: Callable[[str], DataError]
-    ) -> Whole:
+    def read_whole(self, root: Path, known: Sequence[str], bad_layout: Callable[[str], DataError]) -> Whole:
         """Every labelled file below ``root``, or those of its test split where folders or the table state one.
 
         Args:

@@ -176,7 +176,9 @@ class SeriesData(DataModule):
             columns = list(range(len(own)))
             renamed = f"; its columns {_shown(own)} are taken for {_shown(known)}"
         else:
-            raise DataError(f"{self.place} has the columns {_shown(own)}, the model forecasts {_shown(known)}")
+            raise DataError(
+                f"{self.place} has the columns {_shown(own)}, the model forecasts {_shown(known)}"
+            )
         if table.frequency != facts["frequency"]:
             raise DataError(
                 f"a step is {table.frequency} in {self.place} and was {facts['frequency']} in the data the model was "

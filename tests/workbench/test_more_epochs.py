@@ -51,14 +51,20 @@ def test_a_finished_run_goes_on_as_if_it_had_been_planned_so(
     assert rates(run)[:8] != rates(whole)[:8]
     text = "instead of"
     (said,) = [record.getMessage() for record in caplog.records if text in record.getMessage()]
-    assert said.startswith("resume: 4 epochs instead of 2; the schedule is that of a run planned so from the beginning")
+    assert said.startswith(
+        "resume: 4 epochs instead of 2; the schedule is that of a run planned so from the beginning"
+    )
     before, now, half, end = rates_said(said)
     assert [now, end] == pytest.approx([rates(whole)[8], rates(whole)[-1]], rel=5e-3)
     assert before < end < half < now
 
 
 def rates_said(sentence: str) -> list[float]:
-    return [float(word.strip(",")) for word in sentence.split() if word[0].isdigit() and ("." in word or "e" in word)]
+    return [
+        float(word.strip(","))
+        for word in sentence.split()
+        if word[0].isdigit() and ("." in word or "e" in word)
+    ]
 
 
 def test_a_schedule_that_knows_no_end_goes_on_as_it_was(act: Act, caplog: pytest.LogCaptureFixture) -> None:
@@ -75,10 +81,14 @@ def test_a_schedule_that_keeps_its_plan_is_refused() -> None:
     def one_cycle(optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> OneCycleLR:
         return OneCycleLR(optimizer, 0.1, total_steps=total_steps)
 
-    def fixed(optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> CosineAnnealingLR:
+    def fixed(
+        optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int
+    ) -> CosineAnnealingLR:
         return CosineAnnealingLR(optimizer, T_max=50)
 
-    with pytest.raises(UsageError, match=r"trainer.max_epochs=9: OneCycleLR keeps .*total_steps.*init_from=RUN"):
+    with pytest.raises(
+        UsageError, match=r"trainer.max_epochs=9: OneCycleLR keeps .*total_steps.*init_from=RUN"
+    ):
         refuse_kept_plan(one_cycle, 9)
     refuse_kept_plan(fixed, 9)
     refuse_kept_plan(cosine, 9)

@@ -12,12 +12,19 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY
+
+from tasks.datasets.base import DataError, DataModule
+from workbench.build import restore
+from workbench.errors import UsageError
+from workbench.other_data import data_to_test
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]
 Trained = Callable[..., Path]
+DataOf = Callable[..., DataModule]
 
 PITCHES = {"high": 0.5, "low": 0.05, "mid": 0.2}
 
@@ -52,11 +59,15 @@ def sounds(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("sounds")
     data = tones(folder / "data", dict.fromkeys(PITCHES, 16))
     words = ("task=audio_folder", f"data_dir={data}", "task.data.seconds=0.25", "task.data.limit=40")
-    return fit_in(composed, samples, folder / "fit", *words, "task.data.batch_size=8", "optimizer.lr=0.01"), data
+    return fit_in(
+        composed, samples, folder / "fit", *words, "task.data.batch_size=8", "optimizer.lr=0.01"
+    ), data
 
 
 @pytest.fixture(scope="module")
-def forecaster(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def forecaster(
+    composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("forecaster")
     data = table(folder / "data.csv", "kw", 600)
     words = ("modality=time_series", "task=csv_forecast", f"data_dir={data}", "task.data.look_back=28")
@@ -85,11 +96,18 @@ def result(folder: Path) -> dict[str, Any]:
     return content
 
 
-def refused(measured: Trained, caplog: pytest.LogCaptureFixture, run: Path, *words: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        measured(run, *words)
-    assert stopped.value.code == 1
-    return caplog.records[-1].getMessage()
+@pytest.fixture
+def data_of(composed: Compose, samples: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., DataModule]:
+    """`data_of(RUN, "data_dir=…")`: the data that a test would run on; what is said is in `caplog`."""
+
+    def read(run: Path, *words: str) -> DataModule:
+        caplog.set_level("INFO", "widefield")
+        caplog.clear()
+        cfg = composed("trainer=cpu", "action=test", f"ckpt={run}", f"paths.samples={samples}", *words)
+        OmegaConf.set_struct(cfg, True)
+        return data_to_test(cfg, restore(cfg))
+
+    return read
 
 
 def test_all_of_another_folder_is_tested(
@@ -117,50 +135,59 @@ def test_all_of_another_folder_is_tested(
 
 
 def test_a_folder_with_splits_is_tested_on_its_test_split(
-    sounds: tuple[Path, Path], measured: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sounds: tuple[Path, Path], data_of: DataOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for split, count in (("train", 5), ("test", 4)):
         tones(tmp_path / "other" / split, {"low": count, "high": count})
-    folder = measured(sounds[0], f"data_dir={tmp_path / 'other'}")
+    data = data_of(sounds[0], f"data_dir={tmp_path / 'other'}")
     assert "of 18 files the 8 of its test split are tested" in caplog.text
-    assert {Path(row["path"]).parts[-3] for row in rows_of(folder)} == {"test"}
+    assert {item.path.parts[-3] for item in data.splits["test"]} == {"test"}
 
 
 def test_unknown_classes_are_refused_by_name(
-    sounds: tuple[Path, Path], measured: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sounds: tuple[Path, Path], data_of: DataOf, tmp_path: Path
 ) -> None:
     other = tones(tmp_path / "other", {"low": 3, "high": 3})
     (other / "high").rename(other / "shrill")
-    said = refused(measured, caplog, sounds[0], f"data_dir={other}")
-    assert f"{other} has classes that the model does not know: shrill; it knows high, low, mid" in said
+    said = "other has classes that the model does not know: shrill; it knows high, low, mid"
+    for split in ("auto", "all"):
+        with pytest.raises(DataError, match=said):
+            data_of(sounds[0], f"data_dir={other}", f"action.split={split}")
 
 
 def test_the_training_data_are_tested_on_their_test_split(
-    sounds: tuple[Path, Path], measured: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sounds: tuple[Path, Path], data_of: DataOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, data = sounds
-    before = rows_of(measured(run, f"data_dir={data}"))
+
+    def names(root: Path, *words: str) -> list[str]:
+        read = data_of(run, f"data_dir={root}", *words)
+        return [str(item.path.relative_to(root)) for item in read.splits["test"]]
+
+    before = names(data)
     assert 0 < len(before) < 15
-    assert "other data" not in caplog.text
     shutil.copytree(data, tmp_path / "moved")
-    moved = rows_of(measured(run, f"data_dir={tmp_path / 'moved'}"))
-    assert [row["p(low)"] for row in moved] == [row["p(low)"] for row in before], "wherever they lie"
-    extra = data / "low" / "another.wav"
-    shutil.copy(data / "low" / "0.wav", extra)
+    assert names(tmp_path / "moved") == before, "wherever they lie"
+    assert "other data" not in caplog.text
+    shutil.copy(data / "low" / "0.wav", tmp_path / "moved" / "low" / "99.wav")
+    assert len(names(tmp_path / "moved")) == 49, "a copy with more in it is other data"
+    trained_in = data / "low" / "another.wav"
+    shutil.copy(data / "low" / "0.wav", trained_in)
     try:
-        grown = rows_of(measured(run, f"data_dir={data}", "action.split=auto"))
+        grown = names(data)
     finally:
-        extra.unlink()
+        trained_in.unlink()
     assert "has changed since the model was trained on it" in caplog.text
-    assert len(grown) - len(before) in (0, 1), "no training file is tested"
-    everything = rows_of(measured(run, f"data_dir={data}", "action.split=all"))
-    assert len(everything) == 48
+    assert set(grown) - {"low/another.wav"} == set(before), "no training file is tested"
+    assert len(names(data, "action.split=all")) == 48
+    with pytest.raises(UsageError, match=r"action.split=most is none of auto, test, all"):
+        names(data, "action.split=most")
 
 
 def test_all_rows_of_another_series_are_tested(
     forecaster: tuple[Path, Path], measured: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, data = forecaster
+    run, _ = forecaster
     shorter = table(tmp_path / "shorter.csv", "kw", 80, start="2024-06-01", level=6.0)
     folder = measured(run, f"data_dir={shorter}")
     assert "all 80 rows are tested, 46 windows" in caplog.text
@@ -170,24 +197,36 @@ def test_all_rows_of_another_series_are_tested(
     facts = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["widefield"]["facts"]
     errors = (rows["kw forecast"] - rows["kw"]) / facts["std"][0]
     assert result(folder)["test/mse"] == pytest.approx((errors**2).mean(), rel=1e-4)
-    truth = pd.read_csv(shorter)
-    assert rows.loc[rows["step"] == 1, "kw"].to_numpy() == pytest.approx(truth["kw"][28:-6].to_numpy(), rel=1e-5)
+    truth = pd.read_csv(shorter)["kw"].to_numpy()
+    assert rows.loc[rows["step"] == 1, "kw"].to_numpy() == pytest.approx(truth[28:-6], rel=1e-5)
     assert rows["date"][0] == "2024-06-02 04:00:00"
-    renamed = table(tmp_path / "renamed.csv", "power", 80, start="2024-06-01", level=6.0)
-    again = measured(run, f"data_dir={renamed}")
+
+
+def test_columns_rows_and_steps_of_another_series(
+    forecaster: tuple[Path, Path], data_of: DataOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, trained_on = forecaster
+    facts = data_of(run, f"data_dir={trained_on}").facts()
+    assert "other data" not in caplog.text
+    renamed = table(tmp_path / "renamed.csv", "power", 80, level=6.0)
+    data = data_of(run, f"data_dir={renamed}")
     assert "its columns power are taken for kw" in caplog.text
-    assert result(again) == result(folder)
-    assert len(pd.read_csv(measured(run, f"data_dir={data}") / "predictions.csv")) < 7 * 130, "the test split"
-    table(tmp_path / "short.csv", "kw", 20)
-    assert "has 20 rows; a window" in refused(measured, caplog, run, f"data_dir={tmp_path / 'short.csv'}")
-    pd.read_csv(shorter).assign(more=1.0).rename(columns={"kw": "x"}).to_csv(tmp_path / "two.csv", index=False)
-    said = refused(measured, caplog, run, f"data_dir={tmp_path / 'two.csv'}")
-    assert "has the columns x, more, the model forecasts kw" in said
-    daily = pd.read_csv(shorter)
-    daily["date"] = pd.date_range("2024-01-01", periods=80, freq="D")
-    daily.to_csv(tmp_path / "daily.csv", index=False)
-    said = refused(measured, caplog, run, f"data_dir={tmp_path / 'daily.csv'}")
-    assert "a step is D in" in said
+    assert (data.facts(), len(data.splits["test"])) == (facts, 46)
+    frame = pd.read_csv(renamed)
+    more = frame.assign(kw=frame["power"] + 1)
+    for name, rows, said in (
+        ("short", frame[:20], "has 20 rows; a window of the model is 28 . 7 rows"),
+        ("two", frame.assign(other=1.0), "has the columns power, other, the model forecasts kw"),
+        ("daily", frame.assign(date=pd.date_range("2024-01-01", periods=80, freq="D")), "a step is D in"),
+    ):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+        with pytest.raises(DataError, match=said):
+            data_of(run, f"data_dir={tmp_path / f'{name}.csv'}")
+    more.to_csv(tmp_path / "more.csv", index=False)
+    chosen: Any = data_of(run, f"data_dir={tmp_path / 'more.csv'}")
+    assert chosen.values_TN[:, 0].numpy() == pytest.approx(more["kw"].to_numpy(), rel=1e-6), (
+        "by name, not by place"
+    )
 
 
 def listed(root: Path, ending: str, labels: tuple[str, ...]) -> Path:
@@ -210,10 +249,6 @@ def listed(root: Path, ending: str, labels: tuple[str, ...]) -> Path:
 def test_folders_of_every_modality_as_a_whole(
     task: str, modality: str, ending: str, composed: Compose, tmp_path: Path
 ) -> None:
-    from hydra.utils import instantiate
-
-    from tasks.datasets.base import DataError
-
     facts = {"class_names": ["ant", "bee", "cow"], "multilabel": False}
 
     def whole(root: Path) -> tuple[list[Any], str]:
@@ -240,8 +275,6 @@ def test_folders_of_every_modality_as_a_whole(
 
 
 def test_tables_of_labels(composed: Compose, tmp_path: Path) -> None:
-    from hydra.utils import instantiate
-
     root = listed(tmp_path, ".png", ("x", "y"))
     (root / "new.csv").write_text("path,label\nx/0.png,bee\ny/1.png,cow;ant\n")
     (root / "test.csv").write_text("path,label,split\nx/0.png,bee,train\ny/1.png,cow,test\n")

@@ -69,7 +69,9 @@ def test_changed_data_are_refused(
         moved = tmp_path / f"moved{number}"
         shutil.copytree(clips, moved)
         if not number:
-            assert act(*words, f"data_dir={moved}", f"resume={run}") == run, "elsewhere, but the same: tested again"
+            assert act(*words, f"data_dir={moved}", f"resume={run}") == run, (
+                "elsewhere, but the same: tested again"
+            )
             assert json.loads((run / "result.json").read_text())["metrics"] == before
         change(moved)
         with pytest.raises(SystemExit) as stopped:
@@ -126,7 +128,12 @@ SERIES = ("modality=time_series", "task=csv_forecast")
             "class names: bee gone, wasp new",
         ),
         (("modality=video", "task=video_folder"), folder_of(".mp4"), _other_class, "class names: bee gone"),
-        (("modality=point_cloud", "task=point_folder"), folder_of(".ply"), _other_class, "class names: bee gone"),
+        (
+            ("modality=point_cloud", "task=point_folder"),
+            folder_of(".ply"),
+            _other_class,
+            "class names: bee gone",
+        ),
         (SERIES, series, _one_row_less, "samples, now"),
         (SERIES, series, _other_value, "as many samples as before, but others"),
     ],
@@ -156,7 +163,9 @@ def test_changes_are_seen_in_every_modality(
     assert any(said in sentence for sentence in changed_data(facts, now[0], record, now[1]))
 
 
-def test_a_changed_member_of_a_joint_run_is_named(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_a_changed_member_of_a_joint_run_is_named(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
     from workbench.build import build_all_data
     from workbench.errors import UsageError
     from workbench.resume import Resumed, same_data
@@ -175,5 +184,7 @@ def test_a_changed_member_of_a_joint_run_is_named(composed: Callable[..., DictCo
     run = Resumed("last.ckpt", {"facts": data.facts(), "trained_on": data.record()}, epochs=1, planned=2)
     same_data(cfg, data, run)
     _other_class(tmp_path / "sounds")
-    with pytest.raises(UsageError, match=r"resume=RUN: the data of audio .*: class names: bee gone, wasp new"):
+    with pytest.raises(
+        UsageError, match=r"resume=RUN: the data of audio .*: class names: bee gone, wasp new"
+    ):
         same_data(cfg, build_all_data(cfg), run)

@@ -45,8 +45,7 @@ def stopped_and_continued(act: Act, words: tuple[str, ...], *where: str) -> Path
     with pytest.raises(SystemExit) as stopped:
         act(*words, *where, folder="stopped")
     assert stopped.value.code == 128 + signal.SIGTERM
-    run = act(*words, "resume=stopped", folder="stopped")
-    return run
+    return act(*words, "resume=stopped", folder="stopped")
 
 
 def result(run: Path) -> dict[str, Any]:

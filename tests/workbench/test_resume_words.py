@@ -17,7 +17,11 @@ WORDS = ["task=audio_folder", "backbone.model.dims=[8,8,16,16]", "task.data.limi
 
 
 def run_folder(
-    path: Path, words: list[str], task: str = "audio_folder", done: bool = False, backbone: str = "widefield_nano"
+    path: Path,
+    words: list[str],
+    task: str = "audio_folder",
+    done: bool = False,
+    backbone: str = "widefield_nano",
 ) -> Path:
     """What `expand_run` looks at of a run."""
     (path / "checkpoints").mkdir(parents=True)
@@ -37,8 +41,12 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_words_of_the_run_are_taken_unless_said_anew() -> None:
-    run_folder(Path("runs/audio_folder/a b=1"), [*WORDS, "seed=3", "paths.samples=elsewhere", "download=true"])
-    expanded = expand_run(["--config-dir", "x=y", "trainer.max_epochs=5", "resume=runs/audio_folder/a b=1", "seed=3"])
+    run_folder(
+        Path("runs/audio_folder/a b=1"), [*WORDS, "seed=3", "paths.samples=elsewhere", "download=true"]
+    )
+    expanded = expand_run(
+        ["--config-dir", "x=y", "trainer.max_epochs=5", "resume=runs/audio_folder/a b=1", "seed=3"]
+    )
     assert expanded == [
         *("--config-dir", "x=y", *WORDS[:3]),
         *("resume='runs/audio_folder/a b=1'", "trainer.max_epochs=5", "seed=3"),
@@ -61,7 +69,10 @@ def test_auto_is_the_newest_unfinished_run_of_what_is_said() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("+callbacks.x={_target_: os.system, command: 'touch owned'}", "is no class of the installed configuration"),
+        (
+            "+callbacks.x={_target_: os.system, command: 'touch owned'}",
+            "is no class of the installed configuration",
+        ),
         ("optimizer._target_=subprocess.run", "is no class of the installed configuration"),
         ("seed=${oc.env:SECRET}", "computes a value"),
         ("callbacks.best.path=/home/me/.bashrc", "callbacks.best.path names a place to write to"),
@@ -104,7 +115,10 @@ def test_a_typo_is_answered_with_the_nearest_run(
     done = command(tmp_path, "resume=runs/audio_folder/2026-01-02_y")
     spent = os.times()
     assert done.returncode == 1
-    assert "resume=runs/audio_folder/2026-01-02_y: there is no such folder: did you mean runs/audio_folder/2026-01-02_x?" in done.stderr
+    assert (
+        "resume=runs/audio_folder/2026-01-02_y: there is no such folder: did you mean runs/audio_folder/2026-01-02_x?"
+        in done.stderr
+    )
     assert not (tmp_path / "runs/audio_folder/2026-01-02_y").exists()
     used = spent.children_user + spent.children_system - began.children_user - began.children_system
     assert used < 3, "seconds of work, however busy the machine is"
@@ -117,7 +131,14 @@ def test_a_typo_is_answered_with_the_nearest_run(
 def test_a_run_goes_on_without_its_words(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    words = (*TINY, "task=audio_folder", "task.data.limit=8", "task.data.batch_size=4", "callbacks=[]", "logger=csv")
+    words = (
+        *TINY,
+        "task=audio_folder",
+        "task.data.limit=8",
+        "task.data.batch_size=4",
+        "callbacks=[]",
+        "logger=csv",
+    )
     done = command(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs" / "audio_folder").iterdir()
@@ -140,6 +161,9 @@ def test_the_composition_is_that_of_the_run(
     done = command(tmp_path, "--cfg", "job", "resume=auto", "trainer.max_epochs=7")
     assert done.returncode == 0, done.stderr
     cfg = yaml.safe_load(done.stdout)
-    assert (cfg["task"]["name"], cfg["scheduler"]["_target_"]) == ("audio_folder", "tasks.schedules.exponential")
+    assert (cfg["task"]["name"], cfg["scheduler"]["_target_"]) == (
+        "audio_folder",
+        "tasks.schedules.exponential",
+    )
     assert (cfg["task"]["data"]["limit"], cfg["trainer"]["max_epochs"]) == (24, 7)
     assert cfg["resume"] == "runs/audio_folder/r"

@@ -42,7 +42,9 @@ class Replan(Callback):
         optimizer = trainer.optimizers[0]
         before = learning_rates(optimizer)["lr"]
         if not isinstance(schedule, LambdaLR):
-            log.info("resume: %s; the schedule does not depend on them, the learning rate is %.3g", epochs, before)
+            log.info(
+                "resume: %s; the schedule does not depend on them, the learning rate is %.3g", epochs, before
+            )
             return
         assert isinstance(pl_module, Training)
         step, total = schedule.last_epoch, pl_module.planned_steps()[0]
@@ -74,4 +76,7 @@ def refuse_kept_plan(make_scheduler: Callable[..., LRScheduler], max_epochs: int
 
 def rates_at(schedule: LambdaLR, step: int) -> list[float]:
     """The learning rate of each group at a step."""
-    return [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    return [
+        float(base * factor(step))
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
