@@ -1,4 +1,4 @@
-"""The data that a trained model is tested on: those it was trained on, or others, with its own statistics and classes."""
+"""What a trained model is tested on: its own data, or others with its own statistics and classes."""
 
 import logging
 from typing import Any

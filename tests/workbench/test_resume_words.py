@@ -103,7 +103,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "runs/t/r", [])
     for text in ("- !!python/object/apply:os.system [x]", "{a: 1}", "- [1]", "\x00"):
         (run / ".hydra" / "overrides.yaml").write_text(text)
-        with pytest.raises(UsageError, match="overrides.yaml"):
+        with pytest.raises(UsageError, match=r"overrides\.yaml"):
             expand_run(["resume=runs/t/r"])
 
 
