@@ -24,6 +24,7 @@ try:
     from workbench.errors import kept_errors, plain_errors
     from workbench.flags import answer_flags
     from workbench.resolvers import register_resolvers
+    from workbench.resume_words import take_run_words
     from workbench.secret_words import check_secrets, take_secrets, words_of
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
@@ -68,6 +69,7 @@ if __name__ == "__main__":
     answer_flags()
     take_secrets()
     take_arguments()
+    take_run_words()
     quote_arguments()
     check_secrets()
     with plain_errors(), plain_words():

@@ -20,6 +20,7 @@ from tasks.task import Answer, Task, as_plain
 log = logging.getLogger("widefield")
 
 MOST_CONFUSED = 2000  # classes up to which a test keeps its confusion matrix
+MOST_COLUMNS = 100  # classes up to which predictions of a test have a column each
 AVERAGES = ("logits", "probabilities")
 
 
@@ -173,6 +174,30 @@ class ClassificationTask(Task):
         for rank, (name, probability) in enumerate(ranked, start=1):
             columns |= {f"top{rank}": name, f"top{rank}_probability": round(probability, 6)}
         return Answer(columns, "  ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
+
+    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+        logits_BK = output.float()
+        probs_BK = (logits_BK.sigmoid() if self.multilabel else logits_BK.softmax(dim=-1)).cpu()
+        return [
+            [self._test_row(self.caption(batch, position), probs_K.tolist())]
+            for position, probs_K in enumerate(probs_BK)
+        ]
+
+    def _test_row(self, label: str, probs_K: list[float]) -> dict[str, Any]:
+        rounded = [round(value, 6) for value in probs_K]
+        best = max(range(len(rounded)), key=probs_K.__getitem__)
+        row: dict[str, Any] = {
+            "label": label,
+            "prediction": self.class_names[best],
+            "probability": rounded[best],
+        }
+        if self.multilabel:
+            on = [place for place, value in enumerate(probs_K) if value >= 0.5]
+            row["prediction"] = ", ".join(self.class_names[place] for place in on)
+            del row["probability"]
+        if len(rounded) <= MOST_COLUMNS:
+            row |= {f"p({name})": value for name, value in zip(self.class_names, rounded, strict=True)}
+        return row
 
     def caption(self, batch: dict[str, Any], position: int) -> str:
         target = batch["target"][position]

@@ -231,6 +231,28 @@ class ForecastingTask(Task):
             row, f"{dates[0]} to {dates[-1]}: {summary}", {"forecast": table}, {"forecasts": [example]}
         )
 
+    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+        raw, past = batch["raw"], batch["raw"]["values"].shape[1]
+        return [
+            self._test_rows(date_X[past:].tolist(), truth_TN.tolist(), forecast_TN.tolist())
+            for date_X, truth_TN, forecast_TN in zip(
+                raw["date"].cpu(), batch["target"].cpu(), output.float().cpu(), strict=True
+            )
+        ]
+
+    def _test_rows(
+        self, seconds_T: list[int], truth_TN: list[list[float]], forecast_TN: list[list[float]]
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for step, (seconds, truth_N, forecast_N) in enumerate(
+            zip(seconds_T, truth_TN, forecast_TN, strict=True), start=1
+        ):
+            row: dict[str, Any] = {"from": readable(seconds_T[0]), "step": step, "date": readable(seconds)}
+            for name, truth, forecast in zip(self.variates, truth_N, forecast_N, strict=True):
+                row |= {name: round_to(truth, 7), f"{name} forecast": round_to(forecast, 7)}
+            rows.append(row)
+        return rows
+
     def caption(self, batch: dict[str, Any], position: int) -> str:
         raw = batch["raw"]
         start = readable(int(raw["date"][position][raw["values"].shape[1]]))

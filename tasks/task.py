@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 
 from tasks.network import Network
 from tasks.optimizers import learning_rates
+from tasks.progress import begun_states, go_on
 
 
 @dataclass
@@ -82,6 +83,12 @@ class Training(LightningModule):
         self.make_scheduler = scheduler
         self.composition = composition or {}
         self.rates: dict[str, float] = {}  # learning rates of the last step
+        self.trained_on: dict[
+            str, Any
+        ] = {}  # the record of the data (`DataModule.record`), kept in every checkpoint
+        self.validated: dict[
+            str, float
+        ] = {}  # what the last validation of the training measured, by full name
 
     # -- what there is to train ---------------------------------------------------------------------------------
 
@@ -126,9 +133,8 @@ class Training(LightningModule):
         if "raw" in batch:
             self.measured_step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        if "raw" in batch:
-            self.measured_step(batch, "test")
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.measured_step(batch, "test") if "raw" in batch else None
 
     def on_test_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders
@@ -150,7 +156,10 @@ class Training(LightningModule):
     def _log_epoch(self, split: str) -> None:
         # All processes of a distributed run compute here, together: a value left for the trainer to average would
         # be asked for by the progress bar of the first process alone, which then waits for the others for ever.
-        for name, value in self.epoch_values(split).items():
+        values = self.epoch_values(split)
+        if split == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.validated = {name: float(value) for name, value in values.items()}
+        for name, value in values.items():
             self.log(name, value, prog_bar=name.split("/")[-1] == self.shown_metric and split != "test")
 
     def configure_optimizers(self) -> Any:
@@ -159,11 +168,11 @@ class Training(LightningModule):
         optimizer = self.make_optimizer(self.trained_module())
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
-        total, per_epoch = self._planned_steps()
+        total, per_epoch = self.planned_steps()
         schedule = self.make_scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _planned_steps(self) -> tuple[int, int]:
+    def planned_steps(self) -> tuple[int, int]:
         """Optimiser steps of the whole run and of one epoch.
 
         Counted here because the trainer's own estimate opens the training loader before a resumed run has told it
@@ -183,7 +192,20 @@ class Training(LightningModule):
             "composition": self.composition,
             "facts": self.facts,
             "drawn": list(self.drawn),
+            "trained_on": self.trained_on,
+            "max_epochs": self.trainer.max_epochs,
+            "validated": self.validated,
+            "train_metrics": begun_states(self),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn != "fit":
+            return
+        stored = checkpoint["widefield"]
+        self.validated = {
+            str(name): float(value) for name, value in dict(stored.get("validated", {})).items()
+        }
+        go_on(self, stored.get("train_metrics"), first=self.global_rank == 0)
 
 
 class Task(Training):
@@ -243,6 +265,15 @@ class Task(Training):
 
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
         """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
+        raise NotImplementedError
+
+    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+        """What `predictions.csv` has for each sample of a test batch: one row, or several.
+
+        Args:
+            batch: with its targets.
+            output: of `step`.
+        """
         raise NotImplementedError
 
     def caption(self, batch: dict[str, Any], position: int) -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 
@@ -72,3 +73,16 @@ class Empties(Callback):
         if trainer.current_epoch == 1:
             for file in self.folder.rglob("*.wav"):
                 file.unlink()
+
+
+class Rates(Callback):
+    """Appends the learning rate of every optimiser step to a file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{optimizer.param_groups[0]['lr']!r}\n")

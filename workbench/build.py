@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -96,7 +96,7 @@ def build_data(cfg: DictConfig) -> DataModule:
     """The data module, ready to read; its first line says what data it is."""
     refuse_joint(cfg)
     data: DataModule = instantiate(cfg.task.data)
-    return _ready(data, {"": cfg})
+    return ready(data, {"": cfg})
 
 
 def build_all_data(cfg: DictConfig) -> DataModule | JointData:
@@ -106,10 +106,11 @@ def build_all_data(cfg: DictConfig) -> DataModule | JointData:
     own = member_cfgs(cfg)
     members = {name: instantiate(member.task.data) for name, member in own.items()}
     options = {key: value for key, value in cfg.task.data.items() if key not in REPLACED}
-    return _ready(JointData(members, seed=cfg.seed, **options), own)
+    return ready(JointData(members, seed=cfg.seed, **options), own)
 
 
-def _ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
+def ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
+    """Read what the data hold, unless they have already, and say what they are."""
     data.prepare_data()
     data.setup()
     for name, part in data.by_task().items():
@@ -302,6 +303,7 @@ class Restored(Generic[AnyTask]):
         checkpoint: its file; `FILE@PART` where it is a part of a joint run.
         epoch: the one it was saved in.
         joint: name of the joint run that it is a part of.
+        trained_on: the record of its data (`DataModule.record`); empty in checkpoints of earlier versions.
     """
 
     cfg: DictConfig
@@ -309,6 +311,7 @@ class Restored(Generic[AnyTask]):
     checkpoint: Path
     epoch: int
     joint: str | None = None
+    trained_on: dict[str, Any] = field(default_factory=dict)
 
 
 def restore(cfg: DictConfig) -> Restored[Task]:
@@ -323,6 +326,7 @@ def restore(cfg: DictConfig) -> Restored[Task]:
         own = _merge(cfg, content["widefield"]["composition"])
         task = build_task(own, content["widefield"]["facts"], pretrained=False)
     restored = Restored(own, _filled(task, content, path), path, int(content.get("epoch", 0)))
+    restored.trained_on = content["widefield"].get("trained_on") or {}
     if member is not None:
         restored.checkpoint, restored.joint = Path(f"{path}@{member}"), joint
     return restored
@@ -361,7 +365,11 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
     OmegaConf.set_struct(own, False)
     for group in MODEL_GROUPS:
         asked = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
-        if _said(f"{group}=") and asked != stored[group]["name"] and cfg[group].name != stored[group]["name"]:
+        if (
+            was_said(f"{group}=")
+            and asked != stored[group]["name"]
+            and cfg[group].name != stored[group]["name"]
+        ):
             raise UsageError(
                 f"{cfg.ckpt} is of {group} {stored[group]['name']}, not {cfg[group].name}: leave {group}= out"
             )
@@ -370,7 +378,7 @@ def _merge(cfg: DictConfig, stored: dict[str, Any]) -> DictConfig:
         key = override.key_or_group
         if key.split(".")[0] in MODEL_GROUPS and "." in key and not override.is_delete():
             OmegaConf.update(own, key, override.value())
-    if _said("task.monitor=") and not _said("task.mode="):
+    if was_said("task.monitor=") and not was_said("task.mode="):
         own.task.mode = MODE
     OmegaConf.set_struct(own, True)
     return own
@@ -380,5 +388,6 @@ def _overrides() -> list[str]:
     return words_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def _said(beginning: str) -> bool:
+def was_said(beginning: str) -> bool:
+    """Whether this command has a word that begins so."""
     return any(override.startswith(beginning) for override in _overrides())

@@ -60,6 +60,7 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
         members = composition["task"].get("members")
         for name in members or ():
             _node(facts.get(name), f"facts.{name}")
+        _checked_record(stored)
         state = content.get("state_dict")
         if not isinstance(state, Mapping) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
@@ -74,6 +75,14 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
         if type(epoch) is not int or epoch < 0:
             raise _Refused(f"has no epoch {_shown(epoch)}")
     return {**content, "widefield": {**stored, "composition": composition, "facts": facts, "drawn": drawn}}
+
+
+def _checked_record(stored: dict[str, Any]) -> None:
+    """What a checkpoint says of the data and the length of its training."""
+    check_plain(_node(stored.get("trained_on", {}), "trained_on"), "trained_on", interpolations=False)
+    epochs = stored.get("max_epochs")
+    if epochs is not None and (type(epochs) is not int or epochs < 1):
+        raise _Refused(f"says max_epochs={_shown(epochs)}, which is no number of epochs")
 
 
 def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> dict[str, Any]:

@@ -17,16 +17,15 @@ from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training
 from workbench.callbacks.best import BestCheckpoint
-from workbench.checkpoint_files import point_to_resume
+from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
-from workbench.composition import read_run_config
-from workbench.console import console, print_table, printable, short
-from workbench.errors import UsageError
+from workbench.console import console, print_table, short
 from workbench.info import map_shape, size
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
 from workbench.results import write_config, write_result
+from workbench.resume import resume_from, same_data
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
@@ -40,10 +39,13 @@ def fit(cfg: DictConfig) -> float | None:
     What the result says of validation and test is measured of the same weights, those of the checkpoint it names.
     """
     started = time.monotonic()
-    resume = _resume_from(cfg)
+    resume = resume_from(cfg)
     data = build_all_data(cfg)
+    if resume:
+        same_data(cfg, data, resume)
     seed_everything(cfg.seed, verbose=False)
     task = build_training(cfg, data.facts(), pretrained=resume is None)
+    task.trained_on = data.record()
     trainer = build_trainer(cfg)
     if trainer.is_global_zero:
         write_config(cfg)
@@ -66,9 +68,16 @@ def fit(cfg: DictConfig) -> float | None:
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:
-        log.info("resume: going on from %s", resume)
-    trainer.fit(task, datamodule=data, ckpt_path=resume)
-    chosen = chosen_checkpoint(cfg, trainer)
+        log.info(
+            "resume: going on from %s, %d of %d epochs done",
+            resume.path,
+            resume.epochs,
+            cfg.trainer.max_epochs,
+        )
+        if resume.planned != cfg.trainer.max_epochs:
+            trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
+    trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
+    chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
     if cfg.action.test_after:
         # Without a best checkpoint the weights are those that training left.
@@ -97,14 +106,14 @@ class Chosen:
     epoch: int | None = None
 
 
-def chosen_checkpoint(cfg: DictConfig, trainer: Trainer) -> Chosen:
+def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chosen:
     """The best checkpoint; where none is kept (`callbacks.best=null`, no validation) the last weights."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
     if best is not None and best.epoch is not None:
         return Chosen(short(best.path), best.metrics, best.score, best.epoch)
     last = Path(cfg.paths.run) / "checkpoints" / "last.ckpt"
-    metrics = metrics_of(trainer, "val")
+    metrics = dict(task.validated)
     return Chosen(short(last) if last.is_file() else None, metrics, metrics.get(cfg.task.monitor))
 
 
@@ -160,7 +169,13 @@ def finish(
     print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))
     folder = Path(cfg.paths.run)
     console.print(f"took {wall_s:.0f} s; everything lies in {folder}", highlight=False, soft_wrap=True)
-    for name, what in (("result.json", "numbers"), ("figures", "pictures"), ("checkpoints", "weights")):
+    written = [(file.name, "answers") for file in sorted(folder.glob("predictions*.csv"))]
+    for name, what in (
+        ("result.json", "numbers"),
+        *written,
+        ("figures", "pictures"),
+        ("checkpoints", "weights"),
+    ):
         if (folder / name).exists():
             console.print(f"  {what:9} {folder / name}", highlight=False, soft_wrap=True)
     show_profile(trainer)
@@ -216,50 +231,3 @@ def next_commands(cfg: DictConfig, data: DataModule | JointData, checkpoint: Pat
             lines.append(command(action="predict", ckpt=checkpoint, **which, input=file))
     lines.append(command(action="export", ckpt=checkpoint, **which))
     return lines
-
-
-def _resume_from(cfg: DictConfig) -> str | None:
-    """The checkpoint to go on from; checks that the run was made by the same command."""
-    if not cfg.resume:
-        return None
-    folder = Path(cfg.paths.run)
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        if cfg.resume == "auto":
-            log.info("resume: no unfinished run of this kind; starting a new one in %s", folder)
-            return None
-        raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
-    before, now = OmegaConf.create(read_run_config(folder / "config.yaml")), resolved(cfg)
-    # A metric that the task chooses itself is null in the command and named in the run's own configuration.
-    chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
-    changed = [
-        key
-        for key in _settings(now)
-        if key not in chosen and OmegaConf.select(before, key) != OmegaConf.select(now, key)
-    ]
-    if changed:
-        words = "; ".join(
-            f"{key} was {printable(str(OmegaConf.select(before, key)))}, now {OmegaConf.select(now, key)}"
-            for key in changed[:3]
-        )
-        raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
-    return str(point_to_resume(folder, cfg))
-
-
-def _settings(cfg: DictConfig) -> list[str]:
-    """Leaves of the configuration that decide what is learnt."""
-    groups = ("modality", "task", "backbone", "optimizer", "scheduler")
-    free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
-    elsewhere = ("data.shards.cache_", "data.shards.storage")
-    leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
-    leaves += ["seed", "init_from", "freeze"]
-    leaves += ["trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
-    return [
-        leaf for leaf in leaves if not leaf.endswith(free) and not any(part in leaf for part in elsewhere)
-    ]
-
-
-def _leaves(node: Any, path: str) -> list[str]:
-    if isinstance(node, DictConfig):
-        return [leaf for key in map(str, node) for leaf in _leaves(node[key], f"{path}.{key}")]
-    return [path]

@@ -119,7 +119,12 @@ def member_content(content: dict[str, Any], name: str) -> dict[str, Any]:
         "backbone": joint["backbone"],
     }
     return {
-        "widefield": {**stored, "composition": composition, "facts": stored["facts"][name]},
+        "widefield": {
+            **stored,
+            "composition": composition,
+            "facts": stored["facts"][name],
+            "trained_on": (stored.get("trained_on") or {}).get(name, {}),
+        },
         "state_dict": member_state(content["state_dict"], name),
         "epoch": content.get("epoch", 0),
     }

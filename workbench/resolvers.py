@@ -49,7 +49,9 @@ def run_folder(
         return str(Path(resume).expanduser())
     parent = Path(runs) / (task if action == "fit" else action)
     if resume == "auto":
-        unfinished = [folder for folder in sorted(parent.glob("*")) if _can_go_on(folder, backbone)]
+        unfinished = [
+            folder for folder in sorted(parent.glob("*")) if can_go_on(folder, {"backbone": backbone})
+        ]
         if unfinished:
             return str(unfinished[-1])
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{backbone}" if action == "fit" else "")
@@ -144,12 +146,12 @@ def direction_of(mode: str) -> str:
     return {"max": "maximize", "min": "minimize"}[mode]
 
 
-def _can_go_on(folder: Path, backbone: str) -> bool:
-    composition = folder / "composition.json"
-    if not (folder / "checkpoints" / "last.ckpt").is_file() or (folder / "result.json").is_file():
+def can_go_on(folder: Path, wanted: Mapping[str, str]) -> bool:
+    """Whether a folder holds a fit without a result, of these parts (`backbone` -> its name, …)."""
+    if not (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").is_file():
         return False
     try:
-        names = json.loads(composition.read_bytes())
+        names = json.loads((folder / "composition.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(names, dict) and names.get("backbone") == backbone
+    return isinstance(names, dict) and all(names.get(group) == name for group, name in wanted.items())

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -19,8 +18,10 @@ from workbench.build import (
     restore_all,
     take_pretrained,
 )
+from workbench.callbacks.predictions import Predictions
 from workbench.errors import UsageError
 from workbench.fit import Chosen, finish, metrics_of
+from workbench.other_data import data_to_test, same_facts
 from workbench.results import write_config
 
 
@@ -31,6 +32,8 @@ def test(cfg: DictConfig) -> float | None:
     own, data, task, checkpoint = _published(cfg) if as_published else _trained(cfg)
     own.logger = {}
     trainer = build_trainer(own)
+    if cfg.action.predictions:
+        trainer.callbacks.append(Predictions(cfg.paths.run))  # type: ignore[attr-defined]
     write_config(own)
     trainer.test(task, datamodule=data, verbose=False)
     metrics = metrics_of(trainer, "test")
@@ -46,24 +49,17 @@ def trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
     """The model of a checkpoint, of a joint one the member asked about, and its data."""
     restored = restore(cfg)
     data = build_data(restored.cfg)
-    same_facts(cfg, data.facts(), restored.task.facts)
+    same_facts(restored, data.facts())
     return restored.cfg, data, restored.task, restored.checkpoint
 
 
 def _trained(cfg: DictConfig) -> Found:
     restored = restore_all(cfg)
+    if not isinstance(restored.task, JointTask):
+        return restored.cfg, data_to_test(cfg, restored), restored.task, restored.checkpoint
     data = build_all_data(restored.cfg)
-    same_facts(cfg, data.facts(), restored.task.facts)
+    same_facts(restored, data.facts())
     return restored.cfg, data, restored.task, restored.checkpoint
-
-
-def same_facts(cfg: DictConfig, facts: dict[str, Any], known: dict[str, Any]) -> None:
-    """Raise a `UsageError` where the data are not those a checkpoint was trained on."""
-    if facts != known:
-        raise UsageError(
-            f"{cfg.ckpt} was trained on other data than this: "
-            f"{', '.join(key for key in facts if facts[key] != known.get(key))} differ"
-        )
 
 
 def _published(cfg: DictConfig) -> Found:

@@ -88,7 +88,7 @@ def explained(error: BaseException, words: list[str]) -> str:
         return unreadable(str(error.override))
     found = re.search(r"Could not (?:override|append to config\. No match for) '([^']+)'\.", said)
     if found and isinstance(error, ConfigCompositionException) and "To append" in said:
-        base = _composed([word for word in words if _is_group(word)])
+        base = composed([word for word in words if _is_group(word)])
         if base is not None:
             return unknown(found[1], base)
     return " ".join(re.sub(r"To append to your config use \S+", "", said).split())
@@ -161,7 +161,7 @@ def check_words(cfg: DictConfig, words: list[str]) -> None:
         keep = [
             line for word in parsed if (line := word.input_line) and word not in added and word not in texts
         ]
-        base = _composed(keep)
+        base = composed(keep)
         if base is not None:
             for word in added:
                 _check_added(word, base, cfg)
@@ -280,7 +280,7 @@ def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[str]:
             yield f"{path}{key!s}"
 
 
-def _composed(words: list[str]) -> DictConfig | None:
+def composed(words: list[str]) -> DictConfig | None:
     """The configuration that these words make; None where they make none."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

@@ -17,11 +17,12 @@ Examples:
 """
 
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
-from tasks.datasets.base import Item
+from tasks.datasets.base import Item, Whole
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 
@@ -69,3 +70,8 @@ class AudioFolder(AudioData):
         self.class_names, splits = self.files.read(root, self.bad_layout)
         self.notes += self.files.notes
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if self.format != "files":
+            return None
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)

@@ -4,13 +4,14 @@ A source with `data_dir=null` is its embedded sample: a small, deterministic imi
 benchmark's file format and folder layout, and read by the very reader that reads the real thing.
 """
 
+import hashlib
 import json
 import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -39,6 +40,7 @@ from tasks.disk import WriteError, draft_of, filling, writing
 log = logging.getLogger("widefield")
 
 SPLITS = ("train", "val", "test")
+DIGESTED = 10_000  # items of a split, evenly spread, that the digest of a data set looks at
 BALANCES = ("none", "labels")
 ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
 
@@ -55,6 +57,19 @@ class Item:
     def name(self) -> str:
         """What a message calls it."""
         return str(self.path)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Labelled items for a test of a model that was trained on other data.
+
+    Args:
+        items: their targets are those of the model.
+        said: which they are, in words that follow the sentence's subject (`all 60 files are tested`).
+    """
+
+    items: Sequence[Item]
+    said: str
 
 
 class CommonSettings(TypedDict, total=False):
@@ -331,10 +346,60 @@ class DataModule(LightningDataModule):
     def recall(self, facts: dict[str, Any]) -> None:
         """Take over the facts of a checkpoint before `read_file`, where a reader needs them (names of columns, …)."""
 
+    def adopt(self, facts: dict[str, Any]) -> None:
+        """Make the test split one for a model of these facts, which was trained on other data.
+
+        Raises:
+            DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
+        """
+        if facts != self.facts():
+            raise DataError(f"{self.place} is other data than the model was trained on, and of another kind")
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        """All labelled items to test a model of these facts on, or those of a test split that the data themselves
+        state; None: the source has but one test split, that of `setup` (benchmarks).
+
+        Raises:
+            DataError: as `adopt`.
+        """
+        return None
+
+    def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
+        """Make these items the test split, and the only one."""
+        self.recall(facts)
+        self.splits = {"test": spread(whole.items, self.limit)}
+
+    def record(self) -> dict[str, Any]:
+        """What data these are, to be compared later (plain values; kept in every checkpoint beside the facts).
+
+        `place` and `digest` are hashes: of the folder's path, and of the names and targets of the items.
+        """
+        return {
+            "source": self.source,
+            "place": self.place_digest(),
+            "samples": {split: len(self.splits[split]) for split in SPLITS},
+            "digest": self.digest(),
+        }
+
+    def place_digest(self) -> str:
+        """A hash of where the data lie."""
+        place = self.place if "://" in self.place else str(Path(self.place).resolve())
+        return hashlib.sha256(place.encode()).hexdigest()[:32]
+
+    def digest(self) -> str:
+        """A hash of the items of all splits: their names below the folder and their targets."""
+        found, root = hashlib.sha256(), f"{self.root}{os.sep}"
+        for split in SPLITS:
+            for item in spread(self.splits[split], DIGESTED):
+                target = b"" if item.target is None else np.asarray(item.target).tobytes()
+                found.update(f"{split}\0{item.name.removeprefix(root)}\0".encode("utf-8", "surrogateescape"))
+                found.update(target)
+        return found.hexdigest()[:32]
+
     def describe(self) -> str:
         """One line: what data this is and where it lies."""
         kind = "embedded sample of " if self.source == "sample" else ""
-        sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
+        sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS if split in self.splits)
         return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.place}"
 
     @property
@@ -558,6 +623,31 @@ class ClassificationData(DataModule):
     def facts(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "multilabel": self.multilabel}
 
+    def recall(self, facts: dict[str, Any]) -> None:
+        self.class_names = list(facts["class_names"])
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        own, known = list(self.class_names), list(facts["class_names"])
+        if self.multilabel != facts["multilabel"]:
+            raise DataError(
+                f"the model gives each sample {'several labels' if facts['multilabel'] else 'one label'}, "
+                f"{self.place} {'several' if self.multilabel else 'one'}"
+            )
+        refuse_unknown(own, known, self.place)
+        places = np.array([known.index(name) for name in own], dtype=np.int64)
+
+        def translated(target: Any) -> Any:
+            if not np.ndim(target):
+                return int(places[int(target)])
+            moved: NDArray[np.float32] = np.zeros(len(known), dtype=np.float32)
+            moved[places] = target
+            return moved
+
+        if own != known:
+            items = self.splits["test"]
+            self.splits = {"test": [replace(item, target=translated(item.target)) for item in items]}
+        self.class_names = known
+
     def details(self) -> str:
         balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
         return f", {len(self.class_names)} classes{balanced}"
@@ -578,3 +668,28 @@ class ClassificationData(DataModule):
         if self._weights is None or len(self._weights) != len(self.splits[split]):
             self._weights = label_weights(self.labels(split), len(self.class_names))
         return BalancedBatches(self._weights, batch_size, seed=self.seed)
+
+
+def refuse_unknown(own: Sequence[str], known: Sequence[str], place: str) -> None:
+    """Raise a `DataError` for classes that a model does not know."""
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise DataError(
+            f"{place} has classes that the model does not know: {_listed(unknown)}; it knows {_listed(known)}"
+        )
+
+
+def not_there(own: Iterable[str], known: Sequence[str]) -> str:
+    """The classes of a model that its test data lack, in words; empty where there are none.
+
+    >>> not_there(["cat"], ["cat", "cow", "dog"])
+    '; there is nothing of cow, dog, which it knows'
+    """
+    there = set(own)
+    absent = [name for name in known if name not in there]
+    return f"; there is nothing of {_listed(absent)}, which it knows" if absent else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"

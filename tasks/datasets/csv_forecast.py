@@ -9,10 +9,11 @@ Example:
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import CommonSettings, DataError, Whole
 from tasks.datasets.series import Parts, SeriesData, read_named
 from tasks.datasets.series_table import Table
 
@@ -53,6 +54,7 @@ class CsvForecast(SeriesData):
         self.target = (
             [str(target)] if isinstance(target, str | int) else target and [str(name) for name in target]
         )
+        self.table: tuple[Sequence[str] | None, Table] | None = None  # that was read, and with which target
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
 
@@ -62,11 +64,19 @@ class CsvForecast(SeriesData):
         csv_forecast(root / "series.csv")
 
     def read_table(self, root: Path) -> Table:
+        return self._read(root, self.target or None)
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        return self.whole(self._read(self.root, None), facts)
+
+    def _read(self, root: Path, target: Sequence[str] | None) -> Table:
         files = [root] if root.is_file() else sorted(file for file in root.glob("*.csv") if file.is_file())
         if len(files) != 1:
             raise self.bad_layout(f"there are {len(files)} .csv files in {root}")
         self.file = files[0]
-        return read_named(self.file, self.target or None)
+        if self.table is None or self.table[0] != target:  # once: what was repaired is said when it is read
+            self.table = target, read_named(self.file, target)
+        return self.table[1]
 
     def parts(self, table: Table) -> Parts:
         rows = len(table.dates)

@@ -17,10 +17,11 @@ Examples:
 """
 
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item
+from tasks.datasets.base import Item, Whole
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.image_reading import depth_notes
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
@@ -69,3 +70,8 @@ class ImageFolder(ImageData):
         self.notes += self.files.notes
         self.notes += depth_notes([item.path for item in splits["train"]], self.transforms.reading)
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if self.format != "files":
+            return None
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)

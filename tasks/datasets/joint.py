@@ -187,6 +187,10 @@ class JointData(LightningDataModule):
         """Task -> what its data module knows."""
         return {name: member.facts() for name, member in self.members.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Task -> what data these are (`DataModule.record`)."""
+        return {name: member.record() for name, member in self.members.items()}
+
     def sizes(self, split: str) -> dict[str, int]:
         """Task -> samples of a split."""
         return {name: len(member.splits[split]) for name, member in self.members.items()}

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.base import DataError, Item, Whole, not_there, refuse_unknown
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
@@ -193,11 +193,53 @@ class LabelledFiles:
             for split, part in splits.items()
         }
 
-    def _from_folders(self, root: Path) -> Iterator[Entry]:
+    def read_whole(self, root: Path, known: Sequence[str], bad_layout: Callable[[str], DataError]) -> Whole:
+        """Every labelled file below ``root``, or those of its test split where folders or the table state one.
+
+        Args:
+            root: the folder.
+            known: the classes that targets are indices of.
+            bad_layout: makes the error for a folder that holds something else.
+
+        Raises:
+            DataError: also for a class that is not known.
+        """
+        if not root.is_dir():
+            raise bad_layout(f"{root} is not a folder")
+        if self.csv is not None:
+            table = root / Path(self.csv).expanduser()
+            if not table.is_file():
+                raise DataError(
+                    f"the table {table} does not exist: say task.data.csv=FILE, or task.data.csv=null for a folder "
+                    "of files per class"
+                )
+            entries = list(self._from_table(root, table))
+        elif self.label_from is not None:
+            entries = list(self._from_names(root, self.label_from))
+        else:
+            entries = list(self._from_folders(root, tuple(known)))
+        if not entries:
+            raise bad_layout(f"no labelled files in {root}")
+        refuse_unknown([label for entry in entries for label in entry.labels], known, str(root))
+        tested = [entry for entry in entries if entry.split == "test"]
+        which = f"of {len(entries):,} files the {len(tested):,} of its test split are tested"
+        if not tested:
+            tested, which = entries, f"all {len(entries):,} files are tested"
+        absent = not_there((label for entry in tested for label in entry.labels), known)
+        index = {name: position for position, name in enumerate(known)}
+        return Whole([Item(entry.path, self._target(entry, index)) for entry in tested], which + absent)
+
+    def _from_folders(self, root: Path, known: Sequence[str] | None = None) -> Iterator[Entry]:
+        """One entry a file; with `known` classes a folder is a split's by its name alone."""
         folders = _folders(root)
-        parts = [(split_of_folder(path.name), path) for path in folders]
+        parts = [
+            (None if path.name in (known or ()) else split_of_folder(path.name), path) for path in folders
+        ]
         found = {split for split, _ in parts if split}
-        if "train" not in found or len(found) == 1:
+        enough = "train" in found and len(found) > 1
+        if known is not None:
+            enough = bool(found) and not any(path.name in known for path in folders)
+        if not enough:
             parts = [("", root)]
         elif any(path.name not in SPLIT_NAMES for _, path in parts):
             named = [f"{path.name} ({split or 'not read'})" for split, path in parts]

@@ -13,11 +13,12 @@ Examples:
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.base import DataError, Item, Whole
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.point_choice import turned_z_up
 from tasks.datasets.point_files import PointData, PointSettings
@@ -85,6 +86,9 @@ class PointFolder(PointData):
         self.color_scale = looked.color_scale
         self.notes += looked.notes
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
 
     def read_file(self, path: Path) -> Tensor:
         pool = self.pool_of(path)

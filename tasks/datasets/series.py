@@ -6,18 +6,21 @@ test part begin in the part before, so that every row of a part is forecast; no 
 Shapes: T rows, N variates, F calendar features, L look-back, H horizon, X = L + H.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.time_series import find_period
-from tasks.datasets.base import CommonSettings, DataError, DataModule, Item, ReadError
+from tasks.datasets.base import CommonSettings, DataError, DataModule, Item, ReadError, Whole
 from tasks.datasets.series_table import Table, calendar_features, calendar_names, future_dates, read_csv
 
 log = logging.getLogger("widefield")
@@ -99,10 +102,14 @@ class SeriesData(DataModule):
                 f"{self.horizon} rows in each part: take a smaller look_back or horizon"
             )
         self._learn_facts(table, train)
+        self._take(table)
+        return {split: [self._window(root, start) for start in windows] for split, windows in starts.items()}
+
+    def _take(self, table: Table) -> None:
+        """Make this the series that windows are cut from."""
         self.values_TN = torch.from_numpy(table.values_TN.astype(np.float32))
         self.calendar_TF = torch.from_numpy(calendar_features(table.dates, self.known["calendar"]))
         self.dates_T = torch.from_numpy(table.dates.as_unit("s").asi8.copy())
-        return {split: [self._window(root, start) for start in windows] for split, windows in starts.items()}
 
     def _learn_facts(self, table: Table, train: int) -> None:
         """Everything measured here comes from the first `train` rows."""
@@ -145,6 +152,49 @@ class SeriesData(DataModule):
     def recall(self, facts: dict[str, Any]) -> None:
         self.known = facts
 
+    def adopt(self, facts: dict[str, Any]) -> None:
+        for key in ("variates", "frequency", "look_back", "horizon"):
+            own, known = self.known[key], facts[key]
+            if own != known:
+                raise DataError(f"the {key} of {self.place} are {_shown(own)}, the model's {_shown(known)}")
+        dates = pd.DatetimeIndex(self.dates_T.numpy().astype("datetime64[s]"))
+        self.calendar_TF = torch.from_numpy(calendar_features(dates, facts["calendar"]))
+        self.known = facts
+
+    def digest(self) -> str:
+        found = hashlib.sha256(self.values_TN.numpy().tobytes())
+        found.update(self.dates_T.numpy().tobytes())
+        return found.hexdigest()[:32]
+
+    def whole(self, table: Table, facts: dict[str, Any]) -> Whole:
+        """All windows of a table for a model of these facts: its columns by name, or where none is there by order."""
+        known, own = list(facts["variates"]), list(table.variates)
+        renamed = ""
+        if set(known) <= set(own):
+            columns = [own.index(name) for name in known]
+        elif len(own) == len(known) and not set(known) & set(own):
+            columns = list(range(len(own)))
+            renamed = f"; its columns {_shown(own)} are taken for {_shown(known)}"
+        else:
+            raise DataError(
+                f"{self.place} has the columns {_shown(own)}, the model forecasts {_shown(known)}"
+            )
+        if table.frequency != facts["frequency"]:
+            raise DataError(
+                f"a step is {table.frequency} in {self.place} and was {facts['frequency']} in the data the model was "
+                "trained on"
+            )
+        windows = range(len(table.dates) - facts["look_back"] - facts["horizon"] + 1)
+        if not windows:
+            raise DataError(
+                f"{self.place} has {len(table.dates):,} rows; a window of the model is {facts['look_back']} + "
+                f"{facts['horizon']} rows"
+            )
+        self.look_back, self.horizon, self.known = facts["look_back"], facts["horizon"], facts
+        self._take(replace(table, values_TN=table.values_TN[:, columns], variates=tuple(known)))
+        items = [self._window(self.root, start) for start in windows]
+        return Whole(items, f"all {len(table.dates):,} rows are tested, {len(items):,} windows{renamed}")
+
     def read_file(self, path: Path) -> dict[str, Tensor]:
         """The last `look_back` rows of a user's CSV, and the calendar of the rows to come."""
         known = self.known
@@ -177,6 +227,13 @@ class SeriesData(DataModule):
 
     def _workers(self) -> int:
         return self.num_workers or 0  # windows are slices of memory: a worker would only copy them
+
+
+def _shown(value: Any) -> str:
+    """The first of several names, or a value."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return ", ".join(map(str, value[:5])) + (f", … ({len(value)} in all)" if len(value) > 5 else "")
 
 
 def _short(value: float) -> float:

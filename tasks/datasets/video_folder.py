@@ -16,10 +16,11 @@ Examples:
 
 import re
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item
+from tasks.datasets.base import Item, Whole
 from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.video_files import VideoData, VideoSettings
 
@@ -58,6 +59,11 @@ class VideoFolder(VideoData):
         self.class_names, splits = self.files.read(root, self.bad_layout)
         self.notes += self.files.notes
         return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if self.format != "files":
+            return None
+        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
 
 
 def by_number(path: Path) -> tuple[list[int], str]:

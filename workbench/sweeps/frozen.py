@@ -41,7 +41,7 @@ def check_frozen(sweep: SweepFolder) -> None:
         if not _NAME.fullmatch(name):
             raise _refusal(record, name, "is no plain name")
     for word in (*sweep.hydra_words, *sweep.words, *(word for job in sweep.jobs for word in job.overrides)):
-        _check_word(word, record)
+        check_word(word, record)
     if not sweep.snapshot.is_dir():
         return
     for file in sorted(sweep.snapshot.rglob("*")):
@@ -51,7 +51,8 @@ def check_frozen(sweep: SweepFolder) -> None:
             _check_file(file, file.relative_to(sweep.snapshot))
 
 
-def _check_word(word: str, record: Path) -> None:
+def check_word(word: str, record: Path) -> None:
+    """Raise a `UsageError` for a recorded word of a command line that only the command itself may say."""
     plain = word.lstrip("+~")
     if not plain or plain[0] == "-":
         raise _refusal(record, word, "is no setting")
@@ -150,4 +151,4 @@ def _nodes(content: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _refusal(file: Path, said: Any, why: str) -> UsageError:
     text = ascii(said)
     text = text if len(text) <= 100 else f"{text[:97]}..."
-    return UsageError(f"{file} is refused: {text} {why}; a sweep's folder is data (docs/SECURITY.md)")
+    return UsageError(f"{file} is refused: {text} {why}; a folder of runs is data (docs/SECURITY.md)")

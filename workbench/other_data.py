@@ -1,0 +1,103 @@
+"""What a trained model is tested on: its own data, or others with its own statistics and classes."""
+
+import logging
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from tasks.datasets.base import DataError, DataModule
+from workbench.build import Restored, build_data, ready, was_said
+from workbench.composition import built_from
+from workbench.console import printable
+from workbench.errors import UsageError
+from workbench.resume import changed_data
+
+log = logging.getLogger("widefield")
+
+SPLITS = ("auto", "test", "all")
+
+
+def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
+    """The data of a checkpoint's test, ready to read: of `cfg.data_dir`, or the embedded sample.
+
+    `action.split` says what of them: `test`, the test split as a training draws it; `all`, every labelled item (of data
+    that state a test split themselves, that); `auto`, `test` for the data that the model was trained on and `all` for
+    others.
+
+    Raises:
+        UsageError, DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
+    """
+    asked = str(cfg.action.split)
+    if asked not in SPLITS:
+        raise UsageError(f"action.split={asked} is none of {', '.join(SPLITS)}")
+    with built_from(restored.checkpoint):
+        data: DataModule = instantiate(restored.cfg.task.data)
+    if data.source == "sample" and asked != "all":
+        return _trained_on(restored)
+    data.prepare_data()
+    same = _is_that_of(data, restored)
+    if asked == "test" or (asked == "auto" and same):
+        return _test_split(restored, same)
+    if not was_said("task.data.limit="):
+        data.limit = None  # that of the training
+    whole = data.read_whole(restored.task.facts)
+    if whole is None:
+        if asked == "all":
+            raise UsageError(f"action.split=all: {data.name} has a test split of its own, leave it out")
+        return _test_split(restored, same)
+    data.take_whole(whole, restored.task.facts)
+    log.info(
+        "%s is other data than the model was trained on: %s, with the model's own statistics and classes%s",
+        *(printable(data.place), printable(whole.said)),
+        "" if asked == "all" else " (action.split=test: only a test split as for training)",
+    )
+    return ready(data, {"": restored.cfg})
+
+
+def _is_that_of(data: DataModule, restored: Restored[Any]) -> bool:
+    """Whether the model was trained on these data, wherever they lie now, or on what was in this very folder."""
+    record = restored.trained_on
+    if record.get("place") == data.place_digest():
+        return True
+    try:
+        data.setup()
+    except DataError:  # too little for a training, say; read as a whole they may do
+        return False
+    if not record:  # of an earlier version
+        return data.facts() == restored.task.facts
+    return bool(record.get("digest") == data.digest() and data.facts() == restored.task.facts)
+
+
+def _trained_on(restored: Restored[Any]) -> DataModule:
+    data = build_data(restored.cfg)
+    same_facts(restored, data.facts())
+    return data
+
+
+def _test_split(restored: Restored[Any], same: bool) -> DataModule:
+    """The test split as a training draws it, for the classes and with the statistics of the model."""
+    data = build_data(restored.cfg)
+    facts, known, record = data.facts(), restored.task.facts, restored.trained_on
+    changes = changed_data(known, facts, record, data.record())
+    if not changes:
+        return data
+    data.adopt(known)
+    log.warning(
+        "%s %s (%s): its test split is tested with the model's own statistics and classes",
+        printable(data.place),
+        "has changed since the model was trained on it"
+        if same
+        else "is other data than the model was trained on",
+        "; ".join(changes[:3]),
+    )
+    return data
+
+
+def same_facts(restored: Restored[Any], facts: dict[str, Any]) -> None:
+    """Raise a `UsageError` where the data are not those a checkpoint was trained on."""
+    changes = changed_data(restored.task.facts, facts, {}, {})
+    if changes:
+        raise UsageError(
+            f"{restored.checkpoint} was trained on other data than this: {'; '.join(changes[:3])}"
+        )

@@ -1,0 +1,194 @@
+"""Going on with a run: the checkpoint to go on from, and whether command and data are still those that made it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from backbone import read_safely
+from tasks.datasets.base import DataModule
+from tasks.datasets.joint import JointData
+from workbench.callbacks.replan import refuse_kept_plan
+from workbench.checkpoint_files import point_to_resume, read_checkpoint
+from workbench.composition import read_run_config
+from workbench.console import printable
+from workbench.errors import UsageError
+from workbench.members import resolved
+
+log = logging.getLogger("widefield")
+
+SHOWN = 3  # changes that a sentence names
+
+
+@dataclass
+class Resumed:
+    """A run to go on with.
+
+    Args:
+        path: its checkpoint.
+        stored: what the checkpoint says of the run: `facts`, `trained_on`, `max_epochs`.
+        epochs: how many are complete.
+        planned: how many it was to have.
+    """
+
+    path: str
+    stored: dict[str, Any]
+    epochs: int
+    planned: int
+
+
+def resume_from(cfg: DictConfig) -> Resumed | None:
+    """The run that `cfg.resume` asks to go on with; None: a new one.
+
+    Raises:
+        UsageError: there is none, or it was made by another command.
+    """
+    if not cfg.resume:
+        return None
+    folder = Path(cfg.paths.run)
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        if cfg.resume == "auto":
+            log.info("resume: no unfinished run of this kind; starting a new one in %s", folder)
+            return None
+        raise UsageError(f"resume={cfg.resume}: there is no checkpoint {last} to go on from")
+    before = OmegaConf.create(read_run_config(folder / "config.yaml"))
+    _same_command(cfg, before)
+    path = point_to_resume(folder, cfg)
+    content = read_safely(path / "meta.pt") if path.is_dir() else read_checkpoint(path, cfg)
+    stored = content["widefield"]
+    planned = stored.get("max_epochs") or OmegaConf.select(before, "trainer.max_epochs")
+    resumed = Resumed(str(path), stored, _complete(content), int(planned))
+    if cfg.trainer.max_epochs != resumed.planned:
+        _more_epochs(cfg, resumed)
+    return resumed
+
+
+def _complete(content: dict[str, Any]) -> int:
+    """Epochs that a checkpoint has behind it."""
+    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return int(progress["processed"])
+
+
+def _more_epochs(cfg: DictConfig, resumed: Resumed) -> None:
+    if cfg.trainer.max_epochs <= resumed.epochs:
+        raise UsageError(
+            f"trainer.max_epochs={cfg.trainer.max_epochs}: {resumed.epochs} epochs of this run are complete, "
+            "so there is nothing to go on with: say more"
+        )
+    if cfg.scheduler:
+        refuse_kept_plan(instantiate(cfg.scheduler), cfg.trainer.max_epochs)
+
+
+def _same_command(cfg: DictConfig, before: Any) -> None:
+    """Raise a `UsageError` where this command would learn something else than the one that made the run."""
+    now = resolved(cfg)
+    # A metric that the task chooses itself is null in the command and named in the run's own configuration.
+    chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
+    changed = [
+        key
+        for key in _settings(now)
+        if key not in chosen and OmegaConf.select(before, key) != OmegaConf.select(now, key)
+    ]
+    if changed:
+        words = "; ".join(
+            f"{key} was {printable(str(OmegaConf.select(before, key)))}, now {OmegaConf.select(now, key)}"
+            for key in changed[:SHOWN]
+        )
+        raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
+
+
+def _settings(cfg: DictConfig) -> list[str]:
+    """Leaves of the configuration that decide what is learnt; `trainer.max_epochs` may change, see `_more_epochs`."""
+    groups = ("modality", "task", "backbone", "optimizer", "scheduler")
+    free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
+    elsewhere = ("data.shards.cache_", "data.shards.storage")
+    leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
+    leaves += ["seed", "init_from", "freeze"]
+    leaves += ["trainer.precision", "trainer.accumulate_grad_batches"]
+    return [
+        leaf for leaf in leaves if not leaf.endswith(free) and not any(part in leaf for part in elsewhere)
+    ]
+
+
+def _leaves(node: Any, path: str) -> list[str]:
+    if isinstance(node, DictConfig):
+        return [leaf for key in map(str, node) for leaf in _leaves(node[key], f"{path}.{key}")]
+    return [path]
+
+
+# -- the data --------------------------------------------------------------------------------------------------------
+
+
+def same_data(cfg: DictConfig, data: DataModule | JointData, resumed: Resumed) -> None:
+    """Raise a `UsageError` where the data are not those that the run has been trained on so far."""
+    facts, record = data.facts(), data.record()
+    stored_facts, stored_record = resumed.stored["facts"], resumed.stored.get("trained_on") or {}
+    for name in data.by_task():
+        if name:
+            known, was = stored_facts.get(name, {}), stored_record.get(name, {})
+            changes = changed_data(known, facts[name], was, record[name])
+        else:
+            changes = changed_data(stored_facts, facts, stored_record, record)
+        if changes:
+            of = f" of {name}" if name else ""
+            raise UsageError(
+                f"resume={cfg.resume}: the data{of} are not those the run was trained on: "
+                f"{'; '.join(changes[:SHOWN])}"
+            )
+
+
+def changed_data(
+    known: dict[str, Any], facts: dict[str, Any], was: dict[str, Any], record: dict[str, Any]
+) -> list[str]:
+    """What differs between two data sets, in words.
+
+    Args:
+        known, facts: what a checkpoint and the data say a model must know (`DataModule.facts`).
+        was, record: likewise of the items (`DataModule.record`); `was` is empty in checkpoints of earlier versions.
+    """
+    changes = [
+        _changed(key, known.get(key), facts.get(key))
+        for key in {**known, **facts}
+        if known.get(key) != facts.get(key)
+    ]
+    if not was:
+        return changes
+    if was.get("source") != record["source"]:
+        changes.append(f"they were {_kind(was.get('source'))}, now {_kind(record['source'])}")
+    for split, count in record["samples"].items():
+        before = was.get("samples", {}).get(split)
+        if before != count:
+            changes.append(f"{split} had {before} samples, now {count}")
+    if not changes and was.get("digest") != record["digest"]:
+        changes.append("as many samples as before, but others, or with other labels")
+    return changes
+
+
+def _changed(key: str, before: Any, now: Any) -> str:
+    name = key.replace("_", " ")
+    if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
+        texts = [value for value in (*before, *now) if isinstance(value, str)]
+        if texts:
+            gone, new = ([str(v) for v in a if v not in b] for a, b in ((before, now), (now, before)))
+            words = [f"{_few(gone)} gone"] * bool(gone) + [f"{_few(new)} new"] * bool(new)
+            return f"{name}: {', '.join(words) or 'in another order'}"
+        return f"{name} differ"
+    return f"{name} was {_short(before)}, now {_short(now)}"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(printable(name) for name in names[:3])}{more}"
+
+
+def _short(value: Any) -> str:
+    text = printable(str(value))
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _kind(source: Any) -> str:
+    return "the embedded sample" if source == "sample" else "real data"
