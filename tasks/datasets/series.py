@@ -169,10 +169,12 @@ class SeriesData(DataModule):
         """Everything measured here comes from the training rows."""
         first, train = tables[0], trains[0]
         self._refuse_unlike(tables)
+        for table, rows in zip(tables, trains, strict=True):
+            gone_N = np.isnan(table.values_TN[:rows]).all(axis=0)
+            if gone_N.any():
+                where = f" of the series {table.name}" if table.name else ""
+                raise DataError(f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}")
         pooled_TN = _pooled([table.values_TN for table in tables], trains)
-        absent = [name for name, gone in zip(first.variates, np.isnan(pooled_TN).all(axis=0), strict=True) if gone]
-        if absent:
-            raise DataError(f"{absent[0]} has no value in the training part of {self.name}")
         mean_N, std_N = moments(pooled_TN)
         flat = [name for name, std in zip(first.variates, std_N, strict=True) if std < 1e-12]
         if flat:
@@ -392,8 +394,8 @@ def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:
 
 
 def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
-    """The training rows of all series."""
-    rows = [part[:train] for part, train in zip(parts, trains, strict=True) if part is not None]
+    """The training rows of all series, their gaps filled."""
+    rows = [between_neighbours(part[:train]) for part, train in zip(parts, trains, strict=True) if part is not None]
     if not rows:
         return np.zeros((0, 0))
     return rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -5,6 +5,7 @@ Shapes: T rows of all series, N variates, K known and P past covariates, S stati
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,14 +32,10 @@ def between_neighbours(values_TN: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def moments(values_TN: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the observed values of every column."""
-    if not np.isnan(values_TN).any():
-        return values_TN.mean(axis=0), values_TN.std(axis=0)
-    seen_TN = ~np.isnan(values_TN)
-    count_N = np.maximum(seen_TN.sum(axis=0), 1)
-    mean_N = np.where(seen_TN, values_TN, 0.0).sum(axis=0) / count_N
-    square_N = np.where(seen_TN, values_TN - mean_N, 0.0) ** 2
-    return mean_N, np.sqrt(square_N.sum(axis=0) / count_N)
+    """Mean and standard deviation of every column over time: gaps count as the line between their neighbours, so that
+    times of many observations do not outweigh those of few."""
+    filled_TN = between_neighbours(values_TN)
+    return filled_TN.mean(axis=0), filled_TN.std(axis=0)
 
 
 def has_large_level(values_TN: NDArray[np.float64]) -> bool:
@@ -94,7 +91,7 @@ def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]
         filled_TN=_behind(filled),
         dates_T=_behind(dates),
         calendar_TF=_behind([calendar_features(table.wall, calendar) for table in tables]),
-        offsets_T=_behind(offsets) if len(offsets) == len(tables) else None,
+        offsets_T=_behind(offsets).copy() if len(offsets) == len(tables) else None,
         known_TK=_covariates([table.known_TK for table in tables]),
         past_TP=_covariates([table.past_TP for table in tables]),
         static_RS=np.array([list(table.static.values()) for table in tables], dtype=np.float32),
@@ -118,5 +115,5 @@ def _covariates(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float
     return _behind(given) if given else None
 
 
-def _behind(parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:  # type: ignore[type-var]
+def _behind(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

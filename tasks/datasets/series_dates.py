@@ -229,9 +229,11 @@ def _order(parts: pd.DataFrame, cells: pd.Series, text: Text, name: str) -> str:
         )
     if len(found) == 1:
         return next(iter(found))
-    even = [order for order, times in found.items() if is_even(times)]
-    if len(even) == 1:
-        return even[0]
+    even = {order: evenness(_parse(_year_first(parts, order))) for order in found}
+    for least in (1.0, EVEN):
+        chosen = [order for order, share in even.items() if share >= least]
+        if len(chosen) == 1:
+            return chosen[0]
     row = int((parts[0] != parts[2]).to_numpy().argmax())
     raise ReadError(
         f"{shown(cells.iloc[row])} in its column {shown(name)}, line {text.line(row)}, may have the day or the month "
@@ -239,19 +241,19 @@ def _order(parts: pd.DataFrame, cells: pd.Series, text: Text, name: str) -> str:
     )
 
 
-def is_even(times: pd.Series) -> bool:
-    """Whether dates rise, and most of their distances are equal in days or in months; those of a day count once."""
+def evenness(times: pd.Series) -> float:
+    """Share of the distances between rising dates that are equal, in days or in months; 0 where dates do not rise."""
     times = times[times.ne(times.shift())]
-    if len(times) < 3 or not times.is_monotonic_increasing:
-        return False
-    days = times.diff().dropna()
+    if times.isna().any() or len(times) < 3 or not times.is_monotonic_increasing:
+        return 0.0
+    distances = times.diff().dropna()
     months = (12 * times.dt.year + times.dt.month).diff().dropna()
-    shares = [days.value_counts(normalize=True).iloc[0]]
-    if times.dt.day.nunique() == 1:
+    shares = [distances.value_counts(normalize=True).iloc[0]]
+    if times.dt.day.nunique() == 1 and (months > 0).all():
         shares.append(months.value_counts(normalize=True).iloc[0])
-    if days.mode().iloc[0] == pd.Timedelta(days=1):  # working days
-        shares.append(days.isin([pd.Timedelta(days=1), pd.Timedelta(days=3)]).mean())
-    return bool(max(shares) >= EVEN)
+    if distances.mode().iloc[0] == pd.Timedelta(days=1):  # working days
+        shares.append(distances.isin([pd.Timedelta(days=1), pd.Timedelta(days=3)]).mean())
+    return float(max(shares))
 
 
 # -- time zones ----------------------------------------------------------------------------------------------

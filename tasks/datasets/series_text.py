@@ -17,7 +17,8 @@ from tasks.datasets.base import DataError, ReadError, check_file
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 DECIMALS = (".", ",")
 LONGEST_CELL = 1000  # characters
-LONGEST_LINE = 2**21  # bytes of a header line
+LONGEST_LINE = 2**21  # characters, of the first lines
+MOST_COLUMNS = 100_000
 LOOKED_AT = 50  # lines that tell the separator
 GIB = 2**30
 
@@ -160,7 +161,10 @@ def _separator(path: Path, encoding: str) -> str:
     lines = lines[:-1] if len(lines) > 3 else lines  # the last one may be cut
     found = {}
     for separator in SEPARATORS:
-        counts = {len(cells) for cells in _fields(lines, separator)}
+        try:
+            counts = {len(cells) for cells in _fields(lines, separator)}
+        except ReadError:  # a cell too long: cut at the wrong places
+            continue
         if len(counts) == 1 and max(counts) > 1:
             found[separator] = max(counts)
     return max(found, key=lambda separator: found[separator]) if found else ","
@@ -171,6 +175,8 @@ def _check_lines(path: Path, encoding: str, separator: str) -> None:
     rows = _fields(_first_lines(path, encoding), separator)
     if not rows:
         raise ReadError("it cannot be read as a CSV table (it holds no line)")
+    if len(rows[0]) > MOST_COLUMNS:
+        raise ReadError(f"it has {len(rows[0]):,} columns; more than {MOST_COLUMNS:,} are not read")
     first = next((cell for cell in rows[0] if cell.strip()), "").strip()
     if re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", first):
         raise ReadError(f"it has no header: its first line begins with {shown(first)}; write names above the columns")
