@@ -149,8 +149,8 @@ class Fold(SeriesEmbedder):
     a row what is near in time, and along a column the same phase of the periods before (TimesNet, Wu et al.
     2023, arXiv 2210.02186, folds like this). Past and future meet at the end of a row. Steps missing before
     the first row and after the last are empty. The channels: the normalised value; for each further period
-    the value that long before; a mask, 1 where the value is known; the calendar features; the covariates. Empty pixels hold
-    0, the window's centre.
+    the value that long before; a mask, 1 where the value is known; the calendar features; the covariates. Empty
+    pixels hold 0, the window's centre.
 
     Args:
         look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
@@ -219,7 +219,11 @@ class Fold(SeriesEmbedder):
             value_BNX = self.lay_out(known_BNL, 0)
             channels = [value_BNX]
             channels += [self.lay_out(known_BNL, lag) for lag in self.further]
-            seen_BNL = raw["observed"].to(known_BNL).transpose(1, 2) if "observed" in raw else torch.ones_like(known_BNL)
+            seen_BNL = (
+                raw["observed"].to(known_BNL).transpose(1, 2)
+                if "observed" in raw
+                else torch.ones_like(known_BNL)
+            )
             channels.append(self.lay_out(seen_BNL, 0))
             x_BNCX = torch.stack(channels, dim=2)
             if self.calendar:
@@ -227,7 +231,9 @@ class Fold(SeriesEmbedder):
                 x_BNCX = self.for_all_variates(x_BNCX, calendar_BFX)
             if self.covariates is not None:
                 for covariates_BXK in self.covariates.in_time(raw):
-                    x_BNCX = self.for_all_variates(x_BNCX, self.pad(covariates_BXK.transpose(1, 2), self.look_back))
+                    x_BNCX = self.for_all_variates(
+                        x_BNCX, self.pad(covariates_BXK.transpose(1, 2), self.look_back)
+                    )
             x_BNCRP = x_BNCX.unflatten(-1, self.grid)
             return x_BNCRP.repeat_interleave(self.pixel, -2).repeat_interleave(self.pixel, -1)
 
@@ -316,7 +322,9 @@ class TokenMap(SeriesEmbedder):
         self.token = nn.Conv1d(self.group, width, 3, padding=1, padding_mode="circular", bias=False)
         nn.init.kaiming_normal_(self.token.weight, mode="fan_in", nonlinearity="leaky_relu")
         self.calendar = nn.Linear(num_calendar, width, bias=False)
-        self.covariate = None if self.covariates is None else nn.Linear(self.covariates.count, width, bias=False)
+        self.covariate = (
+            None if self.covariates is None else nn.Linear(self.covariates.count, width, bias=False)
+        )
         if len(positions) not in (0, self.num_variates):
             raise ValueError(f"{len(positions)} positions were given for {self.num_variates} variates")
         places_VK = torch.zeros(0, 0)

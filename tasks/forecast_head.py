@@ -37,13 +37,10 @@ class KnownFuture(nn.Module):
     def __init__(self, known: int, static: int, variates: int, horizon: int, hidden: int) -> None:
         super().__init__()
         self.horizon = horizon
-        self.layers = nn.Sequential(
-            nn.Linear(2 * known + static, hidden), nn.GELU(), nn.Linear(hidden, variates)
-        )
-        for layer in (self.layers[0], self.layers[2]):
-            assert isinstance(layer, nn.Linear)
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.layers[2].weight)  # type: ignore[arg-type]
+        self.first = nn.Linear(2 * known + static, hidden)
+        self.last = nn.Linear(hidden, variates)
+        for start_at_zero in (self.first.bias, self.last.bias, self.last.weight):
+            nn.init.zeros_(start_at_zero)
 
     def forward(self, context: dict[str, Tensor]) -> Tensor:
         parts = []
@@ -54,13 +51,11 @@ class KnownFuture(nn.Module):
         if "static" in context:
             parts.append(context["static"][:, None].expand(-1, self.horizon, -1))
         x_BTK = torch.cat(parts, dim=2)
-        added_BTN: Tensor = self.layers(x_BTK.to(self.layers[0].weight.dtype))
+        added_BTN: Tensor = self.last(nn.functional.gelu(self.first(x_BTK.to(self.first.weight.dtype))))
         return added_BTN
 
 
-def known_future(
-    covariates: tuple[int, int], variates: int, horizon: int, hidden: int
-) -> KnownFuture | None:
+def known_future(covariates: tuple[int, int], variates: int, horizon: int, hidden: int) -> KnownFuture | None:
     """The part of a head that reads covariates; `None` where there are none."""
     return KnownFuture(*covariates, variates, horizon, hidden) if any(covariates) else None
 

@@ -174,13 +174,12 @@ class ForecastingTask(Task):
 
     def _loss(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> Tensor:
         """The loss of the observed targets; 0 where a batch has none."""
-        if not self.facts.get("gaps", False):
-            loss: Tensor = self.loss(forecast_BTN, truth_BTN)
-            return loss
-        seen_BTN = ~torch.isnan(truth_BTN)
-        if not seen_BTN.any():
-            return (forecast_BTN * 0.0).sum()
-        loss = self.loss(forecast_BTN[seen_BTN], truth_BTN[seen_BTN])
+        if self.facts.get("gaps", False):
+            seen_BTN = ~torch.isnan(truth_BTN)
+            if not seen_BTN.any():
+                return (forecast_BTN * 0.0).sum()
+            forecast_BTN, truth_BTN = forecast_BTN[seen_BTN], truth_BTN[seen_BTN]
+        loss: Tensor = self.loss(forecast_BTN, truth_BTN)
         return loss
 
     def _errors_of(self, name: str) -> ForecastErrors:
@@ -348,7 +347,9 @@ def readable(seconds: int, offset: int = NO_ZONE) -> str:
         # Counted by hand: the system's calendar knows no dates before 1901 or after 2038 everywhere.
         return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M:%S")
     zone = timezone(timedelta(seconds=offset))
-    return (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)).astimezone(zone).isoformat()
+    return (
+        (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)).astimezone(zone).isoformat()
+    )
 
 
 def round_to(value: float, digits: int) -> float:

@@ -113,7 +113,11 @@ class CsvForecast(SeriesData):
                 raise DataError(f"{file}: {error}") from error
             tables += [_named(table, file, alone=len(files) == 1) for table in found]
         # Rows at the end that hold covariates alone are the future: nothing can be learnt or tested there.
-        return [first_rows(table, last_observed(table.values_TN) + 1) for table in tables] if self.columns.known else tables
+        return (
+            [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
+            if self.columns.known
+            else tables
+        )
 
     def _files(self, root: Path) -> list[Path]:
         """The CSV files of a folder; what else lies there is counted."""

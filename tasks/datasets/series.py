@@ -23,7 +23,6 @@ from typing_extensions import Unpack
 from modalities.time_series import find_period
 from tasks.datasets.base import CommonSettings, DataError, DataModule, Item, ItemDataset, ReadError
 from tasks.datasets.series_arrays import (
-    Arrays,
     between_neighbours,
     covariate,
     fill_from_past,
@@ -150,7 +149,11 @@ class SeriesData(DataModule):
 
     def _long_enough(self, tables: list[Table], root: Path) -> list[Table]:
         """The series that have windows in all parts; what is too short is counted and named."""
-        short = [table for table in tables if any(len(starts) == 0 for starts in self.window_starts(table).values())]
+        short = [
+            table
+            for table in tables
+            if any(len(starts) == 0 for starts in self.window_starts(table).values())
+        ]
         if len(short) == len(tables):
             longest = max(len(table.dates) for table in tables)
             raise DataError(
@@ -173,7 +176,9 @@ class SeriesData(DataModule):
             gone_N = np.isnan(table.values_TN[:rows]).all(axis=0)
             if gone_N.any():
                 where = f" of the series {table.name}" if table.name else ""
-                raise DataError(f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}")
+                raise DataError(
+                    f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}"
+                )
         pooled_TN = _pooled([table.values_TN for table in tables], trains)
         mean_N, std_N = moments(pooled_TN)
         flat = [name for name, std in zip(first.variates, std_N, strict=True) if std < 1e-12]
@@ -193,7 +198,10 @@ class SeriesData(DataModule):
         }
         if self.positions is not None:
             self.known["positions"] = self.positions
-        self.gaps = (sum(int(np.isnan(table.values_TN).sum()) for table in tables), sum(table.values_TN.size for table in tables))
+        self.gaps = (
+            sum(int(np.isnan(table.values_TN).sum()) for table in tables),
+            sum(table.values_TN.size for table in tables),
+        )
         if self.gaps[0]:
             self.known["gaps"] = True
         if len(tables) > 1 or has_large_level(pooled_TN):
@@ -310,7 +318,9 @@ class SeriesData(DataModule):
         With known covariates, rows without any target at the file's end are the rows to come.
         """
         covariates = self.known.get("covariates", {})
-        names = {kind: tuple(covariates.get(kind, {}).get("names", ())) for kind in ("known", "past", "static")}
+        names = {
+            kind: tuple(covariates.get(kind, {}).get("names", ())) for kind in ("known", "past", "static")
+        }
         columns = Columns(target=tuple(self.known["variates"]), **names)
         return self.last_window(read_csv(path, form=self.form, columns=columns))
 
@@ -343,11 +353,15 @@ class SeriesData(DataModule):
         mean_N, std_N = moments(table.values_TN[:rows])
         filled_TN = fill_from_past(table.values_TN[:rows], mean_N)
         raw = {
-            "values": torch.from_numpy(filled_TN[window].astype(np.float64 if known.get("scaled") else np.float32)),
+            "values": torch.from_numpy(
+                filled_TN[window].astype(np.float64 if known.get("scaled") else np.float32)
+            ),
             "calendar": torch.from_numpy(calendar_features(wall_clock(dates, offsets_T), known["calendar"])),
             "date": torch.from_numpy(dates.as_unit("s").asi8.copy()),
             "observed": torch.from_numpy((~np.isnan(table.values_TN[window])).astype(np.float32)),
-            "offset": torch.from_numpy(np.full(length + horizon, NO_ZONE) if offsets_T is None else offsets_T),
+            "offset": torch.from_numpy(
+                np.full(length + horizon, NO_ZONE) if offsets_T is None else offsets_T
+            ),
         }
         if known.get("scaled"):
             raw |= {"level": raw["values"][-1], "unit": torch.from_numpy(positive(std_N))}
@@ -395,7 +409,11 @@ def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:
 
 def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
     """The training rows of all series, their gaps filled."""
-    rows = [between_neighbours(part[:train]) for part, train in zip(parts, trains, strict=True) if part is not None]
+    rows = [
+        between_neighbours(part[:train])
+        for part, train in zip(parts, trains, strict=True)
+        if part is not None
+    ]
     if not rows:
         return np.zeros((0, 0))
     return rows[0] if len(rows) == 1 else np.concatenate(rows)

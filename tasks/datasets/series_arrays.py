@@ -82,7 +82,9 @@ def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]
         calendar: names of calendar features.
     """
     measured = [moments(table.values_TN[:train]) for table, train in zip(tables, trains, strict=True)]
-    filled = [fill_from_past(table.values_TN, mean_N) for table, (mean_N, _) in zip(tables, measured, strict=True)]
+    filled = [
+        fill_from_past(table.values_TN, mean_N) for table, (mean_N, _) in zip(tables, measured, strict=True)
+    ]
     dates = [table.dates.as_unit("s").asi8 for table in tables]
     offsets = [table.offsets_T for table in tables if table.offsets_T is not None]
     lengths = np.cumsum([0, *(len(table.dates) for table in tables)])

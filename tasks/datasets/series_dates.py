@@ -21,7 +21,12 @@ TIME_COLUMNS = ("time", "hour", "clock")
 NO_ZONE = -(2**31)  # stands for an offset where no zone is known
 EVEN = 0.95  # share of equal distances from which dates count as evenly spaced
 DAY_S = 86400
-UNITS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # of numbers counted since 1970: the least, from 1973 on
+UNITS = {
+    "s": 1e8,
+    "ms": 1e11,
+    "us": 1e14,
+    "ns": 1e17,
+}  # of numbers counted since 1970: the least, from 1973 on
 DIGITS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 NUMERIC = re.compile(r"^\s*(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)$")
 OFFSET = r":\d{2}(?:\.\d+)?\s*(?:[AaPp][Mm])?\s*(?:[zZ]|UTC|GMT|([+-])(\d{2})(?::?(\d{2}))?)$"
@@ -123,8 +128,7 @@ def _from_numbers(column: pd.Series, name: str) -> tuple[pd.DatetimeIndex, str]:
         pattern = DIGITS[int(lengths.iloc[0])]
         times = pd.to_datetime(texts, format=pattern, errors="coerce")
         if times.notna().all() and times.dt.year.between(1000, 2200).all():
-            words = pattern.translate(str.maketrans({"%": ""}))
-            return pd.DatetimeIndex(times).as_unit("s"), f"dates written {words}"
+            return pd.DatetimeIndex(times).as_unit("s"), f"dates written {pattern.replace('%', '')}"
     for unit, least in UNITS.items():
         if (numbers >= least).all() and (numbers < 42 * least).all():
             times = pd.DatetimeIndex(pd.to_datetime(numbers, unit=unit)).as_unit("s")

@@ -17,8 +17,32 @@ log = logging.getLogger("widefield")
 MOST_OFF_GRID = 0.01  # share of rows whose date does not lie on the series' own grid
 MOST_REPEATED = 0.1  # share of rows that repeat a date: more are several series in one file
 MOST_JITTER = 0.1  # of a step, by which times that are not exact may be off
-STEPS_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 10800, 14400, 21600, 43200, 86400)
-LONG_STEP = pd.Timedelta(hours=20)  # from here on a step is one of the calendar, which a clock change does not shift
+STEPS_S = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    20,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1200,
+    1800,
+    3600,
+    7200,
+    10800,
+    14400,
+    21600,
+    43200,
+    86400,
+)
+LONG_STEP = pd.Timedelta(
+    hours=20
+)  # from here on a step is one of the calendar, which a clock change does not shift
 
 Infer = Callable[[pd.DatetimeIndex], str]
 
@@ -139,7 +163,9 @@ def _without_jitter(index: pd.DatetimeIndex) -> pd.DatetimeIndex | None:
     return pd.DatetimeIndex(pd.to_datetime(snapped, unit="s")).as_unit("s")
 
 
-def _refuse_uneven(index: pd.DatetimeIndex, grid: pd.DatetimeIndex | None, frequency: str, form: Format) -> None:
+def _refuse_uneven(
+    index: pd.DatetimeIndex, grid: pd.DatetimeIndex | None, frequency: str, form: Format
+) -> None:
     gaps = np.diff(index.asi8)
     widest = int(gaps.argmax())
     between = f"the widest gap lies between {index[widest]} and {index[widest + 1]}"

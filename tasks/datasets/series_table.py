@@ -21,7 +21,21 @@ from tasks.datasets.series_text import SEPARATORS, Format, Text, read_text, show
 log = logging.getLogger("widefield")
 
 SERIES_COLUMNS = ("unique_id", "item_id", "series_id", "ts_id", "id")
-SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -32768.0, 999.0, 9999.0, 99999.0, 999999.0, 1e20, -1e20)
+SENTINELS = (
+    -1.0,
+    -9.0,
+    -99.0,
+    -999.0,
+    -9999.0,
+    -99999.0,
+    -32768.0,
+    999.0,
+    9999.0,
+    99999.0,
+    999999.0,
+    1e20,
+    -1e20,
+)
 FAR = 10  # interquartile ranges beyond the other values at which a sentinel is named
 DAY = pd.Timedelta(days=1)
 
@@ -107,7 +121,10 @@ def read_csv(
     tables = read_series(path, form or Format(), columns, even)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables[:3])
-        raise ReadError(f"it holds {len(tables):,} series ({names}, …) and one is wanted here")
+        raise ReadError(
+            f"it holds {len(tables):,} series ({names}, …), and a forecast is made of one: write each into a file of "
+            "its own"
+        )
     return tables[0]
 
 
@@ -249,7 +266,10 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
             infinite = np.isinf(column)
             if infinite.any():
                 log.warning(
-                    "%s: %s infinite values of %s count as missing", text.path.name, f"{infinite.sum():,}", name
+                    "%s: %s infinite values of %s count as missing",
+                    text.path.name,
+                    f"{infinite.sum():,}",
+                    name,
                 )
                 column = column.mask(infinite)
         if column is None or column.isna().all():

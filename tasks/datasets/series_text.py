@@ -179,7 +179,9 @@ def _check_lines(path: Path, encoding: str, separator: str) -> None:
         raise ReadError(f"it has {len(rows[0]):,} columns; more than {MOST_COLUMNS:,} are not read")
     first = next((cell for cell in rows[0] if cell.strip()), "").strip()
     if re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", first):
-        raise ReadError(f"it has no header: its first line begins with {shown(first)}; write names above the columns")
+        raise ReadError(
+            f"it has no header: its first line begins with {shown(first)}; write names above the columns"
+        )
     for number, cells in enumerate(rows[1:], start=2):
         if any(cell.strip() for cell in cells[len(rows[0]) :]):
             raise ReadError(
@@ -254,7 +256,12 @@ def _pattern(decimal: str) -> str:
 
 def _tidy(column: pd.Series) -> pd.Series:
     """Cells without blanks around, with a plain minus and plain spaces."""
-    return column.astype(str).str.strip().str.replace("−", "-").str.replace("[\u00a0\u2009\u202f]", " ", regex=True)
+    return (
+        column.astype(str)
+        .str.strip()
+        .str.replace("−", "-")
+        .str.replace("[\u00a0\u2009\u202f]", " ", regex=True)
+    )
 
 
 def _fits(cells: pd.Series, decimal: str) -> pd.Series:
@@ -281,7 +288,7 @@ def _has_decimal_commas(text: Text) -> bool:
         name, row = doubtful
         raise ReadError(
             f"{shown(text.frame[name].iloc[row])} in column {shown(name)}, line {text.line(row)}, may have thousands "
-            "set apart or decimals: say task.data.decimal=. or task.data.decimal=\",\""
+            'set apart or decimals: say task.data.decimal=. or task.data.decimal=","'
         )
     return False
 
