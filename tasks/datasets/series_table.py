@@ -289,7 +289,7 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
 def _name_sentinels(path: Path, name: str, column: pd.Series) -> None:
     """Warn of a number far from all others that stands for "missing" in many files, such as -9999."""
     values = column.dropna().to_numpy()
-    for sentinel in SENTINELS:
+    for sentinel in {float(values.min()), float(values.max())} & set(SENTINELS):  # what is far lies at an end
         same = values == sentinel
         others = values[~same]
         if not same.any() or len(others) < 3:

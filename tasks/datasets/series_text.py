@@ -274,6 +274,8 @@ def _has_decimal_commas(text: Text) -> bool:
     points = False
     for name in _texts(text.frame):
         column = text.frame[name].dropna()
+        if re.match(r"\d{4}-\d{2}-\d{2}", str(column.iloc[0])):  # dates, which are long to look through
+            continue
         cells = _tidy(column)
         point, comma = _fits(cells, "."), _fits(cells, ",")
         if (comma & ~point).any():
@@ -282,8 +284,9 @@ def _has_decimal_commas(text: Text) -> bool:
         either = point & comma & cells.str.contains("[.,]", regex=True)
         if either.any() and doubtful is None:
             doubtful = name, int(column.index[either.to_numpy().argmax()])
-    numbers = text.frame.select_dtypes("floating")
-    points |= bool(((numbers % 1) > 0).to_numpy().any())
+    if doubtful is not None:
+        numbers = text.frame.select_dtypes("floating")
+        points |= bool(((numbers % 1) > 0).to_numpy().any())
     if doubtful is not None and not points:
         name, row = doubtful
         raise ReadError(
