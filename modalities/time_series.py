@@ -1,15 +1,16 @@
 """Time series: the past of every variate becomes a 2-D map, cut into rows by its period or made of tokens.
 
 A raw batch is a dict: `values` (B, L, N), the look-back in the data's own units, and `calendar` (B, L + T,
-F), what the calendar says of every step of past and future (`tasks.datasets.series`). Other entries are left
-alone.
+F), what the calendar says of every step of past and future (`tasks.datasets.series`). Where the data have them:
+`observed` (B, L, N), 1 where a value is known, and the covariates `known` (B, L + T, K), `past` (B, L, K) and
+`static` (B, K). Other entries are left alone.
 
-Shapes: B batch, L look-back and T horizon in steps, N variates, F calendar features, P steps of a period, R
-rows of a map, V maps per sample, C channels, H height, W width, D width of a token, S variates of a token.
+Shapes: B batch, L look-back and T horizon in steps, N variates, F calendar features, K covariates, P steps of a
+period, R rows of a map, V maps per sample, C channels, H height, W width, D width of a token, S variates of a token.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modalities.covariates import Covariates
 from modalities.embedder import Embedder, MapAxes
 
 RawSeries = dict[str, Tensor]
@@ -35,6 +37,8 @@ class SeriesEmbedder(Embedder):
         mean, std: of every variate (N,), measured on the training part.
         num_calendar: F.
         step: length of a step in words, for pictures.
+        masked: whether the data have gaps, so that an exported model asks for `observed`.
+        covariates: of each kind (known, past, static) the `mean` and `std` of every covariate.
     """
 
     raw_ndim = 3
@@ -53,6 +57,8 @@ class SeriesEmbedder(Embedder):
         std: Sequence[float],
         num_calendar: int,
         step: str,
+        masked: bool = False,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if look_back < 2 or horizon < 1:
@@ -68,16 +74,22 @@ class SeriesEmbedder(Embedder):
         self.centre = centre
         self.num_calendar = num_calendar
         self.step = step
+        self.masked = masked
+        self.covariates = Covariates(covariates) if covariates else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     @classmethod
     def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        count = len(facts["mean"])
+        scaled = facts.get("scaled", False)  # by the data already, in double precision
         return {
-            "mean": facts["mean"],
-            "std": facts["std"],
+            "mean": [0.0] * count if scaled else facts["mean"],
+            "std": [1.0] * count if scaled else facts["std"],
             "num_calendar": len(facts["calendar"]),
             "step": facts["frequency"],
+            "masked": facts.get("gaps", False),
+            "covariates": facts.get("covariates"),
         }
 
     @property
@@ -95,19 +107,25 @@ class SeriesEmbedder(Embedder):
             )
         # In units of the training part, so that the floor means the same for every variate.
         x_BLN = (values_BLN - self.mean) / self.std
-        variance_BN, mean_BN = torch.var_mean(x_BLN, dim=1, correction=0)
+        if "observed" in raw:
+            variance_BN, mean_BN = masked_moments(x_BLN, raw["observed"].to(x_BLN))
+        else:
+            variance_BN, mean_BN = torch.var_mean(x_BLN, dim=1, correction=0)
         loc_BN = x_BLN[:, -1] if self.centre == "last" else mean_BN
         scale_BN = (variance_BN + VARIANCE_FLOOR).sqrt()
-        return self.learnt({"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std})
+        context = self.learnt({"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std})
+        return context if self.covariates is None else context | self.covariates.context(raw)
 
     def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
         """What an embedder has learnt to change in centre and spread; here nothing."""
         return context
 
     def normalise(self, raw: RawSeries) -> Tensor:
-        """The look-back, centred and scaled by its own statistics: (B, N, L)."""
+        """The look-back, centred and scaled by its own statistics, 0 where a value is missing: (B, N, L)."""
         context = self.context(raw)
         x_BLN = (raw["values"].float() - context["loc"][:, None]) / context["scale"][:, None]
+        if "observed" in raw:
+            x_BLN = x_BLN * raw["observed"].to(x_BLN)
         return x_BLN.transpose(1, 2)
 
     def example_raw(self, batch_size: int = 1) -> RawSeries:
@@ -115,7 +133,12 @@ class SeriesEmbedder(Embedder):
         noise_BLN = torch.randn(batch_size, self.look_back, self.num_variates, device=device)
         steps = self.look_back + self.horizon
         calendar_BLF = 2 * torch.rand(batch_size, steps, self.num_calendar, device=device) - 1
-        return {"values": self.mean + self.std * noise_BLN, "calendar": calendar_BLF}
+        raw = {"values": self.mean + self.std * noise_BLN, "calendar": calendar_BLF}
+        if self.masked:
+            raw["observed"] = torch.ones_like(noise_BLN)
+        if self.covariates is not None:
+            raw |= self.covariates.example_raw(batch_size, self.look_back, self.horizon)
+        return raw
 
 
 class Fold(SeriesEmbedder):
@@ -126,11 +149,11 @@ class Fold(SeriesEmbedder):
     a row what is near in time, and along a column the same phase of the periods before (TimesNet, Wu et al.
     2023, arXiv 2210.02186, folds like this). Past and future meet at the end of a row. Steps missing before
     the first row and after the last are empty. The channels: the normalised value; for each further period
-    the value that long before; a mask, 1 where the value is known; the calendar features. Empty pixels hold
-    0, the window's centre.
+    the value that long before; a mask, 1 where the value is known; the calendar features; the covariates. Empty
+    pixels hold 0, the window's centre.
 
     Args:
-        look_back, horizon, centre, mean, std, num_calendar, step: see `SeriesEmbedder`.
+        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
         periods: in steps; the first gives the length of a row, further ones a channel each. `None` takes
             `found`.
         found: period found in the training part (`find_period`); without any, the map is near square.
@@ -162,8 +185,10 @@ class Fold(SeriesEmbedder):
         std: Sequence[float] = (1.0,),
         num_calendar: int = 4,
         step: str = "step",
+        masked: bool = False,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step)
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates)
         chosen = list(periods or ()) or [found or round(math.sqrt(look_back))]
         if pixel < 1 or min(chosen) < 2 or max(chosen) > look_back:
             raise ValueError(
@@ -176,6 +201,8 @@ class Fold(SeriesEmbedder):
         self.past_rows = math.ceil(look_back / self.period)
         self.future_rows = math.ceil(horizon / self.period)
         self.out_chans = 2 + len(self.further) + (num_calendar if calendar else 0)
+        if self.covariates is not None:
+            self.out_chans += self.covariates.count
 
     @classmethod
     def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
@@ -192,13 +219,27 @@ class Fold(SeriesEmbedder):
             value_BNX = self.lay_out(known_BNL, 0)
             channels = [value_BNX]
             channels += [self.lay_out(known_BNL, lag) for lag in self.further]
-            channels.append(self.lay_out(torch.ones_like(known_BNL), 0))
+            seen_BNL = (
+                raw["observed"].to(known_BNL).transpose(1, 2)
+                if "observed" in raw
+                else torch.ones_like(known_BNL)
+            )
+            channels.append(self.lay_out(seen_BNL, 0))
             x_BNCX = torch.stack(channels, dim=2)
             if self.calendar:
                 calendar_BFX = self.pad(raw["calendar"].float().transpose(1, 2), self.look_back)
-                x_BNCX = torch.cat([x_BNCX, calendar_BFX[:, None].expand(-1, x_BNCX.shape[1], -1, -1)], dim=2)
+                x_BNCX = self.for_all_variates(x_BNCX, calendar_BFX)
+            if self.covariates is not None:
+                for covariates_BXK in self.covariates.in_time(raw):
+                    x_BNCX = self.for_all_variates(
+                        x_BNCX, self.pad(covariates_BXK.transpose(1, 2), self.look_back)
+                    )
             x_BNCRP = x_BNCX.unflatten(-1, self.grid)
             return x_BNCRP.repeat_interleave(self.pixel, -2).repeat_interleave(self.pixel, -1)
+
+    def for_all_variates(self, x_BNCX: Tensor, more_BKX: Tensor) -> Tensor:
+        """Further channels, the same in the map of every variate."""
+        return torch.cat([x_BNCX, more_BKX[:, None].expand(-1, x_BNCX.shape[1], -1, -1)], dim=2)
 
     def lay_out(self, x_BNL: Tensor, lag: int) -> Tensor:
         """The look-back `lag` steps late, on all pixels of the map in order of time: (B, N, R·P)."""
@@ -238,7 +279,7 @@ class TokenMap(SeriesEmbedder):
     2023).
 
     Args:
-        look_back, horizon, centre, mean, std, num_calendar, step: see `SeriesEmbedder`.
+        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
         group: S; a last group that is not full is filled up with zeros.
         width: D.
         dropout: rate after the sum.
@@ -269,8 +310,10 @@ class TokenMap(SeriesEmbedder):
         num_calendar: int = 4,
         step: str = "step",
         positions: Sequence[Sequence[float]] = (),
+        masked: bool = False,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step)
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates)
         if group < 1 or width < 1:
             raise ValueError(f"group and width must be at least 1, not {group} and {width}")
         self.group = min(group, self.num_variates)
@@ -279,6 +322,9 @@ class TokenMap(SeriesEmbedder):
         self.token = nn.Conv1d(self.group, width, 3, padding=1, padding_mode="circular", bias=False)
         nn.init.kaiming_normal_(self.token.weight, mode="fan_in", nonlinearity="leaky_relu")
         self.calendar = nn.Linear(num_calendar, width, bias=False)
+        self.covariate = (
+            None if self.covariates is None else nn.Linear(self.covariates.count, width, bias=False)
+        )
         if len(positions) not in (0, self.num_variates):
             raise ValueError(f"{len(positions)} positions were given for {self.num_variates} variates")
         places_VK = torch.zeros(0, 0)
@@ -316,6 +362,10 @@ class TokenMap(SeriesEmbedder):
         x_BVLD = self.token(x_BVSL.flatten(0, 1)).transpose(1, 2).unflatten(0, (-1, self.views))
         calendar_BLF = raw["calendar"][:, : self.look_back].to(self.calendar.weight.dtype)
         x_BVLD = x_BVLD + self.calendar(calendar_BLF)[:, None]
+        if self.covariate is not None and self.covariates is not None:
+            now_BLK = [part_BXK[:, : self.look_back] for part_BXK in self.covariates.in_time(raw)]
+            covariates_BLK = torch.cat(now_BLK, dim=2).to(self.covariate.weight.dtype)
+            x_BVLD = x_BVLD + self.covariate(covariates_BLK)[:, None]
         if self.place is not None:
             x_BVLD = x_BVLD + self.place(self.places)[:, None]
         x_BVLD = self.dropout(x_BVLD)
@@ -325,6 +375,15 @@ class TokenMap(SeriesEmbedder):
         return MapAxes(
             x="place in the map (pixels)", y="tokens in order of time (pixels)", value="token value"
         )
+
+
+def masked_moments(x_BLN: Tensor, observed_BLN: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean (B, N) of the values that `observed_BLN` marks with 1; of all where a window has none."""
+    weight_BLN = torch.where(observed_BLN.sum(dim=1, keepdim=True) > 0, observed_BLN, 1.0)
+    count_BN = weight_BLN.sum(dim=1)
+    mean_BN = (x_BLN * weight_BLN).sum(dim=1) / count_BN
+    variance_BN = ((x_BLN - mean_BN[:, None]).square() * weight_BLN).sum(dim=1) / count_BN
+    return variance_BN, mean_BN
 
 
 def near_square(area: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from backbone.unireplknet import LayerNorm2d
@@ -18,6 +19,45 @@ def undo_normalisation(forecast_BTN: Tensor, context: dict[str, Tensor]) -> Tens
     """Bring a forecast back to the scale of its own window (reversible instance normalisation, RevIN, Kim et
     al. 2022): `loc` and `scale` are (B, N)."""
     return forecast_BTN.float() * context["scale"][:, None] + context["loc"][:, None]
+
+
+class KnownFuture(nn.Module):
+    """What covariates add to every step of a forecast, on the scale of its window: (B, T, N).
+
+    A small network reads each step by itself: the known covariates of the step, how far they are from their mean in
+    the look-back, and the static ones. It starts as zero.
+
+    Args:
+        known, static: how many covariates there are of each kind.
+        variates: N.
+        horizon: T.
+        hidden: width.
+    """
+
+    def __init__(self, known: int, static: int, variates: int, horizon: int, hidden: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.first = nn.Linear(2 * known + static, hidden)
+        self.last = nn.Linear(hidden, variates)
+        for start_at_zero in (self.first.bias, self.last.bias, self.last.weight):
+            nn.init.zeros_(start_at_zero)
+
+    def forward(self, context: dict[str, Tensor]) -> Tensor:
+        parts = []
+        if "known" in context:
+            known_BXK = context["known"]
+            future_BTK = known_BXK[:, -self.horizon :]
+            parts += [future_BTK, future_BTK - known_BXK[:, : -self.horizon].mean(dim=1, keepdim=True)]
+        if "static" in context:
+            parts.append(context["static"][:, None].expand(-1, self.horizon, -1))
+        x_BTK = torch.cat(parts, dim=2)
+        added_BTN: Tensor = self.last(nn.functional.gelu(self.first(x_BTK.to(self.first.weight.dtype))))
+        return added_BTN
+
+
+def known_future(covariates: tuple[int, int], variates: int, horizon: int, hidden: int) -> KnownFuture | None:
+    """The part of a head that reads covariates; `None` where there are none."""
+    return KnownFuture(*covariates, variates, horizon, hidden) if any(covariates) else None
 
 
 class MapForecastHead(nn.Module):
@@ -33,6 +73,8 @@ class MapForecastHead(nn.Module):
         horizon: T.
         hidden: width of the common map.
         dropout: rate before the last convolution.
+        covariates: how many known and how many static ones there are (`KnownFuture`).
+        variates: N; needed where there are any.
     """
 
     def __init__(
@@ -43,6 +85,8 @@ class MapForecastHead(nn.Module):
         horizon: int,
         hidden: int = 64,
         dropout: float = 0.0,
+        covariates: tuple[int, int] = (0, 0),
+        variates: int = 0,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -58,6 +102,7 @@ class MapForecastHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.future = known_future(covariates, variates, horizon, hidden)
 
     def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor]) -> Tensor:
         """Four feature maps of M = B·V maps and the windows' statistics -> forecast (B, T, N)."""
@@ -70,7 +115,10 @@ class MapForecastHead(nn.Module):
         rows, period = self.grid
         future = math.ceil(self.horizon / period)
         y_MT = y_MHW[:, rows - future : rows, :period].flatten(1)[:, : self.horizon]
-        return undo_normalisation(y_MT.unflatten(0, (-1, views)).transpose(1, 2), context)
+        y_BTN = y_MT.unflatten(0, (-1, views)).transpose(1, 2)
+        if self.future is not None:
+            y_BTN = y_BTN + self.future(context)
+        return undo_normalisation(y_BTN, context)
 
 
 class TokenForecastHead(nn.Module):
@@ -86,6 +134,8 @@ class TokenForecastHead(nn.Module):
         horizon: T.
         hidden: channels kept of each pixel.
         dropout: rate before the last linear layer.
+        covariates: how many known and how many static ones there are (`KnownFuture`).
+        variates: N; needed where there are any.
     """
 
     def __init__(
@@ -96,6 +146,8 @@ class TokenForecastHead(nn.Module):
         horizon: int,
         hidden: int = 64,
         dropout: float = 0.0,
+        covariates: tuple[int, int] = (0, 0),
+        variates: int = 0,
     ) -> None:
         super().__init__()
         self.group = group
@@ -104,12 +156,15 @@ class TokenForecastHead(nn.Module):
         self.linear = nn.Linear(hidden * size[0] * size[1], horizon * group)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
+        self.future = known_future(covariates, variates, horizon, hidden)
 
     def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor]) -> Tensor:
         """Four feature maps of M = B·V maps and the windows' statistics -> forecast (B, T, N)."""
         y_MK = self.linear(self.dropout(self.reduce(features[-1]).flatten(1)))
         y_BVTS = y_MK.unflatten(1, (-1, self.group)).unflatten(0, (-1, views))
         y_BTN = y_BVTS.transpose(1, 2).flatten(2)[..., : context["loc"].shape[-1]]
+        if self.future is not None:
+            y_BTN = y_BTN + self.future(context)
         return undo_normalisation(y_BTN, context)
 
 

@@ -3,17 +3,23 @@
 Shapes: B batch, L look-back and T horizon in steps, N variates.
 """
 
-from datetime import datetime, timezone
+import logging
+import math
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.task import Answer, Task, as_plain
+from tasks.datasets.series_dates import NO_ZONE
+from tasks.task import Answer, Task
+
+log = logging.getLogger("widefield")
 
 BASELINES = ("naive", "seasonal_naive")
 LOSS_SCALES = ("standardised", "own_units")
+SINGLE_DIGITS = 7
 SHOWN = 4  # windows of the test part that are kept for pictures …
 SHOWN_VARIATES = 8  # … and how many of their variates, the last ones, where a table's target usually stands
 
@@ -28,24 +34,34 @@ class ForecastErrors(Metric):
     full_state_update = False
     squared: Tensor
     absolute: Tensor
+    count: Tensor
     windows: Tensor
 
     def __init__(self, horizon: int, variates: int) -> None:
         super().__init__()
         zeros_TN = torch.zeros(horizon, variates, dtype=torch.float64)
-        self.add_state("squared", zeros_TN.clone(), dist_reduce_fx="sum")
-        self.add_state("absolute", zeros_TN.clone(), dist_reduce_fx="sum")
+        for name in ("squared", "absolute", "count"):
+            self.add_state(name, zeros_TN.clone(), dist_reduce_fx="sum")
         self.add_state("windows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> None:
+        """Add windows; a NaN in `truth_BTN` is a missing value and does not count."""
         error_BTN = (forecast_BTN - truth_BTN).detach().double()
+        seen_BTN = ~torch.isnan(truth_BTN)
+        error_BTN = torch.where(seen_BTN, error_BTN, 0.0)
         self.squared += error_BTN.square().sum(dim=0)
         self.absolute += error_BTN.abs().sum(dim=0)
+        self.count += seen_BTN.sum(dim=0)
         self.windows += len(error_BTN)
 
     def compute(self) -> Tensor:
-        """Means over windows, squared and absolute: (2, T, N)."""
-        return torch.stack([self.squared, self.absolute]) / self.windows
+        """Means over windows, squared and absolute: (2, T, N); NaN where no value was observed."""
+        return torch.stack([self.squared, self.absolute]) / self.count
+
+    def observed(self) -> tuple[int, int]:
+        """How many targets were observed and how many missing, in all."""
+        seen = int(self.count.sum())
+        return seen, int(self.windows) * self.count.numel() - seen
 
 
 class ForecastingTask(Task):
@@ -56,7 +72,11 @@ class ForecastingTask(Task):
     forecasts that learn nothing, `naive` (the last value stays) and `seasonal_naive` (the last season repeats),
     and the errors in own units.
 
-    Facts: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`.
+    Targets that are missing (NaN) count neither in the loss nor in a metric; a test reports how many were observed.
+    Where samples come on a scale of their own (`level` and `unit`, see `SeriesData`) the network answers on that
+    scale, which is the standardised one, and answers are brought back to own units in double precision.
+
+    Facts: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`; `scaled`, `gaps`.
 
     Args:
         loss: (forecast (B, T, N), truth (B, T, N)) -> scalar, e.g. `torch.nn.MSELoss`.
@@ -78,14 +98,18 @@ class ForecastingTask(Task):
         self.loss_in = loss_in
         self.variates: list[str] = list(self.facts["variates"])
         self.season = int(self.facts["season"])
-        self.register_buffer("mean", torch.tensor(self.facts["mean"], dtype=torch.float32), persistent=False)
-        self.register_buffer("std", torch.tensor(self.facts["std"], dtype=torch.float32), persistent=False)
-        size = (int(self.facts["horizon"]), len(self.variates))
-        names = ("train", "val", "test", *BASELINES)
+        count = len(self.variates)
+        scaled = self.facts.get("scaled", False)
+        mean, std = ([0.0] * count, [1.0] * count) if scaled else (self.facts["mean"], self.facts["std"])
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+        size = (int(self.facts["horizon"]), count)
+        names = ("train", "val", "test", "own", *BASELINES)
         self.errors = nn.ModuleDict({f"{name}_errors": ForecastErrors(*size) for name in names})
         self.examples: list[dict[str, Any]] = []
         self.wanted: set[int] = set()  # windows of the test part to keep
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # MSE and MAE of the last test, (T, N)
+        self.own_units: tuple[Tensor, Tensor] | None = None  # MSE and MAE of every variate, in own units
 
     @classmethod
     def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
@@ -95,6 +119,9 @@ class ForecastingTask(Task):
     def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
         stages: Any = backbone.feature_info
         parts: Any = embedder
+        kinds = facts.get("covariates", {})
+        counts = tuple(len(kinds.get(kind, {}).get("names", ())) for kind in ("known", "static"))
+        extra = {"covariates": counts, "variates": len(facts["variates"])} if any(counts) else {}
         if not parts.has_future:
             size = tuple(-(-side // stages[-1]["reduction"]) for side in parts.map_size)
             return {
@@ -102,6 +129,7 @@ class ForecastingTask(Task):
                 "size": size,
                 "group": parts.group,
                 "horizon": facts["horizon"],
+                **extra,
             }
         stride = stages[0]["reduction"]
         if stride % parts.pixel:
@@ -113,6 +141,7 @@ class ForecastingTask(Task):
             "grid": parts.grid,
             "cell": stride // parts.pixel,
             "horizon": facts["horizon"],
+            **extra,
         }
 
     def standardised(self, x_BTN: Tensor) -> Tensor:
@@ -128,15 +157,31 @@ class ForecastingTask(Task):
         forecast_BTN = self.network.forward_maps(maps_BVCHW, embedder.context(raw))
         truth_BTN = self.standardised(batch["target"])
         standard_BTN = self.standardised(forecast_BTN)
-        own_units = self.loss_in == "own_units"
-        loss = self.loss(forecast_BTN, batch["target"]) if own_units else self.loss(standard_BTN, truth_BTN)
+        unit_B1N = raw["unit"][:, None].float() if "unit" in raw else self.std.new_ones(())
+        if self.loss_in == "own_units":
+            loss = self._loss(forecast_BTN * unit_B1N, batch["target"] * unit_B1N)
+        else:
+            loss = self._loss(standard_BTN, truth_BTN)
         self._errors_of(split).update(standard_BTN, truth_BTN)
         if split == "test":
+            if "unit" in raw:
+                self._errors_of("own").update(forecast_BTN * unit_B1N, batch["target"] * unit_B1N)
             past_BLN = self.standardised(raw["values"])
             for name, season in zip(BASELINES, (1, self.season), strict=True):
                 self._errors_of(name).update(naive(past_BLN, truth_BTN.shape[1], season), truth_BTN)
             self._keep_examples(batch, forecast_BTN)
         return {"loss": loss, "output": forecast_BTN.detach()}
+
+    def _loss(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> Tensor:
+        """The loss of the observed targets; 0 where a batch has none."""
+        # New data may have gaps where those of the training had none.
+        if self.facts.get("gaps", False) or (not self.training and bool(torch.isnan(truth_BTN).any())):
+            seen_BTN = ~torch.isnan(truth_BTN)
+            if not seen_BTN.any():
+                return (forecast_BTN * 0.0).sum()
+            forecast_BTN, truth_BTN = forecast_BTN[seen_BTN], truth_BTN[seen_BTN]
+        loss: Tensor = self.loss(forecast_BTN, truth_BTN)
+        return loss
 
     def _errors_of(self, name: str) -> ForecastErrors:
         errors = self.errors[f"{name}_errors"]
@@ -148,21 +193,37 @@ class ForecastingTask(Task):
         if not errors.update_called:
             return {}
         mse_TN, mae_TN = errors.compute()
-        values = {f"{split}/mse": mse_TN.mean(), f"{split}/mae": mae_TN.mean()}
+        values = {f"{split}/mse": mse_TN.nanmean(), f"{split}/mae": mae_TN.nanmean()}
         if split == "test":
-            self.found = {"model": (mse_TN, mae_TN)}
-            std_N = self.std.double()
-            values["test/mse_own_units"] = (mse_TN * std_N**2).mean()
-            values["test/mae_own_units"] = (mae_TN * std_N).mean()
-            for name in BASELINES:
-                mse_TN, mae_TN = self._errors_of(name).compute()
-                self.found[name] = (mse_TN, mae_TN)
-                values |= {f"test/mse_{name}": mse_TN.mean(), f"test/mae_{name}": mae_TN.mean()}
+            values |= self._test_metrics()
         errors.reset()
         return {name: value.float() for name, value in values.items()}
 
+    def _test_metrics(self) -> dict[str, Tensor]:
+        """Errors in own units, those of the baselines, and how many targets there were."""
+        errors = self._errors_of("test")
+        mse_TN, mae_TN = errors.compute()
+        self.found = {"model": (mse_TN, mae_TN)}
+        own = self._errors_of("own")
+        if own.update_called:
+            own_mse_TN, own_mae_TN = own.compute()
+        else:
+            std_N = self.std.double()
+            own_mse_TN, own_mae_TN = mse_TN * std_N**2, mae_TN * std_N
+        self.own_units = own_mse_TN.nanmean(0), own_mae_TN.nanmean(0)
+        values = {"test/mse_own_units": own_mse_TN.nanmean(), "test/mae_own_units": own_mae_TN.nanmean()}
+        for name in BASELINES:
+            mse_TN, mae_TN = self._errors_of(name).compute()
+            self.found[name] = (mse_TN, mae_TN)
+            values |= {f"test/mse_{name}": mse_TN.nanmean(), f"test/mae_{name}": mae_TN.nanmean()}
+        seen, missing = errors.observed()
+        if missing or self.facts.get("gaps", False):
+            log.info("test: %s targets observed; %s missing ones do not count", f"{seen:,}", f"{missing:,}")
+            values["test/observed_targets"] = torch.tensor(float(seen))
+        return values
+
     def begin_test(self, samples: int) -> None:
-        for name in ("test", *BASELINES):
+        for name in ("test", "own", *BASELINES):
             self._errors_of(name).reset()
         self.examples, self.found = [], {}
         self.wanted = {samples * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
@@ -171,36 +232,41 @@ class ForecastingTask(Task):
         """Keep `SHOWN` windows, evenly spread over the test part."""
         for position, index in enumerate(batch["index"].tolist()):
             if index in self.wanted:
-                past_LN, date_X = batch["raw"]["values"][position], batch["raw"]["date"][position]
-                example = self._example(past_LN, forecast_BTN[position], date_X)
+                raw = {name: value[position] for name, value in batch["raw"].items()}
+                example = self._example(raw, forecast_BTN[position])
+                truth = in_own_units(batch["target"][position], raw)
                 self.examples.append(
-                    example | {"truth": columns(batch["target"][position])[-SHOWN_VARIATES:]}
+                    example | {"truth": [_none_for_nan(part) for part in columns(truth)[-SHOWN_VARIATES:]]}
                 )
 
-    def _example(self, past_LN: Tensor, forecast_TN: Tensor, date_X: Tensor) -> dict[str, Any]:
+    def _example(self, raw: dict[str, Tensor], forecast_TN: Tensor) -> dict[str, Any]:
         """A window and its forecast as plain values, a list a variate."""
+        past_LN = in_own_units(raw["values"], raw)
         return {
             "variates": self.variates[-SHOWN_VARIATES:],
             "step": self.facts["frequency"],
             "period": self.season,
-            "start": readable(int(date_X[len(past_LN)])),
+            "start": dates_of(raw)[len(past_LN)],
             "past": columns(past_LN)[-SHOWN_VARIATES:],
-            "forecast": columns(forecast_TN)[-SHOWN_VARIATES:],
+            "forecast": columns(in_own_units(forecast_TN, raw))[-SHOWN_VARIATES:],
         }
 
     def test_report(self) -> dict[str, Any]:
         """After a test: errors by variate (own units) and by step (standardised), and windows to look at."""
         if not self.found:
             return {}
-        std_N, (mse_TN, mae_TN) = self.std.double(), self.found["model"]
-        mse_N, mae_N = mse_TN.mean(0) * std_N**2, mae_TN.mean(0) * std_N
+        assert self.own_units is not None
+        mse_N, mae_N = self.own_units
         by_step = {
-            name.replace("_", " "): as_plain(mse_TN.mean(1)) for name, (mse_TN, _) in self.found.items()
+            name.replace("_", " "): _none_for_nan(mse_TN.nanmean(1).tolist())
+            for name, (mse_TN, _) in self.found.items()
         }
         return {
             "per_variate": {
                 name: {"mse": mse, "mae": mae}
-                for name, mse, mae in zip(self.variates, mse_N.tolist(), mae_N.tolist(), strict=True)
+                for name, mse, mae in zip(
+                    self.variates, *(_none_for_nan(part.tolist()) for part in (mse_N, mae_N)), strict=True
+                )
             },
             "error_by_step": {"step": self.facts["frequency"], "season": self.season, "mse": by_step},
             "forecasts": self.examples,
@@ -209,24 +275,25 @@ class ForecastingTask(Task):
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
         forecast_BTN = self.network(raw).float()
         return [
-            self._answer(raw["values"][position], forecast_BTN[position], raw["date"][position])
+            self._answer({name: value[position] for name, value in raw.items()}, forecast_BTN[position])
             for position in range(len(forecast_BTN))
         ]
 
-    def _answer(self, past_LN: Tensor, forecast_TN: Tensor, date_X: Tensor) -> Answer:
-        dates = [readable(seconds) for seconds in date_X[len(past_LN) :].tolist()]
-        values = columns(forecast_TN)
+    def _answer(self, raw: dict[str, Tensor], forecast_TN: Tensor) -> Answer:
+        dates = dates_of(raw)[len(raw["values"]) :]
+        digits_N = digits(raw, len(self.variates))
+        values = [
+            [round_to(value, digits) for value in part]
+            for part, digits in zip(columns(in_own_units(forecast_TN, raw)), digits_N, strict=True)
+        ]
         table: dict[str, list[Any]] = {"date": list(dates)}
-        table |= {
-            name: [round_to(value, 7) for value in part]
-            for name, part in zip(self.variates, values, strict=True)
-        }
+        table |= dict(zip(self.variates, values, strict=True))
         row = {"from": dates[0], "to": dates[-1], "steps": len(dates)}
         summary = ", ".join(
-            f"{name} {part[0]:.4g} … {part[-1]:.4g}"
-            for name, part in list(zip(self.variates, values, strict=True))[-3:]
+            f"{name} {part[0]:.{max(4, digits - 3)}g} … {part[-1]:.{max(4, digits - 3)}g}"
+            for name, part, digits in list(zip(self.variates, values, digits_N, strict=True))[-3:]
         )
-        example = self._example(past_LN, forecast_TN, date_X)
+        example = self._example(raw, forecast_TN)
         return Answer(
             row, f"{dates[0]} to {dates[-1]}: {summary}", {"forecast": table}, {"forecasts": [example]}
         )
@@ -254,9 +321,34 @@ class ForecastingTask(Task):
         return rows
 
     def caption(self, batch: dict[str, Any], position: int) -> str:
-        raw = batch["raw"]
-        start = readable(int(raw["date"][position][raw["values"].shape[1]]))
-        return f"{self.variates[0]}, forecast from {start}"
+        raw = {name: value[position] for name, value in batch["raw"].items()}
+        return f"{self.variates[0]}, forecast from {dates_of(raw)[len(raw['values'])]}"
+
+
+def in_own_units(values_XN: Tensor, raw: dict[str, Tensor]) -> Tensor:
+    """Values of one sample in the data's own units, in double precision where it has a level and a unit."""
+    if "level" not in raw:
+        return values_XN
+    return values_XN.double() * raw["unit"].double() + raw["level"].double()
+
+
+def dates_of(raw: dict[str, Tensor]) -> list[str]:
+    """The dates of one sample, past and future, as a person reads them."""
+    seconds = raw["date"].tolist()
+    offsets = raw["offset"].tolist() if "offset" in raw else [NO_ZONE] * len(seconds)
+    return [readable(second, offset) for second, offset in zip(seconds, offsets, strict=True)]
+
+
+def digits(raw: dict[str, Tensor], variates: int) -> list[int]:
+    """Significant digits a forecast of every variate holds: those of single precision, and those of its level."""
+    if "level" not in raw:
+        return [SINGLE_DIGITS] * variates
+    ratio_N = (raw["level"].abs() / raw["unit"]).tolist()
+    return [min(15, SINGLE_DIGITS + max(0, math.ceil(math.log10(max(ratio, 1.0))))) for ratio in ratio_N]
+
+
+def _none_for_nan(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
 
 
 def naive(past_BLN: Tensor, horizon: int, season: int) -> Tensor:
@@ -271,11 +363,18 @@ def columns(x_XN: Tensor) -> list[list[float]]:
     return plain
 
 
-def readable(seconds: int) -> str:
-    """A point in time as `2016-07-01 00:00:00`."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+def readable(seconds: int, offset: int = NO_ZONE) -> str:
+    """A point in time as `2016-07-01 00:00:00`, or with its offset from UTC in seconds as
+    `2016-07-01T00:00:00+02:00`."""
+    if offset == NO_ZONE:
+        # Counted by hand: the system's calendar knows no dates before 1901 or after 2038 everywhere.
+        return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M:%S")
+    zone = timezone(timedelta(seconds=offset))
+    return (
+        (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)).astimezone(zone).isoformat()
+    )
 
 
 def round_to(value: float, digits: int) -> float:
-    """Round to significant digits: what a forecast in single precision holds."""
+    """Round to significant digits."""
     return float(f"{value:.{digits}g}")

@@ -224,7 +224,8 @@ def draw_forecasts(forecasts: Sequence[dict[str, Any]], path: Path, most: int = 
             before = example["past"][variate]
             panel.plot(np.arange(-past, 0), before, color="0.45", linewidth=1, label="past")
             if "truth" in example:
-                panel.plot(ahead, example["truth"][variate], color="black", linewidth=1, label="truth")
+                truth = np.array(example["truth"][variate], dtype=float)  # None: not observed
+                panel.plot(ahead, truth, color="black", linewidth=1, label="truth")
             panel.plot(
                 ahead, example["forecast"][variate], color="tab:orange", linewidth=1.6, label="forecast"
             )
@@ -246,8 +247,10 @@ def draw_folded(forecasts: Sequence[dict[str, Any]], path: Path) -> None:
     if period < 2:
         return
     ahead = -(-len(example["forecast"][-1]) // period)
-    panels = {name: example[name][-1] for name in ("truth", "forecast") if name in example}
-    limits = np.percentile(np.concatenate([past, *panels.values()]), [1, 99])
+    panels = {
+        name: np.array(example[name][-1], dtype=float) for name in ("truth", "forecast") if name in example
+    }
+    limits = np.nanpercentile(np.concatenate([past, *panels.values()]), [1, 99])
     figure, grid = plt.subplots(
         1, len(panels), figsize=(4.4 * len(panels) + 0.8, 3.6), squeeze=False, layout="constrained"
     )
@@ -279,8 +282,9 @@ def draw_folded(forecasts: Sequence[dict[str, Any]], path: Path) -> None:
 def draw_error_by_step(errors: dict[str, Any], path: Path) -> None:
     """Draw how the error grows with the horizon, for the model and the forecasts it is compared with."""
     figure, panel = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for name, values in errors["mse"].items():
-        label = f"{name}: {np.mean(values):.4f} in the mean"
+    for name, means in errors["mse"].items():
+        values = np.array(means, dtype=float)  # None: no value was observed at this step
+        label = f"{name}: {np.nanmean(values):.4f} in the mean"
         panel.plot(np.arange(1, len(values) + 1), values, linewidth=2 if name == "model" else 1, label=label)
     panel.set_xlabel(f"step ahead ({errors['step']}); the season is {errors['season']} steps")
     panel.set_ylabel("mean squared error (standardised)")

@@ -195,7 +195,8 @@ def test_a_run_reports_the_naive_forecasts_beside_the_model(run: Path) -> None:
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     for name in ("mse", "mae", "mse_naive", "mse_seasonal_naive", "mse_own_units", "mae_own_units"):
         assert metrics[f"test/{name}"] > 0
-    assert metrics["test/loss"] == pytest.approx(metrics["test/mse"], rel=1e-4)
+    # The loss is averaged by windows, the metric by steps; they differ where values are missing, as in this sample.
+    assert metrics["test/loss"] == pytest.approx(metrics["test/mse"], rel=2e-3)
     report = json.loads((run / "test_report.json").read_text())
     assert set(report["per_variate"]) == {"berlin", "paris", "rome"}
     assert report["error_by_step"]["season"] == 7
@@ -216,12 +217,16 @@ def test_the_naive_errors_are_those_of_all_test_windows(run: Path, samples: Path
     data.setup()
     facts = data.facts()
     values = (data.values_TN.numpy() - facts["mean"]) / np.array(facts["std"])
-    squares = [
-        (values[row + 55] - values[row + 56 : row + 70]) ** 2
-        for row in (item.where["row"] for item in data.splits["test"])
-    ]
+    truth = (data.truth_TN.numpy() - facts["mean"]) / np.array(facts["std"])
+    squares = np.stack(
+        [
+            (values[row + 55] - truth[row + 56 : row + 70]) ** 2
+            for row in (item.where["row"] for item in data.splits["test"])
+        ]
+    )
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert np.mean(squares) == pytest.approx(metrics["test/mse_naive"], rel=1e-5)
+    assert np.nanmean(squares, axis=0).mean() == pytest.approx(metrics["test/mse_naive"], rel=1e-5)
+    assert metrics["test/observed_targets"] == np.isfinite(squares).sum() < squares.size
 
 
 def test_test_repeats_the_metrics_with_another_batch_size(run: Path, act: Callable[..., Path]) -> None:
@@ -264,6 +269,7 @@ def test_export_answers_in_own_units(run: Path, act: Callable[..., Path]) -> Non
     torch.manual_seed(0)
     raw = {name: torch.randn(4, *shape[1:]) for name, shape in about["input"].items()}
     raw["values"] = 100 + 20 * raw["values"]
+    raw["observed"] = (raw["observed"] > -1).float()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
