@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 
 from tasks.libraries import complaint_of
+from workbench.stopping import STOP, Interrupted
 
+if __name__ == "__main__":
+    STOP.heed()
 try:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -25,6 +28,8 @@ try:
     from workbench.sweeps.job import follow_parent, run_job
     from workbench.sweeps.words import take_arguments
     from workbench.words import check_words, plain_words
+except Interrupted as stop:
+    stop.report()
 except Exception as error:
     said = complaint_of(error)
     if said is None or os.environ.get("WIDEFIELD_TRACE"):
@@ -58,7 +63,10 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    follow_parent()
-    take_arguments()
-    with plain_words():
-        main()
+    try:
+        follow_parent()
+        take_arguments()
+        with plain_words():
+            main()
+    except Interrupted as stop:
+        stop.report()

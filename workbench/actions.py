@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from workbench.build import check_composition
 from workbench.console import quiet_libraries, short
 from workbench.errors import kept_errors, plain_errors
+from workbench.stopping import STOP
 
 log = logging.getLogger("widefield")
 
@@ -19,7 +20,7 @@ def run_action(cfg: DictConfig) -> float | None:
 
     `cfg.paths.run` is the run's folder; `run.py` leaves it to Hydra, a notebook or a test sets it.
     """
-    with plain_errors():
+    with STOP.heeded(), plain_errors():
         quiet_libraries()
         OmegaConf.set_struct(cfg, True)
         if OmegaConf.is_missing(cfg.paths, "run"):

@@ -13,6 +13,7 @@ from backbone import CheckpointError, DamagedCheckpoint, read_safely
 from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+from workbench.stopping import STOP
 
 log = logging.getLogger("widefield")
 
@@ -25,7 +26,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        write_atomically(Path(path), lambda draft: torch.save(checkpoint, draft))
+        with STOP.writing():
+            write_atomically(Path(path), lambda draft: torch.save(checkpoint, draft))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

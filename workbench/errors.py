@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import NoReturn
 from tasks.libraries import complaint_of
 from workbench.console import speaks
 from workbench.files import write_json
+from workbench.stopping import STOP, Interrupted, exit_code
 
 log = logging.getLogger("widefield")
 
@@ -26,14 +26,6 @@ class UsageError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what is left."""
-
-
-class Interrupted(Exception):
-    """A run stopped by a signal after it had saved; the message says how to go on."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def sentence(error: BaseException) -> str | None:
@@ -55,6 +47,8 @@ def sentence(error: BaseException) -> str | None:
         return cause
     if isinstance(error, (DataError, CheckpointError)):
         return str(error)
+    if (lost := lost_reader(error)) is not None:
+        return lost
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error.filename or 'while writing'}); what was saved before is intact"
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
@@ -72,14 +66,11 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        _leave(str(stop), stop.exit_code)
-    except SystemExit as stop:
-        if (
-            type(stop).__name__ == "SIGTERMException"
-        ):  # the trainer's, while it tests; its exit code would be 0
-            _leave("stopped by SIGTERM", 128 + signal.SIGTERM)
-        raise
+        _leave(STOP.say() or str(stop), exit_code(stop.number))
     except Exception as error:
+        if STOP.number is not None:  # what a signal to other processes of this run has broken
+            stop = STOP.leave()
+            _leave(STOP.say() or str(stop), exit_code(stop.number))
         said = sentence(error)
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
@@ -87,10 +78,23 @@ def plain_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def _leave(message: str, exit_code: int) -> NoReturn:
+def _leave(message: str, code: int) -> NoReturn:
     if speaks():
         log.warning("%s", message)
-    sys.exit(exit_code)
+    sys.exit(code)
+
+
+def lost_reader(error: BaseException) -> str | None:
+    """What to say of an error that is a reader process which has ended; `None` for any other."""
+    said = str(error)
+    if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
+        return None
+    if "shared memory" in said:
+        return "a reader process ran out of shared memory (/dev/shm): lower task.data.num_workers"
+    if "killed by signal: Killed" in said or "exited unexpectedly" in said:
+        advice = "lower task.data.num_workers or task.data.batch_size"
+        return f"a reader process was killed, most likely because the memory ran out: {advice}"
+    return f"a reader process crashed ({said.splitlines()[0].rpartition(': ')[2].strip(' .')})"
 
 
 @contextmanager
@@ -100,9 +104,9 @@ def kept_errors(folder: Path) -> Iterator[None]:
     file.unlink(missing_ok=True)
     try:
         yield
-    except Interrupted:
-        raise
     except Exception as error:
+        if STOP.number is not None:
+            raise
         said = sentence(error) or f"{type(error).__name__}: {error}"
         with suppress(OSError):  # a full disk is perhaps the very error
             write_json(file, {"error": said, "traceback": traceback.format_exc()})

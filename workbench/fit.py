@@ -20,8 +20,10 @@ from workbench.callbacks.best import BestCheckpoint
 from workbench.checkpoint_files import point_to_resume
 from workbench.compiled import compiled
 from workbench.composition import read_run_config
-from workbench.console import console, print_table, printable, short
+from workbench.console import console, print_table, printable, short, speaks
 from workbench.errors import UsageError
+from workbench.files import remove_drafts
+from workbench.going_on import going_on_said
 from workbench.info import map_shape, size
 from workbench.members import resolved
 from workbench.results import write_config, write_result
@@ -37,6 +39,11 @@ def fit(cfg: DictConfig) -> float | None:
 
     What the result says of validation and test is measured of the same weights, those of the checkpoint it names.
     """
+    with going_on_said(Path(cfg.paths.run)):
+        return _fit(cfg)
+
+
+def _fit(cfg: DictConfig) -> float | None:
     started = time.monotonic()
     resume = _resume_from(cfg)
     data = build_all_data(cfg)
@@ -218,6 +225,8 @@ def _resume_from(cfg: DictConfig) -> str | None:
     if not cfg.resume:
         return None
     folder = Path(cfg.paths.run)
+    if speaks():  # one process alone
+        remove_drafts(folder)
     last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         if cfg.resume == "auto":

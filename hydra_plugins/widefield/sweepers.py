@@ -36,6 +36,8 @@ from workbench.words import explained
 
 log = logging.getLogger("widefield")
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a sweep, beside Ctrl-C
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -145,7 +147,9 @@ class FrozenSweeper(Sweeper):
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        ended = {number: lambda *_: sys.exit(128 + signal.SIGTERM) for number in ENDING}
+        handlers = {signal.SIGINT: signal.default_int_handler, **ended}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -155,7 +159,8 @@ class FrozenSweeper(Sweeper):
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
             sys.exit(128 + number)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _finish(self) -> None:
         from workbench.sweeps.end import finish

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
+from tasks.datasets.readers import follow, signals_held
+
 Key = tuple[int, ...]  # (index, epoch), or (index, epoch, how often the index was drawn before in this epoch)
 
 
@@ -141,10 +143,20 @@ def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.fl
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
-    """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch."""
+    """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch.
+
+    Its reader processes leave signals to this one.
+    """
 
     batch_sampler: EpochBatches
     _seen = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"worker_init_fn": follow} | options)
+
+    def _get_iterator(self) -> Any:
+        with signals_held():
+            return super()._get_iterator()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self._seen = self.batch_sampler.skip

@@ -37,11 +37,12 @@ from workbench.sweeps.folder import (
     read_record,
     write_record,
 )
+from workbench.stopping import STARTED_BY
 
 log = logging.getLogger("widefield")
 
 RUN = Path(__file__).parents[2] / "run.py"
-PARENT = "WIDEFIELD_PARENT"  # the process id that a run of a sweep belongs to
+PARENT = STARTED_BY  # the process id that a run of a sweep belongs to
 LOCK = ".lock"  # held as long as a run goes on
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal
 # What is said to Hydra about the sweep as a whole does not concern its runs.
@@ -136,7 +137,8 @@ def quoted(path: Path) -> str:
 
 
 def follow_parent() -> None:
-    """In a run of a sweep: ask the system for a SIGTERM when the waiting process dies, so that no run is orphaned."""
+    """In a run of a sweep, or a process that a distributed run has started: ask the system for a SIGTERM when the waiting
+    process dies, so that none is orphaned."""
     parent = os.environ.pop(PARENT, None)  # not for processes started by this one
     if parent is None or sys.platform != "linux":
         return

@@ -1,0 +1,159 @@
+"""Signals, to one process or to all of a run: saved or ended within 20 s, and how to go on."""
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests_support import TINY
+from warm_runs import WarmRun, WarmRuns
+
+WORDS = (
+    *TINY,
+    "task=audio_folder",
+    "task.data.batch_size=4",
+    "task.head.dropout=0.2",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=12",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "logger=csv",
+    "callbacks=[]",
+)
+READERS = "task.data.num_workers=2"
+
+
+@pytest.fixture(scope="module")
+def runs(samples: Path) -> Iterator[WarmRuns]:
+    with WarmRuns(samples, *WORDS) as started:
+        yield started
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "runs" / "audio_folder").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(runs: WarmRuns, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    run = runs.start(folder)
+    assert run.wait() == 0, run.said
+    return weights(only_run(folder))
+
+
+def pause(hook: str, batch: int, seconds: float = 60) -> str:
+    """Words for a run that says `paused` in a file and stays where it is."""
+    return f"+callbacks.pause={{_target_: callbacks_support.Pause, hook: {hook}, batch: {batch}, seconds: {seconds}}}"
+
+
+def until_paused(run: WarmRun) -> None:
+    deadline = time.monotonic() + 60
+    while "paused" not in run.said:
+        assert run.poll() is None, run.said
+        assert time.monotonic() < deadline, run.said
+        time.sleep(0.02)
+
+
+def readers_of(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def gone(pids: list[int], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def pasted(runs: WarmRuns, run: WarmRun, folder: Path) -> WarmRun:
+    """The command that a stopped run has printed, as a shell takes it."""
+    (line,) = [line for line in run.said.splitlines() if "to go on: " in line]
+    python, *words = shlex.split(line.partition("to go on: ")[2])
+    assert python == "python"
+    output = folder / "pasted.txt"
+    output.touch()
+    return runs.paste(folder, [word for word in words if "callbacks.pause" not in word], output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_spares_the_readers(
+    runs: WarmRuns, unbroken: dict[str, torch.Tensor], tmp_path: Path, number: signal.Signals
+) -> None:
+    run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 5, seconds=0.5))
+    until_paused(run)
+    readers = readers_of(run.pid)
+    assert len(readers) == 2
+    os.kill(run.pid, number)  # as `timeout` does: to the process, then to its group
+    os.killpg(run.pid, number)
+    assert run.wait() == 128 + number, run.said
+    assert "Traceback" not in run.said
+    assert torch.load(only_run(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert f"stopped by {number.name}, saved in" in run.said
+    assert gone(readers, 5)
+    again = pasted(runs, run, tmp_path)
+    assert again.wait() == 0, again.said
+    ours = weights(only_run(tmp_path))
+    assert [name for name in unbroken if not torch.equal(unbroken[name], ours[name])] == []
+
+
+def test_readers_end_with_a_process_that_is_killed(runs: WarmRuns, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 5))
+    until_paused(run)
+    readers = readers_of(run.pid)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert gone(readers, 10)
+
+
+def test_a_killed_reader_is_one_sentence(runs: WarmRuns, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 15, seconds=2))  # of no epoch: never reached
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(readers_of(run.pid)[0], signal.SIGKILL)
+    assert run.wait() == 1, run.said
+    assert "Traceback" not in run.said
+    (said,) = [line for line in run.said.splitlines() if line.startswith("error:")]
+    assert said.startswith(
+        "error: a reader process was killed, most likely because the memory ran out: lower task.data.num_workers or "
+        f"task.data.batch_size; the last checkpoint is {only_run(tmp_path).relative_to(tmp_path)}"
+    )
+    again = pasted(runs, run, tmp_path)
+    assert again.wait() == 0, again.said
+
+
+def test_a_second_signal_ends_at_once(runs: WarmRuns, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 5))
+    until_paused(run)
+    os.killpg(run.pid, signal.SIGINT)
+    time.sleep(1)
+    assert run.poll() is None, "the step is waited for"
+    asked = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == 128 + signal.SIGINT
+    assert time.monotonic() - asked < 5
+    assert "Traceback" not in run.said
+    assert "stopped by SIGINT, no checkpoint was made yet" in run.said
+
+
+def test_ctrl_c_before_the_first_batch(runs: WarmRuns, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, READERS, pause("setup", 0))
+    until_paused(run)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(10) == 128 + signal.SIGINT
+    assert "Traceback" not in run.said
+    assert "stopped by SIGINT, no checkpoint was made yet" in run.said
