@@ -146,9 +146,13 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch.
 
     Its reader processes leave signals to this one.
+
+    Attributes:
+        limit: `trainer.limit_train_batches`, a number of batches or a share of them: all that is drawn of an epoch.
     """
 
     batch_sampler: EpochBatches
+    limit: int | float | None = None
     _seen = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -170,6 +174,12 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next pass continue where `state` was taken."""
-        finished = state["batches"] >= len(self.batch_sampler)
+        finished = state["batches"] >= self._drawn()
         self.batch_sampler.set_epoch(state["epoch"] + int(finished))
         self.batch_sampler.skip = 0 if finished else state["batches"]
+
+    def _drawn(self) -> int:
+        """Batches of an epoch."""
+        whole = len(self.batch_sampler)
+        limit = whole if self.limit is None else self.limit
+        return min(whole, limit if isinstance(limit, int) else int(whole * limit))

@@ -1,15 +1,18 @@
 """Signals, to one process or to all of a run: saved or ended within 20 s, and how to go on."""
 
+import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tests_support import TINY
+from tests_support import ROOT, TINY
 from warm_runs import WarmRun, WarmRuns
 
 WORDS = (
@@ -88,7 +91,13 @@ def pasted(runs: WarmRuns, run: WarmRun, folder: Path) -> WarmRun:
     return runs.paste(folder, [word for word in words if "callbacks.pause" not in word], output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)),
+    ],
+)
 def test_a_signal_to_the_whole_group_spares_the_readers(
     runs: WarmRuns, unbroken: dict[str, torch.Tensor], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -157,3 +166,75 @@ def test_ctrl_c_before_the_first_batch(runs: WarmRuns, tmp_path: Path) -> None:
     assert run.wait(10) == 128 + signal.SIGINT
     assert "Traceback" not in run.said
     assert "stopped by SIGINT, no checkpoint was made yet" in run.said
+
+
+def test_a_long_validation_is_left_and_made_again(
+    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*WORDS, "trainer.limit_train_batches=3", "callbacks=[ema]")
+    whole = act(*words, folder="whole")
+    monkeypatch.setattr("workbench.callbacks.interrupt.PATIENCE", 0.3)
+    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 2, hook: on_train_batch_end}"
+    asked = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        act(*words, stop, pause("on_validation_batch_start", 1))
+    assert time.monotonic() - asked < 20
+    assert stopped.value.code == 128 + signal.SIGTERM
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    assert caplog.records[-1].getMessage().startswith(f"stopped by SIGTERM, saved in {last}; to go on")
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    act(*words, f"resume={run}")
+    ours, theirs = weights(run), weights(whole)
+    assert [name for name in theirs if not torch.equal(theirs[name], ours[name])] == []
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (run, whole))
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["best_epoch"] == theirs["best_epoch"]
+
+
+def test_what_takes_longer_than_a_step_is_left(
+    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compilation in the first step does."""
+    monkeypatch.setattr("workbench.callbacks.interrupt.PATIENCE", 0.3)
+    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 0, hook: on_train_batch_start}"
+    asked = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        act(*WORDS, stop, pause("on_train_batch_start", 0))
+    assert time.monotonic() - asked < 20
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert caplog.records[-1].getMessage() == "stopped by SIGTERM, no checkpoint was made yet"
+
+
+STUCK = """
+import hashlib
+from workbench import stopping
+stopping.PATIENCE = stopping.LEAVING = 0.3
+stopping.STOP.say = lambda: "said"
+stopping.STOP.heed()
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def test_a_process_that_is_stuck_in_a_library_is_ended(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (128 + signal.SIGTERM, "said\n")
+
+
+def test_drafts_of_a_killed_run_are_removed_when_it_goes_on(act: Callable[..., Path]) -> None:
+    words = (*WORDS, "trainer.limit_train_batches=2", "action.test_after=false")
+    run = act(*words)
+    draft = run / "checkpoints" / f".last.ckpt-{'0a' * 16}"
+    kept = run / "checkpoints" / ".mine"
+    for file in (draft, kept):
+        file.write_bytes(b"half a checkpoint")
+    act(*words, f"resume={run}")
+    assert not draft.exists()
+    assert kept.exists()
