@@ -79,7 +79,12 @@ class Pause(Callback):
         self._reached("on_train_batch_start", batch_idx)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._reached("on_validation_batch_start", batch_idx)
 

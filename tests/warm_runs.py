@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,14 @@ class WarmRuns:
 
     def __init__(self, samples: Path, *words: str) -> None:
         self.words = [f"paths.samples={samples}", *words]
+        self.turn = threading.Lock()  # one request at a time
 
     def __enter__(self) -> "WarmRuns":
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        environ = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "160",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        }
         self.process = subprocess.Popen(
             [sys.executable, __file__, *self.words],
             stdin=subprocess.PIPE,
@@ -98,8 +104,9 @@ class WarmRuns:
     def ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        with self.turn:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
 
 
 def _serve(words: list[str], answers: IO[str]) -> None:
@@ -134,7 +141,11 @@ def _fork(folder: str, command: list[str], output: str) -> int:
     code = 1
     try:
         os.setsid()
-        for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_APPEND), (2, os.O_WRONLY | os.O_APPEND)):
+        for number, flags in (
+            (0, os.O_RDONLY),
+            (1, os.O_WRONLY | os.O_APPEND),
+            (2, os.O_WRONLY | os.O_APPEND),
+        ):
             os.dup2(os.open(output if number else os.devnull, flags), number)
         os.chdir(folder)
         sys.argv = command

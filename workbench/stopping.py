@@ -156,7 +156,9 @@ class Stop:
                 if not numbers:
                     os.close(heard)
                     return
-                if first is None and (first := next((one for one in numbers if one in (*SIGNALS, TOLD)), None)):
+                if first is None and (
+                    first := next((one for one in numbers if one in (*SIGNALS, TOLD)), None)
+                ):
                     self._came = self._came or time.monotonic()
                     if first == signal.SIGHUP:
                         _let_go_of(terminal)

@@ -141,7 +141,9 @@ def test_sigterm_in_the_test_after_training_is_no_success(
     assert stopped.value.code == 128 + signal.SIGTERM
     run = tmp_path / "run"
     last = run / "checkpoints" / "last.ckpt"
-    said = f"stopped by SIGTERM, the last checkpoint is {last}; to go on, repeat the command with resume={run}"
+    said = (
+        f"stopped by SIGTERM, the last checkpoint is {last}; to go on, repeat the command with resume={run}"
+    )
     assert caplog.records[-1].getMessage() == said
     assert not (run / "result.json").exists()
     run = act(*WORDS, *SHORT, f"resume={tmp_path / 'run'}")

@@ -37,7 +37,9 @@ def runs(samples: Path) -> Iterator[WarmRuns]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     return state
 
 
@@ -95,7 +97,10 @@ def pasted(runs: WarmRuns, run: WarmRun, folder: Path) -> WarmRun:
     "number",
     [
         signal.SIGTERM,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        ),
     ],
 )
 def test_a_signal_to_the_whole_group_spares_the_readers(
@@ -128,7 +133,9 @@ def test_readers_end_with_a_process_that_is_killed(runs: WarmRuns, tmp_path: Pat
 
 
 def test_a_killed_reader_is_one_sentence(runs: WarmRuns, tmp_path: Path) -> None:
-    run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 15, seconds=2))  # of no epoch: never reached
+    run = runs.start(
+        tmp_path, READERS, pause("on_train_batch_start", 15, seconds=2)
+    )  # of no epoch: never reached
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
         assert time.monotonic() < deadline
@@ -169,12 +176,17 @@ def test_ctrl_c_before_the_first_batch(runs: WarmRuns, tmp_path: Path) -> None:
 
 
 def test_a_long_validation_is_left_and_made_again(
-    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    act: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = (*WORDS, "trainer.limit_train_batches=3", "callbacks=[ema]")
     whole = act(*words, folder="whole")
     monkeypatch.setattr("workbench.callbacks.interrupt.PATIENCE", 0.3)
-    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 2, hook: on_train_batch_end}"
+    stop = (
+        "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 2, hook: on_train_batch_end}"
+    )
     asked = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         act(*words, stop, pause("on_validation_batch_start", 1))
@@ -193,11 +205,16 @@ def test_a_long_validation_is_left_and_made_again(
 
 
 def test_what_takes_longer_than_a_step_is_left(
-    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    act: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a compilation in the first step does."""
     monkeypatch.setattr("workbench.callbacks.interrupt.PATIENCE", 0.3)
-    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 0, hook: on_train_batch_start}"
+    stop = (
+        "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 0, hook: on_train_batch_start}"
+    )
     asked = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         act(*WORDS, stop, pause("on_train_batch_start", 0))
