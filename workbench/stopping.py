@@ -1,7 +1,7 @@
 """SIGINT, SIGTERM, SIGHUP and SIGUSR1 end what this process does: after a step that can be saved, else at once.
 
-Only standard library: `run.py` heeds signals before it imports anything heavy. A signal is in the whole process the same
-`STOP`, on which `workbench.callbacks.interrupt` acts while it trains.
+Only standard library: `run.py` heeds signals before it imports anything heavy. The process has one `STOP`, on which
+`workbench.callbacks.interrupt` acts while it trains.
 """
 
 import os

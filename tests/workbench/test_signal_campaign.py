@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,8 @@ def stopped(run: WarmRun, number: signal.Signals, whole_group: bool, after: floa
         if run.poll() is not None:
             return "done" if run.code == 0 else f"failed: {run.said[-2000:]}"
         time.sleep(0.02)
-    try:
+    with suppress(ProcessLookupError):  # it has just ended
         (os.killpg if whole_group else os.kill)(run.pid, number)
-    except ProcessLookupError:
-        pass
     asked = time.monotonic()
     code = run.wait(60)
     if code == 0:
@@ -76,17 +75,24 @@ def stopped(run: WarmRun, number: signal.Signals, whole_group: bool, after: floa
     return "stopped"
 
 
-def chain(runs: WarmRuns, folder: Path, seed: int, seconds: float) -> tuple[Counter[str], list[str]]:
-    """One run with its stops; counts by kind, and what went wrong."""
+def chain(runs: WarmRuns, folder: Path, seed: int, lasted: list[float]) -> tuple[Counter[str], list[str]]:
+    """One run with its stops; counts by kind, and what went wrong.
+
+    Args:
+        runs, folder, seed: what starts it, where, and what its moments are drawn from.
+        lasted: seconds that runs have taken which nobody stopped; the quickest says how far a moment may lie.
+    """
     folder.mkdir()
     draw = random.Random(seed)
     counts: Counter[str] = Counter()
     while counts["stops"] < EACH:
         number, whole_group = draw.choice(SIGNALS), draw.random() < 0.5
         words = ["task.data.num_workers=2"] if whole_group else ["task.data.num_workers=0"]
+        began, after = time.monotonic(), draw.uniform(0.1, 0.6) * min(lasted)
         run = runs.start(folder, *LONG, *words, "resume=auto")
-        became = stopped(run, number, whole_group, draw.uniform(0.2, 0.5 * seconds))
+        became = stopped(run, number, whole_group, after)
         if became == "done":
+            lasted.append(time.monotonic() - began)
             break
         counts["stops"] += 1
         counts[f"{number.name} to {'the group' if whole_group else 'the process'}"] += 1
@@ -124,7 +130,7 @@ def test_every_stopped_run_ends_like_one_left_alone(samples: Path, tmp_path: Pat
         began = time.monotonic()
         run = runs.start(alone, *LONG, "task.data.num_workers=0")
         assert run.wait() == 0, run.said
-        seconds = time.monotonic() - began
+        lasted = [time.monotonic() - began]
         expected = weights(only_run(alone))
         seed = 0
         while counts["stops"] < STOPS and not wrong:

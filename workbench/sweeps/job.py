@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from workbench.errors import ERROR_FILE
+from workbench.stopping import STARTED_BY
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import (
     DONE,
@@ -37,7 +38,6 @@ from workbench.sweeps.folder import (
     read_record,
     write_record,
 )
-from workbench.stopping import STARTED_BY
 
 log = logging.getLogger("widefield")
 
@@ -137,8 +137,10 @@ def quoted(path: Path) -> str:
 
 
 def follow_parent() -> None:
-    """In a run of a sweep, or a process that a distributed run has started: ask the system for a SIGTERM when the waiting
-    process dies, so that none is orphaned."""
+    """Ask the system for a SIGTERM when the process that waits for this one dies, so that none is orphaned.
+
+    This one: a run of a sweep, or a process that a distributed run has started.
+    """
     parent = os.environ.pop(PARENT, None)  # not for processes started by this one
     if parent is None or sys.platform != "linux":
         return
