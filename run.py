@@ -29,7 +29,7 @@ try:
     from workbench.sweeps.words import take_arguments
     from workbench.words import check_words, plain_words
 except Interrupted as stop:
-    stop.report()
+    stop.end()
 except Exception as error:
     said = complaint_of(error)
     if said is None or os.environ.get("WIDEFIELD_TRACE"):
@@ -69,4 +69,4 @@ if __name__ == "__main__":
         with plain_words():
             main()
     except Interrupted as stop:
-        stop.report()
+        stop.end()

@@ -8,12 +8,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 from tasks.libraries import complaint_of
 from workbench.console import speaks
 from workbench.files import write_json
-from workbench.stopping import STOP, Interrupted, exit_code
+from workbench.stopping import STOP, Interrupted
 
 log = logging.getLogger("widefield")
 
@@ -66,22 +65,26 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        _leave(STOP.say() or str(stop), exit_code(stop.number))
+        _say_stopped(stop)
+        raise
     except Exception as error:
-        if STOP.number is not None:  # what a signal to other processes of this run has broken
-            stop = STOP.leave()
-            _leave(STOP.say() or str(stop), exit_code(stop.number))
         said = sentence(error)
+        if STOP.number is not None:  # mostly what a signal to other processes of this run has broken
+            if said is not None and lost_reader(error) is None:
+                log.error("error: %s", said)
+            stop = STOP.leave()
+            _say_stopped(stop)
+            raise stop from error
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
         log.error("error: %s", said)
         sys.exit(1)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    if speaks():
-        log.warning("%s", message)
-    sys.exit(code)
+def _say_stopped(stop: Interrupted) -> None:
+    if speaks() and not STOP.said:
+        log.warning("%s", STOP.say() or stop)
+        STOP.said = True
 
 
 def lost_reader(error: BaseException) -> str | None:

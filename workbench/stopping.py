@@ -4,6 +4,7 @@ Only standard library: `run.py` heeds signals before it imports anything heavy. 
 `workbench.callbacks.interrupt` acts while it trains.
 """
 
+import atexit
 import os
 import select
 import signal
@@ -41,11 +42,13 @@ class Interrupted(SystemExit):
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}"
 
-    def report(self) -> NoReturn:
-        """Say it and end the process."""
-        if not STARTED_FOR_A_RUN:
+    def end(self) -> NoReturn:
+        """Say it, unless that has been done, and end the process, without waiting for what libraries still hold."""
+        if not (STOP.said or STARTED_FOR_A_RUN):
             print(self, file=sys.stderr)
-        sys.exit(self.code)
+        atexit._run_exitfuncs()
+        _flush()
+        os._exit(exit_code(self.number))
 
 
 class Stop:
@@ -53,6 +56,7 @@ class Stop:
 
     Attributes:
         number: the signal; None: there was none.
+        said: whether the user has been told what became of the run.
         waits: whether the run itself looks for a signal, after every step, and saves. Otherwise a signal raises
             `Interrupted` where it arrives.
         patience: seconds that a run which looks for itself is given.
@@ -66,6 +70,7 @@ class Stop:
 
     def _forget(self) -> None:
         self.number: int | None = None
+        self.said = False
         self.waits = False
         self.patience: Callable[[], float] = lambda: PATIENCE
         self.say: Callable[[], str] = lambda: ""
@@ -180,13 +185,17 @@ class Stop:
             self._end()
 
     def _end(self) -> None:
-        if said := self.say():
+        if not self.said and (said := self.say()):
             with suppress(OSError, ValueError):
                 print(said, file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
+        _flush()
         os._exit(exit_code(self.number or signal.SIGTERM))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def exit_code(number: int) -> int:

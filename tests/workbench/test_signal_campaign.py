@@ -136,8 +136,7 @@ def test_every_stopped_run_ends_like_one_left_alone(samples: Path, tmp_path: Pat
         while counts["stops"] < STOPS and not wrong:
             folders = {number: tmp_path / str(number) for number in range(seed, seed + AT_ONCE)}
             jobs = {
-                number: pool.submit(chain, runs, folder, number, seconds)
-                for number, folder in folders.items()
+                number: pool.submit(chain, runs, folder, number, lasted) for number, folder in folders.items()
             }
             for number, job in jobs.items():
                 found, errors = job.result()
