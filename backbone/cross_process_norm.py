@@ -41,11 +41,13 @@ class _AcrossProcesses(_BatchNorm):
 def _added_up(own_S: Tensor) -> Tensor:
     """The sum of ``own_S``, ``(S,)``, over all processes, in a form that ``torch.compile`` takes into its graph.
 
-    Its predecessors would each cut the graph, and a network of a hundred norms then takes minutes to compile.
+    Other forms cut the graph at every norm, and a network of many norms then takes minutes to compile.
     """
     from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
-    return all_gather_tensor_autograd(own_S.unsqueeze(0), 0, dist.group.WORLD).sum(0)
+    all_WS = all_gather_tensor_autograd(own_S.unsqueeze(0), 0, dist.group.WORLD)
+    # The product gives the gradient a memory of its own, which the way back through the processes asks for.
+    return (all_WS * torch.ones_like(all_WS)).sum(0)
 
 
 class CrossProcessBatchNorm1d(_AcrossProcesses, nn.BatchNorm1d):
