@@ -11,6 +11,7 @@ As a script it is that process: it reads requests as lines of JSON and answers e
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,9 @@ from types import TracebackType
 from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from workbench.stopping import SIGNALS, STOP, Interrupted  # noqa: E402
 
 
 @dataclass
@@ -111,6 +115,9 @@ class WarmRuns:
 
 def _serve(words: list[str], answers: IO[str]) -> None:
     _make_a_run(words)
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, SIGNALS
+    )  # a run that has just been forked heeds them in a moment
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
@@ -130,7 +137,8 @@ def _make_a_run(words: list[str]) -> None:
     register_resolvers()
     with tempfile.TemporaryDirectory() as folder:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("config", [*words, f"paths.run={folder}/run", "task.data.num_workers=0"])
+            short = ("task.data.num_workers=0", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+            cfg = compose("config", [*words, *short, f"paths.run={folder}/run"])
         run_action(cfg)
 
 
@@ -140,6 +148,8 @@ def _fork(folder: str, command: list[str], output: str) -> int:
         return pid
     code = 1
     try:
+        STOP.heed()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         for number, flags in (
             (0, os.O_RDONLY),
@@ -151,6 +161,8 @@ def _fork(folder: str, command: list[str], output: str) -> int:
         sys.argv = command
         runpy.run_path(command[0], run_name="__main__")
         code = 0
+    except Interrupted as stop:
+        stop.end()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:

@@ -15,6 +15,8 @@ import torch
 from tests_support import ROOT, TINY
 from warm_runs import WarmRun, WarmRuns
 
+from workbench.files import remove_drafts
+
 WORDS = (
     *TINY,
     "task=audio_folder",
@@ -123,6 +125,7 @@ def test_a_signal_to_the_whole_group_spares_the_readers(
     assert [name for name in unbroken if not torch.equal(unbroken[name], ours[name])] == []
 
 
+@pytest.mark.slow
 def test_readers_end_with_a_process_that_is_killed(runs: WarmRuns, tmp_path: Path) -> None:
     run = runs.start(tmp_path, READERS, pause("on_train_batch_start", 5))
     until_paused(run)
@@ -245,6 +248,16 @@ def test_a_process_that_is_stuck_in_a_library_is_ended(tmp_path: Path) -> None:
     assert (process.returncode, said) == (128 + signal.SIGTERM, "said\n")
 
 
+def test_drafts_are_told_from_other_files(tmp_path: Path) -> None:
+    draft, kept = tmp_path / "checkpoints" / f".last.ckpt-{'0a' * 16}", tmp_path / "checkpoints" / ".mine"
+    draft.parent.mkdir()
+    for file in (draft, kept):
+        file.write_bytes(b"half a checkpoint")
+    remove_drafts(tmp_path)
+    assert [draft.exists(), kept.exists()] == [False, True]
+
+
+@pytest.mark.slow
 def test_drafts_of_a_killed_run_are_removed_when_it_goes_on(act: Callable[..., Path]) -> None:
     words = (*WORDS, "trainer.limit_train_batches=2", "action.test_after=false")
     run = act(*words)
@@ -255,3 +268,46 @@ def test_drafts_of_a_killed_run_are_removed_when_it_goes_on(act: Callable[..., P
     act(*words, f"resume={run}")
     assert not draft.exists()
     assert kept.exists()
+
+
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_two_processes_stop_after_the_same_step(runs: WarmRuns, tmp_path: Path, whole_group: bool) -> None:
+    run = runs.start(tmp_path, *TWO, READERS, pause("on_train_batch_start", 5, seconds=2))
+    until_paused(run)
+    other, *_ = [pid for pid in readers_of(run.pid) if b"run.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    if whole_group:
+        os.killpg(run.pid, signal.SIGTERM)
+    else:
+        os.kill(other, signal.SIGTERM)
+    assert run.wait(20) == 128 + signal.SIGTERM, run.said
+    assert gone([other], 5)
+    assert "Traceback" not in run.said
+    assert run.said.count("stopped by SIGTERM") == 1
+    assert torch.load(only_run(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    again = pasted(runs, run, tmp_path)
+    assert again.wait() == 0, again.said
+
+
+@pytest.mark.slow
+def test_two_processes_that_compile_end_in_time(runs: WarmRuns, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, *TWO, "compile=true")
+    deadline = time.monotonic() + 120
+    while not (
+        found := [
+            pid for pid in readers_of(run.pid) if b"run.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+    ):
+        assert time.monotonic() < deadline, run.said
+        time.sleep(0.1)
+    time.sleep(25)  # both have begun to compile
+    asked = time.monotonic()
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(60) == 128 + signal.SIGTERM, run.said
+    assert time.monotonic() - asked < 20
+    assert gone(found, 20)
+    assert "Traceback" not in run.said
+    assert run.said.count("stopped by SIGTERM") == 1
