@@ -45,7 +45,9 @@ def _added_up(own_S: Tensor) -> Tensor:
     """
     from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
-    all_WS = all_gather_tensor_autograd(own_S.unsqueeze(0), 0, dist.group.WORLD)
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    all_WS = all_gather_tensor_autograd(own_S.unsqueeze(0), 0, everyone)
     # The product gives the gradient a memory of its own, which the way back through the processes asks for.
     return (all_WS * torch.ones_like(all_WS)).sum(0)
 
