@@ -72,9 +72,9 @@ def plain_errors() -> Iterator[None]:
         if STOP.number is not None:  # mostly what a signal to other processes of this run has broken
             if said is not None and lost_reader(error) is None:
                 log.error("error: %s", said)
-            stop = STOP.leave()
-            _say_stopped(stop)
-            raise stop from error
+            ended = STOP.leave()
+            _say_stopped(ended)
+            raise ended from error
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
         log.error("error: %s", said)

@@ -8,6 +8,7 @@ imported at every start, so it imports nothing heavy.
 
 import itertools
 import logging
+import math
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError, plain_errors
+from workbench.stopping import STOP
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
 from workbench.words import explained
@@ -147,6 +149,7 @@ class FrozenSweeper(Sweeper):
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
+        STOP.patience = lambda: math.inf  # its runs are given the time to save
         ended = {number: lambda *_: sys.exit(128 + signal.SIGTERM) for number in ENDING}
         handlers = {signal.SIGINT: signal.default_int_handler, **ended}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

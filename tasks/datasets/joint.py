@@ -242,7 +242,7 @@ class JointData(LightningDataModule):
         if workers is None:
             workers = max(loader.num_workers for loader in loaders.values())
         return ItemLoader(
-            JointDataset({name: loader.dataset for name, loader in loaders.items()}),  # type: ignore[arg-type]
+            JointDataset({name: loader.dataset for name, loader in loaders.items()}),
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate_task,
