@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 
 from tasks.libraries import complaint_of
+from workbench.stopping import STOP, Interrupted
 
+if __name__ == "__main__":
+    STOP.heed()
 try:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -30,6 +33,8 @@ try:
     from workbench.sweeps.words import take_arguments
     from workbench.typed_words import quote_arguments
     from workbench.words import check_words, plain_words
+except Interrupted as stop:
+    stop.end()
 except Exception as error:
     said = complaint_of(error)
     if said is None or os.environ.get("WIDEFIELD_TRACE"):
@@ -65,12 +70,15 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    follow_parent()
-    answer_flags()
-    take_secrets()
-    take_arguments()
-    take_run_words()
-    quote_arguments()
-    check_secrets()
-    with plain_errors(), plain_words():
-        main()
+    try:
+        follow_parent()
+        answer_flags()
+        take_secrets()
+        take_arguments()
+        take_run_words()
+        quote_arguments()
+        check_secrets()
+        with plain_errors(), plain_words():
+            main()
+    except Interrupted as stop:
+        stop.end()

@@ -28,7 +28,7 @@ def has_usual_settings(norm: _BatchNorm) -> bool:
 
 
 def affine_from_sums(
-    norm: nn.Module, sums: tuple[Tensor, Tensor] | None, count: int
+    norm: nn.Module, sums: tuple[Tensor, Tensor] | None, count: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift ``(C,)`` that ``norm`` applies, as exact as the sums.
 
@@ -46,7 +46,7 @@ def affine_from_sums(
 
 
 def affines_from_sums(
-    norms: Sequence[nn.Module], sums: tuple[Tensor, Tensor] | None, count: int
+    norms: Sequence[nn.Module], sums: tuple[Tensor, Tensor] | None, count: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """:func:`affine_from_sums` of B batch norms that are :func:`alike`; tensors ``(B, C)``."""
     norms = cast(Sequence[_BatchNorm], norms)

@@ -26,18 +26,30 @@ class _AcrossProcesses(_BatchNorm):
         """``(B, C, …) -> (B, C, …)``; the B of the processes may differ."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
         self._check_input_dim(input)
         channels, others = input.shape[1], [0, *range(2, input.dim())]
         x = input.double()  # the variance is a small difference of large sums
         count = x.new_tensor([input.numel() // channels])
         # Its gradient is added up over the processes too: each one's input moves the outputs of all.
-        total = all_reduce(torch.cat([x.sum(others), x.square().sum(others), count]))
+        total = _added_up(torch.cat([x.sum(others), x.square().sum(others), count]))
         sums = total[:channels], total[channels:-1]
-        scale_C, shift_C = affine_from_sums(self, sums, int(total[-1]))
+        scale_C, shift_C = affine_from_sums(self, sums, total[-1])
         along = (channels, *[1] * (input.dim() - 2))
         return (x * scale_C.view(along) + shift_C.view(along)).to(input.dtype)
+
+
+def _added_up(own_S: Tensor) -> Tensor:
+    """The sum of ``own_S``, ``(S,)``, over all processes, in a form that ``torch.compile`` takes into its graph.
+
+    Other forms cut the graph at every norm, and a network of many norms then takes minutes to compile.
+    """
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    all_WS = all_gather_tensor_autograd(own_S.unsqueeze(0), 0, everyone)
+    # The product gives the gradient a memory of its own, which the way back through the processes asks for.
+    return (all_WS * torch.ones_like(all_WS)).sum(0)
 
 
 class CrossProcessBatchNorm1d(_AcrossProcesses, nn.BatchNorm1d):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,34 @@ class Rates(Callback):
     ) -> None:
         with self.file.open("a") as file:
             file.write(f"{optimizer.param_groups[0]['lr']!r}\n")
+
+
+class Pause(Callback):
+    """Says `paused` and waits at a batch of the first epoch it sees, or before there is any (`hook: setup`)."""
+
+    def __init__(self, hook: str, batch: int, seconds: float = 60) -> None:
+        self.moment = (hook, batch)
+        self.seconds = seconds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._reached("setup", 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._reached("on_train_batch_start", batch_idx)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._reached("on_validation_batch_start", batch_idx)
+
+    def _reached(self, hook: str, batch: int) -> None:
+        if (hook, batch) == self.moment:
+            print("paused", flush=True)
+            time.sleep(self.seconds)

@@ -12,6 +12,7 @@ from workbench.console import quiet_libraries, short
 from workbench.errors import kept_errors, plain_errors
 from workbench.provenance import provenance
 from workbench.secret_words import give_back
+from workbench.stopping import STOP
 
 log = logging.getLogger("widefield")
 
@@ -21,7 +22,7 @@ def run_action(cfg: DictConfig) -> float | None:
 
     `cfg.paths.run` is the run's folder; `run.py` leaves it to Hydra, a notebook or a test sets it.
     """
-    with plain_errors(), provenance():
+    with STOP.heeded(), plain_errors(), provenance():
         quiet_libraries()
         OmegaConf.set_struct(cfg, True)
         if OmegaConf.is_missing(cfg.paths, "run"):

@@ -1,6 +1,7 @@
 """From configuration nodes to objects, and from a checkpoint back to the model that made it."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ from workbench.provenance import data_read
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
+from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
 
@@ -217,6 +219,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with its callbacks and loggers."""
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("this trainer needs a GPU and none was found: take trainer=cpu")
+    if cfg.trainer.strategy == "fsdp" and not torch.cuda.is_available():
+        raise UsageError("trainer=fsdp needs GPUs: take trainer=ddp with trainer.accelerator=cpu")
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
     loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
@@ -224,7 +228,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     if cfg.trainer.sync_batchnorm and without_gpus:
         plugins.append(SyncOnCPU())
-    return make_trainer(
+    trainer = make_trainer(
         **_limits(cfg),
         callbacks=callbacks,
         # Of itself the trainer would keep checkpoints of its own where ours are switched off.
@@ -234,6 +238,27 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
         default_root_dir=cfg.paths.run,
     )
+    heed_signals_together(trainer)
+    return trainer
+
+
+def heed_signals_together(trainer: Trainer) -> None:
+    """Leave signals to `workbench.stopping`, in all processes that the trainer starts; one tells the others.
+
+    The trainer's own handler ends a run wherever it is and saves nothing, and of several processes it waits in a
+    collective operation, from which none may come back.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    launcher: Any = trainer.strategy.launcher
+    os.environ[STARTED_BY] = str(os.getpid())
+
+    def tell() -> None:
+        for process in getattr(launcher, "procs", ()):
+            process.send_signal(TOLD)
+        if STARTED_FOR_A_RUN:
+            os.kill(os.getppid(), TOLD)
+
+    STOP.tell = tell
 
 
 def _limits(cfg: DictConfig) -> dict[str, int]:

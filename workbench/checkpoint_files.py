@@ -15,6 +15,7 @@ from workbench.errors import UsageError
 from workbench.files import write_atomically
 from workbench.provenance import model_read
 from workbench.quoting import typed
+from workbench.stopping import STOP
 
 log = logging.getLogger("widefield")
 
@@ -28,12 +29,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         def write(draft: Path) -> None:
-            with draft.open(
-                "wb"
-            ) as file:  # opened here, for a name is opened by C++, which hides why a write failed
+            # Opened here, for a name is opened by C++, which hides why a write failed.
+            with draft.open("wb") as file:
                 torch.save(checkpoint, file)
 
-        write_atomically(Path(path), write)
+        with STOP.writing():
+            write_atomically(Path(path), write)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

@@ -20,7 +20,7 @@ from torch import Tensor
 from backbone import CheckpointError
 from tasks.datasets.base import DataError
 from workbench.console import printable
-from workbench.errors import Interrupted, TrainingError, UsageError
+from workbench.errors import TrainingError, UsageError
 from workbench.members import REPLACED
 from workbench.resolvers import mode_of
 from workbench.targets import BASES, is_class_of, stands_at
@@ -389,7 +389,7 @@ def built_from(path: Path) -> Iterator[None]:
     """Whatever goes wrong while a model is built from what `path` says is the file's fault, in one sentence."""
     try:
         yield
-    except (UsageError, TrainingError, Interrupted, DataError, CheckpointError):
+    except (UsageError, TrainingError, DataError, CheckpointError):
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error

@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 from tasks.disk import WriteError, refusal
 from tasks.libraries import complaint_of
 from workbench.console import speaks
 from workbench.files import ELSEWHERE, write_json
+from workbench.stopping import STOP, Interrupted
 
 log = logging.getLogger("widefield")
 
@@ -26,14 +26,6 @@ class UsageError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what is left."""
-
-
-class Interrupted(Exception):
-    """A run stopped by a signal after it had saved; the message says how to go on."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def sentence(error: BaseException) -> str | None:
@@ -57,6 +49,8 @@ def sentence(error: BaseException) -> str | None:
         return str(error)
     if said := _of_the_disk(error):
         return said
+    if (lost := lost_reader(error)) is not None:
+        return lost
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU ran out of memory: lower task.data.batch_size or set backbone.model.grad_checkpointing=true"
     if type(error).__name__ == "MisconfigurationException":
@@ -81,27 +75,43 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        _leave(str(stop), stop.exit_code)
-    except KeyboardInterrupt:  # where there was nothing to save
-        _leave("stopped by SIGINT", 128 + signal.SIGINT)
-    except SystemExit as stop:
-        if (
-            type(stop).__name__ == "SIGTERMException"
-        ):  # the trainer's, while it tests; its exit code would be 0
-            _leave("stopped by SIGTERM", 128 + signal.SIGTERM)
+        _say_stopped(stop)
         raise
+    except KeyboardInterrupt:  # where signals are not heeded
+        if speaks():
+            log.warning("stopped by SIGINT")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         said = sentence(error)
+        if STOP.number is not None:  # mostly what a signal to other processes of this run has broken
+            if said is not None and lost_reader(error) is None:
+                log.error("error: %s", said)
+            ended = STOP.leave()
+            _say_stopped(ended)
+            raise ended from error
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
         log.error("error: %s", said)
         sys.exit(1)
 
 
-def _leave(message: str, exit_code: int) -> NoReturn:
-    if speaks():
-        log.warning("%s", message)
-    sys.exit(exit_code)
+def _say_stopped(stop: Interrupted) -> None:
+    if speaks() and not STOP.said:
+        log.warning("%s", STOP.say() or stop)
+        STOP.said = True
+
+
+def lost_reader(error: BaseException) -> str | None:
+    """What to say of an error that is a reader process which has ended; `None` for any other."""
+    said = str(error)
+    if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
+        return None
+    if "shared memory" in said:
+        return "a reader process ran out of shared memory (/dev/shm): lower task.data.num_workers"
+    if "killed by signal: Killed" in said or "exited unexpectedly" in said:
+        advice = "lower task.data.num_workers or task.data.batch_size"
+        return f"a reader process was killed, most likely because the memory ran out: {advice}"
+    return f"a reader process crashed ({said.splitlines()[0].rpartition(': ')[2].strip(' .')})"
 
 
 @contextmanager
@@ -115,9 +125,9 @@ def kept_errors(folder: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)
     try:
         yield
-    except Interrupted:
-        raise
     except Exception as error:
+        if STOP.number is not None:
+            raise
         told = _going_on(error, folder)
         said = sentence(told) or f"{type(error).__name__}: {error}"
         with suppress(OSError, WriteError):  # a full disk is perhaps the very error

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.replace(draft, path)
     finally:
         with suppress(OSError):  # a disk that refused the draft
+            draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a kill in the middle of `write_atomically` has left below `folder`, where nobody else writes."""
+    for draft in list(folder.rglob(".*")):
+        if re.fullmatch(r"\..+-[0-9a-f]{32}", draft.name) and draft.is_file() and not draft.is_symlink():
             draft.unlink(missing_ok=True)
 
 

@@ -20,6 +20,7 @@ from workbench.callbacks.best import BestCheckpoint
 from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
+from workbench.going_on import going_on_said
 from workbench.info import map_shape, size
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
@@ -38,6 +39,11 @@ def fit(cfg: DictConfig) -> float | None:
 
     What the result says of validation and test is measured of the same weights, those of the checkpoint it names.
     """
+    with going_on_said(Path(cfg.paths.run)):
+        return _fit(cfg)
+
+
+def _fit(cfg: DictConfig) -> float | None:
     started = time.monotonic()
     resume = resume_from(cfg)
     data = build_all_data(cfg)

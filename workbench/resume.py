@@ -14,8 +14,9 @@ from tasks.datasets.joint import JointData
 from workbench.callbacks.replan import refuse_kept_plan
 from workbench.checkpoint_files import point_to_resume, read_checkpoint
 from workbench.composition import read_run_config
-from workbench.console import printable
+from workbench.console import printable, speaks
 from workbench.errors import UsageError
+from workbench.files import remove_drafts
 from workbench.members import resolved
 
 log = logging.getLogger("widefield")
@@ -49,6 +50,8 @@ def resume_from(cfg: DictConfig) -> Resumed | None:
     if not cfg.resume:
         return None
     folder = Path(cfg.paths.run)
+    if speaks():  # one process alone
+        remove_drafts(folder)
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
         if cfg.resume == "auto":

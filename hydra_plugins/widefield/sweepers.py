@@ -8,6 +8,7 @@ imported at every start, so it imports nothing heavy.
 
 import itertools
 import logging
+import math
 import os
 import shutil
 import signal
@@ -33,11 +34,14 @@ from tasks.disk import WriteError
 from workbench.errors import UsageError, plain_errors, sentence
 from workbench.quoting import command, typed
 from workbench.secret_words import words_of
+from workbench.stopping import STOP
 from workbench.sweeps.folder import FAILED, SWEEP, Job, SweepFolder, job_folder, now, write_record
 from workbench.sweeps.words import KEY
 from workbench.words import check_words, explained
 
 log = logging.getLogger("widefield")
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a sweep, beside Ctrl-C
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,7 +149,10 @@ class FrozenSweeper(Sweeper):
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        STOP.patience = lambda: math.inf  # its runs are given the time to save
+        ended = {number: lambda *_: sys.exit(128 + signal.SIGTERM) for number in ENDING}
+        handlers = {signal.SIGINT: signal.default_int_handler, **ended}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -158,7 +165,8 @@ class FrozenSweeper(Sweeper):
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
             sys.exit(128 + number)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def _summed_up(self) -> Iterator[None]:

@@ -215,6 +215,16 @@ class ItemLoader(ResumableLoader):
             yield usable(batch)
 
 
+Loader = TypeVar("Loader", bound=ResumableLoader)
+
+
+def limited(loader: Loader, data: LightningDataModule) -> Loader:
+    """The loader, which knows how much of an epoch the trainer of its data module draws."""
+    if data.trainer is not None:
+        loader.limit = data.trainer.limit_train_batches
+    return loader
+
+
 T = TypeVar("T")
 
 
@@ -453,7 +463,7 @@ class DataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        return self.loader("train")
+        return limited(self.loader("train"), self)
 
     def val_dataloader(self) -> ResumableLoader:
         return self.loader("val")

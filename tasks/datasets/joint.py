@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from tasks.datasets.base import SPLITS, DataError, DataModule, Item, ItemLoader, collate
+from tasks.datasets.base import SPLITS, DataError, DataModule, Item, ItemLoader, collate, limited
 from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
 
 SAMPLINGS = ("round_robin", "proportional")
@@ -234,7 +234,7 @@ class JointData(LightningDataModule):
         steps = self.steps_per_epoch or sum(passes.values())
         shares = shares_of(passes, steps, self.sampling, self.temperature)
         sampler = JointBatches(batches, shares, in_turns=self.sampling == "round_robin", seed=self.seed)
-        return self._loader(loaders, sampler)
+        return limited(self._loader(loaders, sampler), self)
 
     def val_dataloader(self) -> ResumableLoader:
         return self._evaluation("val")
@@ -251,7 +251,7 @@ class JointData(LightningDataModule):
         if workers is None:
             workers = max(loader.num_workers for loader in loaders.values())
         return ItemLoader(
-            JointDataset({name: loader.dataset for name, loader in loaders.items()}),  # type: ignore[arg-type]
+            JointDataset({name: loader.dataset for name, loader in loaders.items()}),
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate_task,

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
+from tasks.datasets.readers import follow, signals_held
+
 Key = tuple[int, ...]  # (index, epoch), or (index, epoch, how often the index was drawn before in this epoch)
 
 
@@ -141,10 +143,24 @@ def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.fl
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
-    """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch."""
+    """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch.
+
+    Its reader processes leave signals to this one.
+
+    Attributes:
+        limit: `trainer.limit_train_batches`, a number of batches or a share of them: all that is drawn of an epoch.
+    """
 
     batch_sampler: EpochBatches
+    limit: int | float | None = None
     _seen = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"worker_init_fn": follow} | options)
+
+    def _get_iterator(self) -> Any:
+        with signals_held():
+            return super()._get_iterator()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self._seen = self.batch_sampler.skip
@@ -158,6 +174,12 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next pass continue where `state` was taken."""
-        finished = state["batches"] >= len(self.batch_sampler)
+        finished = state["batches"] >= self._drawn()
         self.batch_sampler.set_epoch(state["epoch"] + int(finished))
         self.batch_sampler.skip = 0 if finished else state["batches"]
+
+    def _drawn(self) -> int:
+        """Batches of an epoch."""
+        whole = len(self.batch_sampler)
+        limit = whole if self.limit is None else self.limit
+        return min(whole, limit if isinstance(limit, int) else int(whole * limit))

@@ -1,5 +1,6 @@
 """Batch norm across processes computes what one process with all the samples does."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,22 @@ def test_a_network_keeps_its_weights_and_merges(there_and_back: bool) -> None:
         assert not any(type(module) is CrossProcessBatchNorm2d for module in model.modules())
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model.reparameterize()(x_BCHW), expected, rtol=1e-3, atol=1e-4)
+
+
+def compiled_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1)
+    model = across_processes(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)))
+    copied = copy.deepcopy(model)
+    x, weight = inputs(torch.float32, 2.0, 4)
+    # With a cut at any of the norms this would raise.
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    (whole(x) * weight).sum().backward()
+    (copied(x) * weight).sum().backward()
+    for ours, theirs in zip(model.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_it_is_part_of_a_compiled_graph(tmp_path: Path) -> None:
+    mp.start_processes(compiled_process, (str(tmp_path),), nprocs=1, start_method="fork")

@@ -246,7 +246,9 @@ def test_predict_writes_a_forecast_and_a_picture(run: Path, act: Callable[..., P
     checkpoint = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
     folder = act("action=predict", checkpoint, "trainer=cpu", f"input={tmp_path / 'shops.csv'}")
     table = pd.read_csv(folder / "forecast.csv", parse_dates=["date"])
-    assert table.columns.tolist() == ["date", "berlin", "paris", "rome"]
+    assert table.columns.tolist() == ["date", "berlin", "paris", "rome", "drawn"], (
+        "the model is of a drawn sample"
+    )
     assert table["date"].tolist() == pd.date_range("2030-03-02", periods=14, freq="D").tolist()
     assert table.notna().all().all()
     assert (folder / "figures" / "forecasts.png").is_file()

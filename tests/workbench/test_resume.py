@@ -139,8 +139,13 @@ def test_sigterm_in_the_test_after_training_is_no_success(
     with pytest.raises(SystemExit) as stopped:
         act(*WORDS, *SHORT, stop)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert caplog.records[-1].getMessage() == "stopped by SIGTERM"
-    assert not (tmp_path / "run" / "result.json").exists()
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    said = (
+        f"stopped by SIGTERM, the last checkpoint is {last}; to go on, repeat the command with resume={run}"
+    )
+    assert caplog.records[-1].getMessage() == said
+    assert not (run / "result.json").exists()
     run = act(*WORDS, *SHORT, f"resume={tmp_path / 'run'}")
     whole = act(*WORDS, *SHORT, folder="whole")
     continued, unbroken = (json.loads((folder / "result.json").read_text()) for folder in (run, whole))

@@ -1,22 +1,22 @@
-"""Ctrl-C and SIGTERM save the run after the current step and say how to go on."""
+"""A signal saves the run after the current step; a validation that takes long is left, and made again on resume."""
 
-import signal
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from workbench.errors import Interrupted
-from workbench.quoting import typed
+from workbench.stopping import PATIENCE, STOP, Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+VALIDATION = "epoch_loop.val_loop.batch_progress"  # in a checkpoint's loops
+BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
 class Interrupt(Callback):
-    """Write `last.ckpt` after the step in which SIGINT or SIGTERM arrived, then raise `Interrupted`.
+    """Write `last.ckpt` after the step in which a signal arrived, then raise `Interrupted`.
 
-    A second signal stops at once, with what was saved before.
+    Where the step ends an epoch, its validation comes first, if it is quick. Else the checkpoint says that it is still
+    to be made. What takes longer than `patience`, such as a compilation, is left without saving.
 
     Args:
         checkpoint_dir: where the run keeps its checkpoints.
@@ -24,46 +24,64 @@ class Interrupt(Callback):
 
     def __init__(self, checkpoint_dir: str) -> None:
         self.last = Path(checkpoint_dir) / "last.ckpt"
-        self.received: int | None = None
+        self._began: float | None = None  # the step that is made now
+        self._step_s: float | None = None  # the step before; None: nothing to compare with
+        self._steps = 0
+        self._in_validation = False
+        self._unfinished = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+    def patience(self) -> float:
+        """Seconds that a step may still take: none is left halfway for being as long as the others."""
+        return PATIENCE if self._began is None else max(PATIENCE, 2 * (self._step_s or 0))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: the trainer has just installed its own handler, which ends a run wherever it is and saves
-        # nothing. The trainer also puts back what was there before either.
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        STOP.waits, STOP.patience = True, self.patience
 
     def _wanted(self, trainer: Trainer) -> bool:
         # One process may get the signal a step before another: all decide together.
-        return bool(trainer.strategy.reduce_boolean_decision(self.received is not None, all=False))
+        return bool(trainer.strategy.reduce_boolean_decision(STOP.number is not None, all=False))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._began = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._steps and self._began is not None:  # the first one is also compiled
+            self._step_s = time.monotonic() - self._began
+        self._steps, self._began = self._steps + 1, None
         # At an epoch's last step the validation and the epoch's own checkpoint come first, see on_train_epoch_start.
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
         if complete and self._wanted(trainer):
             trainer.save_checkpoint(self.last)
-            self._stop()
+            raise STOP.leave()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._wanted(trainer):  # the epoch that has just ended left its checkpoint
-            self._stop()
+            raise STOP.leave()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        STOP.waits = False
         if self._wanted(trainer):
-            self._stop()
+            raise STOP.leave()
 
-    def _stop(self) -> None:
-        number = self.received or signal.SIGTERM
-        said, code = f"stopped by {signal.Signals(number).name}", 128 + number
-        if not self.last.is_file():
-            raise Interrupted(f"{said} before there was anything to save", code)
-        folder = self.last.parent.parent
-        raise Interrupted(
-            f"{said}, saved in {self.last}; to go on, repeat the command with {typed('resume', folder)}", code
-        )
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        STOP.waits = False
+        if isinstance(exception, Interrupted) and trainer.state.fn == "fit" and self._in_validation:
+            self._unfinished = True
+            trainer.save_checkpoint(self.last)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._in_validation = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._in_validation = False
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._unfinished:  # to be made from its beginning
+            progress = checkpoint["loops"]["fit_loop"][VALIDATION]
+            progress["total"], progress["current"] = dict(BEGUN), dict(BEGUN)

@@ -27,6 +27,7 @@ from tasks.disk import WriteError
 from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
 from workbench.secret_words import words_of
+from workbench.stopping import STARTED_BY
 from workbench.sweeps.devices import cpu_cores, one_gpu, threads_each, visible_gpus
 from workbench.sweeps.folder import (
     DONE,
@@ -44,7 +45,7 @@ from workbench.sweeps.folder import (
 log = logging.getLogger("widefield")
 
 RUN = Path(__file__).parents[2] / "run.py"
-PARENT = "WIDEFIELD_PARENT"  # the process id that a run of a sweep belongs to
+PARENT = STARTED_BY  # the process id that a run of a sweep belongs to
 LOCK = ".lock"  # held as long as a run goes on
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal
 # What is said to Hydra about the sweep as a whole does not concern its runs.
@@ -147,7 +148,10 @@ def command_of(sweep: SweepFolder, words: list[str], folder: Path, goes_on: bool
 
 
 def follow_parent() -> None:
-    """In a run of a sweep: ask the system for a SIGTERM when the waiting process dies, so that no run is orphaned."""
+    """Ask the system for a SIGTERM when the process that waits for this one dies, so that none is orphaned.
+
+    This one: a run of a sweep, or a process that a distributed run has started.
+    """
     parent = os.environ.pop(PARENT, None)  # not for processes started by this one
     if parent is None or sys.platform != "linux":
         return
