@@ -218,7 +218,7 @@ def test_http_only_with_a_checksum(plain: Server, tmp_path: Path) -> None:
     assert (tmp_path / "set.bin").read_bytes() == BODY
 
 
-@pytest.mark.parametrize("sha256", [None, SHA256])
+@pytest.mark.parametrize("sha256", [None, SHA256], ids=["unpinned", "pinned"])
 def test_no_redirect_leads_from_https_to_less(
     server: Server, plain: Server, tmp_path: Path, sha256: str | None
 ) -> None:

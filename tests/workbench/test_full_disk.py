@@ -25,7 +25,8 @@ from torch import nn
 from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import draw_once
 from tasks.datasets.cue_conflict import drawn_sample
-from tasks.datasets.download import Source, download, download_and_unpack
+from tasks.datasets.download import Source, download
+from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.shards.cache import ShardCache
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
