@@ -74,3 +74,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_on_reading_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "READING.md").read_text()
+    named = set(re.findall(r"\btest_\w+(?=[`\[])", page)) - {"test_from"}
+    source = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 60
+    assert {name for name in named if f"def {name}(" not in source} == set()

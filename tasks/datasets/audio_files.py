@@ -35,6 +35,8 @@ LOUDEST = 2.0**31  # of files of floating-point numbers: whole numbers of 32 bit
 UNKNOWN_LENGTH = 2**48
 LONGER = 1.02  # times the seconds read: what clips may exceed them by unsaid
 LOOKED_AT = 200  # clips of a split
+FULL = "full"
+MOST_CROPS = 1000
 
 
 class AudioData(ShardableData):
@@ -46,7 +48,7 @@ class AudioData(ShardableData):
     Args:
         sample_rate: in Hz; files at another rate are resampled.
         seconds: length of a waveform.
-        test_crops: K; 1 gives ``(T,)``.
+        test_crops: K; 1 gives ``(T,)``; ``full`` takes as many as cover the longest clip without gaps.
         **common: see `ShardableData` and `DataModule`.
     """
 
@@ -58,15 +60,19 @@ class AudioData(ShardableData):
         *,
         sample_rate: int = 16000,
         seconds: float = 1.0,
-        test_crops: int = 1,
+        test_crops: int | str = 1,
         **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(**common)
-        if sample_rate < 1 or seconds * sample_rate < 1 or test_crops < 1:
+        self.covering = test_crops == FULL
+        crops = 1 if self.covering else test_crops
+        if not isinstance(crops, int):
+            raise DataError(f"test_crops is a number or {FULL}, not {test_crops!r}")
+        if sample_rate < 1 or seconds * sample_rate < 1 or crops < 1:
             raise DataError("sample_rate, seconds and test_crops must be positive")
         self.sample_rate = sample_rate
         self.seconds = seconds
-        self.test_crops = test_crops
+        self.test_crops = crops
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
         if train:
@@ -76,12 +82,36 @@ class AudioData(ShardableData):
     def setup(self, stage: str | None = None) -> None:
         fresh = not self.splits
         super().setup(stage)
+        if fresh and self.covering:
+            self.test_crops = self._covering_crops()
         if fresh:
             self.notes += self._lengths_note()
 
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"test_crops": self.test_crops} if self.covering else {})
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        super().recall(facts)
+        self.test_crops = facts.get("test_crops", self.test_crops)
+
+    def _covering_crops(self) -> int:
+        """How many crops of `seconds` cover the longest clip of the validation and test splits without gaps."""
+        if self.storage is not None and self.storage.folder is None:
+            raise DataError(
+                f"test_crops={FULL} needs shards in a folder, whose clips can be measured: say test_crops=K"
+            )
+        lengths = [length for split in ("val", "test") for length in self._lengths(split, None)]
+        crops = math.ceil(round(max(lengths, default=self.seconds) / self.seconds, 6))
+        if crops > MOST_CROPS:
+            raise DataError(
+                f"the longest clip lasts {max(lengths):.3g} s, {crops:,} crops of {self.seconds:g} s: say "
+                f"task.data.test_crops=K, or longer task.data.seconds"
+            )
+        return max(crops, 1)
+
     def _lengths_note(self) -> list[str]:
         """How much of longer clips is read, and which option reads more."""
-        seconds = sorted(length for split in self.splits for length in self._lengths(split))
+        seconds = sorted(length for split in self.splits for length in self._lengths(split, LOOKED_AT))
         if not seconds or seconds[-1] <= LONGER * self.seconds:
             return []
         longer = sum(length > LONGER * self.seconds for length in seconds) / len(seconds)
@@ -89,18 +119,20 @@ class AudioData(ShardableData):
         tested = "the middle" if self.test_crops == 1 else f"{self.test_crops} crops from start to end"
         more = f"task.data.seconds={_rounded_up(seconds[-1]):g} reads all"
         if self.test_crops == 1 and "test_crops" in signature(type(self)).parameters:
-            more += ", task.data.test_crops=K averages the answers to K crops"
+            more += f", task.data.test_crops=K (or {FULL}) averages the answers to K crops"
         return [
             f"clips last {seconds[0]:.3g} / {median(seconds):.3g} / {seconds[-1]:.3g} s (min / median / max{looked}), "
             f"{100 * longer:.0f} % longer than the {self.seconds:g} s that are read: in training a random crop, in "
             f"validation and test {tested}; {more}"
         ]
 
-    def _lengths(self, split: str) -> Iterator[float]:
-        """Seconds of some clips of a split, by their headers; none of shards that lie elsewhere."""
+    def _lengths(self, split: str, most: int | None) -> Iterator[float]:
+        """Seconds of the clips of a split, or of some, by their headers; none of shards that lie elsewhere."""
         if self.storage is not None and self.storage.folder is None:
             return
-        for item in spread(self.splits[split], LOOKED_AT if self.storage is None else LOOKED_AT // 10):
+        if most is not None and self.storage is not None:
+            most //= 10
+        for item in spread(self.splits[split], most):
             try:
                 length = self._length(item)
             except DataError:

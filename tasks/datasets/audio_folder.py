@@ -53,7 +53,7 @@ class AudioFolder(AudioData):
         multilabel: bool = False,
         sample_rate: int = 16000,
         seconds: float = 1.0,
-        test_crops: int = 1,
+        test_crops: int | str = 1,
         **settings: Unpack[AudioFolderSettings],
     ) -> None:
         labels, common = label_settings(settings)

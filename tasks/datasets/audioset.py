@@ -107,7 +107,7 @@ class AudioSet(AudioData):
         val_fraction: float = 0.1,
         sample_rate: int = 16000,
         seconds: float = 10.0,
-        test_crops: int = 1,
+        test_crops: int | str = 1,
         **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(sample_rate=sample_rate, seconds=seconds, test_crops=test_crops, **common)

@@ -560,3 +560,24 @@ def test_sources_without_crops_offer_none(speech_root: Path) -> None:
     data.setup()
     (hint,) = data.notes
     assert hint.endswith("task.data.seconds=1 reads all")
+
+
+def test_crops_cover_the_longest_clip(tmp_path: Path) -> None:
+    for label in ("bell", "horn"):
+        for number in range(20):
+            write(tmp_path / label / f"{number}.wav", tone(0.5 + 0.1 * number))
+    data = folder(tmp_path, seconds=0.5, test_crops="full", test_fraction=0.5, batch_size=2)
+    longest = max(
+        soundfile.info(item.path).duration for split in ("val", "test") for item in data.splits[split]
+    )
+    assert longest > 1.5
+    assert data.test_crops == data.facts()["test_crops"] == int(np.ceil(longest / 0.5))
+    raw = next(iter(data.loader("test")))["raw"]
+    assert raw.shape[:2] == (2, data.test_crops)
+    other = AudioFolder(name="audio_folder", data_dir=str(tmp_path), seconds=0.5, test_crops="full")
+    other.recall(data.facts())
+    assert other.read_file(data.splits["test"][0].path).shape[0] == data.test_crops
+    with pytest.raises(DataError, match="a number or full, not 'all'"):
+        folder(tmp_path, test_crops="all")
+    with pytest.raises(DataError, match=r"crops of 0.001 s: say task.data.test_crops=K"):
+        folder(tmp_path, seconds=0.001, test_crops="full")
