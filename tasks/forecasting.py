@@ -299,24 +299,26 @@ class ForecastingTask(Task):
         )
 
     def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
-        raw, past = batch["raw"], batch["raw"]["values"].shape[1]
-        return [
-            self._test_rows(date_X[past:].tolist(), truth_TN.tolist(), forecast_TN.tolist())
-            for date_X, truth_TN, forecast_TN in zip(
-                raw["date"].cpu(), batch["target"].cpu(), output.float().cpu(), strict=True
-            )
-        ]
+        rows = []
+        for position, forecast_TN in enumerate(output.float().cpu()):
+            raw = {name: value[position].cpu() for name, value in batch["raw"].items()}
+            rows.append(self._test_rows(raw, batch["target"][position].cpu(), forecast_TN))
+        return rows
 
     def _test_rows(
-        self, seconds_T: list[int], truth_TN: list[list[float]], forecast_TN: list[list[float]]
+        self, raw: dict[str, Tensor], truth_TN: Tensor, forecast_TN: Tensor
     ) -> list[dict[str, Any]]:
+        """A row a step, in the data's own units."""
+        dates = dates_of(raw)[len(raw["values"]) :]
+        kept_N = digits(raw, len(self.variates))
+        truths, forecasts = in_own_units(truth_TN, raw).tolist(), in_own_units(forecast_TN, raw).tolist()
         rows = []
-        for step, (seconds, truth_N, forecast_N) in enumerate(
-            zip(seconds_T, truth_TN, forecast_TN, strict=True), start=1
+        for step, (date, truth_N, forecast_N) in enumerate(
+            zip(dates, truths, forecasts, strict=True), start=1
         ):
-            row: dict[str, Any] = {"from": readable(seconds_T[0]), "step": step, "date": readable(seconds)}
-            for name, truth, forecast in zip(self.variates, truth_N, forecast_N, strict=True):
-                row |= {name: round_to(truth, 7), f"{name} forecast": round_to(forecast, 7)}
+            row: dict[str, Any] = {"from": dates[0], "step": step, "date": date}
+            for name, truth, forecast, kept in zip(self.variates, truth_N, forecast_N, kept_N, strict=True):
+                row |= {name: round_to(truth, kept), f"{name} forecast": round_to(forecast, kept)}
             rows.append(row)
         return rows
 

@@ -16,11 +16,13 @@ from workbench.stopping import STOP
 
 
 def how_to_go_on(folder: Path) -> str:
-    """`to go on: python run.py resume=RUN`, to be pasted; without a command line, as in a notebook, in words."""
+    """`to go on: python run.py … resume=RUN`, to be pasted; without a command line, as in a notebook, in words.
+
+    All words are repeated: some, such as callbacks of one's own, a run's record does not bring back by itself.
+    """
     if not HydraConfig.initialized():
         return f"to go on, repeat the command with resume={folder}"
-    flags = [word for word in sys.argv[1:] if word.startswith("-")]
-    words = [word for word in sys.argv[1:] if not word.startswith("resume=")] if flags else []
+    words = [word for word in sys.argv[1:] if not word.startswith("resume=")]
     return f"to go on: {command(*words, resume=folder)}"
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError, check_file, spread
+from tasks.datasets.base import DataError, Item, ReadError, Whole, check_file, spread
 from tasks.datasets.reading import require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings, as_file
 from tasks.datasets.shards.layout import ShardItem
@@ -29,6 +29,7 @@ SOUND_FILES = (
 )  # read by libsndfile  # fmt: skip
 CONTAINERS = (".m4a", ".aac", ".wma", ".mka")  # read by FFmpeg (PyAV)
 EXTENSIONS = SOUND_FILES + CONTAINERS
+MAGIC = (b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75")  # Matroska, ASF (WMA)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
 LOUDEST = 2.0**31  # of files of floating-point numbers: whole numbers of 32 bits are within it, damage is not
 # Some streams do not state their length (libsndfile says 2**63 - 1); they are read from the start.
@@ -94,13 +95,20 @@ class AudioData(ShardableData):
         super().recall(facts)
         self.test_crops = facts.get("test_crops", self.test_crops)
 
+    def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
+        super().take_whole(whole, facts)
+        if self.covering:
+            self.test_crops = self._covering_crops()
+        self.notes += self._lengths_note()
+
     def _covering_crops(self) -> int:
         """How many crops of `seconds` cover the longest clip of the validation and test splits without gaps."""
         if self.storage is not None and self.storage.folder is None:
             raise DataError(
                 f"test_crops={FULL} needs shards in a folder, whose clips can be measured: say test_crops=K"
             )
-        lengths = [length for split in ("val", "test") for length in self._lengths(split, None)]
+        measured = [split for split in ("val", "test") if split in self.splits]
+        lengths = [length for split in measured for length in self._lengths(split, None)]
         crops = math.ceil(round(max(lengths, default=self.seconds) / self.seconds, 6))
         if crops > MOST_CROPS:
             raise DataError(
@@ -160,7 +168,7 @@ def length_of(path: Path) -> float | None:
         ReadError: it cannot be read as audio.
     """
     check_file(path)
-    if path.suffix.lower() in CONTAINERS:
+    if is_container(path):
         with _container(path) as (container, stream):
             return _stated_length(container, stream) / stream.rate or None
     soundfile = require("soundfile", "audio files")
@@ -194,8 +202,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
         ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
     """
     check_file(path)
-    read = _read_container if path.suffix.lower() in CONTAINERS else _read_sound_file
-    sound, rate = read(path, seconds, place)
+    sound, rate = (_read_container if is_container(path) else _read_sound_file)(path, seconds, place)
     if len(sound) == 0:
         raise ReadError("it holds no sound (0 samples)")
     if not np.isfinite(sound).all():
@@ -208,6 +215,19 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
         raise ReadError(f"its sample rate of {rate} Hz is out of range")
     waveform = torch.from_numpy(sound.mean(axis=1))
     return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
+
+
+def is_container(path: Path) -> bool:
+    """Whether FFmpeg reads it: by its ending, or where it has none, as a sample of a shard, by its first bytes."""
+    if path.suffix:
+        return path.suffix.lower() in CONTAINERS
+    with path.open("rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" or start.startswith(MAGIC) or _is_adts(start)
+
+
+def _is_adts(start: bytes) -> bool:
+    return start[:1] == b"\xff" and len(start) > 1 and start[1] & 0xF6 == 0xF0  # layer 0; of an MP3 it is 1
 
 
 def _read_sound_file(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
@@ -255,7 +275,13 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _stated_length(container: Any, stream: Any) -> int:
-    """Samples per channel that the header states; 0 where it states none."""
+    """Samples per channel that the header states, or the packets of a bare AAC stream; 0 where nothing does."""
+    if container.format.name == "aac":  # its length would be guessed from the first frames
+        with require("av", "audio files").open(container.name) as again:
+            first = again.streams.audio[0]
+            return round(
+                sum(packet.duration or 0 for packet in again.demux(first)) * first.time_base * first.rate
+            )
     if stream.duration is not None and stream.time_base is not None:
         return round(stream.duration * stream.time_base * stream.rate)
     return round(container.duration * stream.rate / 1e6) if container.duration else 0

@@ -16,13 +16,12 @@ from typing import Any
 from typing_extensions import Unpack
 
 from tasks.datasets.base import CommonSettings, DataError, ReadError, Whole
+from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.series import Parts, SeriesData, first_rows, last_observed
 from tasks.datasets.series_table import Columns, Table, read_series
 from tasks.datasets.series_text import Format
 
 log = logging.getLogger("widefield")
-
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test"}
 
 Names = str | Sequence[str] | None
 
@@ -109,7 +108,11 @@ class CsvForecast(SeriesData):
         return self._read(root, self.columns)
 
     def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        return self.whole(self._read(self.root, replace(self.columns, target=None)), facts)
+        try:
+            tables = self._read(self.root, replace(self.columns, target=tuple(facts["variates"])))
+        except DataError:  # its columns have other names: all with numbers, in their order
+            tables = self._read(self.root, replace(self.columns, target=None))
+        return self.whole(tables, facts)
 
     def _read(self, root: Path, columns: Columns) -> list[Table]:
         if (
@@ -127,7 +130,7 @@ class CsvForecast(SeriesData):
                 found = read_series(file, self.form, columns)
             except ReadError as error:
                 raise DataError(f"{file}: {error}") from error
-            tables += [_named(table, file, alone=len(files) == 1) for table in found]
+            tables += [replace(_named(table, file, alone=len(files) == 1), path=file) for table in found]
         # Rows at the end that hold covariates alone are the future: nothing can be learnt or tested there.
         return (
             [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
@@ -144,7 +147,7 @@ class CsvForecast(SeriesData):
         others = [file.name for file in visible if file not in files and file.name != "SAMPLE.json"]
         if others:
             log.warning("%s: %s other files left out: %s", root, f"{len(others):,}", ", ".join(others[:5]))
-        splits = [file.name for file in files if file.stem.lower() in SPLIT_NAMES]
+        splits = [file.name for file in files if split_of_folder(file.stem)]
         if len(splits) > 1:
             raise DataError(
                 f"{root} holds {' and '.join(splits)}, which would be read as series of their own: join them in one "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tasks.datasets.base import ELSEWHERE, DataError
 from tasks.datasets.image_reading import EXTENSIONS
+from tasks.datasets.listing import list_files
 from tasks.disk import WriteError, draft_of, filling
 
 LAYOUT = "a folder per shape with files such as cat/cat1-bottle2.png (shape cat, texture bottle)"
@@ -73,9 +74,7 @@ def read_cue_conflict(root: Path) -> list[CueConflict]:
             f"{root} does not exist; cue-conflict pictures are {LAYOUT} (get them from {HOMEPAGE})"
         )
     found = []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in EXTENSIONS or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in sorted(list_files(root, EXTENSIONS)):
         match = _NAME.fullmatch(path.stem)
         if match is None:
             raise DataError(f"{path} is not named after its shape and texture; expected: {LAYOUT}")

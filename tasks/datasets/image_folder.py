@@ -74,4 +74,6 @@ class ImageFolder(ImageData):
     def read_whole(self, facts: dict[str, Any]) -> Whole | None:
         if self.format != "files":
             return None
-        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        self.notes = list(self.files.notes)
+        return whole

@@ -52,7 +52,7 @@ class LabelTable:
     notes: Sequence[str] = field(default=())
 
 
-def read_label_table(table: Path, root: Path, columns: Mapping[str, str] | None = None) -> LabelTable:
+def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] | None = None) -> LabelTable:
     """Read a table of labels.
 
     UTF-8, UTF-16 with a mark, or else Windows-1252; separated by commas, semicolons, tabs or bars; headers in any
@@ -61,7 +61,8 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str] | None 
     Args:
         table: the file.
         root: the folder that paths start from; only looked at to tell a table without headers.
-        columns: which column is `path`, `label`, `split`, `fold`, `group`, where their names do not tell.
+        columns: which column is `path`, `label`, `split`, `fold`, `group`, where their names do not tell;
+            `None` for a role: no column has it, whatever its name.
 
     Raises:
         DataError: no such file, no text, no such columns, or a line with more or fewer cells than the header.
@@ -147,17 +148,19 @@ def _cells(line: str, separator: str) -> int:
         return 0
 
 
-def _roles(table: Path, header: Sequence[str], wanted: dict[str, str]) -> dict[str, str]:
+def _roles(table: Path, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
     """The header's name of every role that is found."""
     unknown = sorted(set(wanted) - set(COLUMNS))
     if unknown:
         raise DataError(f"csv_columns takes {', '.join(COLUMNS)}, not {', '.join(unknown)}")
     for role, name in wanted.items():
-        if name not in header:
+        if name is not None and name not in header:
             raise DataError(f"{table} has no column {name!r} ({role}); it has {', '.join(header)}")
     plain = {_plain(name): name for name in reversed(header)}
     roles = {}
     for role, names in COLUMNS.items():
+        if role in wanted and wanted[role] is None:
+            continue
         found = wanted.get(role) or next((plain[name] for name in names if name in plain), None)
         if found is not None:
             roles[role] = found

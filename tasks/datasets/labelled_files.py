@@ -45,11 +45,16 @@ class Entry:
     fold: str | None = None
 
 
+def by_parts(path: Path) -> tuple[str, ...]:
+    """Order of files: folder by folder."""
+    return path.parts
+
+
 class LabelSettings(TypedDict, total=False):
     """Arguments of `LabelledFiles` that every collection of files takes."""
 
     csv: str | None
-    csv_columns: Mapping[str, str] | None
+    csv_columns: Mapping[str, str | None] | None
     label_from: str | None
     test_from: str | None
     val_from: str | None
@@ -108,7 +113,7 @@ class LabelledFiles:
         extensions: tuple[str, ...],
         *,
         csv: str | None = None,
-        csv_columns: Mapping[str, str] | None = None,
+        csv_columns: Mapping[str, str | None] | None = None,
         multilabel: bool = False,
         label_from: str | None = None,
         test_from: str | None = None,
@@ -118,7 +123,7 @@ class LabelledFiles:
         fold: int | str | None = None,
         folds: int = 5,
         folds_by: str = "number",
-        order: Callable[[Path], Any] = Path.as_posix,
+        order: Callable[[Path], Any] = by_parts,
     ) -> None:
         if csv is not None and label_from is not None:
             raise DataError("labels come from csv or from label_from, not from both")
@@ -161,18 +166,7 @@ class LabelledFiles:
             root: the folder.
             bad_layout: makes the error for a folder that holds something else.
         """
-        if not root.is_dir():
-            raise bad_layout(f"{root} is not a folder")
-        self.notes = []
-        self.listing = Listing()
-        if self.csv is not None:
-            entries = list(self._from_table(root, root / Path(self.csv).expanduser()))
-        elif self.label_from is not None:
-            entries = list(self._from_names(root, self.label_from))
-        else:
-            entries = list(self._from_folders(root))
-        if passed_over := self.listing.passed_over():
-            self.notes.append(passed_over)
+        entries = self._entries(root, bad_layout)
         classes = sorted({label for entry in entries for label in entry.labels})
         if entries and len(classes) < 2:
             raise bad_layout(f"all files in {root} belong to one class ({', '.join(classes)})")
@@ -204,8 +198,25 @@ class LabelledFiles:
         Raises:
             DataError: also for a class that is not known.
         """
+        entries = self._entries(root, bad_layout, tuple(known))
+        if not entries:
+            raise bad_layout(f"no labelled files in {root}")
+        refuse_unknown([label for entry in entries for label in entry.labels], known, str(root))
+        tested = [entry for entry in entries if entry.split == "test"]
+        which = f"of {len(entries):,} files the {len(tested):,} of its test split are tested"
+        if not tested:
+            tested, which = entries, f"all {len(entries):,} files are tested"
+        absent = not_there((label for entry in tested for label in entry.labels), known)
+        index = {name: position for position, name in enumerate(known)}
+        return Whole([Item(entry.path, self._target(entry, index)) for entry in tested], which + absent)
+
+    def _entries(
+        self, root: Path, bad_layout: Callable[[str], DataError], known: Sequence[str] | None = None
+    ) -> list[Entry]:
+        """All labelled files; `notes` says what was inferred and passed over."""
         if not root.is_dir():
             raise bad_layout(f"{root} is not a folder")
+        self.notes, self.listing = [], Listing()
         if self.csv is not None:
             table = root / Path(self.csv).expanduser()
             if not table.is_file():
@@ -217,17 +228,10 @@ class LabelledFiles:
         elif self.label_from is not None:
             entries = list(self._from_names(root, self.label_from))
         else:
-            entries = list(self._from_folders(root, tuple(known)))
-        if not entries:
-            raise bad_layout(f"no labelled files in {root}")
-        refuse_unknown([label for entry in entries for label in entry.labels], known, str(root))
-        tested = [entry for entry in entries if entry.split == "test"]
-        which = f"of {len(entries):,} files the {len(tested):,} of its test split are tested"
-        if not tested:
-            tested, which = entries, f"all {len(entries):,} files are tested"
-        absent = not_there((label for entry in tested for label in entry.labels), known)
-        index = {name: position for position, name in enumerate(known)}
-        return Whole([Item(entry.path, self._target(entry, index)) for entry in tested], which + absent)
+            entries = list(self._from_folders(root, known))
+        if passed_over := self.listing.passed_over():
+            self.notes.append(passed_over)
+        return entries
 
     def _from_folders(self, root: Path, known: Sequence[str] | None = None) -> Iterator[Entry]:
         """One entry a file; with `known` classes a folder is a split's by its name alone."""
@@ -293,7 +297,10 @@ class LabelledFiles:
             raise DataError(f"{where} lacks a path or a label")
         split = (row.split or "").lower()
         if split and split not in SPLIT_NAMES:
-            raise DataError(f"{where} has the split {split!r}; it takes train, val or test")
+            raise DataError(
+                f"{where} has the split {split!r}; it takes train, val or test; where its column is no split, say "
+                "'task.data.csv_columns={split: null}'"
+            )
         path = existing(root, row.path)
         if not path.is_file():
             raise DataError(f"{where} names {path}, which does not exist")
@@ -318,7 +325,7 @@ class LabelledFiles:
     def _check_roles(self, file: Path, table: LabelTable) -> None:
         if "fold" in table.columns:
             lacking = [row.line for row in table.rows if row.fold is None]
-            if "split" in table.columns:
+            if any(row.split for row in table.rows):
                 self.notes.append(
                     f"{file.name} states splits, its column {table.columns['fold']} is not used"
                 )
@@ -338,6 +345,7 @@ class LabelledFiles:
         ):
             if pattern is not None and entries and split not in given:
                 raise DataError(f"{argument}={pattern.pattern} matches no file in {root}")
+        _refuse_torn(root, entries, given)
         if any(given):
             if self.fold is not None:
                 raise DataError(f"{root} has splits of its own ({_listed(given)}): leave fold out")
@@ -367,12 +375,18 @@ class LabelledFiles:
         return entry.split
 
     def _by_fraction(self, names: list[str], entries: list[Entry], given: Sequence[str | None]) -> list[str]:
+        held = {
+            entry.group: fixed
+            for entry, fixed in zip(entries, given, strict=True)
+            if entry.group and fixed in ("val", "test")
+        }
         test_below = 0.0 if "test" in given else self.test_fraction
         val_below = test_below + (0.0 if "val" in given else self.val_fraction)
         found = []
         for name, entry, fixed in zip(names, entries, given, strict=True):
             place = stable_fraction(entry.group or name)
             drawn = "test" if place < test_below else "val" if place < val_below else "train"
+            fixed = held.get(entry.group, fixed) if entry.group else fixed
             found.append(fixed if fixed in ("val", "test") else drawn)
         return found
 
@@ -424,6 +438,19 @@ def _pattern(argument: str, text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise DataError(f"{argument}={text} is not a regular expression ({error})") from error
+
+
+def _refuse_torn(root: Path, entries: Sequence[Entry], given: Sequence[str | None]) -> None:
+    """Raise a `DataError` for a group that is stated to lie in two splits or folds."""
+    stated: dict[str, set[str]] = {}
+    for entry, fixed in zip(entries, given, strict=True):
+        if entry.group and (role := fixed or (entry.fold and f"fold {entry.fold}")):
+            stated.setdefault(entry.group, set()).add(role)
+    torn = [group for group, roles in stated.items() if len(roles) > 1]
+    if torn:
+        raise DataError(
+            f"{root}: the group {torn[0]} lies in {' and '.join(sorted(stated[torn[0]]))}: a group belongs to one"
+        )
 
 
 def _listed(given: Sequence[str | None]) -> str:

@@ -12,9 +12,8 @@ NEVER = ("__MACOSX",)  # folders that are not hidden, but hold no one's data
 
 @dataclass
 class Listing:
-    """Files found below a folder, and those passed over: by ending, and how many were hidden."""
+    """What was passed over below a folder: files by ending, and how many files and folders were hidden."""
 
-    files: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
@@ -24,7 +23,7 @@ class Listing:
         rest = sum(self.others.values()) - sum(count for _, count in self.others.most_common(SHOWN))
         named += [f"{rest:,} others"] if rest else []
         named += (
-            [f"{self.hidden:,} hidden (names beginning with a dot, or in such folders)"]
+            [f"{self.hidden:,} hidden (names beginning with a dot, a folder counted as one)"]
             if self.hidden
             else []
         )
@@ -38,16 +37,15 @@ def list_files(folder: Path, endings: Collection[str], listing: Listing | None =
     Args:
         folder: where to look, sub-folders included.
         endings: ``.png``, …
-        listing: takes up what is found and what is passed over.
+        listing: takes up what is passed over.
     """
     found = []
     listing = listing if listing is not None else Listing()
     for place, folders, names in os.walk(folder):
         unseen = [name for name in folders if is_hidden(name)]
-        listing.hidden += sum(_count_files(Path(place, name)) for name in unseen)
+        listing.hidden += len(unseen)
         folders[:] = sorted(name for name in folders if name not in unseen)
         found += sorted_out(Path(place), names, endings, listing)
-    listing.files += found
     return found
 
 
@@ -68,7 +66,3 @@ def sorted_out(folder: Path, names: Iterable[str], endings: Collection[str], lis
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is no one's data: ``.ipynb_checkpoints``, ``._photo.jpg``, …"""
     return name.startswith(".") or name in NEVER
-
-
-def _count_files(folder: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))

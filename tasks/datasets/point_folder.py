@@ -88,7 +88,17 @@ class PointFolder(PointData):
         return splits
 
     def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        return self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        self.recall(facts)
+        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        self.notes = list(self.files.notes)
+        return whole
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"color_scale": self.color_scale} if self.color_scale else {})
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        super().recall(facts)
+        self.color_scale = facts.get("color_scale", self.color_scale)
 
     def read_file(self, path: Path) -> Tensor:
         pool = self.pool_of(path)

@@ -158,6 +158,18 @@ class SeriesData(DataModule):
         self.calendar_TF = torch.from_numpy(self.arrays.calendar_TF)
         self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
 
+    def _take_as_known(self, tables: Sequence[Table], trains: Sequence[int], facts: dict[str, Any]) -> None:
+        """Make these the series of windows for a model of these facts: its scale is that of its training."""
+        self.known = facts
+        for table in tables:
+            refusal = _too_large(table, facts)
+            if refusal:
+                raise DataError(f"{self.place}: {refusal}")
+        self._take(tables, trains)
+        if facts.get("scaled") and "series" not in facts:  # the one series that the model knows
+            unit_N = positive(np.array(facts["std"], dtype=np.float64))
+            self.arrays = replace(self.arrays, unit_RN=np.tile(unit_N, (len(tables), 1)))
+
     def _windows(self, root: Path) -> dict[str, list[Item]]:
         splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
         for number, (table, first) in enumerate(zip(self.series, self.arrays.starts, strict=True)):
@@ -286,7 +298,7 @@ class SeriesData(DataModule):
     def _window(self, root: Path, table: Table, series: int, start: int) -> Item:
         future = slice(start + self.look_back, start + self.look_back + self.horizon)
         where = {"row": start, "series": table.name, "number": series} if table.name else {"row": start}
-        return Item(self.file or root, self.truth_TN[future], where)
+        return Item(table.path or self.file or root, self.truth_TN[future], where)
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
         start = item.where["row"]
@@ -299,7 +311,7 @@ class SeriesData(DataModule):
         }
         if self.masked:
             raw["observed"] = (~torch.isnan(self.truth_TN[start:now])).float()
-        if "time_zone" in known and arrays.offsets_T is not None:
+        if arrays.offsets_T is not None:
             raw["offset"] = torch.from_numpy(arrays.offsets_T[start:end])
         series = item.where.get("number", 0)
         if known.get("scaled"):
@@ -337,8 +349,7 @@ class SeriesData(DataModule):
             own, known = self.known[key], facts[key]
             if own != known:
                 raise DataError(f"the {key} of {self.place} are {_shown(own)}, the model's {_shown(known)}")
-        self.known = facts
-        self._take(self.series, self.trains)
+        self._take_as_known(self.series, self.trains, facts)
         self.splits = {"test": self._windows(self.root)["test"]}
 
     def digest(self) -> str:
@@ -357,10 +368,8 @@ class SeriesData(DataModule):
                 f"{self.place} has {max(len(table.dates) for table in tables):,} rows; a window of the model is "
                 f"{self.look_back} + {self.horizon} rows"
             )
-        self.known = facts
-        self._take(fitting, [len(table.dates) for table in fitting])
-        if "series" not in facts:  # the scale of the series that the model knows
-            self.arrays = replace(self.arrays, unit_RN=np.array([facts["std"]] * len(fitting)))
+        self._take_as_known(fitting, [len(table.dates) for table in fitting], facts)
+        self._say_what_was_read(fitting)
         items = [
             self._window(self.root, table, number, first + start)
             for number, (table, first) in enumerate(zip(fitting, self.arrays.starts, strict=True))
@@ -429,7 +438,11 @@ class SeriesData(DataModule):
         dates, offsets_T = future_rows(first_rows(table, rows), horizon)
         dates = dates[rows - length :]
         offsets_T = None if offsets_T is None else offsets_T[rows - length :]
+        if refusal := _too_large(table, known):
+            raise ReadError(refusal)
         mean_N, std_N = moments(table.values_TN[:rows])
+        if "series" not in known:  # the one series that the model knows
+            std_N = np.array(known["std"], dtype=np.float64)
         filled_TN = fill_from_past(table.values_TN[:rows], mean_N)
         raw = {
             "values": torch.from_numpy(
@@ -469,6 +482,16 @@ class SeriesData(DataModule):
 
     def _workers(self) -> int:
         return self.num_workers or 0  # windows are slices of memory: a worker would only copy them
+
+
+def _too_large(table: Table, facts: dict[str, Any]) -> str | None:
+    """Why single precision, in which the model reads, would blur a series; None: it does not."""
+    if facts.get("scaled") or not has_large_level(table.values_TN):
+        return None
+    return (
+        f"its level is too large for a model trained on values near {_shown(facts['mean'])}, which reads in single "
+        "precision: train on these data"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -94,8 +94,8 @@ def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]
         dates_T=_behind(dates),
         calendar_TF=_behind([calendar_features(table.wall, calendar) for table in tables]),
         offsets_T=_behind(offsets).copy() if len(offsets) == len(tables) else None,
-        known_TK=_covariates([table.known_TK for table in tables]),
-        past_TP=_covariates([table.past_TP for table in tables]),
+        known_TK=_covariates([table.known_TK for table in tables], trains),
+        past_TP=_covariates([table.past_TP for table in tables], trains),
         static_RS=np.array([list(table.static.values()) for table in tables], dtype=np.float32),
         unit_RN=np.array([positive(std_N) for _, std_N in measured]),
         starts=tuple(int(start) for start in lengths[:-1]),
@@ -107,13 +107,15 @@ def positive(std_N: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(std_N < 1e-12, 1.0, std_N)
 
 
-def covariate(values_TK: NDArray[np.float64]) -> NDArray[np.float32]:
-    """A covariate's gaps filled from the past, at its start with the mean."""
-    return fill_from_past(values_TK, moments(values_TK)[0]).astype(np.float32)
+def covariate(values_TK: NDArray[np.float64], train: int | None = None) -> NDArray[np.float32]:
+    """A covariate's gaps filled from the past, at its start with the mean of the first `train` rows."""
+    return fill_from_past(values_TK, moments(values_TK[:train])[0]).astype(np.float32)
 
 
-def _covariates(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float32] | None:
-    given = [covariate(part) for part in parts if part is not None]
+def _covariates(
+    parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]
+) -> NDArray[np.float32] | None:
+    given = [covariate(part, train) for part, train in zip(parts, trains, strict=True) if part is not None]
     return _behind(given) if given else None
 
 

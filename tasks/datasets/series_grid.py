@@ -136,8 +136,9 @@ def _sorted(frame: pd.DataFrame, dates: Dates, label: str) -> tuple[pd.DataFrame
 
 def _grid(index: pd.DatetimeIndex, frequency: str, form: Format, columns: int) -> pd.DatetimeIndex | None:
     """All steps from the first date to the last; `None` where far more than may be missing would have no row."""
-    start = pd.Timestamp("2001-01-01")
-    step = start + pd.tseries.frequencies.to_offset(frequency) - start
+    offset = pd.tseries.frequencies.to_offset(frequency)
+    start = pd.Timestamp("2001-01-01") + offset  # on the grid: a Tuesday for weeks that begin on Tuesdays
+    step = start + offset - start
     places = (index[-1] - index[0]).total_seconds() / step.total_seconds()
     if places > 2 * len(index) / max(1 - form.max_missing, 1e-9) + 1000:
         return None

@@ -77,6 +77,7 @@ class Table:
         static: covariates of the series, by name.
         name: of the series, where there are several.
         said: how the file was read, in a few words.
+        path: the file.
     """
 
     values_TN: NDArray[np.float64]
@@ -90,6 +91,7 @@ class Table:
     static: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
     said: str = ""
+    path: Path | None = None
 
     @property
     def wall(self) -> pd.DatetimeIndex:

@@ -399,7 +399,8 @@ def open_video(path: Path) -> Video:
         raise ReadError("there is no such file")
     if path.stat().st_size == 0:
         raise ReadError("the file is empty (0 bytes)")
-    header = read_header(path) if path.suffix.lower() in mp4_header.KINDS else None
+    # A sample of a shard has no ending.
+    header = read_header(path) if path.suffix.lower() in (*mp4_header.KINDS, "") else None
     try:
         return _open(path, header)
     except _broken() as error:

@@ -125,6 +125,7 @@ ANY_CASE = st.builds(
 ).filter(lambda case: case.k > 3 or case.dilation > 1)  # a plain 3 x 3 is PyTorch's
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=ANY_CASE, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
 def test_exact_on_any_small_shape(case: Case, dtype: torch.dtype, device: str) -> None:
@@ -167,6 +168,7 @@ def test_sums_are_those_of_the_output(case: Case, device: str) -> None:
         assert relative_error(a.grad, b.grad) < 2e-3
 
 
+@pytest.mark.slow
 def test_every_operator_passes_opcheck(device: str) -> None:
     x, weight, bias, grad = Case(2, 3, 9, 9, 3, dilation=2).tensors(torch.float16, device)
     x.requires_grad_()
@@ -265,7 +267,7 @@ def block(shake: Callable[[nn.Module], None]) -> Callable[..., UniRepLKNetBlock]
     return build
 
 
-@pytest.mark.parametrize("k", [5, 7, 13])
+@pytest.mark.parametrize("k", [5, *(pytest.param(k, marks=pytest.mark.slow) for k in (7, 13))])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norms_folded_on_chip_are_the_same_mathematics(
     block: Callable[..., UniRepLKNetBlock],
@@ -332,6 +334,7 @@ def test_branches_folded_into_one_convolution_compile_whole_without_gradients(
     assert relative_error(ours, theirs) <= 1e-4
 
 
+@pytest.mark.slow
 def test_no_further_from_fp32_than_the_plain_form_in_half_precision(
     block: Callable[..., UniRepLKNetBlock], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

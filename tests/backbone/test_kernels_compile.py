@@ -10,6 +10,7 @@ import pytest
 from tests_support import ROOT
 
 
+@pytest.mark.slow
 def test_kernels_compile_and_keep_their_values_in_registers(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -287,7 +287,7 @@ def test_timm_reparameterizes(features_only: bool, shake: Callable[[nn.Module], 
         again.load_state_dict(merged.state_dict())
 
 
-@pytest.mark.parametrize("global_pool", ["avg", ""])
+@pytest.mark.parametrize("global_pool", [pytest.param("avg", marks=pytest.mark.slow), ""])
 def test_compiles_as_one_graph(global_pool: str) -> None:
     model, x = small(global_pool=global_pool, drop_rate=0.1).eval(), torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -91,7 +91,7 @@ def test_nothing_hidden_is_read_and_what_is_passed_over_is_said(tmp_path: Path) 
     assert sum(sizes(data)) == 40
     assert data.notes == [
         "1 files lie in no folder of a class and are not read",
-        "files passed over: 2 .db, 2 without ending, 6 hidden (names beginning with a dot, or in such folders)",
+        "files passed over: 2 .db, 2 without ending, 6 hidden (names beginning with a dot, a folder counted as one)",
     ]
     predicted = find_files(str(tmp_path), data.extensions)
     assert len(predicted) == 41, "prediction reads the same, and the stray one"
@@ -110,7 +110,7 @@ def test_every_kind_of_folder_skips_what_is_hidden(tmp_path: Path, source: Any, 
     data = source(name="x", data_dir=str(tmp_path), samples_dir=str(tmp_path / ".samples"))
     data.setup()
     assert sum(map(len, data.splits.values())) == 60
-    assert [note for note in data.notes if "60 hidden" in note]
+    assert [note for note in data.notes if "2 hidden" in note]
 
 
 def test_a_listing_counts_the_rest(tmp_path: Path) -> None:

@@ -174,6 +174,32 @@ def test_groups_of_a_table_stay_together(clips: Path) -> None:
     assert folded.notes == ["columns of labels.csv: speaker = group"]
 
 
+def test_a_group_lies_in_one_split_or_fold(clips: Path) -> None:
+    stated = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},{'test' if n < 4 else ''},g{n % 20 // 2}",
+                  "path,label,split,group")  # fmt: skip
+    data = opened(clips, stated, val_fraction=0.3)
+    who = [{int(item.path.stem) % 20 // 2 for item in items} for items in data.splits.values()]
+    assert sum(map(len, who)) == 10, "what is not stated follows its group"
+    assert who[2] == {0, 1}
+    with pytest.raises(DataError, match=r"the group g0 lies in test and train: a group belongs to one"):
+        opened(clips, stated.replace("clips/20.wav,bell,,", "clips/20.wav,bell,train,"))
+    folded = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},{n % 3},g{n % 4}", "path,label,fold,group")
+    with pytest.raises(DataError, match=r"the group g0 lies in fold 0 and fold 1 and fold 2"):
+        opened(clips, folded)
+
+
+def test_an_empty_column_of_splits_leaves_the_folds(clips: Path) -> None:
+    data = opened(clips, rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},,{n % 3}", "path,label,split,fold"))
+    assert data.notes == ["tested on fold 0 of 0, 1, 2 (task.data.fold=…)"]
+
+
+def test_a_column_that_only_has_the_name_of_a_role(clips: Path) -> None:
+    table = rows(lambda n: f"clips/{n}.wav,{CLASSES[n % 2]},A", "path,label,set")
+    with pytest.raises(DataError, match=r"csv_columns=\{split: null\}"):
+        opened(clips, table)
+    assert parts(opened(clips, table, csv_columns={"split": None})) == parts(opened(clips, PLAIN))
+
+
 def test_classes_that_differ_in_capitals_are_said(clips: Path) -> None:
     data = opened(clips, rows(lambda n: f"clips/{n}.wav,{('Bell', 'bell')[n % 2]}"))
     assert data.notes == ["classes that differ in capital letters only stay apart: Bell, bell"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tasks.datasets import sampling
 from tasks.datasets.base import ClassificationData, DataError, Item, ReadError, collate, spread
 from tasks.datasets.sampling import EpochBatches
+from tasks.disk import WriteError
 
 
 class Numbers(ClassificationData):
@@ -185,7 +186,7 @@ def test_a_failed_sample_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Numbers, "write_sample", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="the disk is full"):
         numbers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -15,6 +15,7 @@ from tasks.datasets.base import ReadError
 from tasks.datasets.mp4_header import read_header
 from tasks.datasets.reading import available
 from tasks.datasets.samples.video import write_video
+from tasks.datasets.shards.data import as_file
 from tasks.datasets.video_files import dense, open_video, read_ticks
 
 LEVEL = 5  # frame i is all of grey 5·i
@@ -63,6 +64,8 @@ def test_frames_hidden_by_a_cut_are_not_read(name: str, tmp_path: Path) -> None:
     assert header is not None
     assert header.may_hide_frames
     assert numbers(tmp_path / f"cut_{name}") == list(range(30, 45))
+    with as_file((tmp_path / f"cut_{name}").read_bytes(), ".mp4") as nameless:  # as in a shard
+        assert numbers(nameless) == list(range(30, 45))
     assert dense(open_video(tmp_path / f"cut_{name}").length, 5, 1, 0.5).tolist() == [5, 6, 7, 8, 9]
     assert numbers(tmp_path / name) == list(range(45))
     untouched = read_header(tmp_path / name)

@@ -26,7 +26,12 @@ def test_fast_measures_every_member_of_a_joint_run(act: Act) -> None:
 
 @pytest.mark.parametrize(
     "experiment",
-    ["audio/esc50_s", "image/cifar10_a", "time_series/etth1_96", "point_cloud/scanobjectnn_s"],
+    [
+        "audio/esc50_s",
+        "image/cifar10_a",
+        "time_series/etth1_96",
+        pytest.param("point_cloud/scanobjectnn_s", marks=pytest.mark.slow),
+    ],
 )
 def test_fast_ends_with_a_result(act: Act, experiment: str) -> None:
     run = act(*TINY, f"experiment={experiment}", "backbone.pretrained=null", "debug=fast")

@@ -1,6 +1,7 @@
 """A disk that refuses: one sentence with the file, the reason and the cure; what was there before is still there."""
 
 import errno
+import io
 import json
 import logging
 import shutil
@@ -86,9 +87,10 @@ def cues(folder: Path) -> None:
 
 def archive(folder: Path) -> Source:
     packed = folder.parent / "packed.tar"
-    (folder.parent / "sound.wav").write_bytes(b"x" * 9000)
+    member = tarfile.TarInfo("sound.wav")  # the same bytes whenever it is made
+    member.size = 9000
     with tarfile.open(packed, "w") as file:
-        file.add(folder.parent / "sound.wav", "sound.wav")
+        file.addfile(member, io.BytesIO(b"x" * 9000))
     return Source(packed.as_uri())
 
 
@@ -162,7 +164,7 @@ PLACES: dict[str, tuple[Write, str, str]] = {
     ),
     "unpacked": (
         lambda folder: download_and_unpack(archive(folder), folder / "set"),
-        ".download-*/unpacked/sound.wav",
+        ".unpack-*/unpacked/sound.wav",
         "data_dir=FOLDER",
     ),
     "shard cache": (cached_shard, "cache/set/train-000000.tar", "task.data.shards.cache_dir=FOLDER"),
@@ -197,7 +199,7 @@ def test_every_writing_place(place: str, number: int, tmp_path: Path) -> None:
     made = [name for name in left_in(folder) if "/." in f"/{name}"] if folder.is_dir() else []
     assert made == [], "drafts are left"
     write(folder)  # once there is room again
-    assert list(folder.glob(name if ".download" not in name else "set/sound.wav"))
+    assert list(folder.glob(name if ".unpack" not in name else "set/sound.wav"))
 
 
 def test_what_was_there_stays(tmp_path: Path) -> None:

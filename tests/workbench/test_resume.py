@@ -68,7 +68,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, samples: Path) -> Path:
     return only_run(folder)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_killed_and_continued(how: signal.Signals, tmp_path: Path, samples: Path, unbroken: Path) -> None:
     process = start(tmp_path, samples)
     deadline = time.monotonic() + 120
