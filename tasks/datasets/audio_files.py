@@ -267,6 +267,8 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise ReadError("it holds no sound")
+            if container.streams.audio[0].codec_context is None:
+                raise ReadError("it holds sound of no known kind")
             yield container, container.streams.audio[0]
     except ReadError:
         raise
