@@ -482,6 +482,29 @@ def test_a_sweep_that_ends_early_sums_up(
     assert caplog.text.count("sweep: 1 done, 1 missing") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_ends_a_sweep_with_its_own_code(number: int, sweeper_of: Callable[..., Any]) -> None:
+    sweeper = sweeper_of("seed=0,1")
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop, sweeper._stoppable():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    assert stop.value.code == 128 + number
+
+
+def test_nohup_is_heeded_by_a_sweep(sweeper_of: Callable[..., Any]) -> None:
+    sweeper = sweeper_of("seed=0,1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with sweeper._stoppable():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # -- sharing a machine -------------------------------------------------------------------------------------
 
 
