@@ -167,10 +167,10 @@ def test_changes_are_seen_in_every_modality(
 def test_runs_of_an_earlier_version_go_on(composed: Callable[..., DictConfig]) -> None:
     from workbench.errors import UsageError
 
-    words = ("task=cifar10", "resume=x")
+    words = ("modality=image", "task=cifar10", "resume=x")
     now = composed(*words)
     old = OmegaConf.create(OmegaConf.to_container(resolved(now)))
-    del old.task.data.max_pixels, old["freeze"]
+    del old.task.data.limit, old["freeze"]
     _same_command(now, old)
     for word, said in (
         ("seed=1", "seed was 0"),
@@ -192,12 +192,12 @@ def test_what_is_said_now_is_compared_with_an_earlier_version(
 ) -> None:
     from workbench.errors import UsageError
 
-    now = composed("task=cifar10", "resume=x", "task.data.max_pixels=5")
+    now = composed("modality=image", "task=cifar10", "resume=x", "task.data.limit=5")
     old = OmegaConf.create(OmegaConf.to_container(resolved(now)))
-    del old.task.data.max_pixels
+    del old.task.data.limit
     _same_command(now, old)
-    monkeypatch.setattr("workbench.resume._said", lambda: ["task.data.max_pixels"])
-    with pytest.raises(UsageError, match="max_pixels was None, now 5"):
+    monkeypatch.setattr("workbench.resume._said", lambda: ["task.data.limit"])
+    with pytest.raises(UsageError, match="limit was None, now 5"):
         _same_command(now, old)
 
 

@@ -607,7 +607,7 @@ def test_resume_repeats_the_command(finished: Path) -> None:
     assert words[:3] == ["--multirun", "--config-path", str(finished / "conf")]
     assert "task=esc50" in words
     assert "hydra.launcher.n_jobs=2" in words
-    assert words[-2:] == ["hydra.sweep.dir='old'", "sweep.resume='old'"]
+    assert words[-2:] == ['hydra.sweep.dir="old"', 'sweep.resume="old"']
     changed = expand_resume([f"sweep.resume={finished}", "hydra/launcher=basic", "hydra.sweeper.n_trials=9"])
     assert "hydra/launcher=basic" in changed
     assert not [

@@ -185,7 +185,7 @@ def test_names_of_optimisers_are_timms() -> None:
 
 def test_full_errors_are_the_users_own_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    with plain_words(), pytest.raises(SystemExit, match="^error: x"), plain_words():
+    with plain_words(), pytest.raises(SystemExit, match=r"^error: x$"), plain_words():
         raise HydraException("x")  # as in a process that the first one has started
     assert not {"HYDRA_FULL_ERROR", OURS} & set(os.environ)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
