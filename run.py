@@ -76,6 +76,7 @@ if __name__ == "__main__":
         take_secrets()
         take_arguments()
         take_run_words()
+        take_secrets()  # of the words that a run's folder has added
         quote_arguments()
         check_secrets()
         with plain_errors(), plain_words():

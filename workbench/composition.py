@@ -77,9 +77,32 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
     return {**content, "widefield": {**stored, "composition": composition, "facts": facts, "drawn": drawn}}
 
 
+def check_record(stored: Any, path: Path) -> None:
+    """What a checkpoint of ours says of its run, before the run is gone on with.
+
+    Raises:
+        CheckpointError: it is not what we write.
+    """
+    with _of_file(path):
+        stored = _node(stored, "widefield")
+        check_plain(_node(stored.get("facts"), "facts"), "facts", interpolations=True, text=None)
+        _checked_record(stored)
+
+
 def _checked_record(stored: dict[str, Any]) -> None:
     """What a checkpoint says of the data and the length of its training."""
     check_plain(_node(stored.get("trained_on", {}), "trained_on"), "trained_on", interpolations=False)
+    members = _node(_node(stored.get("composition", {}), "composition").get("task", {}), "task").get(
+        "members"
+    )
+    known = _node(stored.get("trained_on") or {}, "trained_on")
+    for record in known.values() if members else [known]:
+        samples = _node(_node(record, "trained_on").get("samples", {}), "trained_on.samples")
+        if not all(type(count) is int for count in samples.values()):
+            raise _Refused("says trained_on.samples that are no numbers")
+    validated = _node(stored.get("validated") or {}, "validated")
+    if not all(type(name) is str and type(value) in (int, float) for name, value in validated.items()):
+        raise _Refused(f"says validated={_shown(validated)}, which are no metrics")
     epochs = stored.get("max_epochs")
     if epochs is not None and (type(epochs) is not int or epochs < 1):
         raise _Refused(f"says max_epochs={_shown(epochs)}, which is no number of epochs")

@@ -13,6 +13,7 @@ from tasks.disk import WriteError, refusal
 from tasks.libraries import complaint_of
 from workbench.console import speaks
 from workbench.files import ELSEWHERE, write_json
+from workbench.quoting import typed
 from workbench.stopping import STOP, Interrupted
 
 log = logging.getLogger("widefield")
@@ -145,4 +146,4 @@ def _going_on(error: Exception, folder: Path) -> Exception:
     path = error.path if isinstance(error, WriteError) else Path(getattr(error, "filename", None) or folder)
     if not path.absolute().is_relative_to(folder.absolute()):
         return error
-    return WriteError(path, *refused, f"and go on from {last} with resume={folder}")
+    return WriteError(path, *refused, f"and go on from {last} with {typed('resume', folder)}")

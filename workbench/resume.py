@@ -5,23 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backbone import read_safely
+from backbone import CheckpointError, read_safely
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from workbench.callbacks.replan import refuse_kept_plan
 from workbench.checkpoint_files import point_to_resume, read_checkpoint
-from workbench.composition import read_run_config
+from workbench.composition import check_record, read_run_config
 from workbench.console import printable, speaks
 from workbench.errors import UsageError
 from workbench.files import remove_drafts
 from workbench.members import resolved
+from workbench.secret_words import words_of
 
 log = logging.getLogger("widefield")
 
 SHOWN = 3  # changes that a sentence names
+FILLED = (".modality.augment", ".task.members")  # nodes that every command fills as it likes
 
 
 @dataclass
@@ -62,9 +66,15 @@ def resume_from(cfg: DictConfig) -> Resumed | None:
     _same_command(cfg, before)
     path = point_to_resume(folder, cfg)
     content = read_safely(path / "meta.pt") if path.is_dir() else read_checkpoint(path, cfg)
-    stored = content["widefield"]
-    planned = stored.get("max_epochs") or OmegaConf.select(before, "trainer.max_epochs")
-    resumed = Resumed(str(path), stored, _complete(content), int(planned))
+    try:
+        stored = content["widefield"]
+        check_record(stored, path)
+        planned = stored.get("max_epochs") or OmegaConf.select(before, "trainer.max_epochs")
+        resumed = Resumed(str(path), stored, _complete(content), int(planned))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be resumed: it does not say how far the run has come"
+        ) from error
     if cfg.trainer.max_epochs != resumed.planned:
         _more_epochs(cfg, resumed)
     return resumed
@@ -94,7 +104,9 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
     changed = [
         key
         for key in _settings(now)
-        if key not in chosen and OmegaConf.select(before, key) != OmegaConf.select(now, key)
+        if key not in chosen
+        and OmegaConf.select(before, key) != OmegaConf.select(now, key)
+        and not _is_new(key, before)
     ]
     if changed:
         words = "; ".join(
@@ -102,6 +114,29 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
             for key in changed[:SHOWN]
         )
         raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
+
+
+def _is_new(key: str, before: Any) -> bool:
+    """Whether a setting was not there yet in the version that made the run, and is not said either."""
+    node, place, parts = before, "", key.split(".")
+    while isinstance(node, DictConfig) and parts and parts[0] in node:
+        place, node = f"{place}.{parts[0]}", node[parts[0]]
+        parts = parts[1:]
+    if not parts or not isinstance(node, DictConfig) or place.endswith(FILLED):
+        return False
+    return not any(key == said or key.startswith(f"{said}.") for said in _said())
+
+
+def _said() -> list[str]:
+    """The settings that this command says one by one, or as a dictionary."""
+    if not HydraConfig.initialized():
+        return []
+    words = OverridesParser.create().parse_overrides(words_of(HydraConfig.get().overrides.task))
+    return [
+        word.key_or_group
+        for word in words
+        if "." in word.key_or_group or word.is_delete() or not isinstance(word.value(), str | list)
+    ]
 
 
 def _settings(cfg: DictConfig) -> list[str]:
@@ -151,22 +186,22 @@ def changed_data(
 
     Args:
         known, facts: what a checkpoint and the data say a model must know (`DataModule.facts`).
-        was, record: likewise of the items (`DataModule.record`); `was` is empty in checkpoints of earlier versions.
+        was, record: likewise of the items (`DataModule.record`); those of earlier versions lack some of it.
     """
     changes = [
         _changed(key, known.get(key), facts.get(key))
-        for key in {**known, **facts}
+        for key in known  # a later version may ask for more
         if known.get(key) != facts.get(key)
     ]
     if not was:
         return changes
-    if was.get("source") != record["source"]:
+    if was.get("source", record["source"]) != record["source"]:
         changes.append(f"they were {_kind(was.get('source'))}, now {_kind(record['source'])}")
     for split, count in record["samples"].items():
-        before = was.get("samples", {}).get(split)
+        before = was.get("samples", {}).get(split, count)
         if before != count:
             changes.append(f"{split} had {before} samples, now {count}")
-    if not changes and was.get("digest") != record["digest"]:
+    if not changes and was.get("digest", record["digest"]) != record["digest"]:
         changes.append("as many samples as before, but others, or with other labels")
     return changes
 

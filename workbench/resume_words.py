@@ -1,8 +1,8 @@
 """`python run.py resume=RUN`: the command of a run again, from the words that Hydra recorded in its folder.
 
 Words that are given replace those of the run; what they may not change is refused later (`workbench.resume`). A run's
-folder is data (docs/SECURITY.md): its words may name classes of the installed configuration only, and no place to write
-to; places of data, downloads and storage options on the network are said again by who goes on.
+folder is data (docs/SECURITY.md): its words may name classes of the installed configuration only, no place to write
+to, and no reference; downloads, loggers and storage options on the network are said again by who goes on.
 """
 
 import re
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
+from omegaconf.errors import OmegaConfBaseException
 
 from workbench.errors import UsageError
+from workbench.quoting import PARSER, plain, quoted
 from workbench.resolvers import can_go_on
-from workbench.sweeps.frozen import check_word
-from workbench.sweeps.job import quoted
-from workbench.words import choices, composed
+from workbench.sweeps.frozen import check_word, is_installed
+from workbench.typed_words import ABOUT_FOLDERS, is_sweep, quoted_words
+from workbench.words import choices, composed, refused_word
 from workbench.yaml_targets import read_yaml
 
 KEY = "resume"
@@ -32,8 +33,9 @@ TAKEN = (
 OWN = ("samples_dir", "download", "shards.cache_dir", "shards.cache_gb", "shards.storage")
 WRITES = (
     *("cache_dir", "dirpath", "path", "save_dir", "default_root_dir", "checkpoint_dir", "tracking_uri"),
-    *("root_dir", "filename", "log_dir"),
+    *("root_dir", "filename", "log_dir", "out", "folder"),
 )
+LOGGERS = {"csv", "tensorboard"}  # they write into the run's folder alone
 OBJECTS = ("callbacks", "logger", "trainer")  # what could write anywhere
 _METRIC = re.compile(r"(train|val|test)(/[\w.-]+)+")
 
@@ -47,8 +49,8 @@ def expand_run(words: list[str]) -> list[str]:
     places = [place for place, word in enumerate(words) if _is_word(word) and not _is_value(words, place)]
     typed = [words[place] for place in places]
     asked = [word for word in typed if word.startswith(f"{KEY}=")]
-    value = plain_value(asked[-1]) if asked else None
-    if not value or any(word in words for word in ("-m", "--multirun")) or _other_action(typed):
+    value = _value(asked[-1]) if asked else None
+    if not value or value == "null" or is_sweep(words) or _other_action(typed):
         return words
     others = [word for word in typed if not word.startswith(f"{KEY}=")]
     folder = newest(others) if value == "auto" else Path(value).expanduser()
@@ -76,75 +78,66 @@ def own_words(folder: Path, said: list[str]) -> list[str]:
     if not isinstance(content, list) or not all(isinstance(word, str) for word in content):
         raise UsageError(f"{record} is no list of words")
     keys = {_key(word) for word in said}
-    words = [word for word in content if _key(word) not in keys and _is_taken(_key(word))]
+    words = [word for word in content if _key(word) not in keys and _is_taken(word)]
     for word in words:
         check_word(word, record)
-        _check_places(word, folder)
+        _check_places(PARSER.parse_override(word), folder)
     return words
 
 
 def newest(said: list[str]) -> Path | None:
-    """The newest run without a result, of the modality, task and backbone that are said."""
-    cfg = composed(said)
-    runs = str(cfg.paths.runs) if cfg is not None else "runs"
+    """The newest run without a result, of the modality, task and backbone that are said, if there is one."""
+    cfg = composed(quoted_words(said))
+    if cfg is None:  # Hydra will say what is wrong
+        return None
     groups = {_key(word) for word in said}
-    wanted = {}
-    for group, by in (
-        ("task", ("task", "modality", "experiment")),
-        ("backbone", ("backbone", "experiment")),
-    ):
-        if cfg is not None and groups & set(by):
-            wanted[group] = str(cfg[group].name)
-    found = [folder for folder in Path(runs).glob("*/*") if can_go_on(folder, wanted)]
+    chosen = {"task": ("task", "modality", "experiment"), "backbone": ("backbone", "experiment")}
+    wanted = {group: str(cfg[group].name) for group, by in chosen.items() if groups & set(by)}
+    found = [folder for folder in Path(str(cfg.paths.runs)).glob("*/*") if can_go_on(folder, wanted)]
     return max(found, key=lambda folder: folder.name, default=None)
-
-
-def plain_value(word: str) -> str:
-    """The text behind `KEY=`, without the quotes that Hydra takes off.
-
-    >>> plain_value("resume='runs/a b'"), plain_value("resume=runs/x=1"), plain_value("resume=null")
-    ('runs/a b', 'runs/x=1', '')
-    """
-    text = word.partition("=")[2]
-    try:
-        value = OverridesParser.create().parse_override(word).value()
-    except HydraException:
-        return text
-    return "" if value is None else str(value) if isinstance(value, str) else text
 
 
 def take_run_words() -> None:
     """Expand `resume=` in this process's own command line."""
     try:
         sys.argv[1:] = expand_run(sys.argv[1:])
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    except (UsageError, OSError, RuntimeError, OmegaConfBaseException) as error:
+        sys.exit(f"error: {refused_word(error, KEY, sys.argv[1:])}")
 
 
-def _check_places(word: str, folder: Path) -> None:
-    """Raise a `UsageError` for a word of a run that says where to write or names an address."""
-    override = OverridesParser.create().parse_override(word)
-    key = _key(word)
-    for name, value in _leaves(key.rpartition(".")[2], None if override.is_delete() else override.value()):
-        place = isinstance(value, str) and ("/" in value or "\\" in value or value.startswith((".", "~")))
-        metric = isinstance(value, str) and _METRIC.fullmatch(value)
-        anywhere = key.split(".")[0] in OBJECTS and "." in key and place and not metric
-        if (name in WRITES and value is not None) or anywhere or (isinstance(value, str) and "://" in value):
+def _check_places(override: Override, folder: Path) -> None:
+    """Raise a `UsageError` for a word of a run that says where to write, names an address or asks for a value."""
+    key = _key(str(override.input_line))
+    if override.is_sweep_override():
+        raise UsageError(f"{KEY}={folder}: this run's own {key} is no single value")
+    for at, value in _leaves(key, None if override.is_delete() else override.value()):
+        text = str(value) if isinstance(value, str) else ""
+        name = at.rpartition(".")[2]
+        place = "/" in text or "\\" in text or text.startswith((".", "~"))
+        anywhere = key.split(".")[0] in OBJECTS and "." in at and place and not _METRIC.fullmatch(text)
+        address = "://" in text or text.startswith(("//", "\\\\"))
+        if (name in WRITES and value is not None) or (at != key and _is_own(at)) or anywhere or address:
             raise UsageError(
                 f"{KEY}={folder}: this run's own {key} names a place to write to or an address, which a folder does "
                 f"not decide (docs/SECURITY.md): say {key}=… yourself"
             )
+        if "${" in text and text != f"${{secret:{at}}}" and not is_installed(name, text):
+            raise UsageError(
+                f"{KEY}={folder}: this run's own {key} refers to another value, which a folder may not "
+                f"(docs/SECURITY.md): say {key}=… yourself"
+            )
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value with its whole dotted place; an empty dictionary is a value."""
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(str(key), inner)
+            yield from _leaves(f"{place}.{key}", inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _leaves(name, inner)
+            yield from _leaves(place, inner)
     else:
-        yield name, value
+        yield place, value
 
 
 def _why(folder: Path) -> str:
@@ -169,16 +162,28 @@ def _nearest(name: str, said: list[str]) -> str:
 
 
 def _other_action(words: list[str]) -> bool:
-    return any(_key(word) == "action" and plain_value(word) != "fit" for word in words)
+    return any(_key(word) == "action" and _value(word) != "fit" for word in words)
 
 
-def _is_taken(key: str) -> bool:
-    group = re.split(r"[./@]", key)[0]
-    return (
-        group in TAKEN
-        and key != "action"
-        and not any(key.endswith(f".{name}") or f".{name}." in key for name in OWN)
-    )
+def _is_taken(word: str) -> bool:
+    """Whether a recorded word is said again; only then it is looked at."""
+    key, _, package = _key(word).partition("@")
+    group = re.split(r"[./]", key)[0]
+    if group not in TAKEN or key in ("action", "action._target_") or _is_own(key):
+        return False
+    if package and package.split(".")[0] != group and not package.startswith("task.members."):
+        return False
+    if group == "logger" and not word.startswith("~"):
+        return key == "logger" and set(re.findall(r"[\w./-]+", _value(word))) <= LOGGERS
+    return True
+
+
+def _is_own(place: str) -> bool:
+    return any(f".{name}." in f".{place}." for name in OWN)
+
+
+def _value(word: str) -> str:
+    return plain(word.partition("=")[2])
 
 
 def _is_word(word: str) -> bool:
@@ -190,11 +195,4 @@ def _key(word: str) -> str:
 
 
 def _is_value(words: list[str], place: int) -> bool:
-    return place > 0 and words[place - 1] in (
-        "--config-dir",
-        "-cd",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-    )
+    return place > 0 and words[place - 1] in ABOUT_FOLDERS

@@ -17,14 +17,8 @@ from workbench.quoting import PARSER, quoted, reads_as
 PATHS = ("data_dir", "ckpt", "input", "init_from", "resume", "sweep.resume", "action.out", "hydra.run.dir")
 TASK_PATHS = ("data_dir", "samples_dir", "cache_dir", "csv")
 REFERENCE = re.compile(r"\$\{[\w.:/]+(:.*)?\}", re.DOTALL)
-ABOUT_FOLDERS = (
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-)  # flags before a value
+FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd")  # flags before a folder of YAML
+ABOUT_FOLDERS = (*FOLDERS, "--config-name", "-cn")  # flags before a value
 
 
 def quote_arguments() -> None:
@@ -40,10 +34,7 @@ def quoted_words(arguments: list[str]) -> list[str]:
     >>> quoted_words(["-m", "ckpt=epoch=3-step=36.ckpt", "seed=0,1"])
     ['-m', 'ckpt="epoch=3-step=36.ckpt"', 'seed=0,1']
     """
-    sweeps = any(
-        word in ("-m", "--multirun") or re.match(r"hydra.mode=MULTIRUN|\+?sweep=|hydra/sweeper=", word)
-        for word in arguments
-    )
+    sweeps = is_sweep(arguments)
     found: list[str] = []
     for before, word in zip(["", *arguments], arguments, strict=False):
         key, equals, value = word.partition("=")
@@ -54,6 +45,20 @@ def quoted_words(arguments: list[str]) -> list[str]:
         else:
             found.append(f"{key}={_other(value, sweeps)}")
     return found
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether a command makes many runs.
+
+    >>> is_sweep(["--multi"]), is_sweep(["sweep=seeds"]), is_sweep(["sweep=seeds", "hydra.mode=RUN"])
+    (True, True, False)
+    """
+    modes = [word.partition("=")[2] for word in arguments if word.startswith("hydra.mode=")]
+    if any(word == "-m" or (len(word) > 2 and "--multirun".startswith(word)) for word in arguments):
+        return True
+    if modes:
+        return modes[-1].upper().endswith("MULTIRUN")
+    return any(re.match(r"\+?sweep=(?!null$)|hydra/sweeper=", word) for word in arguments)
 
 
 def is_path(key: str) -> bool:

@@ -32,6 +32,7 @@ from workbench.errors import UsageError
 from workbench.files import ELSEWHERE
 from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
+from workbench.typed_words import FOLDERS
 
 CONF = Path(__file__).parent.parent / "conf"
 FREE = ("callbacks", "logger")  # where the program looks for objects of any name
@@ -40,14 +41,15 @@ PLACES = {"modality.augment": ("raw", "mixup", "maps")}
 HYDRAS = ("_partial_", "_recursive_", "_convert_", "_args_")
 MIXED = ("compile",)  # true, or a word
 MOST_NAMES = 12
+OURS = "WIDEFIELD_FULL_ERROR"  # HYDRA_FULL_ERROR was set here, not by the user; processes started by this one see both
 
 
 @contextmanager
 def plain_words() -> Iterator[None]:
     """Turn Hydra's errors about the command line into one sentence and exit code 1."""
-    asked = os.environ.get("HYDRA_FULL_ERROR")
+    asked = None if OURS in os.environ else os.environ.get("HYDRA_FULL_ERROR")
     if asked is None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself
+        os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"  # else Hydra prints and exits by itself
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -64,7 +66,8 @@ def plain_words() -> Iterator[None]:
         sys.exit(f"error: {refused}")
     finally:
         if asked is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+            for name in ("HYDRA_FULL_ERROR", OURS):
+                os.environ.pop(name, None)
 
 
 def _refused(error: Exception) -> WriteError | None:
@@ -92,6 +95,16 @@ def explained(error: BaseException, words: list[str]) -> str:
         if base is not None:
             return unknown(found[1], base)
     return " ".join(re.sub(r"To append to your config use \S+", "", said).split())
+
+
+def refused_word(error: Exception, key: str, words: list[str]) -> str:
+    """One sentence for what goes wrong while the folder is looked at that a setting names."""
+    if isinstance(error, (UsageError, WriteError)):
+        return str(error)
+    value = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{key}=")), "")
+    why = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    shown = value if len(value) <= 100 else f"{value[:97]}..."
+    return f"{key}={shown}: {' '.join(why.split()).rstrip('.')}"
 
 
 def unreadable(word: str) -> str:
@@ -308,8 +321,11 @@ def composed(words: list[str]) -> DictConfig | None:
 def conf_folders() -> list[Path]:
     """Every folder of YAML of this command."""
     folders = [CONF]
-    for option, value in zip(sys.argv, sys.argv[1:], strict=False):
-        if option in ("--config-dir", "-cd", "--config-path", "-cp"):
+    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
+        flag, equals, value = word.partition("=")
+        if before in FOLDERS:
+            folders.append(Path(word))
+        elif equals and flag in FOLDERS:
             folders.append(Path(value))
     return folders
 

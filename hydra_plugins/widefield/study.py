@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from hydra_plugins.widefield.sweepers import FrozenSweeper
 from workbench.errors import UsageError
 from workbench.extras import need
+from workbench.quoting import typed
 from workbench.sweeps.folder import Job, job_folder
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def study_errors(name: str, sweep: Path) -> Iterator[None]:
         yield
     except (OptunaError, SQLAlchemyError, JSONDecodeError, StrangeStudy) as error:
         said = _innermost(error)
-        again = f"go on with sweep.resume={sweep}"
+        again = f"go on with {typed('sweep.resume', sweep)}"
         if "locked" in said:
             cure = f"end the process that holds it, then {again}"
         elif "full" in said:

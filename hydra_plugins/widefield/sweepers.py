@@ -41,7 +41,7 @@ from workbench.words import check_words, explained
 
 log = logging.getLogger("widefield")
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # a sweep, beside Ctrl-C
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # a sweep, beside Ctrl-C
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,10 +148,15 @@ class FrozenSweeper(Sweeper):
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the sweep with a sentence on how to go on with it."""
+        """End the sweep on a signal with a sentence on how to go on with it; what `nohup` ignores stays ignored."""
         STOP.patience = lambda: math.inf  # its runs are given the time to save
-        ended = {number: lambda *_: sys.exit(128 + signal.SIGTERM) for number in ENDING}
+        ended = {number: lambda number, _: sys.exit(128 + number) for number in ENDING}
         handlers = {signal.SIGINT: signal.default_int_handler, **ended}
+        handlers = {
+            number: handler
+            for number, handler in handlers.items()
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -162,8 +167,7 @@ class FrozenSweeper(Sweeper):
             log.warning("the sweep was stopped; to go on with it: %s", command(**{KEY: self.folder.path}))
             if self.folder.any_ended():
                 self._finish()
-            number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-            sys.exit(128 + number)
+            sys.exit(128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

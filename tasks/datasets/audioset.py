@@ -5,9 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +68,6 @@ class Clips(LazyItems):
         target: NDArray[np.float32] = np.zeros(self.classes, dtype=np.float32)
         target[self.labels[self.ends[index] : self.ends[index + 1]]] = 1
         return Item(self.folders[self.folder[index]] / os.fsdecode(bytes(self.names[index])), target)
-
-    def label_sets(self) -> Iterator[NDArray[Any]]:
-        """The classes of each clip."""
-        return (self.labels[begin:end] for begin, end in pairwise(self.ends.tolist()))
 
 
 class AudioSet(AudioData):

@@ -371,6 +371,10 @@ REST: dict[str, Change] = {
     "no facts": lambda stored: stored.update(facts=None),
     "facts that lack": lambda stored: stored.update(facts={}),
     "facts of nothing": lambda stored: stored["facts"].update(class_names=3),
+    "a record of nothing": lambda stored: stored.update(trained_on={"samples": 3}),
+    "a record of texts": lambda stored: stored.update(trained_on={"samples": {"train": "x"}}),
+    "metrics of nothing": lambda stored: stored.update(validated=3),
+    "metrics of texts": lambda stored: stored.update(validated={"val/acc": "x"}),
     "deep facts": lambda stored: stored["facts"].update(class_names=deep(200)),
     "no composition": lambda stored: stored.pop("composition"),
     "laughs": lambda stored: stored["composition"]["task"].update(
@@ -584,7 +588,7 @@ def test_two_damaged_checkpoints_are_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "what", ["composition", "callbacks", "state", "pickle", "config", "yaml", "no config"]
+    "what", ["composition", "loops", "epochs", "callbacks", "state", "pickle", "config", "yaml", "no config"]
 )
 def test_a_crafted_run_folder_is_not_gone_on_from(
     what: str,
@@ -601,6 +605,10 @@ def test_a_crafted_run_folder_is_not_gone_on_from(
     config = unfinished / "config.yaml"
     if what == "composition":
         put(content["widefield"]["composition"], "task.loss", node("os.mkdir", path=str(marker)))
+    elif what == "loops":
+        del content["loops"]["fit_loop"]["epoch_progress"]
+    elif what == "epochs":
+        content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = None
     elif what == "callbacks":
         content["callbacks"]["ModelCheckpoint"] = {"best_model_path": "s3://bucket/file"}
     elif what == "state":
@@ -704,13 +712,15 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_sweep_of_ones_own_goes_on(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.sweeps.words import expand_resume
+    from workbench.yaml_targets import CONF
 
     monkeypatch.chdir(sweep.parent)
     task = sweep / "conf" / "task" / "esc50.yaml"
     task.write_text(task.read_text() + "\nmore: ${task.data.seconds}\nrun: ${mode_of:${task.monitor}}\n")
     default = sweep / "conf" / "hydra" / "default.yaml"
-    default.write_text("# of an older version\n" + default.read_text())
+    default.write_text("job_logging: {formatters: {simple: {'()': os.system}}}\n")
     assert expand_resume([f"sweep.resume={sweep}"])
+    assert default.read_bytes() == (CONF / "hydra" / "default.yaml").read_bytes(), "the installed one"
 
 
 WORDS = (
@@ -728,6 +738,8 @@ WORDS = (
     "--config-dir=/tmp",
     "-cd",
     "a=choice({_target_: os.system},1)",
+    "experiment=choice(../../x,null)",
+    "+modality.augment.raw={_target_: workbench.shard.shard}",
     "= =",
 )
 
@@ -753,7 +765,9 @@ def test_a_crafted_record_of_a_sweep_is_refused(word: str, where: str, sweep: Pa
         ("local/default.yaml", "# @package _global_\ntrainer: {callbacks: {_target_: os.system}}\n"),
         ("local/default.yaml", "# @package _global_\nhydra: {job: {env_set: {PYTHONSTARTUP: x}}}\n"),
         ("hydra/evil.yaml", "callbacks: {a: {b: c}}\n"),
-        ("hydra/default.yaml", "job_logging: {formatters: {simple: {'()': os.system}}}\n"),
+        ("hydra/evil.yaml", "job_logging: {formatters: {simple: {'()': os.system}}}\n"),
+        ("task/esc50.yaml", "defaults: [../../../evil]\n"),
+        ("task/esc50.yaml", "name: x\nloss: {_target_: workbench.shard.shard}\n"),
         ("paths/default.yaml", "runs: ${oc.env:HOME}\n"),
         ("paths/default.yaml", "runs: ${${x}:HOME}\n"),
         ("paths/default.yaml", "runs: !!python/object/apply:os.mkdir [x]\n"),

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY
 
-from workbench.resume import changed_data
+from workbench.members import resolved
+from workbench.resume import _same_command, changed_data
 
 Act = Callable[..., Path]
 
@@ -161,6 +162,43 @@ def test_changes_are_seen_in_every_modality(
     change(root)
     now = read()
     assert any(said in sentence for sentence in changed_data(facts, now[0], record, now[1]))
+
+
+def test_runs_of_an_earlier_version_go_on(composed: Callable[..., DictConfig]) -> None:
+    from workbench.errors import UsageError
+
+    words = ("modality=image", "task=cifar10", "resume=x")
+    now = composed(*words)
+    old = OmegaConf.create(OmegaConf.to_container(resolved(now)))
+    del old.task.data.limit, old["freeze"]
+    _same_command(now, old)
+    for word, said in (
+        ("seed=1", "seed was 0"),
+        ("+modality.augment.raw._target_=x", "augment.raw._target_ was None"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            _same_command(composed(*words, word), old)
+    del old.scheduler
+    old.scheduler = None
+    with pytest.raises(UsageError, match="scheduler"):
+        _same_command(now, old)
+    facts, record = {"classes": 2}, {"source": "real", "samples": {"train": 3}, "digest": "x"}
+    assert changed_data(facts, facts | {"later": 1}, {"source": "real"}, record) == []
+    assert changed_data(facts, facts, {"source": "real", "digest": "y"}, record)
+
+
+def test_what_is_said_now_is_compared_with_an_earlier_version(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.errors import UsageError
+
+    now = composed("modality=image", "task=cifar10", "resume=x", "task.data.limit=5")
+    old = OmegaConf.create(OmegaConf.to_container(resolved(now)))
+    del old.task.data.limit
+    _same_command(now, old)
+    monkeypatch.setattr("workbench.resume._said", lambda: ["task.data.limit"])
+    with pytest.raises(UsageError, match="limit was None, now 5"):
+        _same_command(now, old)
 
 
 def test_a_changed_member_of_a_joint_run_is_named(

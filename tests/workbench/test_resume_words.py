@@ -1,5 +1,6 @@
 """`resume=RUN` and `resume=auto` need no other words, and take none that a folder may not say."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -49,7 +50,7 @@ def test_the_words_of_the_run_are_taken_unless_said_anew() -> None:
     )
     assert expanded == [
         *("--config-dir", "x=y", *WORDS[:3]),
-        *("resume='runs/audio_folder/a b=1'", "trainer.max_epochs=5", "seed=3"),
+        *('resume="runs/audio_folder/a b=1"', "trainer.max_epochs=5", "seed=3"),
     ]
     assert sorted(expand_run(expanded)) == sorted(expanded), "as a process started by this one sees it"
     assert expand_run(["resume=null", "seed=1"]) == ["resume=null", "seed=1"]
@@ -59,9 +60,9 @@ def test_auto_is_the_newest_unfinished_run_of_what_is_said() -> None:
     run_folder(Path("runs/esc50/2026-01-03_x"), [], "esc50", backbone="unireplknet_a")
     run_folder(Path("runs/audio_folder/2026-01-02_x"), WORDS)
     run_folder(Path("runs/audio_folder/2026-01-04_x"), WORDS, done=True)
-    assert expand_run(["resume=auto"]) == ["resume='runs/esc50/2026-01-03_x'"]
-    assert "resume='runs/audio_folder/2026-01-02_x'" in expand_run(["resume=auto", "task=audio_folder"])
-    assert "resume='runs/audio_folder/2026-01-02_x'" in expand_run(["resume=auto", "backbone=widefield_nano"])
+    assert expand_run(["resume=auto"]) == ['resume="runs/esc50/2026-01-03_x"']
+    assert 'resume="runs/audio_folder/2026-01-02_x"' in expand_run(["resume=auto", "task=audio_folder"])
+    assert 'resume="runs/audio_folder/2026-01-02_x"' in expand_run(["resume=auto", "backbone=widefield_nano"])
     nothing = ["resume=auto", "task=audio_folder", "backbone=unireplknet_a"]
     assert expand_run(nothing) == nothing, "a new run begins"
 
@@ -78,10 +79,23 @@ def test_auto_is_the_newest_unfinished_run_of_what_is_said() -> None:
         ("callbacks.best.path=/home/me/.bashrc", "callbacks.best.path names a place to write to"),
         ("callbacks.last.dirpath=here", "callbacks.last.dirpath names a place to write to"),
         ("+trainer.default_root_dir=here", "names a place to write to"),
-        ("logger.csv={path: ../../x.csv}", "names a place to write to"),
         ("task.data.cache_dir=here", "names a place to write to"),
         ("data_dir=https://example.org/x", "or an address"),
         ("task.data={cache_dir: here}", "names a place to write to"),
+        ("task.data={samples_dir:/home/me/x,download:true}", "names a place to write to"),
+        ("task={data:{samples_dir:x}}", "names a place to write to"),
+        ("task.data.shards={storage:{endpoint_url:x}}", "names a place to write to"),
+        ("init_from='//example.org/x'", "or an address"),
+        ("task.name=${data_dir}", "refers to another value"),
+        ("data_dir='https:${init_from}/${secret:a}'", "refers to another value"),
+        (
+            "+modality.augment.raw={_target_: workbench.shard.shard}",
+            "is no class of the installed configuration",
+        ),
+        ("+optimizer._args_=[1]", "without their names"),
+        ("+trainer.out=x", "names a place to write to"),
+        ("experiment=../../runs/t/r/mine", "outside the configuration"),
+        ("seed=choice(1,2)", "no single value"),
     ],
 )
 def test_a_folder_does_not_say_what_runs_or_where_to_write(word: str, said: str, tmp_path: Path) -> None:
@@ -95,8 +109,61 @@ def test_a_folder_does_not_say_what_runs_or_where_to_write(word: str, said: str,
 def test_what_this_command_alone_decides_is_not_taken(tmp_path: Path) -> None:
     words = ["paths.runs=/x", "hydra.job.chdir=true", "download=true", "ckpt=x", "sweep.report=false"]
     words += ["task.data.samples_dir=/x", "task.data.shards.storage.secret=x", "action=fit"]
+    words += ["action._target_=workbench.shard.shard", "optimizer@action=adamw", "callbacks@task.data=ema"]
+    words += ["+logger.wandb.entity=x", "logger=[csv,wandb]", "logger.csv={path: ../../x.csv}"]
     run_folder(tmp_path / "runs/t/r", [*words, "callbacks.early_stopping.monitor=val/loss"])
     assert expand_run(["resume=runs/t/r"])[:-1] == ["callbacks.early_stopping.monitor=val/loss"]
+
+
+def test_a_secret_of_the_environment_stays_a_reference() -> None:
+    word = "+task.data.token=${secret:task.data.token}"
+    run_folder(Path("runs/t/r"), ["logger=[csv]", word, "~logger.tensorboard"])
+    assert expand_run(["resume=runs/t/r"])[:-1] == ["logger=[csv]", word, "~logger.tensorboard"]
+
+
+@pytest.mark.parametrize("words", [["task=eesc50"], ["--config-dir=nowhere", "task=of_mine"]])
+def test_auto_is_no_run_of_another_kind(words: list[str]) -> None:
+    run_folder(Path("runs/esc50/2026-01-03_x"), [], "esc50")
+    assert expand_run([*words, "resume=auto"]) == [*words, "resume=auto"], "Hydra says what is wrong"
+
+
+def test_auto_takes_paths_as_they_are_typed() -> None:
+    run_folder(Path("runs/esc50/2026-01-03_x"), [], "esc50")
+    run_folder(Path("runs/audio_folder/2026-01-02_x"), WORDS)
+    words = ["task=audio_folder", "data_dir=my sounds (2)", "resume=auto"]
+    assert 'resume="runs/audio_folder/2026-01-02_x"' in expand_run(words)
+
+
+def test_yaml_of_ones_own_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug = Path("plug/task")
+    plug.mkdir(parents=True)
+    (plug / "of_mine.yaml").write_text("defaults: [esc50]\nname: of_mine\n")
+    run_folder(Path("runs/esc50/2026-01-03_x"), [], "esc50")
+    run_folder(Path("runs/of_mine/2026-01-02_x"), ["task=of_mine"], "of_mine")
+    words = ["--config-dir=plug", "task=of_mine", "resume=auto"]
+    monkeypatch.setattr("sys.argv", ["run.py", *words])
+    assert any("runs/of_mine/2026-01-02_x" in word for word in expand_run(words))
+
+
+@pytest.mark.parametrize(
+    "word", ["-m", "--multi", "sweep=kernel_size", "hydra.mode=MULTIRUN", "hydra/sweeper=optuna"]
+)
+def test_the_runs_of_a_sweep_decide_for_themselves(word: str) -> None:
+    run_folder(Path("runs/esc50/2026-01-03_x"), ["seed=3"], "esc50")
+    assert expand_run([word, "resume=auto"]) == [word, "resume=auto"]
+
+
+@pytest.mark.parametrize("value", ["~nobodyx/a", "x" * 300])
+@pytest.mark.parametrize(
+    "take", [("resume", "resume_words.take_run_words"), ("sweep.resume", "sweeps.words.take_arguments")]
+)
+def test_a_folder_that_cannot_be_is_one_sentence(
+    value: str, take: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, (module, _, name) = take[0], take[1].rpartition(".")
+    monkeypatch.setattr("sys.argv", ["run.py", f"{key}={value}"])
+    with pytest.raises(SystemExit, match=rf"^error: {key}={value[:90]}"):
+        getattr(importlib.import_module(f"workbench.{module}"), name)()
 
 
 def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:

@@ -482,6 +482,29 @@ def test_a_sweep_that_ends_early_sums_up(
     assert caplog.text.count("sweep: 1 done, 1 missing") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_ends_a_sweep_with_its_own_code(number: int, sweeper_of: Callable[..., Any]) -> None:
+    sweeper = sweeper_of("seed=0,1")
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop, sweeper._stoppable():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    assert stop.value.code == 128 + number
+
+
+def test_nohup_is_heeded_by_a_sweep(sweeper_of: Callable[..., Any]) -> None:
+    sweeper = sweeper_of("seed=0,1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with sweeper._stoppable():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # -- sharing a machine -------------------------------------------------------------------------------------
 
 
@@ -584,7 +607,7 @@ def test_resume_repeats_the_command(finished: Path) -> None:
     assert words[:3] == ["--multirun", "--config-path", str(finished / "conf")]
     assert "task=esc50" in words
     assert "hydra.launcher.n_jobs=2" in words
-    assert words[-2:] == ["hydra.sweep.dir='old'", "sweep.resume='old'"]
+    assert words[-2:] == ['hydra.sweep.dir="old"', 'sweep.resume="old"']
     changed = expand_resume([f"sweep.resume={finished}", "hydra/launcher=basic", "hydra.sweeper.n_trials=9"])
     assert "hydra/launcher=basic" in changed
     assert not [

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from tests_support import ROOT
 
 from workbench.errors import UsageError
 from workbench.signatures import optimizers, signature_of
-from workbench.words import check_words
+from workbench.words import OURS, check_words, plain_words
 
 Compose = Callable[..., DictConfig]
 STOP = "lightning.pytorch.callbacks.EarlyStopping"
@@ -180,3 +181,14 @@ def test_names_of_optimisers_are_timms() -> None:
     from timm.optim import list_optimizers
 
     assert set(optimizers()) >= set(list_optimizers())
+
+
+def test_full_errors_are_the_users_own_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with plain_words(), pytest.raises(SystemExit, match=r"^error: x$"), plain_words():
+        raise HydraException("x")  # as in a process that the first one has started
+    assert not {"HYDRA_FULL_ERROR", OURS} & set(os.environ)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException), plain_words():
+        raise HydraException("x")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"

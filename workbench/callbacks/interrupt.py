@@ -55,8 +55,12 @@ class Interrupt(Callback):
         # At an epoch's last step the validation and the epoch's own checkpoint come first, see on_train_epoch_start.
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
         if complete and self._wanted(trainer):
-            trainer.save_checkpoint(self.last)
+            self._save(trainer)
             raise STOP.leave()
+
+    def _save(self, trainer: Trainer) -> None:
+        with STOP.writing():  # in every process: a sharded model is written by all
+            trainer.save_checkpoint(self.last)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._wanted(trainer):  # the epoch that has just ended left its checkpoint
@@ -71,7 +75,7 @@ class Interrupt(Callback):
         STOP.waits = False
         if isinstance(exception, Interrupted) and trainer.state.fn == "fit" and self._in_validation:
             self._unfinished = True
-            trainer.save_checkpoint(self.last)
+            self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_validation = not trainer.sanity_checking

@@ -18,15 +18,19 @@ from hydra.errors import HydraException
 
 from workbench.errors import UsageError
 from workbench.sweeps.folder import SWEEP, SweepFolder
-from workbench.yaml_targets import CONF, package_of, read_yaml, slot_of, slots_below, targets_in
+from workbench.typed_words import is_path
+from workbench.yaml_targets import CONF, package_of, read_yaml, slots_below, targets_in
 
 # Keys of Hydra and its launchers that run commands, load code or change the environment.
 RUNS_CODE = (
     *("env_set", "env_copy", "callbacks", "searchpath", "job_logging", "hydra_logging"),
     *("setup", "python", "srun_args", "additional_parameters"),
 )
+FREE = ("callbacks", "logger")  # groups of objects of any name
+HYDRAS_OWN = Path("hydra") / "default.yaml"  # how Hydra runs: never from a sweep's folder
 HARMLESS = ("mode_of", "direction_of", "run_folder", "folder_name", "now", "hydra", "secret")  # resolvers
 
+_OUTSIDE = re.compile(r"\.\.|://|\\")
 _NAME = re.compile(r"[^\W_][\w.+-]*")
 _HYDRA = re.compile(
     r"hydra(/(launcher|sweeper)=\w+|\.(launcher|sweeper|sweep|run|mode)\b[\w.]*=.*)", re.DOTALL
@@ -47,8 +51,9 @@ def check_frozen(sweep: SweepFolder) -> None:
     for file in sorted(sweep.snapshot.rglob("*")):
         if file.is_symlink():
             raise _refusal(file, file.name, "is a link")
-        if file.suffix == ".yaml" and file.is_file():
-            _check_file(file, file.relative_to(sweep.snapshot))
+        below = file.relative_to(sweep.snapshot)
+        if below != HYDRAS_OWN and file.suffix == ".yaml" and file.is_file():
+            _check_file(file, below)
 
 
 def check_word(word: str, record: Path) -> None:
@@ -64,12 +69,15 @@ def check_word(word: str, record: Path) -> None:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
         raise _refusal(record, word, "cannot be parsed") from None
+    setting = key.partition("@")[0]
+    if "." not in setting and not is_path(setting) and ".." in word.partition("=")[2]:
+        raise _refusal(record, word, "chooses a file outside the configuration")
     if override.is_sweep_override():
-        if "_target_" in word or key.startswith("hydra.launcher"):
+        if "_target_" in word or "_args_" in word or key.startswith("hydra.launcher"):
             raise _refusal(record, word, "chooses among classes")
         return
     value = None if override.is_delete() else override.value()
-    *above, last = key.split("@")[0].split(".")
+    *above, last = key.partition("@")[0].split(".")
     place = ".".join(above)
     if key.startswith("hydra") and any(
         at.split(".")[-1] in RUNS_CODE for at, _ in _nodes({last: value}, place)
@@ -90,6 +98,10 @@ def _check_file(file: Path, below: Path) -> None:
         _check_targets(content, place, file)
         for at, value in _nodes(content, place):
             last = at.rpartition(".")[2]
+            if "defaults" in at.split(".") and _OUTSIDE.search(
+                f"{last} {value}" if isinstance(value, str) else last
+            ):
+                raise _refusal(file, at, "chooses a file outside the configuration")
             if isinstance(value, str):
                 _check_text(value, file)
             if at.startswith("hydra.") and last in RUNS_CODE and (last, repr(value)) not in _installed()[1]:
@@ -101,13 +113,22 @@ def _check_file(file: Path, below: Path) -> None:
 
 
 def _check_targets(content: Any, place: str, file: Path) -> None:
-    """Every `_target_` in a node: named by the installed configuration, or a class of ours for its slot."""
-    installed = set().union(*slots_below(CONF).values())
+    """Every `_target_` in a node: named there by the installed configuration, or a class of ours for its slot."""
     for slot, node in targets_in(content, place):
         name = node["_target_"]
-        if isinstance(name, str) and (name in installed or _is_ours(name, slot_of(slot))):
-            continue
-        raise _refusal(file, name, f"is no class of the installed configuration ({slot or 'top'})")
+        if not isinstance(name, str) or not (name in _installed_at(slot) or _is_ours(name, slot)):
+            raise _refusal(file, name, f"is no class of the installed configuration ({slot or 'top'})")
+    for at, _ in _nodes(content, place):
+        if at.rpartition(".")[2] == "_args_":
+            raise _refusal(file, at, "hands values to a class without their names")
+
+
+def _installed_at(slot: str) -> set[str]:
+    """What the installed configuration names at a slot; callbacks and loggers may be called anything."""
+    slots, group = slots_below(CONF), slot.partition(".")[0]
+    if group in FREE and slot.count(".") == 1:
+        return set().union(*(names for other, names in slots.items() if other.startswith(f"{group}.")))
+    return slots.get(slot, set())
 
 
 def _is_ours(name: str, slot: str) -> bool:
@@ -124,6 +145,11 @@ def _check_text(text: str, file: Path) -> None:
         before, left = left, _REFERENCE.sub("|", left)
     if "${" in left:
         raise _refusal(file, text, "computes a value with more than the installed configuration does")
+
+
+def is_installed(name: str, text: str) -> bool:
+    """Whether the installed configuration says this very text of a setting of this name."""
+    return (name, repr(text)) in _installed()[1]
 
 
 @cache

@@ -1,14 +1,20 @@
 """`python run.py sweep.resume=DIR`: the command of an earlier sweep again, composed from its snapshot."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
+from omegaconf.errors import OmegaConfBaseException
+
+from tasks.disk import WriteError, writing
 from workbench.errors import UsageError
 from workbench.quoting import plain, quoted
 from workbench.secret_words import is_reference
 from workbench.sweeps.folder import SWEEP, SweepFolder
-from workbench.sweeps.frozen import check_frozen
+from workbench.sweeps.frozen import HYDRAS_OWN, check_frozen
+from workbench.words import refused_word
+from workbench.yaml_targets import CONF
 
 KEY = "sweep.resume"
 MAY_CHANGE = (
@@ -43,6 +49,7 @@ def expand_resume(words: list[str]) -> list[str]:
     if not sweep.snapshot.is_dir():
         raise UsageError(f"{KEY}={path}: its snapshot {sweep.snapshot} is gone")
     check_frozen(sweep)
+    _take_hydras_own(sweep)
     if unknown := [word for word in new if is_reference(word) and word not in sweep.words]:
         raise UsageError(f"{KEY}={path}: the sweep was not made with {unknown[0].partition('=')[0]}")
     path = path.resolve()
@@ -60,9 +67,17 @@ def expand_resume(words: list[str]) -> list[str]:
     ]
 
 
+def _take_hydras_own(sweep: SweepFolder) -> None:
+    """How Hydra runs is what this version says, whichever one the sweep was started with."""
+    file = sweep.snapshot / HYDRAS_OWN
+    with writing(file, ""):
+        file.parent.mkdir(exist_ok=True)
+        shutil.copyfile(CONF / HYDRAS_OWN, file)
+
+
 def take_arguments() -> None:
     """Expand `sweep.resume=DIR` in this process's own command line."""
     try:
         sys.argv[1:] = expand_resume(sys.argv[1:])
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    except (UsageError, WriteError, OSError, RuntimeError, OmegaConfBaseException) as error:
+        sys.exit(f"error: {refused_word(error, KEY, sys.argv[1:])}")
