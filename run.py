@@ -83,3 +83,7 @@ if __name__ == "__main__":
             main()
     except Interrupted as stop:
         stop.end()
+    except SystemExit:
+        if STOP.number is not None:  # the signal was taken for an error of what it broke into
+            STOP.leave().end()
+        raise

@@ -165,6 +165,8 @@ def _fork(folder: str, command: list[str], output: str) -> int:
         stop.end()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):  # as the interpreter does
+            print(stop.code, file=sys.stderr)
     except BaseException:
         import traceback
 
