@@ -38,6 +38,7 @@ def test_commands_compose(line: str, composed: Callable[..., DictConfig]) -> Non
     assert cfg.action.name
 
 
+@pytest.mark.slow
 def test_sweep_leaves_four_complete_runs(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

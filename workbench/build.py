@@ -250,7 +250,17 @@ def heed_signals_together(trainer: Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     launcher: Any = trainer.strategy.launcher
-    os.environ[STARTED_BY] = str(os.getpid())
+    start = getattr(launcher, "_call_children_scripts", None)
+    if start is not None:  # by subprocesses
+
+        def start_followers() -> None:
+            os.environ[STARTED_BY] = str(os.getpid())
+            try:
+                start()
+            finally:  # other commands that this process starts belong to nobody
+                del os.environ[STARTED_BY]
+
+        launcher._call_children_scripts = start_followers
 
     def tell() -> None:
         for process in getattr(launcher, "procs", ()):

@@ -350,6 +350,13 @@ def test_words_that_hydra_cannot_read_do_not_stop_completion(line: str, left: st
     assert completable(line) == left
 
 
+def test_a_run_in_this_process_leaves_other_commands_alone(act: Callable[..., Path]) -> None:
+    """As in a notebook: what is started there later is no part of that run."""
+    before = dict(os.environ)
+    act(*TINY, "task=audio_folder", "trainer.fast_dev_run=true")
+    assert {key for key in os.environ if key.startswith("WIDEFIELD_")} <= set(before)
+
+
 def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text((ROOT / "run.py").read_text().replace('"conf"', f'"{ROOT / "conf"}"'))
     script = f"""

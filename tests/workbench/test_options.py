@@ -121,6 +121,7 @@ def test_statistics_come_from_the_training_part(composed: Callable[..., DictConf
     assert not embedder.needs_statistics
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

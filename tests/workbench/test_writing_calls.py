@@ -39,6 +39,7 @@ KNOWN = {
     "workbench/resolvers.py": "run_folder: Hydra makes it again, and plain_words tells",
     "workbench/doctor.py": "the places it tells of",
     "workbench/sweeps/folder.py": "writing",
+    "workbench/sweeps/words.py": "writing",
     "workbench/sweeps/job.py": "run_job",
     "workbench/sweeps/devices.py": "run_job",
     "hydra_plugins/widefield/study.py": "study_errors",
