@@ -17,13 +17,11 @@ Examples:
 """
 
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
 from tasks.datasets.audio_files import AudioData
-from tasks.datasets.base import Item, Whole
-from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
+from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 
 
@@ -31,7 +29,7 @@ class AudioFolderSettings(LabelSettings, ShardableSettings, total=False):
     """Arguments of `AudioFolder` that it hands on."""
 
 
-class AudioFolder(AudioData):
+class AudioFolder(FromLabelledFiles, AudioData):
     """Audio files of your own.
 
     Args:
@@ -65,15 +63,3 @@ class AudioFolder(AudioData):
         from tasks.datasets.samples.audio import audio_folder
 
         audio_folder(root)
-
-    def read_splits(self, root: Path) -> dict[str, list[Item]]:
-        self.class_names, splits = self.files.read(root, self.bad_layout)
-        self.notes += self.files.notes
-        return splits
-
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        if self.format != "files":
-            return None
-        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
-        self.notes = list(self.files.notes)
-        return whole

@@ -261,6 +261,7 @@ class DataModule(LightningDataModule):
     homepage: ClassVar[str | None] = None
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
+    format: str = "files"  # a source of shards has another
     sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
 
     def __init__(

@@ -17,14 +17,13 @@ Examples:
 """
 
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item, Whole
+from tasks.datasets.base import Item
 from tasks.datasets.image_files import ImageData, ImageTransforms
 from tasks.datasets.image_reading import depth_notes
-from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
+from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 
 
@@ -32,7 +31,7 @@ class ImageFolderSettings(LabelSettings, ShardableSettings, total=False):
     """Arguments of `ImageFolder` that it hands on."""
 
 
-class ImageFolder(ImageData):
+class ImageFolder(FromLabelledFiles, ImageData):
     """Pictures of your own.
 
     Args:
@@ -66,14 +65,6 @@ class ImageFolder(ImageData):
         image_folder(root)
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
-        self.class_names, splits = self.files.read(root, self.bad_layout)
-        self.notes += self.files.notes
+        splits = super().read_splits(root)
         self.notes += depth_notes([item.path for item in splits["train"]], self.transforms.reading)
         return splits
-
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        if self.format != "files":
-            return None
-        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
-        self.notes = list(self.files.notes)
-        return whole

@@ -71,7 +71,7 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] 
     separator, lines = _separated(table, text)
     if not lines:
         raise DataError(f"the table {table} is empty")
-    header = [cell.strip() for _, cell in enumerate(lines[0][1])]
+    header = [cell.strip() for cell in lines[0][1]]
     notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
     roles = _roles(table, header, dict(columns or {}))
     body = lines[1:]

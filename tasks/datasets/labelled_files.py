@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, Item, Whole, not_there, refuse_unknown
+from tasks.datasets.base import ClassificationData, DataError, Item, Whole, not_there, refuse_unknown
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
@@ -431,6 +431,24 @@ class LabelledFiles:
         target: NDArray[np.float32] = np.zeros(len(index), dtype=np.float32)
         target[[index[label] for label in entry.labels]] = 1
         return target
+
+
+class FromLabelledFiles(ClassificationData):
+    """A source of classes whose items `files` finds; stands before the source that reads them."""
+
+    files: LabelledFiles
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        self.class_names, splits = self.files.read(root, self.bad_layout)
+        self.notes += self.files.notes
+        return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if self.format != "files":
+            return None
+        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        self.notes = list(self.files.notes)
+        return whole
 
 
 def _pattern(argument: str, text: str | None) -> re.Pattern[str] | None:

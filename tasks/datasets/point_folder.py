@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DataError, Item, Whole
-from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
+from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.point_choice import turned_z_up
 from tasks.datasets.point_files import PointData, PointSettings
 from tasks.datasets.point_formats.columns import check_order
@@ -33,7 +33,7 @@ class PointFolderSettings(LabelSettings, PointSettings, total=False):
     """Arguments of `PointFolder` that it hands on."""
 
 
-class PointFolder(PointData):
+class PointFolder(FromLabelledFiles, PointData):
     """Point clouds and meshes of your own, in any of the readable formats.
 
     Args:
@@ -80,8 +80,7 @@ class PointFolder(PointData):
         point_folder(root)
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
-        self.class_names, splits = self.files.read(root, self.bad_layout)
-        self.notes += self.files.notes
+        splits = super().read_splits(root)
         looked = look_at([item.path for item in splits["train"]], self)
         self.color_scale = looked.color_scale
         self.notes += looked.notes
@@ -89,9 +88,7 @@ class PointFolder(PointData):
 
     def read_whole(self, facts: dict[str, Any]) -> Whole | None:
         self.recall(facts)
-        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
-        self.notes = list(self.files.notes)
-        return whole
+        return super().read_whole(facts)
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | ({"color_scale": self.color_scale} if self.color_scale else {})

@@ -16,12 +16,10 @@ Examples:
 
 import re
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item, Whole
-from tasks.datasets.labelled_files import LabelledFiles, LabelSettings, label_settings
+from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.video_files import VideoData, VideoSettings
 
 
@@ -29,7 +27,7 @@ class VideoFolderSettings(LabelSettings, VideoSettings, total=False):
     """Arguments of `VideoFolder` that it hands on."""
 
 
-class VideoFolder(VideoData):
+class VideoFolder(FromLabelledFiles, VideoData):
     """Video files of your own.
 
     Args:
@@ -54,18 +52,6 @@ class VideoFolder(VideoData):
         from tasks.datasets.samples.video import video_folder
 
         video_folder(root)
-
-    def read_splits(self, root: Path) -> dict[str, list[Item]]:
-        self.class_names, splits = self.files.read(root, self.bad_layout)
-        self.notes += self.files.notes
-        return splits
-
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        if self.format != "files":
-            return None
-        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
-        self.notes = list(self.files.notes)
-        return whole
 
 
 def by_number(path: Path) -> tuple[list[int], str]:
