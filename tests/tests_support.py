@@ -56,3 +56,17 @@ def given_task(classes: int, multilabel: bool = False, average: str = "logits") 
 
 def logits_batch(logits: Tensor, target: Tensor) -> dict[str, Any]:
     return {"raw": logits, "target": target, "index": torch.arange(len(target))}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run's last checkpoint, by name."""
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
+    return state
+
+
+def only_run(folder: Path) -> Path:
+    """The one run of `task=audio_folder` that was made in a folder."""
+    (run,) = (folder / "runs" / "audio_folder").iterdir()
+    return run

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tests_support import TINY
+from tests_support import TINY, weights
 
 from tasks.joint import JointTask
 from workbench.members import matching, member_cfg, resolved
@@ -44,12 +44,6 @@ def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFacto
 def result_of(run: Path) -> dict:  # type: ignore[type-arg]
     content: dict = json.loads((run / "result.json").read_text())  # type: ignore[type-arg]
     return content
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    state: dict[str, torch.Tensor] = content["state_dict"]
-    return state
 
 
 def test_what_a_joint_run_leaves(run: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tests_support import ROOT, TINY
+from tests_support import ROOT, TINY, only_run, weights
 
 # Everything random that training has: shuffling, crops, masks, mixup, drop path, dropout.
 WORDS = (
@@ -46,17 +46,6 @@ def start(folder: Path, samples: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    state: dict[str, torch.Tensor] = content["state_dict"]
-    return state
-
-
-def only_run(folder: Path) -> Path:
-    (run,) = (folder / "runs" / "audio_folder").iterdir()
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig
-from tests_support import TINY
+from tests_support import TINY, weights
 
 from workbench.errors import UsageError
 from workbench.shard import shard
@@ -16,13 +16,6 @@ from workbench.shard import shard
 Act = Callable[..., Path]
 
 RUN = (*TINY, "task=audio_folder", "trainer.max_epochs=2", "task.data.num_workers=0", "logger=csv")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
-        "state_dict"
-    ]
-    return state
 
 
 def same(one: Path, other: Path) -> bool:

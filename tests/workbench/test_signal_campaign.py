@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests_support import TINY
+from tests_support import TINY, only_run, weights
 from warm_runs import WarmRun, WarmRuns
 
 STOPS = int(os.environ.get("WIDEFIELD_STOPS", 200))
@@ -39,18 +39,6 @@ LONG = (
     "trainer.limit_val_batches=2",
     "trainer.limit_test_batches=2",
 )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
-        "state_dict"
-    ]
-    return state
-
-
-def only_run(folder: Path) -> Path:
-    (run,) = (folder / "runs" / "audio_folder").iterdir()
-    return run
 
 
 def stopped(run: WarmRun, number: signal.Signals, whole_group: bool, after: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests_support import ROOT, TINY
+from tests_support import ROOT, TINY, only_run, weights
 from warm_runs import WarmRun, WarmRuns
 
 from workbench.files import remove_drafts
@@ -37,18 +37,6 @@ READERS = "task.data.num_workers=2"
 def runs(samples: Path) -> Iterator[WarmRuns]:
     with WarmRuns(samples, *WORDS) as started:
         yield started
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[
-        "state_dict"
-    ]
-    return state
-
-
-def only_run(folder: Path) -> Path:
-    (run,) = (folder / "runs" / "audio_folder").iterdir()
-    return run
 
 
 @pytest.fixture(scope="module")
