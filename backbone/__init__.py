@@ -1,4 +1,4 @@
-"""The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
+"""The backbone: maps ``(N, C, H, W)`` -> feature maps. Importing it registers every size with timm."""
 
 from backbone import timm_models as _timm_models
 from backbone.checkpoints import (
@@ -9,9 +9,7 @@ from backbone.checkpoints import (
     load_weights,
     read_safely,
 )
-from backbone.unireplknet import (
-    SIZES,
-    UniRepLKNet,
+from backbone.factories import (
     unireplknet_a,
     unireplknet_b,
     unireplknet_f,
@@ -22,9 +20,13 @@ from backbone.unireplknet import (
     unireplknet_t,
     unireplknet_xl,
 )
+from backbone.protocol import Backbone
+from backbone.sizes import SIZES
+from backbone.unireplknet import UniRepLKNet
 
 __all__ = [
     "SIZES",
+    "Backbone",
     "CheckpointError",
     "DamagedCheckpoint",
     "LoadReport",

@@ -69,8 +69,9 @@ def _fit(cfg: DictConfig) -> float | None:
         balance(part, source)
         shapes.append(f"{name} {map_shape(embedder)}".strip())
         if cfg.compile:  # what training, validation and test all run
-            forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
-            part.network.forward_maps = forward  # type: ignore[method-assign]
+            part.network.runner = compiled(
+                part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
+            )
     parameters = size(task.trained_module())
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
     if resume:
