@@ -81,6 +81,7 @@ class TimmBackbone(nn.Module):
         ]
         self.num_features = int(self.feature_info[-1]["num_chs"])
         self.pyramid: SimplePyramid | None = None
+        self.merged = False
         self.fit: Literal["as it is", "padded", "resized"] = "padded"
         config = self.model.pretrained_cfg
         first_conv = config.get("first_conv") or ()
@@ -321,10 +322,11 @@ class TimmBackbone(nn.Module):
         return take_weights(self.model, state, label, f"timm's {self.name}", self.first_convs)
 
     def reparameterize(self) -> TimmBackbone:
-        """Merge branches where the network has any (FastViT, RepVGG, MobileOne, …), in place."""
-        training = self.training
-        reparameterize_model(self.model, inplace=True)
-        self.train(training)
+        """Merge branches where the network has any (FastViT, RepVGG, MobileOne, …), in place. Idempotent."""
+        if not self.merged:  # timm's own merge does not bear a second one
+            reparameterize_model(self.model, inplace=True)
+            self.train(self.training)
+            self.merged = True
         return self
 
     # -- what probes ask -----------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ def tasks_of(modality: str) -> list[str]:
 
 def check_composition(cfg: DictConfig) -> None:
     """Raise a `UsageError` where the parts cannot go together."""
+    if OmegaConf.is_missing(cfg.backbone, "name"):
+        raise UsageError("which of timm's networks? Say backbone.name=NAME, e.g. backbone.name=convnext_atto")
     if is_joint(cfg):
         check_members(cfg)
     # With a checkpoint `task=` only says which one is meant: the modality is the checkpoint's.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Trainer, seed_everything
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import ClassificationData, DataModule
@@ -20,6 +21,7 @@ from workbench.callbacks.best import BestCheckpoint
 from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
+from workbench.cost import StepTimes, cost_of
 from workbench.going_on import going_on_said
 from workbench.info import map_shape, size
 from workbench.members import resolved
@@ -83,6 +85,8 @@ def _fit(cfg: DictConfig) -> float | None:
         )
         if resume.planned != cfg.trainer.max_epochs:
             trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
+    times = StepTimes()
+    trainer.callbacks.append(times)  # type: ignore[attr-defined]
     trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
     chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
@@ -92,7 +96,7 @@ def _fit(cfg: DictConfig) -> float | None:
         trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
-        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started)
+        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started, times.median)
     return chosen.score
 
 
@@ -157,8 +161,12 @@ def finish(
     metrics: dict[str, float],
     chosen: Chosen,
     wall_s: float,
+    step_s: float | None = None,
 ) -> None:
     """Write the result and show it: numbers, where things lie, what to type next."""
+    # A joint run has no single sample; of a sharded network no process has the whole.
+    sharded = isinstance(trainer.strategy, FSDPStrategy)
+    cost = cost_of(task.network, trainer, step_s) if isinstance(task, Task) and not sharded else None
     result = write_result(
         cfg,
         source=data.source,
@@ -171,6 +179,7 @@ def finish(
         wall_s=wall_s,
         device=trainer.strategy.root_device,
         checkpoint=chosen.path,
+        cost=cost,
     )
     rows = [(name, f"{value:.4f}" if value is not None else "–") for name, value in result["metrics"].items()]
     print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))

@@ -7,12 +7,12 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from modalities.embedder import Embedder
 from tasks.network import Network, example_maps
 from workbench.build import build_all_data, build_data, build_network, build_training, restore
 from workbench.console import console, print_table
+from workbench.cost import count_macs
 from workbench.members import is_joint
 from workbench.quoting import command
 
@@ -90,15 +90,6 @@ def feature_shapes(network: Network) -> list[str]:
     maps_BVCHW = example_maps(network.embedder)
     features = network.backbone.forward_features(maps_BVCHW.flatten(0, 1)[:1])
     return ["×".join(map(str, feature.shape[1:])) for feature in features]
-
-
-@torch.no_grad()
-def count_macs(network: nn.Module, raw: Any) -> float:
-    """Multiply-accumulates of one forward pass (convolutions and matrix products, as torch counts them)."""
-    network.eval()
-    with FlopCounterMode(display=False) as counter:
-        network(raw)
-    return counter.get_total_flops() / 2
 
 
 def _short(value: Any) -> str:
