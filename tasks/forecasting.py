@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.datasets.series_dates import NO_ZONE
+from tasks.datasets.time_series.dates import NO_ZONE
 from tasks.task import Answer, Task
 
 log = logging.getLogger("widefield")
