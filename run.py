@@ -26,6 +26,7 @@ try:
 
     from workbench.errors import kept_errors, plain_errors
     from workbench.flags import answer_flags
+    from workbench.old_names import take_current_names
     from workbench.resolvers import register_resolvers
     from workbench.resume_words import take_run_words
     from workbench.secret_words import check_secrets, take_secrets, words_of
@@ -55,6 +56,7 @@ logging.raiseExceptions = False
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run the chosen action; the value returned is the monitored metric, so that a sweeper can optimise it."""
+    take_current_names(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
     with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):

@@ -1,9 +1,9 @@
 """Time series: the past of every variate becomes a 2-D map, cut into rows by its period or made of tokens.
 
 A raw batch is a dict: `values` (B, L, N), the look-back in the data's own units, and `calendar` (B, L + T,
-F), what the calendar says of every step of past and future (`tasks.datasets.series`). Where the data have them:
-`observed` (B, L, N), 1 where a value is known, and the covariates `known` (B, L + T, K), `past` (B, L, K) and
-`static` (B, K). Other entries are left alone.
+F), what the calendar says of every step of past and future (`tasks.datasets.time_series.windows`). Where the data
+have them: `observed` (B, L, N), 1 where a value is known, and the covariates `known` (B, L + T, K), `past`
+(B, L, K) and `static` (B, K). Other entries are left alone.
 
 Shapes: B batch, L look-back and T horizon in steps, N variates, F calendar features, K covariates, P steps of a
 period, R rows of a map, V maps per sample, C channels, H height, W width, D width of a token, S variates of a token.

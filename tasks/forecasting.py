@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from backbone.protocol import Backbone
 from modalities.embedder import Embedder
-from tasks.datasets.series_dates import NO_ZONE
+from tasks.datasets.time_series.dates import NO_ZONE
 from tasks.task import Answer, Task
 
 log = logging.getLogger("widefield")

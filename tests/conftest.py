@@ -27,8 +27,12 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for embedded samples, drawn once a session."""
-    return tmp_path_factory.mktemp("samples")
+    """A folder for embedded samples, drawn once a session, by whichever of its processes needs one first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("samples")
+    folder = tmp_path_factory.getbasetemp().parent / "samples"  # the processes' folders lie beside it
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

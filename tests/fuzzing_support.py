@@ -11,7 +11,7 @@ import soundfile
 from numpy.random import Generator
 from PIL import Image
 
-from tasks.datasets.samples.video import write_video
+from tasks.datasets.video.sample import write_video
 
 RATE = 8000
 

@@ -15,10 +15,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from tests_support import ROOT
 
-from tasks.datasets.audio_files import read_crop
+from tasks.datasets.audio.files import read_crop
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_choice import open3d
-from tasks.datasets.point_formats.reading import read_cloud
+from tasks.datasets.point_cloud.choice import open3d
+from tasks.datasets.point_cloud.formats.reading import read_cloud
 from tasks.datasets.reading import MissingLibrary
 from tasks.datasets.shards.layout import write_index
 from tasks.libraries import EXTRAS, OUTSIDE_THE_SET, complaint, complaint_of, cure

@@ -72,6 +72,7 @@ def test_model_compares_forms_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFix
     assert "deploy form, channels last" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_networks_are_measured_in_turns_and_a_failure_stops_none() -> None:
     model, turns = importlib.import_module("model"), importlib.import_module("turns")
     settings = [

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from workbench.build import check_composition
 from workbench.console import quiet_libraries, short
 from workbench.errors import kept_errors, plain_errors
+from workbench.old_names import take_current_names
 from workbench.provenance import provenance
 from workbench.secret_words import give_back
 from workbench.stopping import STOP
@@ -28,6 +29,7 @@ def run_action(cfg: DictConfig) -> float | None:
         if OmegaConf.is_missing(cfg.paths, "run"):
             cfg.paths.run = str(short(Path(HydraConfig.get().runtime.output_dir)))
         with kept_errors(Path(cfg.paths.run)):
+            take_current_names(cfg)
             give_back(cfg)
             check_composition(cfg)
             value: float | None = get_method(cfg.action._target_)(cfg)

@@ -22,6 +22,7 @@ from tasks.datasets.base import DataError
 from workbench.console import printable
 from workbench.errors import TrainingError, UsageError
 from workbench.members import REPLACED
+from workbench.old_names import with_current_names
 from workbench.resolvers import mode_of
 from workbench.targets import BASES, is_class_of, stands_at
 from workbench.yaml_targets import read_yaml, targets_in
@@ -112,6 +113,7 @@ def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> 
     """Modality, task and backbone as a file gives them, checked; see `check_content`."""
     with _of_file(path):
         check_plain(composition, "composition", interpolations=True)
+        composition = with_current_names(composition)
         whole = {group: _node(_node(composition, "composition").get(group), group) for group in GROUPS}
         members = whole["task"].get("members")
         if members is None:

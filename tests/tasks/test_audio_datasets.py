@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from modalities.audio import LogMel
-from tasks.datasets import audio_files
-from tasks.datasets.audio_files import read_crop
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio import files as audio_files
+from tasks.datasets.audio.esc50 import ESC50
+from tasks.datasets.audio.files import read_crop
+from tasks.datasets.audio.folder import AudioFolder
+from tasks.datasets.audio.sample import audio_folder, esc50, speech_commands
+from tasks.datasets.audio.speech_commands import SpeechCommands
+from tasks.datasets.audio.speech_words import WORDS, split_by_hash
 from tasks.datasets.base import ClassificationData, DataError, ReadError
 from tasks.datasets.download import Source
-from tasks.datasets.esc50 import ESC50
-from tasks.datasets.samples.audio import audio_folder, esc50, speech_commands
-from tasks.datasets.speech_commands import WORDS, SpeechCommands, split_by_hash
 from tasks.datasets.splits import held_out_groups, stable_fraction
 
 
@@ -264,7 +265,9 @@ def test_speech_download_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     speech_commands(tmp_path / "made", speakers=(2, 1, 1), words=2)
     archive = shutil.make_archive(str(tmp_path / "speech"), "gztar", tmp_path / "made")
     checksum = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
-    monkeypatch.setattr("tasks.datasets.speech_commands.SOURCE", Source(Path(archive).as_uri(), checksum))
+    monkeypatch.setattr(
+        "tasks.datasets.audio.speech_commands.SOURCE", Source(Path(archive).as_uri(), checksum)
+    )
     data = SpeechCommands(
         name="speech_commands", data_dir=str(tmp_path / "data"), download=True, num_workers=0
     )

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from tasks.datasets.audio_files import EXTENSIONS, length_of, read_crop
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.files import EXTENSIONS, length_of, read_crop
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import ReadError
 from tasks.datasets.shards.data import as_file
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
 from modalities.audio import LogMel
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.mixing import Mixup
 from tasks.network import Network
 from workbench.build import build_network, build_task, build_trainer

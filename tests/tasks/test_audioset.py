@@ -11,9 +11,9 @@ import soundfile
 import torch
 from omegaconf import DictConfig
 
-from tasks.datasets.audioset import AudioSet, clip_files, read_segments
+from tasks.datasets.audio.audioset import AudioSet, clip_files, read_segments
+from tasks.datasets.audio.sample import audioset
 from tasks.datasets.base import DataError
-from tasks.datasets.samples.audio import audioset
 
 HEAD = "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=3\n# YTID, start_seconds, end_seconds, labels\n"
 LABELS = (

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from tasks.datasets import sampling
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import ClassificationData, DataError, Item, ReadError
 from tasks.datasets.joint import JointData
 from tasks.datasets.mixing import Mixup

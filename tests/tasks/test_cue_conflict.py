@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from tasks.datasets.base import DataError
-from tasks.datasets.cue_conflict import (
+from tasks.datasets.image.cue_conflict import (
     IMAGENET_CATEGORIES,
     LEFT_OUT,
     classes_of,
@@ -18,8 +18,8 @@ from tasks.datasets.cue_conflict import (
     read_mapping,
     spread,
 )
-from tasks.datasets.samples.cue_conflict import draw
-from tasks.datasets.samples.image import EIGHT
+from tasks.datasets.image.cue_conflict_sample import draw
+from tasks.datasets.image.sample import EIGHT
 
 #: Classes of ImageNet-1K below each category's synset in WordNet 3.0, counted in its noun database: airplane
 #: n02691156, bear n02131653, bicycle n02834778, bird n01503061, boat n02858304, bottle n02876657, car n02958343,

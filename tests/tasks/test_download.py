@@ -17,15 +17,15 @@ import pytest
 from downloads_support import CERTIFICATE, Reply, Server, serving, tar, zipped
 from tests_support import ROOT
 
-from tasks.datasets import ett
+from tasks.datasets.audio.esc50 import SOURCE as ESC_50
+from tasks.datasets.audio.speech_commands import SOURCE as SPEECH_COMMANDS
 from tasks.datasets.base import DataError
-from tasks.datasets.cifar import Cifar10, Cifar100
 from tasks.datasets.download import CHUNK, Source, download
-from tasks.datasets.esc50 import SOURCE as ESC_50
 from tasks.datasets.fetch import download_and_unpack
-from tasks.datasets.modelnet import SOURCES as MODELNET
-from tasks.datasets.speech_commands import SOURCE as SPEECH_COMMANDS
-from tasks.datasets.tiny_imagenet import SOURCE as TINY_IMAGENET
+from tasks.datasets.image.cifar import Cifar10, Cifar100
+from tasks.datasets.image.tiny_imagenet import SOURCE as TINY_IMAGENET
+from tasks.datasets.point_cloud.modelnet import SOURCES as MODELNET
+from tasks.datasets.time_series import ett
 
 BODY = os.urandom(3 * CHUNK + 17)
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -210,7 +210,7 @@ def test_a_run_reports_the_naive_forecasts_beside_the_model(run: Path) -> None:
 
 
 def test_the_naive_errors_are_those_of_all_test_windows(run: Path, samples: Path) -> None:
-    from tasks.datasets.csv_forecast import CsvForecast
+    from tasks.datasets.time_series.csv_forecast import CsvForecast
 
     data = CsvForecast(name="csv_forecast", look_back=56, horizon=14, samples_dir=str(samples))
     data.prepare_data()

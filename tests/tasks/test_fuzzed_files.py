@@ -26,11 +26,11 @@ TESTS = Path(__file__).parents[1]
 
 def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
     """How each modality reads a file of the user's."""
-    from tasks.datasets.audio_folder import AudioFolder
-    from tasks.datasets.csv_forecast import CsvForecast
-    from tasks.datasets.image_folder import ImageFolder
-    from tasks.datasets.point_folder import PointFolder
-    from tasks.datasets.video_folder import VideoFolder
+    from tasks.datasets.audio.folder import AudioFolder
+    from tasks.datasets.image.folder import ImageFolder
+    from tasks.datasets.point_cloud.folder import PointFolder
+    from tasks.datasets.time_series.csv_forecast import CsvForecast
+    from tasks.datasets.video.folder import VideoFolder
 
     where = {"data_dir": str(folder), "num_workers": 0}
 

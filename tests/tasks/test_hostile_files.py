@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError, draw_once
-from tasks.datasets.csv_forecast import CsvForecast
-from tasks.datasets.image_folder import ImageFolder
-from tasks.datasets.image_reading import open_image
-from tasks.datasets.imagenet import pictures
-from tasks.datasets.point_folder import PointFolder
-from tasks.datasets.radhar import RadHAR
-from tasks.datasets.video_folder import VideoFolder
+from tasks.datasets.image.folder import ImageFolder
+from tasks.datasets.image.imagenet import pictures
+from tasks.datasets.image.reading import open_image
+from tasks.datasets.point_cloud.folder import PointFolder
+from tasks.datasets.point_cloud.radhar import RadHAR
+from tasks.datasets.time_series.csv_forecast import CsvForecast
+from tasks.datasets.video.folder import VideoFolder
 
 STAMP = {"task": "x", "version": 2}
 

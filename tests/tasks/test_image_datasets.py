@@ -22,16 +22,16 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from tasks.datasets.base import DataError, ReadError, spread
-from tasks.datasets.cifar import Cifar10, Cifar100, read_pickle
 from tasks.datasets.download import Source
-from tasks.datasets.image_files import ImageData, ImageTransforms, seeded_by
-from tasks.datasets.image_folder import ImageFolder
-from tasks.datasets.image_reading import open_image
-from tasks.datasets.imagenet import ImageNet, Pictures, describe_synset
-from tasks.datasets.imagenet22k import ImageNet22K
-from tasks.datasets.samples import image as sample
+from tasks.datasets.image import sample as sample
+from tasks.datasets.image.cifar import Cifar10, Cifar100, read_pickle
+from tasks.datasets.image.files import ImageData, ImageTransforms, seeded_by
+from tasks.datasets.image.folder import ImageFolder
+from tasks.datasets.image.imagenet import ImageNet, Pictures, describe_synset
+from tasks.datasets.image.imagenet22k import ImageNet22K
+from tasks.datasets.image.reading import open_image
+from tasks.datasets.image.tiny_imagenet import TinyImageNet
 from tasks.datasets.splits import held_out_files
-from tasks.datasets.tiny_imagenet import TinyImageNet
 
 SMALL = ImageTransforms(size=16, crop_pct=1.0)
 RED, WHITE = (200, 30, 60), (255, 255, 255)
@@ -579,7 +579,7 @@ def test_download_end_to_end(
     if source is Cifar10:
         monkeypatch.setattr(Cifar10, "archive", made)
     else:
-        monkeypatch.setattr("tasks.datasets.tiny_imagenet.SOURCE", made)
+        monkeypatch.setattr("tasks.datasets.image.tiny_imagenet.SOURCE", made)
     data = source(
         name="task", data_dir=str(tmp_path / "data"), download=True, num_workers=0, transforms=SMALL
     )

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image, features
 from tests_support import ROOT
 
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.image_files import ImageTransforms
-from tasks.datasets.image_folder import ImageFolder
-from tasks.datasets.image_reading import EXTENSIONS, PictureOptions, depth_notes, open_image
+from tasks.datasets.image.files import ImageTransforms
+from tasks.datasets.image.folder import ImageFolder
+from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, depth_notes, open_image
 from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.listing import Listing, list_files
-from tasks.datasets.point_folder import PointFolder
+from tasks.datasets.point_cloud.folder import PointFolder
 from workbench.predict import find_files
 
 SHADES = np.linspace(0, 4095, 64).round().astype(np.uint16).reshape(8, 8)
@@ -230,7 +230,7 @@ def test_thin_pictures_need_little_memory(tmp_path: Path) -> None:
     (tmp_path / "thin.png").write_bytes(png(1, 2_000_000))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from tasks.datasets.image_folder import ImageFolder\n"
+        "from tasks.datasets.image.folder import ImageFolder\n"
         "try: ImageFolder(name='x', data_dir=sys.argv[1]).read_file(Path(sys.argv[1], 'thin.png'))\n"
         "except ValueError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -16,7 +16,7 @@ from backbone.sharing import share
 from modalities.audio import LogMel
 from modalities.image import Pixels
 from tasks.classification import ClassificationTask
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import SPLITS, DataError, Item
 from tasks.datasets.joint import AllInTurns, JointBatches, JointData, shares_of
 from tasks.datasets.sampling import EpochBatches, ResumableLoader

@@ -11,10 +11,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError
 from tasks.datasets.label_table import read_label_table
-from tasks.datasets.video_folder import VideoFolder
+from tasks.datasets.video.folder import VideoFolder
 
 CLASSES = ("bell", "horn")
 

@@ -20,16 +20,16 @@ from tests_support import ROOT, TINY
 
 from tasks.datasets.base import SPLITS, DataError, DataModule, ReadError
 from tasks.datasets.download import Source
-from tasks.datasets.modelnet import SOURCES, ModelNet
-from tasks.datasets.point_cache import cached
-from tasks.datasets.point_choice import farthest_points, open3d, sample_surface, turned_z_up
-from tasks.datasets.point_files import PointData
-from tasks.datasets.point_folder import PointFolder
-from tasks.datasets.point_formats.cloud import Cloud
-from tasks.datasets.point_formats.reading import read_cloud
-from tasks.datasets.radhar import RadHAR, window_starts
-from tasks.datasets.samples import point_cloud as samples
-from tasks.datasets.scanobjectnn import CLASSES, ScanObjectNN
+from tasks.datasets.point_cloud import sample as samples
+from tasks.datasets.point_cloud.cache import cached
+from tasks.datasets.point_cloud.choice import farthest_points, open3d, sample_surface, turned_z_up
+from tasks.datasets.point_cloud.files import PointData
+from tasks.datasets.point_cloud.folder import PointFolder
+from tasks.datasets.point_cloud.formats.cloud import Cloud
+from tasks.datasets.point_cloud.formats.reading import read_cloud
+from tasks.datasets.point_cloud.modelnet import SOURCES, ModelNet
+from tasks.datasets.point_cloud.radhar import RadHAR, window_starts
+from tasks.datasets.point_cloud.scanobjectnn import CLASSES, ScanObjectNN
 
 POINTS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 NORMALS = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
@@ -230,7 +230,7 @@ def test_a_file_is_sampled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         reads.append(path)
         return read_cloud(path, *more)
 
-    monkeypatch.setattr("tasks.datasets.point_files.read_cloud", counted)
+    monkeypatch.setattr("tasks.datasets.point_cloud.files.read_cloud", counted)
     item = data.splits["train"][0]
     first, second = (data.read_item(item, True, np.random.default_rng(seed)) for seed in (0, 1))
     assert len(reads) == 1
@@ -481,9 +481,9 @@ def test_points_after_a_video_do_not_crash(tmp_path: Path) -> None:
     """In a process of its own: decord's library must not stand in for Open3D's, which is loaded after it."""
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from tasks.datasets.samples.video import write_video\n"
-        "from tasks.datasets.video_files import open_video\n"
-        "from tasks.datasets.point_files import Cloud, sample_surface\n"
+        "from tasks.datasets.video.sample import write_video\n"
+        "from tasks.datasets.video.files import open_video\n"
+        "from tasks.datasets.point_cloud.files import Cloud, sample_surface\n"
         "path = Path(sys.argv[1]) / 'a.mp4'; write_video(path, np.zeros((8, 64, 64, 3), np.uint8))\n"
         "assert open_video(path).length == 8\n"
         "corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)\n"

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.point_choice import sample_surface
-from tasks.datasets.point_files import PointData
-from tasks.datasets.point_folder import PointFolder
-from tasks.datasets.point_formats.cloud import ReadOptions
-from tasks.datasets.point_formats.pcd import unpacked_lzf
-from tasks.datasets.point_formats.reading import read_cloud, table_of
+from tasks.datasets.point_cloud.choice import sample_surface
+from tasks.datasets.point_cloud.files import PointData
+from tasks.datasets.point_cloud.folder import PointFolder
+from tasks.datasets.point_cloud.formats.cloud import ReadOptions
+from tasks.datasets.point_cloud.formats.pcd import unpacked_lzf
+from tasks.datasets.point_cloud.formats.reading import read_cloud, table_of
 
 RGB = ("r", "g", "b")
 CUBE = np.array(
@@ -464,7 +464,7 @@ def test_las(tmp_path: Path, name: str) -> None:
 
 def test_open3d_reads_the_same(tmp_path: Path) -> None:
     """The library whose readers these take the place of, on what it writes itself."""
-    from tasks.datasets.point_choice import open3d
+    from tasks.datasets.point_cloud.choice import open3d
 
     o3d = open3d()
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(POINTS))

@@ -16,20 +16,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets import ett as ett_file
 from tasks.datasets.base import SPLITS, DataError, ReadError
-from tasks.datasets.corrformer import GlobalStations, load_npy
-from tasks.datasets.csv_forecast import CsvForecast
-from tasks.datasets.ett import ETT
-from tasks.datasets.long_term import BENCHMARKS, LongTerm
-from tasks.datasets.series import SeriesData
-from tasks.datasets.series_table import (
+from tasks.datasets.time_series import ett as ett_file
+from tasks.datasets.time_series.benchmarks import BENCHMARKS
+from tasks.datasets.time_series.corrformer import GlobalStations, load_npy
+from tasks.datasets.time_series.csv_forecast import CsvForecast
+from tasks.datasets.time_series.ett import ETT
+from tasks.datasets.time_series.long_term import LongTerm
+from tasks.datasets.time_series.table import (
     calendar_features,
     calendar_names,
     future_dates,
     infer_frequency,
     read_csv,
 )
+from tasks.datasets.time_series.windows import SeriesData
 
 Make = Callable[[Path], SeriesData]
 

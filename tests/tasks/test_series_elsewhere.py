@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.csv_forecast import CsvForecast
+from tasks.datasets.time_series.csv_forecast import CsvForecast
 
 
 def write(path: Path, values: np.ndarray, names: tuple[str, ...] = ("load",)) -> Path:

@@ -14,7 +14,7 @@ from tests_support import TINY
 from backbone import UniRepLKNet
 from modalities.time_series import Fold, TokenMap
 from tasks.datasets.base import DataError, ReadError, collate
-from tasks.datasets.csv_forecast import CsvForecast
+from tasks.datasets.time_series.csv_forecast import CsvForecast
 from tasks.forecast_head import forecast_head
 from tasks.forecasting import ForecastingTask, dates_of, digits, in_own_units
 from tasks.network import Network

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.csv_forecast import CsvForecast
-from tasks.datasets.series_table import Columns, Table, read_csv, read_series
-from tasks.datasets.series_text import Format
+from tasks.datasets.time_series.csv_forecast import CsvForecast
+from tasks.datasets.time_series.table import Columns, Table, read_csv, read_series
+from tasks.datasets.time_series.text import Format
 
 DAYS = pd.date_range("2021-01-01", periods=60, freq="D")
 WEEK = np.tile([10.0, 11.1, 1234.5, -3.25, 0.0, 2000.0, 1e6], 9)[:60]

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from tasks.datasets import sampling
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import SPLITS, DataError
-from tasks.datasets.image_folder import ImageFolder
+from tasks.datasets.image.folder import ImageFolder
 from tasks.datasets.shards import storage as storage_module
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.data import ShardableData, ShardOptions

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.datasets import video_files
 from tasks.datasets.base import ReadError
-from tasks.datasets.mp4_header import read_header
 from tasks.datasets.reading import available
-from tasks.datasets.samples.video import write_video
 from tasks.datasets.shards.data import as_file
-from tasks.datasets.video_files import dense, open_video, read_ticks
+from tasks.datasets.video import files as video_files
+from tasks.datasets.video.files import dense, open_video, read_ticks
+from tasks.datasets.video.mp4_header import read_header
+from tasks.datasets.video.sample import write_video
 
 LEVEL = 5  # frame i is all of grey 5·i
 
@@ -166,7 +166,7 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 from pathlib import Path
-from tasks.datasets.video_files import open_video
+from tasks.datasets.video.files import open_video
 print(open_video(Path(sys.argv[1])).length)
 """
 

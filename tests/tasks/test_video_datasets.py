@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tests_support import TINY
 
-from tasks.datasets import video_files
 from tasks.datasets.base import DataError, Item, ItemDataset, ReadError, collate
-from tasks.datasets.hmdb51 import HMDB51
-from tasks.datasets.kinetics400 import Kinetics400, read_list
 from tasks.datasets.reading import available
-from tasks.datasets.samples import video as samples_video
-from tasks.datasets.samples.video import MOTIONS, OPPOSITE, clip, write_video
-from tasks.datasets.ucf101 import UCF101
-from tasks.datasets.video_files import (
+from tasks.datasets.video import files as video_files
+from tasks.datasets.video import sample as samples_video
+from tasks.datasets.video.files import (
     VideoData,
     clock,
     decode_in_order,
@@ -39,7 +35,11 @@ from tasks.datasets.video_files import (
     same_draw,
     uniform,
 )
-from tasks.datasets.video_folder import VideoFolder
+from tasks.datasets.video.folder import VideoFolder
+from tasks.datasets.video.hmdb51 import HMDB51
+from tasks.datasets.video.kinetics400 import Kinetics400, read_list
+from tasks.datasets.video.sample import MOTIONS, OPPOSITE, clip, write_video
+from tasks.datasets.video.ucf101 import UCF101
 from workbench.build import build_data, restore
 
 
@@ -133,14 +133,14 @@ def test_useless_time_stamps_do_not_mislead_the_seeking(
     # Re-encoded files with all stamps 0 exist; decord seeks in them to other frames than asked for.
     assert clock(np.zeros(10)) is None
     assert clock(np.full(10, np.nan)) is None
-    monkeypatch.setattr("tasks.datasets.video_files.clock", lambda times: None)
+    monkeypatch.setattr("tasks.datasets.video.files.clock", lambda times: None)
     decoded = []
 
     def decode(path: Path, ticks: NDArray[np.int64]) -> NDArray[np.uint8]:
         decoded.append(path)
         return decode_in_order(path, ticks)
 
-    monkeypatch.setattr("tasks.datasets.video_files.decode_in_order", decode)
+    monkeypatch.setattr("tasks.datasets.video.files.decode_in_order", decode)
     video = open_video(numbered(tmp_path / "a.mp4"))
     assert numbers(read_ticks(video, np.array([30, 4]))) == [30, 4]
     assert decoded == [tmp_path / "a.mp4"]

@@ -380,7 +380,7 @@ def test_bash_completes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_run_prints_is_pasted_and_runs(tmp_path: Path) -> None:
     data = tmp_path / "my sounds (2), é=[x]"
-    from tasks.datasets.samples.audio import audio_folder
+    from tasks.datasets.audio.sample import audio_folder
 
     audio_folder(data)
     words = [

@@ -25,9 +25,9 @@ from torch import nn
 
 from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import draw_once
-from tasks.datasets.cue_conflict import drawn_sample
 from tasks.datasets.download import Source, download
 from tasks.datasets.fetch import download_and_unpack
+from tasks.datasets.image.cue_conflict import drawn_sample
 from tasks.datasets.shards.cache import ShardCache
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
@@ -80,7 +80,7 @@ def report(folder: Path) -> None:
 def cues(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "tasks.datasets.samples.cue_conflict.cue_conflict", lambda root: root.mkdir(parents=True)
+            "tasks.datasets.image.cue_conflict_sample.cue_conflict", lambda root: root.mkdir(parents=True)
         )
         drawn_sample(folder)
 

@@ -176,7 +176,7 @@ PAYLOADS: dict[str, tuple[str, Any]] = {
     "imported name": ("task.head", node("tasks.heads.Tensor")),
     "private": ("task.data", node("tasks.datasets.base._Reader")),
     "function": ("task.head", node("tasks.heads.one_hot")),
-    "class of another slot": ("task.head", node("tasks.datasets.audio_folder.AudioFolder", name="x")),
+    "class of another slot": ("task.head", node("tasks.datasets.audio.folder.AudioFolder", name="x")),
     "class of nothing": ("modality.embedder", node("backbone.UniRepLKNet", depths=[1], dims=[8])),
     "base class's file": ("task.loss", node("torch.hub.load", repo_or_dir="MARKER")),
     "torch.nn": ("task.loss", node("torch.nn.Linear", in_features=1, out_features=1)),

@@ -305,7 +305,7 @@ def test_an_added_key_of_any_name(words: tuple[str, str], tmp_path: Path) -> Non
         # Read: by a class of ours, by what a plug-in's own YAML brought along.
         (
             "+task.data.num_points=2",
-            "task: {data: {_target_: tasks.datasets.point_files.PointData, num_points: 2}}",
+            "task: {data: {_target_: tasks.datasets.point_cloud.files.PointData, num_points: 2}}",
             ["num_points"],
         ),
         ("+plugin.alpha=1", "plugin: {alpha: 1, beta: 2}", ["alpha"]),

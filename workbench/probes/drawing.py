@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from backbone.probes import Curve, MergedKernel, MinibatchCKA, ReceptiveField, ShapeBias, log_scaled
 from modalities.embedder import MapAxes
-from tasks.datasets.image_reading import open_image
+from tasks.datasets.image.reading import open_image
 
 SHAPE, TEXTURE, NEITHER = "tab:blue", "tab:orange", "0.8"
 

@@ -11,9 +11,15 @@ from omegaconf import DictConfig
 from backbone.probes import ShapeBias, decide, shape_bias
 from tasks.classification import ClassificationTask
 from tasks.datasets.base import ReadError, is_drawn
-from tasks.datasets.cue_conflict import CueConflict, classes_of, drawn_sample, read_cue_conflict, read_mapping
-from tasks.datasets.image_files import ImageData
-from tasks.datasets.imagenet import describe_synset
+from tasks.datasets.image.cue_conflict import (
+    CueConflict,
+    classes_of,
+    drawn_sample,
+    read_cue_conflict,
+    read_mapping,
+)
+from tasks.datasets.image.files import ImageData
+from tasks.datasets.image.imagenet import describe_synset
 from workbench import figures
 from workbench.build import build_task, refused_settings, take_pretrained
 from workbench.composition import built_from

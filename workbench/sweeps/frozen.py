@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from workbench.errors import UsageError
+from workbench.old_names import current_name
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.typed_words import is_path
 from workbench.yaml_targets import CONF, package_of, read_yaml, slots_below, targets_in
@@ -115,7 +116,7 @@ def _check_file(file: Path, below: Path) -> None:
 def _check_targets(content: Any, place: str, file: Path) -> None:
     """Every `_target_` in a node: named there by the installed configuration, or a class of ours for its slot."""
     for slot, node in targets_in(content, place):
-        name = node["_target_"]
+        name = current_name(node["_target_"])
         if not isinstance(name, str) or not (name in _installed_at(slot) or _is_ours(name, slot)):
             raise _refusal(file, name, f"is no class of the installed configuration ({slot or 'top'})")
     for at, _ in _nodes(content, place):

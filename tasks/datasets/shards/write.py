@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -19,14 +19,31 @@ from tasks.datasets.base import SPLITS, DataError, Item
 from tasks.datasets.shards.layout import ABOUT, COLUMNS, FORMAT, INDEX, Shard, write_index
 from tasks.datasets.shards.storage import Storage
 
-if TYPE_CHECKING:
-    from tasks.datasets.shards.data import ShardableData
-
 log = logging.getLogger("widefield")
 
 
+class ShardSource(Protocol):
+    """What is asked of a data set whose files are written into shards."""
+
+    modality: ClassVar[str]
+    name: str | None
+    class_names: list[str]
+    multilabel: bool
+
+    @property
+    def root(self) -> Path:
+        """The folder of its files."""
+
+    @property
+    def drawn(self) -> list[str]:
+        """The data sets that it imitates, where it is drawn."""
+
+    def pack(self, item: Item) -> tuple[str, bytes]:
+        """An item as a file: its ending without the dot, and its bytes."""
+
+
 def write_shards(
-    data: "ShardableData",
+    data: ShardSource,
     splits: Mapping[str, Sequence[Item]],
     target: Storage,
     *,
@@ -107,7 +124,7 @@ def _place(draft: Path, target: Storage) -> None:
 
 
 def _write_shard(
-    data: "ShardableData",
+    data: ShardSource,
     items: Sequence[Item],
     keyed: Sequence[tuple[str, int]],
     path: Path,
@@ -133,7 +150,7 @@ def _write_shard(
     return len(keyed)
 
 
-def _label(data: "ShardableData", item: Item) -> Iterator[tuple[str, bytes]]:
+def _label(data: ShardSource, item: Item) -> Iterator[tuple[str, bytes]]:
     if data.multilabel:
         names = [name for name, on in zip(data.class_names, item.target, strict=True) if on]
         yield "json", json.dumps({"labels": names}, ensure_ascii=False).encode()

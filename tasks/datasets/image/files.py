@@ -1,0 +1,204 @@
+"""Reading pictures as RGB tensors of one size: what every image source shares.
+
+Shapes: S side in pixels.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from tasks.datasets.base import DataError, Item
+from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
+from tasks.datasets.shards.data import ShardableData, ShardableSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CROPS = ("resized", "padded", "whole")
+EVAL_CROPS = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class ImageTransforms:
+    """How a picture becomes ``(3, S, S)`` uint8, in training and in evaluation; timm's transforms throughout.
+
+    Args:
+        size: S.
+        crop: of training pictures. ``resized``: a random part of random shape, brought to S × S (timm's
+            RandomResizedCrop, Inception-style). ``padded``: scaled to S, padded by an eighth on each side,
+            then a random S × S crop (the usual one for 32 × 32 pictures). ``whole``: squeezed to S × S.
+        scale: smallest and largest part of the area that ``resized`` takes.
+        ratio: smallest and largest aspect ratio of that part.
+        hflip, vflip: probabilities of mirroring.
+        color_jitter: strength of brightness, contrast and saturation changes; timm leaves them out where
+            there is an ``auto_augment``.
+        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1`` (RandAugment); ``None`` for none.
+        interpolation: of every resizing, ``bicubic``, ``bilinear``, …
+        crop_pct: evaluation scales the picture to S / crop_pct before it cuts out S × S.
+        crop_mode: in evaluation: ``center`` scales the short side and cuts, ``squash`` changes the shape of
+            the picture, ``border`` scales the long side and fills up.
+        max_pixels: a picture of more pixels, or of more once it is scaled, is refused before it is read.
+        bits: of pictures with 16 bits a channel, how many count: 12 for many cameras and scanners.
+
+    Raises:
+        DataError: settings that make no sense.
+    """
+
+    size: int = 224
+    crop: str = "resized"
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    max_pixels: int = MAX_PIXELS
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise DataError("transforms.size must be at least 1 and crop_pct lie in (0, 1]")
+        if self.crop not in CROPS or self.crop_mode not in EVAL_CROPS:
+            raise DataError(
+                f"transforms.crop takes {', '.join(CROPS)} and crop_mode {', '.join(EVAL_CROPS)}, "
+                f"not {self.crop} and {self.crop_mode}"
+            )
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise DataError(
+                f"transforms.scale takes two parts of the area, such as [0.08, 1.0], not {self.scale}"
+            )
+
+        if self.max_pixels < 1 or not 8 <= self.bits <= 16:
+            raise DataError("transforms.max_pixels must be at least 1 and bits lie between 8 and 16")
+
+    @property
+    def reading(self) -> PictureOptions:
+        """How files are to be read for these transforms."""
+        return PictureOptions(self.max_pixels, self.bits, self._pixels_scaled)
+
+    def _pixels_scaled(self, width: int, height: int) -> int:
+        """Pixels of a picture of this size while it is scaled for evaluation."""
+        short, long = sorted((width, height))
+        if self.crop_mode == "center":
+            side = math.floor(self.size / self.crop_pct)
+            return side * math.ceil(side * long / short)
+        return long * math.ceil(long / self.size) if self.crop_mode == "border" else 0
+
+    def for_training(self) -> Callable[["Image.Image"], Tensor]:
+        """PIL image -> (3, S, S) uint8; draws from the global generators, see `seeded_by`."""
+        from timm.data import create_transform
+        from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
+
+        try:
+            pipeline = create_transform(
+                self.size,
+                is_training=True,
+                scale=(self.scale[0], self.scale[1]),
+                ratio=(self.ratio[0], self.ratio[1]),
+                hflip=self.hflip,
+                vflip=self.vflip,
+                color_jitter=self.color_jitter,
+                auto_augment=self.auto_augment,
+                interpolation=self.interpolation,
+                use_prefetcher=True,  # leaves the pixels as uint8
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise DataError(
+                f"timm knows no such augmentation: auto_augment={self.auto_augment} ({error})"
+            ) from error
+        first, *others = pipeline.transforms
+        if self.crop != "resized":
+            how = InterpolationMode(self.interpolation)
+            first = Resize((self.size, self.size), how)
+        if self.crop == "padded":
+            first = Compose([first, RandomCrop(self.size, padding=max(self.size // 8, 1))])
+        pipeline.transforms = [first, *others]
+        return pipeline
+
+    def for_evaluation(self) -> Callable[["Image.Image"], Tensor]:
+        """PIL image -> (3, S, S) uint8, nothing random."""
+        from timm.data import create_transform
+        from torchvision.transforms import Compose
+
+        pipeline = create_transform(
+            (self.size, self.size) if self.crop_mode == "border" else self.size,
+            is_training=False,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            use_prefetcher=True,
+        )
+        return Compose([self._thick_enough, pipeline]) if self.crop_mode == "border" else pipeline
+
+    def _thick_enough(self, image: "Image.Image") -> "Image.Image":
+        """A picture of which a pixel is left in each direction when the longer side becomes S."""
+        least = math.ceil(max(image.size) / self.size)
+        width, height = (max(side, least) for side in image.size)
+        return image if image.size == (width, height) else image.resize((width, height))
+
+
+class ImageData(ShardableData):
+    """A source whose items are pictures and whose raw sample is ``(3, S, S)`` uint8.
+
+    Args:
+        transforms: crops, mirroring and augmentation; ``None`` takes `ImageTransforms`' own values.
+        **common: see `ShardableData` and `DataModule`.
+    """
+
+    modality = "image"
+    extensions = EXTENSIONS
+    unit = "images"
+
+    def __init__(
+        self, *, transforms: ImageTransforms | None = None, **common: Unpack[ShardableSettings]
+    ) -> None:
+        super().__init__(**common)
+        self.transforms = transforms or ImageTransforms()
+        self._train = self.transforms.for_training()
+        self._eval = self.transforms.for_evaluation()
+
+    def open_item(self, item: Item) -> "Image.Image":
+        """The picture of an item in RGB; raises `ReadError`."""
+        return open_image(item.path, self.transforms.reading)
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        image = self.open_item(item)
+        if not train:
+            return torch.as_tensor(self._eval(image))
+        with seeded_by(rng):
+            return torch.as_tensor(self._train(image))
+
+    def read_file(self, path: Path) -> Tensor:
+        return torch.as_tensor(self._eval(open_image(path, self.transforms.reading)))
+
+
+@contextmanager
+def seeded_by(rng: np.random.Generator) -> Iterator[None]:
+    """Start the global generators of Python, NumPy and torch (CPU) from ``rng``; afterwards they go on as if
+    nothing had been drawn.
+
+    timm and torchvision draw from all three. Without worker processes a reader shares them with training.
+    """
+    seed = int(rng.integers(2**32))
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.default_generator.set_state(before[2])

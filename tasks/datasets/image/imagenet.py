@@ -1,0 +1,160 @@
+"""ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575): 1.28 million photographs of 1,000 classes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import Unpack
+
+from tasks.datasets.base import DataError, Item
+from tasks.datasets.image.files import ImageData, ImageTransforms
+from tasks.datasets.image.reading import EXTENSIONS
+from tasks.datasets.lazy_items import LazyItems
+from tasks.datasets.shards.data import ShardableSettings
+from tasks.datasets.splits import held_out_files
+
+FOLDERS = (".", "ILSVRC/Data/CLS-LOC", "ILSVRC2012", "imagenet", "imagenet-1k")
+
+
+class ImageNet(ImageData):
+    """ImageNet in ImageFolder layout, a folder per WordNet synset; any subset of the classes works as well.
+
+    Tested on ``val/``, the 50,000 pictures every published figure is of (the labels of the official test set
+    were never released). So that they choose no checkpoint, a small part of ``train/`` is held out for
+    validation, by a hash of the names and from every class.
+
+    Classes are ordered by synset, as everywhere, so official classifiers fit; they are named with the synset
+    and its first word, e.g. ``n01440764 tench``.
+
+    Args:
+        val_part: part of ``train/`` to validate on; 0.01 is 12,811 pictures of the whole.
+        transforms: see `ImageData`.
+        **common: see `ShardableData` and `DataModule`.
+    """
+
+    title = "ImageNet"
+    layout = "train/<synset>/*.JPEG and val/<synset>/*.JPEG (ImageFolder layout, such as train/n01440764/…)"
+    homepage = "https://www.image-net.org/download.php"
+
+    def __init__(
+        self,
+        *,
+        val_part: float = 0.01,
+        transforms: ImageTransforms | None = None,
+        **common: Unpack[ShardableSettings],
+    ) -> None:
+        super().__init__(transforms=transforms, **common)
+        self.val_part = check_val_part(val_part)
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.image.sample import imagenet
+
+        imagenet(root)
+
+    def looks_complete(self, root: Path) -> bool:
+        return _find(root) is not None
+
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
+        found = _find(root)
+        if found is None:
+            raise self.bad_layout(f"no train/ and val/ in {root}")
+        training = pictures_by_folder(found / "train")
+        testing = pictures_by_folder(found / "val")
+        if not testing and pictures(found / "val"):
+            raise self.bad_layout(
+                f"the pictures in {found / 'val'} are not sorted into folders by class "
+                "(the script valprep.sh, found with many tutorials, does that)"
+            )
+        if unknown := sorted(set(testing) - set(training)):
+            raise DataError(
+                f"{found / 'val'} has classes that {found / 'train'} lacks: {', '.join(unknown[:5])}"
+            )
+        if len(training) < 2:
+            raise self.bad_layout(f"fewer than two classes in {found / 'train'}")
+        self.class_names = [describe_synset(synset) for synset in training]
+        tested = [
+            (name, target) for target, synset in enumerate(training) for name in testing.get(synset, [])
+        ]
+        parts = split_training(found / "train", training, self.val_part)
+        return {**parts, "test": Pictures(found / "val", tested)}
+
+
+class Pictures(LazyItems):
+    """Items made as they are asked for: a million of them would take a gigabyte, in every reader process.
+
+    Args:
+        root: folder of all pictures.
+        named: name below ``root`` and class of each picture.
+    """
+
+    def __init__(self, root: Path, named: Sequence[tuple[str, int]]) -> None:
+        self.root = root
+        self.names = np.array([os.fsencode(name) for name, _ in named])
+        self.targets = np.array([target for _, target in named], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def item(self, index: int) -> Item:
+        return Item(self.root / os.fsdecode(bytes(self.names[index])), int(self.targets[index]))
+
+
+def check_val_part(val_part: float) -> float:
+    """``val_part`` if it lies between 0 and 1; raises `DataError`."""
+    if not 0 < val_part < 1:
+        raise DataError(
+            f"val_part must lie between 0 and 1, not {val_part}: the test part is not for choosing"
+        )
+    return val_part
+
+
+def split_training(root: Path, training: Mapping[str, list[str]], val_part: float) -> dict[str, Pictures]:
+    """``train`` and ``val`` from the pictures of each class, named below ``root``; the classes in order."""
+    held = held_out_files(((label, name) for label, names in training.items() for name in names), val_part)
+    named: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
+    for target, names in enumerate(training.values()):
+        for name in names:
+            named["val" if name in held else "train"].append((name, target))
+    return {split: Pictures(root, part) for split, part in named.items()}
+
+
+def pictures(folder: Path) -> list[str]:
+    """Names of the pictures directly in a folder, sorted, without asking the disk about each."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]  # known without asking again
+    return sorted(name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+
+
+def pictures_by_folder(folder: Path, below: str = "") -> dict[str, list[str]]:
+    """For every sub-folder with pictures (in its ``below``) their names below ``folder``, sorted."""
+    with os.scandir(folder) as entries:
+        labels = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    found = {}
+    for label in labels:
+        place = os.path.join(label, below)
+        if names := pictures(folder / place):
+            found[label] = [os.path.join(place, name) for name in names]
+    return found
+
+
+def describe_synset(synset: str) -> str:
+    """``n01440764`` -> ``n01440764 tench``; other names stay as they are. (Two classes are named crane.)"""
+    words = _lemmas().get(synset)
+    return f"{synset} {words.split(',')[0]}" if words else synset
+
+
+@lru_cache(maxsize=1)
+def _lemmas() -> dict[str, str]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")
+    return {name: info.label_name_to_description(name) for name in info.label_names()}
+
+
+def _find(root: Path) -> Path | None:
+    places = (root / name for name in FOLDERS)
+    return next((place for place in places if (place / "train").is_dir() and (place / "val").is_dir()), None)

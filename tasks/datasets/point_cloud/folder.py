@@ -1,0 +1,102 @@
+r"""Point clouds and meshes of your own: a folder per class, a table, or labels in the file names.
+
+Examples:
+    A folder per class, split by name (or below train/, val/ and test/)::
+
+        python run.py modality=point_cloud task=point_folder data_dir=PATH
+
+    Labels in the names, here of ``chair_0001.ply``::
+
+        python run.py modality=point_cloud task=point_folder data_dir=PATH \
+            'task.data.label_from="^(?P<label>[a-z]+)_"'
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from tasks.datasets.base import DataError, Item, Whole
+from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
+from tasks.datasets.point_cloud.choice import turned_z_up
+from tasks.datasets.point_cloud.files import PointData, PointSettings
+from tasks.datasets.point_cloud.formats.columns import check_order
+from tasks.datasets.point_cloud.formats.reading import EXTENSIONS
+from tasks.datasets.point_cloud.look import look_at
+
+UPS = ("z", "y")
+
+
+class PointFolderSettings(LabelSettings, PointSettings, total=False):
+    """Arguments of `PointFolder` that it hands on."""
+
+
+class PointFolder(FromLabelledFiles, PointData):
+    """Point clouds and meshes of your own, in any of the readable formats.
+
+    Args:
+        up: which axis of the files points up, z or y; samples have z up.
+        file_columns: what the columns of files of bare numbers are, x, y and z among them; ``None``: their
+            header says it, or their values do.
+        color_scale: value of a full red, green or blue in files whose format does not say it: 1, 255 or 65535;
+            ``None``: the values tell.
+        **settings: see `LabelledFiles`, `PointData` and `DataModule`; the splits' fractions are 0.15 here.
+    """
+
+    title = "point clouds of your own"
+    layout = (
+        "a folder of point clouds or meshes (" + " ".join(EXTENSIONS) + ") per class, "
+        "or train/, val/ and test/ with such folders, "
+        "or task.data.csv=FILE with the columns path,label[,split|fold|group], "
+        "or task.data.label_from=REGEX for labels in names"
+    )
+
+    def __init__(
+        self,
+        *,
+        up: str = "z",
+        file_columns: Sequence[str] | None = None,
+        color_scale: float | None = None,
+        **settings: Unpack[PointFolderSettings],
+    ) -> None:
+        labels, common = label_settings(settings)
+        super().__init__(**common)
+        if up not in UPS:
+            raise DataError(f"up must be z or y, not {up}")
+        self.y_up = up == "y"
+        self.file_columns = check_order(file_columns)
+        if color_scale is not None and color_scale <= 0:
+            raise DataError(f"color_scale must be above 0, such as 1, 255 or 65535, not {color_scale:g}")
+        self.color_scale = color_scale
+        self.files = LabelledFiles(
+            self.extensions, **({"test_fraction": 0.15, "val_fraction": 0.15} | labels)
+        )
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.point_cloud.sample import point_folder
+
+        point_folder(root)
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        splits = super().read_splits(root)
+        looked = look_at([item.path for item in splits["train"]], self)
+        self.color_scale = looked.color_scale
+        self.notes += looked.notes
+        return splits
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        self.recall(facts)
+        return super().read_whole(facts)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"color_scale": self.color_scale} if self.color_scale else {})
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        super().recall(facts)
+        self.color_scale = facts.get("color_scale", self.color_scale)
+
+    def read_file(self, path: Path) -> Tensor:
+        pool = self.pool_of(path)
+        return self.first(turned_z_up(pool, self.has_normals) if self.y_up else pool)

@@ -1,0 +1,106 @@
+"""Arrays of numbers: NPY, NPZ and HDF5.
+
+The shape is checked before anything is read: a few bytes can announce, or unpack into, any number of points.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.base import ReadError
+from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_shape
+from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, from_named, from_table
+from tasks.datasets.reading import require
+
+POINTS = ("points", "data")
+# Arrays (P, 3) that may lie beside the points.
+BESIDE = {
+    "normals": NORMALS, "normal": NORMALS, "colors": COLORS, "colours": COLORS, "color": COLORS, "rgb": COLORS,
+}  # fmt: skip
+NUMPY_MAGIC = b"\x93NUMPY"
+
+
+def read_npy(path: Path, options: ReadOptions) -> Cloud:
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            raise ReadError("it is an archive of arrays (.npz), not an array: rename it")
+        file.seek(0)
+        return _cloud({}, _checked(file, options, path.stat().st_size), options)
+
+
+def read_npz(path: Path, options: ReadOptions) -> Cloud:
+    with path.open("rb") as file:
+        if file.read(6) == NUMPY_MAGIC:
+            raise ReadError("it is an array (.npy), not an archive of arrays: rename it")
+    with ZipFile(path) as archive:
+        names = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        wanted = key(list(names))
+        arrays = {}
+        for name in (wanted, *(name for name in names if name in BESIDE and name != wanted)):
+            with archive.open(names[name]) as member:
+                size = archive.getinfo(names[name]).file_size
+                arrays[name] = _checked(member, options, size)
+    return _cloud(arrays, arrays.pop(wanted), options)
+
+
+def read_h5(path: Path, options: ReadOptions) -> Cloud:
+    h5py = require("h5py", "HDF5 files")
+    with h5py.File(path) as file:
+        names = list(file.keys())
+        wanted = key(names)
+        arrays = {}
+        for name in (wanted, *(name for name in names if name in BESIDE and name != wanted)):
+            array = file[name]
+            if not isinstance(array, h5py.Dataset) or array.shape is None:
+                raise ReadError(f"{name} in it is no array of numbers")
+            if array.external or array.is_virtual:
+                raise ReadError(f"{name} in it stands in other files, which are not opened")
+            check_shape(array.shape, options)
+            arrays[name] = np.asarray(array)
+    return _cloud(arrays, arrays.pop(wanted), options)
+
+
+def key(names: Sequence[str]) -> str:
+    """The name of the array that holds the points."""
+    wanted = next((name for name in POINTS if name in names), None)
+    if wanted is None and len(names) != 1:
+        raise ReadError(
+            f"it holds the arrays {', '.join(names)[:200] or '(none)'}; call the one to read points"
+        )
+    return wanted or names[0]
+
+
+def _cloud(beside: Mapping[str, NDArray[Any]], array: NDArray[Any], options: ReadOptions) -> Cloud:
+    if array.dtype.names:
+        fields = {name: array[name].ravel() for name in array.dtype.names if array.dtype[name].kind in "fiu"}
+        return from_named(fields)
+    cloud = from_table(array, options)
+    for name, values in beside.items():
+        if values.shape != (len(cloud.points), 3) or values.dtype.kind not in "fiu":
+            continue
+        cloud.columns |= dict(zip(BESIDE[name], values.T, strict=True))
+        if BESIDE[name] == COLORS:
+            cloud.color_scale = 255.0 if values.dtype == np.uint8 else None
+    return cloud
+
+
+def _checked(file: BinaryIO | Any, options: ReadOptions, size: int) -> NDArray[Any]:
+    """The array in an open NPY file of so many bytes."""
+    try:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+    except Exception as error:  # NumPy parses it as Python, which fails in many ways
+        raise ReadError("it cannot be read as a point cloud (its header is damaged)") from error
+    check_shape(shape or (1,), options)
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if kind.hasobject:
+        raise ReadError("it holds Python objects, not numbers")
+    if count * kind.itemsize > size - file.tell():
+        raise ReadError(f"it breaks off: an array of shape {shape} is announced, the file has {size:,} bytes")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

@@ -1,0 +1,155 @@
+"""Numbers written as text, with the line where something else stands."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from tasks.datasets.base import ReadError
+from tasks.datasets.point_cloud.formats.cloud import Doubles, Indices, fans
+from tasks.datasets.reading import require
+
+MANY = 500  # lines from which Arrow is faster than NumPy
+SHOWN = 40  # characters of a wrong line
+
+
+def table(lines: Sequence[str], what: str, delimiter: str | None = None) -> Doubles:
+    """Lines of as many numbers each, (lines, columns), float64.
+
+    Args:
+        lines: without comments and empty ones.
+        what: what a line holds, for the message: ``vertex``.
+        delimiter: between numbers; ``None``: blanks.
+
+    Raises:
+        ReadError: the first line that holds something else.
+    """
+    if not lines:
+        return np.zeros((0, 0))
+    try:
+        return _parsed(lines, delimiter)
+    except ValueError as error:
+        raise ReadError(wrong_line(lines, what, delimiter)) from error
+
+
+def _parsed(lines: Sequence[str], delimiter: str | None = None) -> Doubles:
+    """`table`, with NumPy's error."""
+    if len(lines) >= MANY:
+        try:
+            return parsed_fast("\n".join(lines).encode(), len(lines[0].split(delimiter)), delimiter or " ")
+        except ValueError:  # for one, there may be two blanks between numbers
+            pass
+    return np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None, delimiter=delimiter)
+
+
+def parsed_fast(text: bytes, width: int, delimiter: str) -> Doubles:
+    """Lines of ``width`` numbers with exactly one delimiter between two, (lines, width), float64.
+
+    Raises:
+        ValueError: they hold anything else.
+    """
+    arrow = require("pyarrow", "text files of points")
+    csv = require("pyarrow.csv", "text files of points")
+    names = [str(column) for column in range(width)]
+    rows = csv.read_csv(
+        arrow.BufferReader(text),
+        csv.ReadOptions(use_threads=False, column_names=names),
+        csv.ParseOptions(delimiter=delimiter, quote_char=False),
+        csv.ConvertOptions(column_types=dict.fromkeys(names, arrow.float64()), null_values=[]),
+    )
+    return np.column_stack([column.to_numpy() for column in rows.columns])
+
+
+def wrong_line(lines: Iterable[str], what: str, delimiter: str | None = None) -> str:
+    """Why lines are no table of numbers, in words."""
+    width = 0
+    for number, line in enumerate(lines, start=1):
+        words = line.split(delimiter)
+        width = width or len(words)
+        for word in words:
+            if not is_number(word):
+                return (
+                    f"it cannot be read as a point cloud ({what} {number:,} holds {shown(word)}, no number)"
+                )
+        if len(words) != width:
+            return (
+                f"it cannot be read as a point cloud ({what} {number:,} has {len(words)} values, "
+                f"those before {width})"
+            )
+    return "it cannot be read as a point cloud (it holds something else than numbers)"
+
+
+def is_number(word: str) -> bool:
+    """Whether a word is a number as files of numbers have it."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return "_" not in word
+
+
+def shown(text: str) -> str:
+    """A word of a file in a message."""
+    return repr(text.strip()[:SHOWN])
+
+
+def polygons(lines: Sequence[str], what: str = "face") -> tuple[Indices, Indices, Doubles | None]:
+    """Lines ``K index … index [more]`` as triangles (T, 3), the line each comes from, (T,), and what stands
+    behind the indices of every line, (lines, 3 or 4); ``None`` where that is nothing, or not so much.
+
+    Raises:
+        ReadError: a line holds something else, or fewer indices than it announces.
+    """
+    groups: list[tuple[Indices, Indices]] = []
+    behind: list[tuple[Indices, Doubles]] = []
+    for numbers, rows in _uniform(lines, what):
+        if not np.isfinite(rows).all():
+            raise ReadError(f"it cannot be read as a point cloud (a {what} has values that are not finite)")
+        sizes = rows[:, 0]
+        for size in np.unique(sizes):
+            here = sizes == size
+            if not 0 <= size < 2**31 or size != int(size) or 1 + size > rows.shape[1]:
+                place = int(numbers[here][0]) + 1
+                raise ReadError(
+                    f"it breaks off: {what} {place:,} announces {size:g} corners and has {rows.shape[1] - 1}"
+                )
+            corners = rows[here, 1 : 1 + int(size)]
+            if not (corners == np.floor(corners)).all():
+                raise ReadError(f"it cannot be read as a point cloud (a {what} has indices with fractions)")
+            groups.append((numbers[here], corners.clip(-(2.0**53), 2.0**53).astype(np.int64)))
+            behind.append((numbers[here], rows[here, 1 + int(size) :]))
+    triangles, owner = fans(groups)
+    return triangles, owner, _joined(behind, len(lines))
+
+
+def _uniform(lines: Sequence[str], what: str) -> Iterable[tuple[Indices, Doubles]]:
+    """The lines in groups of as many words each, with their numbers."""
+    if not lines:
+        return []
+    try:
+        return [(np.arange(len(lines)), _parsed(lines))]
+    except ValueError:
+        widths = [len(line.split()) for line in lines]
+    order = sorted(range(len(lines)), key=widths.__getitem__)
+    found: list[tuple[Indices, Doubles]] = []
+    for _, group in groupby(order, key=widths.__getitem__):
+        numbers = list(group)
+        try:
+            rows = _parsed([lines[number] for number in numbers])
+        except ValueError as error:
+            word = next(word for n in numbers for word in lines[n].split() if not is_number(word))
+            raise ReadError(
+                f"it cannot be read as a point cloud (a {what} holds {shown(word)}, no number)"
+            ) from error
+        found.append((np.asarray(numbers), rows))
+    return found
+
+
+def _joined(behind: list[tuple[Indices, Doubles]], count: int) -> Doubles | None:
+    widths = {rows.shape[1] for _, rows in behind}
+    if len(widths) != 1 or not widths <= {3, 4}:
+        return None
+    whole = np.zeros((count, widths.pop()))
+    for numbers, rows in behind:
+        whole[numbers] = rows
+    return whole

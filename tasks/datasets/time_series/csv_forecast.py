@@ -1,0 +1,176 @@
+"""Any CSV with a date column.
+
+Example:
+    Forecast two columns 48 steps ahead from the 336 before::
+
+        python run.py modality=time_series task=csv_forecast data_dir=sales.csv \
+            'task.data.target=[berlin,paris]' task.data.horizon=48 task.data.look_back=336
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Unpack
+
+from tasks.datasets.base import CommonSettings, DataError, ReadError, Whole
+from tasks.datasets.labelled_files import split_of_folder
+from tasks.datasets.time_series.table import Columns, Table, read_series
+from tasks.datasets.time_series.text import Format
+from tasks.datasets.time_series.windows import Parts, SeriesData, first_rows, last_observed
+
+log = logging.getLogger("widefield")
+
+Names = str | Sequence[str] | None
+
+
+class CsvForecast(SeriesData):
+    """CSV files of your own: a date column, and columns of numbers that are all forecast together.
+
+    A file holds one series, or several in the long format (a column says which one a row is of); in a folder every
+    file holds further series. One model is trained on all of them. Separator, decimal sign, the order of day and
+    month and the step are inferred, and refused where they are in doubt (`series_text`, `series_dates`,
+    `series_grid`); dates that are missing become rows, and missing values never count. The last rows are for
+    testing, those before them for validation.
+
+    Args:
+        target: column, or columns, to forecast; `None`: all columns with numbers.
+        known: columns whose future is known when a forecast is made, e.g. holidays, prices, a weather forecast.
+        past: columns that help and are known until now.
+        static: columns with one value in each series.
+        series: column that names the series of a row; `None`: unique_id, item_id, series_id, ts_id or id.
+        date: column of dates, or those of date and time; `None`: one with a usual name, else the first.
+        separator, decimal, date_order, time_zone, missing, max_missing, max_gib: see `Format`.
+        val_fraction, test_fraction: shares of the rows.
+        look_back, horizon, season: see `SeriesData`.
+        **common: see `DataModule`.
+    """
+
+    title = "a series of your own"
+    layout = (
+        "a .csv file with a column named date and one or more columns of numbers, or a folder of such files"
+    )
+
+    def __init__(
+        self,
+        *,
+        target: Names = None,
+        known: Names = None,
+        past: Names = None,
+        static: Names = None,
+        series: str | None = None,
+        date: Names = None,
+        separator: str | None = None,
+        decimal: str | None = None,
+        date_order: str | None = None,
+        time_zone: str | None = None,
+        missing: Sequence[str | float] | str | float = (),
+        max_missing: float = 0.5,
+        max_gib: float = 2.0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        look_back: int = 96,
+        horizon: int = 96,
+        season: int | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(look_back=look_back, horizon=horizon, season=season, **common)
+        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+            raise DataError("val_fraction and test_fraction must be positive and leave something to train on")
+        self.columns = Columns(_names(target) or None, _names(known), _names(past), _names(static))
+        asked = [*(self.columns.target or ()), *self.columns.covariates()]
+        twice = [name for name in asked if asked.count(name) > 1]
+        if twice:
+            raise DataError(f"column {twice[0]} is named twice among target, known, past and static")
+        self.form = Format(
+            separator=separator,
+            decimal=decimal,
+            missing=_names(missing),
+            date=_names(date) or None,
+            date_order=date_order,
+            time_zone=time_zone,
+            series=series,
+            max_missing=max_missing,
+            max_gib=max_gib,
+        )
+        self.tables: tuple[Columns, list[Table]] | None = None  # that were read, and which of their columns
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.time_series.sample import csv_forecast
+
+        csv_forecast(root / "series.csv")
+
+    def read_tables(self, root: Path) -> list[Table]:
+        return self._read(root, self.columns)
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        try:
+            tables = self._read(self.root, replace(self.columns, target=tuple(facts["variates"])))
+        except DataError:  # its columns have other names: all with numbers, in their order
+            tables = self._read(self.root, replace(self.columns, target=None))
+        return self.whole(tables, facts)
+
+    def _read(self, root: Path, columns: Columns) -> list[Table]:
+        if (
+            self.tables is None or self.tables[0] != columns
+        ):  # once: what was repaired is said when it is read
+            self.tables = columns, self._read_files(root, columns)
+        return self.tables[1]
+
+    def _read_files(self, root: Path, columns: Columns) -> list[Table]:
+        files = [root] if root.is_file() else self._files(root)
+        self.file = files[0]
+        tables: list[Table] = []
+        for file in files:
+            try:
+                found = read_series(file, self.form, columns)
+            except ReadError as error:
+                raise DataError(f"{file}: {error}") from error
+            tables += [replace(_named(table, file, alone=len(files) == 1), path=file) for table in found]
+        # Rows at the end that hold covariates alone are the future: nothing can be learnt or tested there.
+        return (
+            [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
+            if columns.known
+            else tables
+        )
+
+    def _files(self, root: Path) -> list[Path]:
+        """The CSV files of a folder; what else lies there is counted."""
+        visible = sorted(file for file in root.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = [file for file in visible if file.suffix.lower() in self.extensions]
+        if not files:
+            raise self.bad_layout(f"there are 0 .csv files in {root}")
+        others = [file.name for file in visible if file not in files and file.name != "SAMPLE.json"]
+        if others:
+            log.warning("%s: %s other files left out: %s", root, f"{len(others):,}", ", ".join(others[:5]))
+        splits = [file.name for file in files if split_of_folder(file.stem)]
+        if len(splits) > 1:
+            raise DataError(
+                f"{root} holds {' and '.join(splits)}, which would be read as series of their own: join them in one "
+                "file, whose last rows are for validation and testing (task.data.val_fraction, test_fraction)"
+            )
+        return files
+
+    def parts(self, table: Table) -> Parts:
+        rows = len(table.dates)
+        test = round(self.test_fraction * rows)
+        return rows - test - round(self.val_fraction * rows), rows - test, rows
+
+
+def _names(given: Names | Sequence[str | float] | float) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, str | int | float):
+        return (str(given),)
+    return tuple(str(name) for name in given)
+
+
+def _named(table: Table, file: Path, alone: bool) -> Table:
+    """A series called by its file where there are several, and by its own name."""
+    if alone:
+        return table
+    return replace(table, name=f"{file.stem}/{table.name}" if table.name else file.stem)

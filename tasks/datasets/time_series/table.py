@@ -1,0 +1,379 @@
+"""Tables of time series: reading a CSV, its rhythm, its gaps, and what the calendar says of each row.
+
+Shapes: T rows in order of time, N variates, K covariates known ahead, P covariates of the past, F calendar features.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.datasets.base import ReadError
+from tasks.datasets.time_series.dates import Dates, offsets_of, read_dates, wall_offsets
+from tasks.datasets.time_series.grid import Grid, even_out
+from tasks.datasets.time_series.text import SEPARATORS, Format, Text, read_text, shown, to_numbers
+
+log = logging.getLogger("widefield")
+
+SERIES_COLUMNS = ("unique_id", "item_id", "series_id", "ts_id", "id")
+SENTINELS = (
+    -1.0,
+    -9.0,
+    -99.0,
+    -999.0,
+    -9999.0,
+    -99999.0,
+    -32768.0,
+    999.0,
+    9999.0,
+    99999.0,
+    999999.0,
+    1e20,
+    -1e20,
+)
+FAR = 10  # interquartile ranges beyond the other values at which a sentinel is named
+DAY = pd.Timedelta(days=1)
+
+CYCLES = {"minute_of_hour": DAY / 24, "hour_of_day": DAY, "day_of_week": 7 * DAY, "day_of_year": 365 * DAY}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what.
+
+    Args:
+        target: variates to forecast, in this order; `None`: every column of numbers that is nothing else.
+        known: covariates whose future is known, e.g. holidays or a weather forecast.
+        past: covariates known until now.
+        static: covariates that are the same in all rows of a series.
+    """
+
+    target: tuple[str, ...] | None = None
+    known: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+
+    def covariates(self) -> tuple[str, ...]:
+        return (*self.known, *self.past, *self.static)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A series of evenly spaced rows.
+
+    Args:
+        values_TN: float64, in the data's own units; NaN where a value is missing.
+        dates: of the rows; in UTC where `offsets_T` is given.
+        variates: names of the columns.
+        frequency: length of a step as pandas writes it, e.g. `h`, `15min`, `D`, `MS`.
+        offsets_T: seconds by which the clock on the wall is ahead of UTC; `None`: no zone is known.
+        zone: name of the zone, where it is known.
+        known_TK, past_TP: covariates, NaN where missing.
+        static: covariates of the series, by name.
+        name: of the series, where there are several.
+        said: how the file was read, in a few words.
+        path: the file.
+    """
+
+    values_TN: NDArray[np.float64]
+    dates: pd.DatetimeIndex
+    variates: tuple[str, ...]
+    frequency: str
+    offsets_T: NDArray[np.int64] | None = None
+    zone: str | None = None
+    known_TK: NDArray[np.float64] | None = None
+    past_TP: NDArray[np.float64] | None = None
+    static: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
+    said: str = ""
+    path: Path | None = None
+
+    @property
+    def wall(self) -> pd.DatetimeIndex:
+        """The clock on the wall at each row."""
+        return wall_clock(self.dates, self.offsets_T)
+
+
+def wall_clock(dates: pd.DatetimeIndex, offsets_T: NDArray[np.int64] | None) -> pd.DatetimeIndex:
+    """Instants and their offsets from UTC in seconds -> what a clock shows."""
+    return dates if offsets_T is None else dates + pd.to_timedelta(offsets_T, unit="s")
+
+
+def read_csv(
+    path: Path,
+    target: Sequence[str] | None = None,
+    even: bool = True,
+    form: Format | None = None,
+    columns: Columns | None = None,
+) -> Table:
+    """`read_series` of a file that holds one series.
+
+    Args:
+        target: short for `Columns(target)`.
+
+    Raises:
+        ReadError: see `read_series`; several series.
+    """
+    columns = columns or Columns(None if target is None else tuple(target))
+    tables = read_series(path, form or Format(), columns, even)
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables[:3])
+        raise ReadError(
+            f"it holds {len(tables):,} series ({names}, …), and a forecast is made of one: write each into a file of "
+            "its own"
+        )
+    return tables[0]
+
+
+def read_series(path: Path, form: Format, columns: Columns, even: bool = True) -> list[Table]:
+    """Read a CSV with dates and numeric columns; in the long format a column says which series a row is of.
+
+    With `even`, rows are sorted, repeated dates keep the last row, and dates missing from the grid of the
+    inferred frequency become rows. Without, rows stay as they are, one step apart, which is how the published
+    protocols of the benchmarks treat their files. Missing values are NaN either way. Whatever was repaired is logged.
+
+    Raises:
+        ReadError: the file has no dates, no numbers, no regular rhythm or lacks a column; a cell is neither number
+            nor missing; its writing can be read in two ways.
+    """
+    text = read_text(path, form)
+    dates = read_dates(text, form)
+    series = _series_column(text, form, dates)
+    frame = _numbers(text, dates, series, columns)
+    names = tuple(map(str, frame.columns))
+    target = tuple(name for name in names if name not in columns.covariates())
+    said = _said(text, dates)
+    if series is None:
+        groups = [("", np.arange(len(frame)))]
+    else:
+        ids = text.frame[series].astype(str)
+        groups = [(str(name), np.flatnonzero((ids == name).to_numpy())) for name in ids.unique()]
+        said += f", {len(groups):,} series by the column {series}"
+    tables = []
+    for name, rows in groups:
+        own = replace(dates, times=dates.times[rows], offsets_T=_some(dates.offsets_T, rows))
+        try:
+            tables.append(_table(frame.iloc[rows], own, text, form, columns, target, name, said, even))
+        except ReadError as error:
+            raise ReadError(f"series {shown(name)}: {error}" if series else str(error)) from error
+    if not form.missing:
+        for variate in target:
+            _name_sentinels(path, variate, frame[variate])
+    return tables
+
+
+def _some(values: NDArray[np.int64] | None, rows: NDArray[np.intp]) -> NDArray[np.int64] | None:
+    return None if values is None else values[rows]
+
+
+def _table(
+    frame: pd.DataFrame,
+    dates: Dates,
+    text: Text,
+    form: Format,
+    columns: Columns,
+    target: tuple[str, ...],
+    name: str,
+    said: str,
+    even: bool,
+) -> Table:
+    label = f"{text.path.name} {name}".strip()
+    if even:
+        grid = even_out(frame, dates, infer_frequency, form, label)
+    else:
+        frequency = infer_frequency(dates.times.drop_duplicates().sort_values())
+        grid = Grid(frame, dates.times, dates.offsets_T, frequency)
+    static = {}
+    for column in columns.static:
+        values = frame[column].dropna().unique()
+        if len(values) != 1:
+            raise ReadError(
+                f"its static column {shown(column)} must hold one value in all rows of a series, not {len(values)}"
+            )
+        static[column] = float(values[0])
+    return Table(
+        values_TN=grid.frame[list(target)].to_numpy(np.float64),
+        dates=grid.dates,
+        variates=target,
+        frequency=grid.frequency,
+        offsets_T=grid.offsets_T,
+        zone=dates.zone,
+        known_TK=grid.frame[list(columns.known)].to_numpy(np.float64) if columns.known else None,
+        past_TP=grid.frame[list(columns.past)].to_numpy(np.float64) if columns.past else None,
+        static=static,
+        name=name,
+        said=said + grid.said,
+    )
+
+
+def _said(text: Text, dates: Dates) -> str:
+    """What was inferred of the writing."""
+    if dates.zone:
+        zone = f"times in {dates.zone}"
+    elif dates.offsets_T is None:
+        zone = "no time zone"
+    else:
+        zone = "time zone as written"
+    separator = SEPARATORS.get(text.separator, repr(text.separator))
+    encoding = "UTF-8" if text.encoding == "utf-8-sig" else text.encoding
+    return f"{encoding}, separator {separator}, decimal sign {text.decimal!r}, {dates.said}, {zone}"
+
+
+def _series_column(text: Text, form: Format, dates: Dates) -> str | None:
+    """The column that tells series apart, if the file has several."""
+    frame = text.frame
+    if form.series is not None:
+        if form.series not in frame.columns:
+            raise ReadError(
+                f"it lacks the column {form.series} of task.data.series; it has {', '.join(frame.columns[:20])}"
+            )
+        return form.series
+    names = {str(column).lower(): str(column) for column in reversed(frame.columns)}
+    column = next((names[name] for name in SERIES_COLUMNS if name in names), None)
+    if column is None or column in dates.columns:
+        return None
+    repeated = dates.times.duplicated().any()
+    if repeated or frame[column].nunique() == 1:
+        return column
+    if frame[column].is_unique:
+        return None  # it counts the rows; see `_numbers`
+    return column
+
+
+def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> pd.DataFrame:
+    """The wanted columns as float64, targets first."""
+    frame = text.frame
+    others = [name for name in frame.columns if name not in (*dates.columns, series, *columns.covariates())]
+    if columns.target is None:
+        counters = [name for name in others if name.lower() in SERIES_COLUMNS and frame[name].is_unique]
+        if counters:
+            log.warning("%s: column %s numbers the rows and is left out", text.path.name, counters[0])
+        wanted = [name for name in others if name not in counters]
+    else:
+        wanted = list(columns.target)
+    asked = [*wanted, *columns.covariates()]
+    absent = [name for name in asked if name not in frame.columns]
+    if absent:
+        have = [name for name in frame.columns if name not in dates.columns]
+        raise ReadError(f"it lacks the column(s) {', '.join(absent)}; it has {', '.join(have[:20])}")
+    numbers, empty = {}, []
+    for name in asked:
+        column = to_numbers(text, name)
+        if column is not None:
+            infinite = np.isinf(column)
+            if infinite.any():
+                log.warning(
+                    "%s: %s infinite values of %s count as missing",
+                    text.path.name,
+                    f"{infinite.sum():,}",
+                    name,
+                )
+                column = column.mask(infinite)
+        if column is None or column.isna().all():
+            empty.append(name)
+        else:
+            numbers[name] = column
+    asked_for = [name for name in empty if columns.target is not None or name in columns.covariates()]
+    if asked_for:
+        raise ReadError(f"its column {asked_for[0]!r} holds no numbers")
+    if empty:
+        log.warning("%s: column(s) without numbers left out: %s", text.path.name, ", ".join(empty))
+    if not any(name in numbers for name in wanted):
+        raise ReadError("none of its columns holds numbers")
+    return pd.DataFrame(numbers)
+
+
+def _name_sentinels(path: Path, name: str, column: pd.Series) -> None:
+    """Warn of a number far from all others that stands for "missing" in many files, such as -9999."""
+    values = column.dropna().to_numpy()
+    for sentinel in {float(values.min()), float(values.max())} & set(SENTINELS):  # what is far lies at an end
+        same = values == sentinel
+        others = values[~same]
+        if not same.any() or len(others) < 3:
+            continue
+        low, high = np.quantile(others, [0.25, 0.75])
+        nearest = min(abs(others.min() - sentinel), abs(others.max() - sentinel))
+        if not others.min() <= sentinel <= others.max() and nearest > FAR * max(high - low, 1e-9 * abs(low)):
+            log.warning(
+                "%s: %s stands %s times in column %s, whose other values lie between %g and %g: if it means missing, "
+                "say 'task.data.missing=[%g]'",
+                path.name, f"{sentinel:g}", f"{same.sum():,}", name, others.min(), others.max(), sentinel,
+            )  # fmt: skip
+
+
+def infer_frequency(dates: pd.DatetimeIndex) -> str:
+    """The step of sorted, different dates: pandas' own answer for a perfect series, else the commonest
+    distance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas announces that the answer will no longer be a string
+        found = pd.infer_freq(dates)
+    if found is not None:
+        return str(getattr(found, "freqstr", found))
+    distances = pd.Series(dates[1:] - dates[:-1])
+    step = pd.Timedelta(distances.mode().iloc[0])
+    days = step / DAY
+    first = (dates == dates.to_period("M").start_time).mean() > 0.9
+    if 28 <= days <= 31:
+        return "MS" if first else "ME"
+    if 90 <= days <= 92:
+        return "QS" if first else "QE"
+    if 365 <= days <= 366:
+        return "YS" if first else "YE"
+    if days == 1 and not (dates.day_of_week >= 5).any():
+        return "B"
+    if days == 7:
+        return f"W-{dates[-1].strftime('%a').upper()}"
+    if days % 1 == 0:
+        return "D" if days == 1 else f"{days:.0f}D"
+    return str(pd.tseries.frequencies.to_offset(step).freqstr)
+
+
+def calendar_names(frequency: str, span: pd.Timedelta) -> tuple[str, ...]:
+    """Cycles of the calendar worth telling a model: longer than a step, and seen at least twice in the `span`
+    of the training part (of a year seen once it would learn the one year). Each has a sine and a cosine."""
+    start = pd.Timestamp("2001-01-01")
+    step = start + pd.tseries.frequencies.to_offset(frequency) - start
+    cycles = [name for name, length in CYCLES.items() if step < length and 2 * length <= span]
+    return tuple(f"{wave}({name})" for name in cycles for wave in ("sin", "cos"))
+
+
+def calendar_features(dates: pd.DatetimeIndex, names: Sequence[str]) -> NDArray[np.float32]:
+    """(T, F) values in [-1, 1] for the names that `calendar_names` gives."""
+    seconds = (dates.hour * 3600 + dates.minute * 60 + dates.second).to_numpy(np.float64)
+    places = {
+        "minute_of_hour": seconds % 3600 / 3600,
+        "hour_of_day": seconds / 86400,
+        "day_of_week": (dates.day_of_week.to_numpy() + seconds / 86400) / 7,
+        "day_of_year": (dates.day_of_year.to_numpy() - 1 + seconds / 86400) / 366,
+    }
+    waves = {"sin": np.sin, "cos": np.cos}
+    split = [name.rstrip(")").split("(") for name in names]
+    columns = [waves[wave](2 * np.pi * places[cycle]) for wave, cycle in split]
+    return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((len(dates), 0), np.float32)
+
+
+def future_dates(last: pd.Timestamp, frequency: str, steps: int) -> pd.DatetimeIndex:
+    """The dates of the next `steps` rows."""
+    return pd.date_range(last, periods=steps + 1, freq=frequency)[1:]
+
+
+def future_rows(table: Table, steps: int) -> tuple[pd.DatetimeIndex, NDArray[np.int64] | None]:
+    """Dates, and offsets where there is a zone, of all rows and the next `steps`; without the name of a zone the last
+    offset holds on."""
+    if table.offsets_T is None:
+        return table.dates.append(future_dates(table.dates[-1], table.frequency, steps)), None
+    start = pd.Timestamp("2001-01-01")
+    last = np.full(steps, table.offsets_T[-1])
+    if start + pd.tseries.frequencies.to_offset(table.frequency) - start < DAY:
+        dates = future_dates(table.dates[-1], table.frequency, steps)
+        offsets = offsets_of(dates, table.zone) if table.zone else last
+    else:  # days, weeks, months are those of the clock on the wall
+        wall = future_dates(table.wall[-1], table.frequency, steps)
+        offsets = wall_offsets(wall, table.zone) if table.zone else last
+        dates = wall - pd.to_timedelta(offsets, unit="s")
+    return table.dates.append(dates.as_unit("s")), np.concatenate([table.offsets_T, offsets])

@@ -1,0 +1,566 @@
+"""What every forecasting source shares: windows cut from series in memory.
+
+A window is `look_back` rows the model sees and the `horizon` rows after them. Windows of the validation and
+test part begin in the part before, so that every row of a part is forecast; no row is forecast in two parts, and no
+window reaches from one series into another.
+
+Shapes: T rows, N variates, F calendar features, L look-back, H horizon, X = L + H, K known and P past covariates, S
+static ones.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Unpack
+
+from modalities.time_series import find_period
+from tasks.datasets.base import (
+    CommonSettings,
+    DataError,
+    DataModule,
+    Item,
+    ItemDataset,
+    ReadError,
+    Whole,
+)
+from tasks.datasets.time_series.arrays import (
+    between_neighbours,
+    covariate,
+    fill_from_past,
+    has_large_level,
+    join,
+    moments,
+    positive,
+)
+from tasks.datasets.time_series.dates import NO_ZONE
+from tasks.datasets.time_series.table import (
+    Columns,
+    Table,
+    calendar_features,
+    calendar_names,
+    future_rows,
+    read_csv,
+    wall_clock,
+)
+from tasks.datasets.time_series.text import Format
+
+log = logging.getLogger("widefield")
+
+Parts = tuple[int, int, int]  # where training, validation and testing end, in rows
+
+
+class SeriesData(DataModule):
+    """A source whose items are windows of one series, or of several with the same variates.
+
+    A raw sample is `{"values": (L, N), "calendar": (X, F), "date": (X,)}`, its target (H, N): values in the
+    data's own units, dates in seconds since 1970. Mean, standard deviation and periods come from the training
+    rows alone. What only some data have, the facts say, and the sample holds it too:
+
+    - gaps (`gaps`): `observed` (L, N), 1 where a value is known; missing values are the last observed ones, missing
+      targets NaN.
+    - several series, or a level so large that single precision would blur it (`scaled`): `level` and `unit` (N,), in
+      double precision; values and targets are (own units - level) / unit, with the window's last observed values as
+      the level and the standard deviation of the series as the unit.
+    - a time zone (`time_zone`): dates are instants, `offset` (X,) the seconds by which clocks are ahead of UTC.
+    - covariates (`covariates`): `known` (X, K), `past` (L, P), `static` (S,), in their own units.
+
+    A subclass says how the series is read (`read_table`, or `read_tables` for several) and where its parts end
+    (`parts`).
+
+    Args:
+        look_back, horizon: L and H, in rows.
+        season: rows after which the seasonal-naive forecast repeats; `None` takes the strongest period found
+            in the training part, or 1 where none stands out.
+        **common: see `DataModule`.
+    """
+
+    modality = "time_series"
+    unit = "windows"
+    extensions = (".csv",)
+    file: Path | None = None  # the CSV the series was read from
+    positions: list[list[float]] | None = None  # coordinates of the variates, where they have a place
+    form = Format()  # how a user's file is written
+    columns = Columns()  # the covariates; the targets are those of the facts
+
+    def __init__(
+        self,
+        *,
+        look_back: int = 96,
+        horizon: int = 96,
+        season: int | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(**common)
+        if look_back < 2 or horizon < 1:
+            raise DataError(
+                f"look_back must be at least 2 and horizon at least 1, not {look_back} and {horizon}"
+            )
+        if season is not None and not 1 <= season <= look_back:
+            raise DataError(f"season={season} does not lie in the look-back of {look_back} rows")
+        self.look_back = look_back
+        self.horizon = horizon
+        self.season = season
+        self.known: dict[str, Any] = {}
+        self.gaps = (0, 0)  # missing values, of how many
+
+    # -- what a subclass implements --------------------------------------------------------------------------
+
+    def read_table(self, root: Path) -> Table:
+        """The whole series; raises `DataError`."""
+        raise NotImplementedError
+
+    def read_tables(self, root: Path) -> list[Table]:
+        """All series; raises `DataError`."""
+        return [self.read_table(root)]
+
+    def parts(self, table: Table) -> Parts:
+        """Where training, validation and testing end, in rows of the table."""
+        raise NotImplementedError
+
+    def window_starts(self, table: Table) -> dict[str, range]:
+        """First rows of the windows of each part."""
+        train, val, test = self.parts(table)
+        length = self.look_back + self.horizon
+        return {
+            "train": range(train - length + 1),
+            "val": range(train - self.look_back, val - length + 1),
+            "test": range(val - self.look_back, test - length + 1),
+        }
+
+    # -- what the base class asks for ------------------------------------------------------------------------
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        tables = self._long_enough(self.read_tables(root), root)
+        trains = [self.parts(table)[0] for table in tables]
+        self._learn_facts(tables, trains)
+        self._say_what_was_read(tables)
+        self._take(tables, trains)
+        return self._windows(root)
+
+    def _take(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
+        """Make these the series that windows are cut from, as the facts ask for it."""
+        self.series, self.trains = tables, trains
+        self.arrays = join(tables, trains, self.known["calendar"])
+        kind = np.float64 if self.known.get("scaled") else np.float32
+        self.values_TN = torch.from_numpy(self.arrays.filled_TN.astype(kind))
+        self.masked = bool(self.known.get("gaps")) or bool(np.isnan(self.arrays.values_TN).any())
+        self.truth_TN = (
+            torch.from_numpy(self.arrays.values_TN.astype(kind)) if self.masked else self.values_TN
+        )
+        self.calendar_TF = torch.from_numpy(self.arrays.calendar_TF)
+        self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
+
+    def _take_as_known(self, tables: Sequence[Table], trains: Sequence[int], facts: dict[str, Any]) -> None:
+        """Make these the series of windows for a model of these facts: its scale is that of its training."""
+        self.known = facts
+        for table in tables:
+            refusal = _too_large(table, facts)
+            if refusal:
+                raise DataError(f"{self.place}: {refusal}")
+        self._take(tables, trains)
+        if facts.get("scaled") and "series" not in facts:  # the one series that the model knows
+            unit_N = positive(np.array(facts["std"], dtype=np.float64))
+            self.arrays = replace(self.arrays, unit_RN=np.tile(unit_N, (len(tables), 1)))
+
+    def _windows(self, root: Path) -> dict[str, list[Item]]:
+        splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+        for number, (table, first) in enumerate(zip(self.series, self.arrays.starts, strict=True)):
+            for split, windows in self.window_starts(table).items():
+                splits[split] += [self._window(root, table, number, first + start) for start in windows]
+        return splits
+
+    def _long_enough(self, tables: list[Table], root: Path) -> list[Table]:
+        """The series that have windows in all parts; what is too short is counted and named."""
+        short = [
+            table
+            for table in tables
+            if any(len(starts) == 0 for starts in self.window_starts(table).values())
+        ]
+        if len(short) == len(tables):
+            longest = max(len(table.dates) for table in tables)
+            raise DataError(
+                f"{longest:,} rows in {root} are too few for windows of {self.look_back} + "
+                f"{self.horizon} rows in each part: take a smaller look_back or horizon"
+            )
+        if short:
+            log.warning(
+                "%s: %s of %s series are too short for windows of %s + %s rows in each part and left out: %s",
+                self.name, f"{len(short):,}", f"{len(tables):,}", self.look_back, self.horizon,
+                ", ".join(table.name for table in short[:5]),
+            )  # fmt: skip
+        return [table for table in tables if not any(table is other for other in short)]
+
+    def _learn_facts(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
+        """Everything measured here comes from the training rows."""
+        first, train = tables[0], trains[0]
+        self._refuse_unlike(tables)
+        for table, rows in zip(tables, trains, strict=True):
+            gone_N = np.isnan(table.values_TN[:rows]).all(axis=0)
+            if gone_N.any():
+                where = f" of the series {table.name}" if table.name else ""
+                raise DataError(
+                    f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}"
+                )
+        pooled_TN = _pooled([table.values_TN for table in tables], trains)
+        mean_N, std_N = moments(pooled_TN)
+        flat = [name for name, std in zip(first.variates, std_N, strict=True) if std < 1e-12]
+        if flat:
+            log.warning("%s: constant in the training part: %s", self.name, ", ".join(flat[:5]))
+        season = self.season or self._find_season(tables, trains) or 1
+        self.known = {
+            "variates": list(first.variates),
+            "mean": [_short(value) for value in mean_N],
+            "std": [_short(value) if value >= 1e-12 else 1.0 for value in std_N],
+            "look_back": self.look_back,
+            "horizon": self.horizon,
+            "frequency": first.frequency,
+            "calendar": list(calendar_names(first.frequency, first.dates[train - 1] - first.dates[0])),
+            "season": season,
+            "period": season if season > 1 else None,
+        }
+        if self.positions is not None:
+            self.known["positions"] = self.positions
+        self.gaps = (
+            sum(int(np.isnan(table.values_TN).sum()) for table in tables),
+            sum(table.values_TN.size for table in tables),
+        )
+        if self.gaps[0]:
+            self.known["gaps"] = True
+        if len(tables) > 1:
+            self.known["series"] = len(tables)
+        if len(tables) > 1 or has_large_level(pooled_TN):
+            self.known["scaled"] = True
+        if first.offsets_T is not None:
+            self.known["time_zone"] = first.zone or "as written"
+        covariates = self._covariate_facts(tables, trains)
+        if covariates:
+            self.known["covariates"] = covariates
+
+    def _refuse_unlike(self, tables: Sequence[Table]) -> None:
+        first = tables[0]
+        for table in tables[1:]:
+            unlike = {
+                "variates": (table.variates, first.variates),
+                "steps": (table.frequency, first.frequency),
+                "time zones": (table.offsets_T is None, first.offsets_T is None),
+            }
+            for what, (one, other) in unlike.items():
+                if one != other:
+                    raise DataError(
+                        f"the series {table.name} and {first.name} have different {what} ({one} and {other}); one "
+                        "model is trained on series that are alike in them"
+                    )
+
+    def _find_season(self, tables: Sequence[Table], trains: Sequence[int]) -> int | None:
+        """The period of the series with the most training rows."""
+        longest = max(range(len(tables)), key=lambda number: trains[number])
+        rows_TN = between_neighbours(tables[longest].values_TN[: trains[longest]])
+        return find_period(rows_TN, longest=self.look_back)
+
+    def _covariate_facts(self, tables: Sequence[Table], trains: Sequence[int]) -> dict[str, Any]:
+        """Name, mean and standard deviation of each covariate, by kind."""
+        columns, found = self.columns, {}
+        static_RS = np.array([list(table.static.values()) for table in tables], dtype=np.float64)
+        measured = {
+            "known": (columns.known, _pooled([table.known_TK for table in tables], trains)),
+            "past": (columns.past, _pooled([table.past_TP for table in tables], trains)),
+            "static": (columns.static, static_RS),
+        }
+        for kind, (names, values_TK) in measured.items():
+            if names:
+                mean_K, std_K = moments(values_TK)
+                found[kind] = {
+                    "names": list(names),
+                    "mean": [_short(value) for value in mean_K],
+                    "std": [_short(value) for value in positive(std_K)],
+                }
+        return found
+
+    def _say_what_was_read(self, tables: Sequence[Table]) -> None:
+        if not tables[0].said or self.file is None:
+            return
+        season = self.known["season"]
+        period = f"period {season} steps" if season > 1 else "no period found"
+        log.info(
+            "read: %s: %s, a step is %s, %s",
+            self.file.name, tables[0].said, self.known["frequency"],
+            period if self.season is None else f"season {season} steps as asked",
+        )  # fmt: skip
+
+    def _window(self, root: Path, table: Table, series: int, start: int) -> Item:
+        future = slice(start + self.look_back, start + self.look_back + self.horizon)
+        where = {"row": start, "series": table.name, "number": series} if table.name else {"row": start}
+        return Item(table.path or self.file or root, self.truth_TN[future], where)
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
+        start = item.where["row"]
+        now, end = start + self.look_back, start + self.look_back + self.horizon
+        arrays, known = self.arrays, self.known
+        raw = {
+            "values": self.values_TN[start:now],
+            "calendar": self.calendar_TF[start:end],
+            "date": self.dates_T[start:end],
+        }
+        if self.masked:
+            raw["observed"] = (~torch.isnan(self.truth_TN[start:now])).float()
+        if arrays.offsets_T is not None:
+            raw["offset"] = torch.from_numpy(arrays.offsets_T[start:end])
+        series = item.where.get("number", 0)
+        if known.get("scaled"):
+            raw |= {"level": raw["values"][-1], "unit": torch.from_numpy(arrays.unit_RN[series])}
+            raw["values"] = in_units(raw["values"], raw)
+        return raw | self._covariates(arrays.known_TK, arrays.past_TP, arrays.static_RS[series], start)
+
+    def _covariates(
+        self,
+        known_TK: NDArray[np.float32] | None,
+        past_TP: NDArray[np.float32] | None,
+        static_S: NDArray[np.float32],
+        start: int,
+    ) -> dict[str, Tensor]:
+        """Those of the window that begins at row `start`."""
+        now, end = start + self.look_back, start + self.look_back + self.horizon
+        raw = {}
+        if known_TK is not None:
+            raw["known"] = torch.from_numpy(known_TK[start:end])
+        if past_TP is not None:
+            raw["past"] = torch.from_numpy(past_TP[start:now])
+        if len(static_S):
+            raw["static"] = torch.from_numpy(static_S)
+        return raw
+
+    def facts(self) -> dict[str, Any]:
+        return self.known
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        self.known = facts
+        self.look_back, self.horizon = facts["look_back"], facts["horizon"]
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        for key in ("variates", "frequency", "look_back", "horizon"):
+            own, known = self.known[key], facts[key]
+            if own != known:
+                raise DataError(f"the {key} of {self.place} are {_shown(own)}, the model's {_shown(known)}")
+        self._take_as_known(self.series, self.trains, facts)
+        self.splits = {"test": self._windows(self.root)["test"]}
+
+    def digest(self) -> str:
+        found = hashlib.sha256(self.truth_TN.numpy().tobytes())
+        found.update(self.dates_T.numpy().tobytes())
+        return found.hexdigest()[:32]
+
+    def whole(self, tables: Sequence[Table], facts: dict[str, Any]) -> Whole:
+        """All windows of series for a model of these facts: columns by name, or where none is there by order."""
+        self.look_back, self.horizon = facts["look_back"], facts["horizon"]
+        length = self.look_back + self.horizon
+        found = [self._as_known(table, facts) for table in tables]
+        fitting = [table for table, _ in found if len(table.dates) >= length]
+        if not fitting:
+            raise DataError(
+                f"{self.place} has {max(len(table.dates) for table in tables):,} rows; a window of the model is "
+                f"{self.look_back} + {self.horizon} rows"
+            )
+        self._take_as_known(fitting, [len(table.dates) for table in fitting], facts)
+        self._say_what_was_read(fitting)
+        items = [
+            self._window(self.root, table, number, first + start)
+            for number, (table, first) in enumerate(zip(fitting, self.arrays.starts, strict=True))
+            for start in range(len(table.dates) - length + 1)
+        ]
+        rows = sum(len(table.dates) for table in fitting)
+        short = len(tables) - len(fitting)
+        left_out = f"; {short:,} of {len(tables):,} series are too short" if short else ""
+        return Whole(items, f"all {rows:,} rows are tested, {len(items):,} windows{found[0][1]}{left_out}")
+
+    def _as_known(self, table: Table, facts: dict[str, Any]) -> tuple[Table, str]:
+        """A series with the model's variates, and what columns were taken for them where their names differ."""
+        known, own = list(facts["variates"]), list(table.variates)
+        renamed = ""
+        if set(known) <= set(own):
+            columns = [own.index(name) for name in known]
+        elif len(own) == len(known) and not set(known) & set(own):
+            columns = list(range(len(own)))
+            renamed = f"; its columns {_shown(own)} are taken for {_shown(known)}"
+        else:
+            raise DataError(
+                f"{self.place} has the columns {_shown(own)}, the model forecasts {_shown(known)}"
+            )
+        if table.frequency != facts["frequency"]:
+            raise DataError(
+                f"a step is {table.frequency} in {self.place} and was {facts['frequency']} in the data the model was "
+                "trained on"
+            )
+        return replace(table, values_TN=table.values_TN[:, columns], variates=tuple(known)), renamed
+
+    def read_file(self, path: Path) -> dict[str, Tensor]:
+        """The last `look_back` rows of a user's CSV, and the calendar of the rows to come.
+
+        With known covariates, rows without any target at the file's end are the rows to come.
+        """
+        covariates = self.known.get("covariates", {})
+        names = {
+            kind: tuple(covariates.get(kind, {}).get("names", ())) for kind in ("known", "past", "static")
+        }
+        columns = Columns(target=tuple(self.known["variates"]), **names)
+        return self.last_window(read_csv(path, form=self.form, columns=columns))
+
+    def last_window(self, table: Table) -> dict[str, Tensor]:
+        """A raw sample whose horizon follows the last row; it has `observed` and `offset` whether or not the training
+        data had gaps and a zone. Raises `ReadError`."""
+        known, length, horizon = self.known, self.look_back, self.horizon
+        rows = len(table.dates)
+        if table.known_TK is not None:
+            rows = last_observed(table.values_TN) + 1
+            given = min(len(table.dates) - rows, horizon)
+            if given < horizon or np.isnan(table.known_TK[rows : rows + horizon]).any():
+                raise ReadError(
+                    f"the model must know {', '.join(self.columns.known or ('its known covariates',))} of the "
+                    f"{horizon} rows after the last value; add them as rows without a value: there are {given}"
+                )
+        if rows < length:
+            raise ReadError(f"it has {rows} rows; the model looks {length} rows back")
+        if table.frequency != known["frequency"]:
+            raise ReadError(
+                f"a step is {table.frequency} in it and was {known['frequency']} in the data the model was "
+                "trained on"
+            )
+        window = slice(rows - length, rows)
+        if np.isnan(table.values_TN[window]).all():
+            raise ReadError(f"none of its last {length} rows has a value")
+        dates, offsets_T = future_rows(first_rows(table, rows), horizon)
+        dates = dates[rows - length :]
+        offsets_T = None if offsets_T is None else offsets_T[rows - length :]
+        if refusal := _too_large(table, known):
+            raise ReadError(refusal)
+        mean_N, std_N = moments(table.values_TN[:rows])
+        if "series" not in known:  # the one series that the model knows
+            std_N = np.array(known["std"], dtype=np.float64)
+        filled_TN = fill_from_past(table.values_TN[:rows], mean_N)
+        raw = {
+            "values": torch.from_numpy(
+                filled_TN[window].astype(np.float64 if known.get("scaled") else np.float32)
+            ),
+            "calendar": torch.from_numpy(calendar_features(wall_clock(dates, offsets_T), known["calendar"])),
+            "date": torch.from_numpy(dates.as_unit("s").asi8.copy()),
+            "observed": torch.from_numpy((~np.isnan(table.values_TN[window])).astype(np.float32)),
+            "offset": torch.from_numpy(
+                np.full(length + horizon, NO_ZONE) if offsets_T is None else offsets_T
+            ),
+        }
+        if known.get("scaled"):
+            raw |= {"level": raw["values"][-1], "unit": torch.from_numpy(positive(std_N))}
+            raw["values"] = in_units(raw["values"], raw)
+        known_TK = None if table.known_TK is None else covariate(table.known_TK)
+        past_TP = None if table.past_TP is None else covariate(table.past_TP)
+        static_S = np.array(list(table.static.values()), dtype=np.float32)
+        return raw | self._covariates(known_TK, past_TP, static_S, rows - length)
+
+    def example_file(self) -> Path | None:
+        return self.file
+
+    def details(self) -> str:
+        known = self.known
+        season = f"{known['season']} steps" if known["season"] > 1 else "none, so 1 step"
+        series = f" of {len(self.arrays.starts):,} series" if len(self.arrays.starts) > 1 else ""
+        missing, total = self.gaps
+        gaps = f", {missing:,} of {total:,} values missing: they do not count" if missing else ""
+        return (
+            f"{series} of {len(known['variates'])} variates, {self.look_back} -> {self.horizon} steps of "
+            f"{known['frequency']}, season of the seasonal-naive forecast: {season}{gaps}"
+        )
+
+    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
+        return WindowDataset(items, self._reader(train), self.seed)
+
+    def _workers(self) -> int:
+        return self.num_workers or 0  # windows are slices of memory: a worker would only copy them
+
+
+def _too_large(table: Table, facts: dict[str, Any]) -> str | None:
+    """Why single precision, in which the model reads, would blur a series; None: it does not."""
+    if facts.get("scaled") or not has_large_level(table.values_TN):
+        return None
+    return (
+        f"its level is too large for a model trained on values near {_shown(facts['mean'])}, which reads in single "
+        "precision: train on these data"
+    )
+
+
+def _shown(value: Any) -> str:
+    """The first of several names, or a value."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return ", ".join(map(str, value[:5])) + (f", … ({len(value)} in all)" if len(value) > 5 else "")
+
+
+class WindowDataset(ItemDataset):
+    """Windows whose targets are brought to the scale of their values."""
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        sample = super().sample(index, rng)
+        if "level" in sample["raw"]:
+            sample["target"] = in_units(sample["target"], sample["raw"])
+        return sample
+
+
+def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:
+    """Own units in double precision -> (own units - level) / unit in single precision."""
+    return ((values_TN - raw["level"]) / raw["unit"]).float()
+
+
+def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
+    """The training rows of all series, their gaps filled."""
+    rows = [
+        between_neighbours(part[:train])
+        for part, train in zip(parts, trains, strict=True)
+        if part is not None
+    ]
+    if not rows:
+        return np.zeros((0, 0))
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def last_observed(values_TN: NDArray[np.float64]) -> int:
+    """The last row with a value."""
+    return int(np.flatnonzero((~np.isnan(values_TN)).any(axis=1))[-1])
+
+
+def first_rows(table: Table, rows: int) -> Table:
+    """A series until a row."""
+    if rows == len(table.dates):
+        return table
+    return replace(
+        table,
+        values_TN=table.values_TN[:rows],
+        dates=table.dates[:rows],
+        offsets_T=None if table.offsets_T is None else table.offsets_T[:rows],
+        known_TK=None if table.known_TK is None else table.known_TK[:rows],
+        past_TP=None if table.past_TP is None else table.past_TP[:rows],
+    )
+
+
+def _short(value: float) -> float:
+    """Seven significant digits, so that two machines agree on a statistic."""
+    return float(f"{value:.7g}")
+
+
+def find_file(root: Path, names: Sequence[str]) -> Path | None:
+    """`root` itself if it is a file, else the first of `names` that is a file in it."""
+    candidates = [root] if root.is_file() else [root / name for name in names]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_named(path: Path, target: Sequence[str] | None = None, even: bool = True) -> Table:
+    """`read_csv` with the file's name in the error."""
+    try:
+        return read_csv(path, target, even)
+    except ReadError as error:
+        raise DataError(f"{path}: {error}") from error
