@@ -346,3 +346,30 @@ def test_what_cannot_be_shared_is_said() -> None:
         share([built(CONV), built("resnet10t")])
     with pytest.raises(ValueError, match=r"read by no single convolution: take task\.stem=per_modality"):
         share([built(HYBRID), built(HYBRID)], stem_chans=3)
+
+
+# -- other forms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [CONV, PLAIN, pytest.param(HYBRID, marks=pytest.mark.slow)])
+def test_the_compiler_sees_one_graph(name: str) -> None:
+    net = built(name).eval()
+    net.fit_input(64, 62)
+    x = torch.randn(2, 2, 64, 62)
+    torch._dynamo.reset()
+    compiled = torch.compile(net.forward_features, backend="eager", fullgraph=True)
+    for ours, wanted in zip(compiled(x), net.forward_features(x), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b0", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)]
+)
+def test_a_program_takes_any_batch(name: str) -> None:
+    net = built(name).eval().reparameterize()
+    net.fit_input(40, 50)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(net, (torch.randn(3, 2, 40, 50),), dynamic_shapes=({0: batch},))
+        x = torch.randn(5, 2, 40, 50)
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-4)
