@@ -1,5 +1,7 @@
 """The backbone: maps ``(N, C, H, W)`` -> feature maps. Importing it registers every size with timm."""
 
+from typing import TYPE_CHECKING
+
 from backbone import timm_models as _timm_models
 from backbone.checkpoints import (
     CheckpointError,
@@ -21,7 +23,9 @@ from backbone.factories import (
     unireplknet_xl,
 )
 from backbone.protocol import Backbone
+from backbone.replknet import RepLKNet
 from backbone.sizes import SIZES
+from backbone.timm_backbone import TimmBackbone
 from backbone.unireplknet import UniRepLKNet
 
 __all__ = [
@@ -30,6 +34,8 @@ __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
     "LoadReport",
+    "RepLKNet",
+    "TimmBackbone",
     "UniRepLKNet",
     "load_pretrained",
     "load_weights",
@@ -46,3 +52,8 @@ __all__ = [
 ]
 
 del _timm_models
+
+if TYPE_CHECKING:  # the type checker says where one of them is none
+
+    def _are_backbones(a: UniRepLKNet, b: RepLKNet, c: TimmBackbone) -> tuple[Backbone, Backbone, Backbone]:
+        return a, b, c

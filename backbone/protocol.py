@@ -28,8 +28,11 @@ class Backbone(Protocol):
     num_features: int
     #: One entry for each feature map: ``num_chs``, its channels, and ``reduction``, its stride in map pixels.
     feature_info: list[dict[str, Any]]
-    #: Name of the convolution that reads the maps, for stems that several modalities share; None: there is no one.
-    first_conv: str | None
+
+    @property
+    def first_conv(self) -> str | None:
+        """Name of the convolution that reads the maps, for stems that modalities share; None: there is not just one."""
+        ...
 
     # -- forward -------------------------------------------------------------------------------------------
 

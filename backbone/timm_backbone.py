@@ -31,6 +31,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img
 FINEST = 4  # stride of the finest map that is taken from a network of stages, if it has one
 QUARTERS = 4  # maps that are taken from a plain transformer
 OURS = ("num_classes", "in_chans", "drop_path_rate", *ANY_SIZE[0], *ANY_SIZE[1])
+PREFIXES = ("", "model.", "module.", "backbone.", "backbone.model.", "network.backbone.model.")
 FORBIDDEN = ("checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable", "no_jit")
 
 
@@ -296,27 +297,36 @@ class TimmBackbone(nn.Module):
     def _load_file(self, path: Path) -> LoadReport:
         state = weights_in(read_safely(path), path)
         own = set(self.model.state_dict())
-        for prefix in ("", "model.", "module.", "backbone.", "backbone.model.", "network.backbone.model."):
-            inside = {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-            if own & set(inside):
-                return self._take(inside, path.name)
-        # Files of the network's authors have other names; timm knows how to bring them to its own.
-        rename = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
-        if rename is not None:
+        inside = max((_below(state, prefix) for prefix in PREFIXES), key=lambda found: len(own & set(found)))
+        try:
+            return self._take(inside, path.name)
+        except CheckpointError as error:
+            # Files of a network's authors have other names; timm knows how to bring them to its own.
+            rename = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
+            if rename is None:
+                raise
             try:
-                state = rename(dict(state), self.model)
-            except Exception as error:
-                raise CheckpointError(f"{path.name} holds no weights of timm's {self.name}") from error
-        return self._take(state, path.name)
+                renamed = rename(dict(state), self.model)
+            except Exception:  # a file of something else altogether
+                raise error from None
+            return self._take(renamed, path.name)
 
     def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
-        """Load the weights of another such backbone, the first convolution fitted to the channels of these maps."""
-        own = {
-            name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")
-        }
-        return self._take(own, label)
+        """Load the weights of another such backbone, the first convolution fitted to the channels of these maps.
+
+        A pyramid is taken where there is one of the same shapes; else it starts anew.
+        """
+        report = self._take(_below(state, "model."), label)
+        if self.pyramid is not None:
+            wanted, found = self.pyramid.state_dict(), _below(state, "pyramid.")
+            if {name: value.shape for name, value in found.items()} == {
+                name: value.shape for name, value in wanted.items()
+            }:
+                self.pyramid.load_state_dict(found)
+                report.loaded += len(found)
+            else:
+                report.initial = [f"pyramid.{name}" for name in wanted]
+        return report
 
     def _take(self, state: Mapping[str, Any], label: str) -> LoadReport:
         return take_weights(self.model, state, label, f"timm's {self.name}", self.first_convs)
@@ -347,6 +357,11 @@ class TimmBackbone(nn.Module):
     def receptive_fields(self) -> None:
         """Not counted: the way through the network is its own."""
         return
+
+
+def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries below a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -293,6 +293,46 @@ def test_files_of_timm_and_of_the_authors(tmp_path: Path) -> None:
             assert torch.equal(value, state[name]), (file, name)
 
 
+def test_a_file_of_authors_with_names_like_those_of_timm(tmp_path: Path) -> None:
+    """Swin's release has the downsampling behind a stage, timm in front of the next."""
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+    name = "swin_tiny_patch4_window7_224"
+    state = timm.create_model(name, num_classes=10, **options).state_dict()
+    official = {}
+    for key, value in state.items():
+        if ".downsample." in key:
+            _, stage, rest = key.split(".", 2)
+            key = f"layers.{int(stage) - 1}.{rest}"
+        official[key.replace("head.fc.", "head.")] = value
+    torch.save({"model": official}, tmp_path / "swin.pth")
+    net = TimmBackbone(name, 3, options=options)
+    net.load_pretrained(tmp_path / "swin.pth")
+    for key, value in net.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_a_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    for name in (CONV, "convnext_atto", PLAIN):
+        with pytest.raises(
+            CheckpointError, match=r"other\.pth does not fit timm's .* missing or of another shape"
+        ) as said:
+            built(name).load_pretrained(tmp_path / "other.pth")
+        assert "\n" not in str(said.value)
+
+
+def test_a_pyramid_goes_along() -> None:
+    source, target, flat = built(PLAIN), built(PLAIN, 1), built(PLAIN)
+    source.make_pyramid()
+    target.make_pyramid()
+    target.load_weights(source.state_dict(), "run")
+    assert source.pyramid is not None
+    assert target.pyramid is not None
+    assert torch.equal(source.pyramid.to_half.weight, target.pyramid.to_half.weight)
+    report = target.load_weights(flat.state_dict(), "flat")
+    assert report.initial[0].startswith("pyramid.")
+
+
 class Evil:
     def __init__(self, path: Path) -> None:
         self.path = path
