@@ -35,6 +35,7 @@ from workbench.composition import GROUPS as MODEL_GROUPS
 from workbench.composition import MODE, built_from, is_plain_reference
 from workbench.errors import UsageError
 from workbench.extras import need
+from workbench.loggers import telling
 from workbench.members import (
     REPLACED,
     asked_member,
@@ -222,7 +223,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     if cfg.trainer.strategy == "fsdp" and not torch.cuda.is_available():
         raise UsageError("trainer=fsdp needs GPUs: take trainer=ddp with trainer.accelerator=cpu")
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
+    nodes = [node for node in (cfg.get("logger") or {}).values() if node]
+    loggers = [telling(instantiate(node), cfg.paths.run) for node in nodes]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()

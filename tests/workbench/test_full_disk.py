@@ -7,7 +7,9 @@ import logging
 import shutil
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import soundfile
 import torch
 from disk_support import WHY, left_in, refusing, small_files
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tests_support import TINY
 from torch import nn
 
@@ -37,7 +41,7 @@ from workbench.checkpoint_files import AtomicCheckpoints
 from workbench.errors import kept_errors, sentence
 from workbench.export import write_torch_export
 from workbench.files import write_json, write_table
-from workbench.loggers import MetricsCsv
+from workbench.loggers import MetricsCsv, telling
 from workbench.predict import write_rows
 from workbench.report.write import write_report
 from workbench.results import write_config, write_result
@@ -283,6 +287,113 @@ def test_a_cache_that_cannot_be_kept_costs_time_alone(
     assert np.array_equal(read_array(tmp_path / "a" / "b.npy"), kept)  # type: ignore[arg-type]
 
 
+# -- loggers of other libraries ------------------------------------------------------------------------------
+
+
+def event_file(folder: Path) -> Logger:
+    return TensorBoardLogger(folder, "tensorboard", version="", default_hp_metric=False)
+
+
+def log_epochs(logger: Logger) -> None:
+    logger.log_hyperparams({"seed": 0})
+    for epoch in range(4):
+        logger.log_metrics({"epoch": epoch, "val/loss": 1.0}, epoch)
+    logger.finalize("success")
+
+
+@pytest.mark.parametrize("part", [0, 0.3, 0.6, 0.999])
+def test_an_event_file_that_is_cut_off_is_told(
+    part: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_epochs(telling(event_file(tmp_path / "whole"), str(tmp_path)))
+    (whole,) = (tmp_path / "whole" / "tensorboard").glob("events*")
+    logger = telling(event_file(tmp_path / "cut"), str(tmp_path))
+    said = rf"cut/tensorboard cannot be written: .* {RUNS}"
+    with pytest.raises(WriteError, match=said), small_files(int(part * whole.stat().st_size)):
+        log_epochs(logger)
+    assert capfd.readouterr().err == "", "no traceback of a thread"
+
+
+def test_an_event_file_whose_thread_is_slow_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is asked when the queue is empty, and keeps its error a moment later: then nobody asks again."""
+    run = _AsyncWriterThread._run
+
+    def slow(thread: _AsyncWriterThread) -> None:
+        try:
+            run(thread)
+        except OSError:
+            time.sleep(0.5)
+            raise
+
+    monkeypatch.setattr(_AsyncWriterThread, "_run", slow)
+    logger = telling(event_file(tmp_path), str(tmp_path))
+    logger.log_metrics({"val/loss": 1.0}, 0)
+    logger.save()
+    with small_files(50):
+        logger.log_metrics({"val/loss": 1.0}, 1)
+        with pytest.raises(WriteError, match="tensorboard cannot be written"):
+            logger.finalize("success")
+
+
+class OfAService(Logger):
+    """Like W&B's: another process writes, and an error of the library's own says that this one has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    name, version = "service", ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        try:
+            with (self.folder / "log").open("ab") as file:
+                file.write(b"x" * 300)
+        except OSError:
+            raise self.Ended("the service has gone") from None
+
+    class Ended(Exception): ...
+
+
+class OfAFileStore(OfAService):
+    """Like MLflow's: a file for each metric, and the system's own errors, which name no file."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with (self.folder / "loss").open("ab") as file:
+            file.write(b"x" * 300)
+
+
+@pytest.mark.parametrize("kind", [OfAService, OfAFileStore])
+def test_any_logger_tells(kind: type[OfAService], tmp_path: Path) -> None:
+    log_epochs(telling(kind(tmp_path / "a"), str(tmp_path)))
+    logger = telling(kind(tmp_path / "b"), str(tmp_path))
+    with pytest.raises(WriteError, match=rf"{tmp_path}/b cannot be written: .* {RUNS}"), small_files():
+        log_epochs(logger)
+    (tmp_path / "c" / "log").mkdir(parents=True)
+    with pytest.raises(OfAService.Ended, match="gone"):  # where the disk takes more, an error stays itself
+        log_epochs(telling(OfAService(tmp_path / "c"), str(tmp_path)))
+
+
+def test_a_run_that_ends_already_is_not_told_of_its_loggers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = telling(event_file(tmp_path), str(tmp_path))
+    logger.save()
+    with small_files(50):
+        with suppress(WriteError):  # where the thread is quick
+            logger.log_metrics({"val/loss": 1.0}, 1)
+        logger.finalize("failed")  # the trainer is about to raise why
+    assert "tensorboard cannot be written" in caplog.text
+
+
 # -- whole commands ------------------------------------------------------------------------------------------
 
 FIT = (
@@ -330,6 +441,26 @@ def test_a_full_disk_during_training_costs_an_epoch(
     ours, theirs = (torch.load(file, weights_only=True)["state_dict"] for file in (last, unbroken))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not (run / "error.json").exists()
+
+
+def test_the_last_event_of_a_run(
+    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a test measures is written last: a disk that is full by then loses it, and the run says so."""
+    words = (*FIT, "trainer.max_epochs=1", "logger=tensorboard", "callbacks.pictures=null")
+    with refusing(f"{tmp_path}/whole/tensorboard/events*", after=10**6) as events:
+        act(*words, folder="whole")
+    with (
+        pytest.raises(SystemExit) as stop,
+        refusing(f"{tmp_path}/run/tensorboard/events*", after=events.asked - 1),
+    ):
+        act(*words)
+    assert stop.value.code == 1
+    (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+    run = tmp_path / "run"
+    assert line.startswith(f"error: {run}/tensorboard cannot be written: the disk is full; free some space")
+    assert line.endswith(f"go on from {run}/checkpoints/last.ckpt with resume={run}")
+    assert json.loads((run / "error.json").read_text())["error"] == line.removeprefix("error: ")
 
 
 @pytest.mark.slow
