@@ -36,13 +36,15 @@ from tasks.datasets.shards.cache import ShardCache
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
 from workbench import figures
+from workbench.actions import run_action
 from workbench.build import tasks_of
 from workbench.checkpoint_files import AtomicCheckpoints
 from workbench.errors import kept_errors, sentence
-from workbench.export import write_torch_export
+from workbench.export import write_onnx, write_torch_export
 from workbench.files import write_json, write_table
 from workbench.loggers import MetricsCsv, telling
 from workbench.predict import write_rows
+from workbench.probes.erf import keep_scores
 from workbench.report.write import write_report
 from workbench.results import write_config, write_result
 from workbench.sweeps.folder import SweepFolder, write_record
@@ -72,6 +74,17 @@ def curves(folder: Path) -> None:
     history = folder.parent / "history.csv"
     history.write_text("epoch,step,train/loss,val/loss\n0,1,2.0,3.0\n1,2,1.0,2.0\n")
     figures.draw_curves(history, folder / "figures" / "curves.png")
+
+
+class Raw(nn.Module):
+    """A network as the exporter calls it."""
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        return raw * 2
+
+
+def arrays_of_a_probe(folder: Path) -> None:
+    keep_scores(folder / "erf.npz", {"network": np.random.default_rng(0).random((60, 60))})
 
 
 def report(folder: Path) -> None:
@@ -149,6 +162,17 @@ PLACES: dict[str, tuple[Write, str, str]] = {
         "export/model.pt2",
         RUNS,
     ),
+    "onnx": (
+        lambda folder: write_onnx(Raw(), torch.ones(3, 2), folder / "export" / "model.onnx"),  # type: ignore[arg-type]
+        "export/model.onnx",
+        RUNS,
+    ),
+    "probe's figure": (
+        lambda folder: figures.save(figures.plt.figure(), folder / "figures" / "erf.png"),
+        "figures/erf.png",
+        RUNS,
+    ),
+    "probe's arrays": (arrays_of_a_probe, "erf.npz", RUNS),
     "report": (report, "runs/report/runs.csv", "input=COPY_OF_runs"),
     "report's page": (report, "runs/report/report.html", "input=COPY_OF_runs"),
     "sweep": (new_sweep, "sweep", RUNS),
@@ -215,6 +239,25 @@ def test_what_was_there_stays(tmp_path: Path) -> None:
         AtomicCheckpoints().save_checkpoint(content, file)
     assert file.read_bytes() == before
     assert left_in(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["checkpoint", "export", "onnx", "probe's arrays", "probe's figure", "metrics", "sweep's list"],
+)
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+def test_a_file_that_is_cut_off(place: str, tmp_path: Path) -> None:
+    """Refused in its middle, not when it is opened: archives then fail once more when they are closed.
+
+    Of `torch.export.save` into a file that ended the process, in C++.
+    """
+    write, name, option = PLACES[place]
+    folder = tmp_path / "new"
+    with pytest.raises(WriteError, match=rf"{name} cannot be written: .* {option}"), small_files(20):
+        write(folder)
+    assert left_in(folder) == []
+    write(folder)
+    assert left_in(folder) == [name]
 
 
 # -- libraries that write by themselves ----------------------------------------------------------------------
@@ -482,6 +525,61 @@ def test_every_file_of_a_run(
     assert name.rstrip("*") in line
     assert "cannot be written: the disk is full; free some space" in line
     assert not [file for file in left_in(tmp_path / "run") if f".{name}-" in file]
+
+
+CLIPS = ("action.inputs=2", "action.batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    composed: Callable[..., DictConfig], samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = (*FIT, "trainer.max_epochs=1", "callbacks.pictures=null", "logger=[]")
+    run_action(composed(*words, f"paths.samples={samples}", f"paths.run={folder}"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("export",), ("model.pt2", "model.onnx", "model.json")),
+        (("probe_erf", *CLIPS), ("erf.json", "erf.csv", "erf.npz", "erf.png")),
+        (("probe_kernels",), ("kernels.json", "kernels.csv", "kernels.png", "kernel_energy.png")),
+        (("probe_cka", *CLIPS, "action.against=[untrained]"), ("cka.json", "cka.csv", "cka*.png")),
+        (
+            (
+                *("probe_robustness", "action.corruptions=[noise]", "+action.severities.noise=[0.1]"),
+                "trainer.limit_test_batches=1",
+            ),
+            ("robustness.json", "robustness.csv", "robustness.png"),
+        ),
+        (("test", "logger=[]"), ("config.yaml", "result.json", "test_report.json", "confusion.png")),
+    ],
+)
+def test_every_file_of_an_action(
+    words: tuple[str, ...],
+    names: tuple[str, ...],
+    trained: Path,
+    act: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each refused when it is opened: one sentence that names it, no draft, and the next attempt writes it."""
+    for name in names:
+        caplog.clear()
+        pattern = f"{tmp_path}/{name}/*{name}*"
+        with pytest.raises(SystemExit) as stop, refusing(pattern) as refused:
+            act("trainer=cpu", f"action={words[0]}", *words[1:], f"ckpt={trained}", folder=name)
+        assert refused.asked, f"{name} is not written at all"
+        assert stop.value.code == 1
+        (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+        assert name.split("*")[0] in line
+        assert "cannot be written: the disk is full; free some space" in line
+        assert not [file for file in left_in(tmp_path / name) if f".{name}-" in file]
+    folder = act("trainer=cpu", f"action={words[0]}", *words[1:], f"ckpt={trained}", folder="whole")
+    assert all(list(folder.rglob(name)) for name in names)
 
 
 def test_what_hydra_cannot_write() -> None:
