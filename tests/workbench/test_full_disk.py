@@ -10,7 +10,9 @@ import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -21,12 +23,14 @@ import torch
 from disk_support import WHY, left_in, refusing, small_files
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tests_support import TINY
 from torch import nn
 
+from backbone import CheckpointError
 from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import draw_once
 from tasks.datasets.cue_conflict import drawn_sample
@@ -37,9 +41,9 @@ from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
 from workbench import figures
 from workbench.actions import run_action
-from workbench.build import tasks_of
-from workbench.checkpoint_files import AtomicCheckpoints
-from workbench.errors import kept_errors, sentence
+from workbench.build import build_trainer, tasks_of
+from workbench.checkpoint_files import AtomicCheckpoints, point_to_resume
+from workbench.errors import UsageError, kept_errors, sentence
 from workbench.export import write_onnx, write_torch_export
 from workbench.files import write_json, write_table
 from workbench.loggers import MetricsCsv, telling
@@ -258,6 +262,55 @@ def test_a_file_that_is_cut_off(place: str, tmp_path: Path) -> None:
     assert left_in(folder) == []
     write(folder)
     assert left_in(folder) == [name]
+
+
+class Asked:
+    """A trainer that keeps what it is made of."""
+
+    def __init__(self, strategy: Any, **options: Any) -> None:
+        kept: Any = "sharded" if strategy == "sharded" else "full"
+        self.strategy, self.plugins = FSDPStrategy(state_dict_type=kept), options["plugins"]
+        self._signal_connector = SimpleNamespace()
+
+
+@pytest.fixture
+def asked(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]:
+    """`asked("trainer=fsdp")`: the trainer of that command, as if there were GPUs."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("workbench.build.instantiate", lambda node, **_: partial(Asked, **node))
+
+    def trainer(*words: str) -> Asked:
+        cfg = composed(*words, "logger=[]", "paths.run=x")
+        cfg.callbacks = {}
+        made: Any = build_trainer(cfg)
+        assert isinstance(made, Asked)
+        return made
+
+    return trainer
+
+
+def test_parameters_in_shards_are_saved_as_one_file(asked: Callable[..., Asked], tmp_path: Path) -> None:
+    trainer = asked("trainer=fsdp")
+    (trainer.strategy.checkpoint_io,) = trainer.plugins
+    file = tmp_path / "last.ckpt"
+    trainer.strategy.save_checkpoint({"epoch": 1}, file)
+    before = file.read_bytes()
+    content = {"epoch": 2, "state_dict": {"a": torch.ones(10_000)}}
+    with pytest.raises(WriteError, match=r"last\.ckpt cannot be written: .* paths\.runs"), small_files():
+        trainer.strategy.save_checkpoint(content, file)
+    assert file.read_bytes() == before
+    assert left_in(tmp_path) == ["last.ckpt"]
+
+
+def test_checkpoints_in_folders_are_refused(asked: Callable[..., Asked], tmp_path: Path) -> None:
+    """Their writers leave halves, their readers run what is in them: neither is done."""
+    with pytest.raises(UsageError, match=r"FSDPStrategy are folders of shards.*: take trainer=fsdp"):
+        asked("trainer=ddp", "trainer.strategy=sharded")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.mkdir(parents=True)
+    (last / "meta.pt").touch()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is a folder"):
+        point_to_resume(tmp_path, OmegaConf.create())
 
 
 # -- libraries that write by themselves ----------------------------------------------------------------------
@@ -547,7 +600,10 @@ def trained(
         (("export",), ("model.pt2", "model.onnx", "model.json")),
         (("probe_erf", *CLIPS), ("erf.json", "erf.csv", "erf.npz", "erf.png")),
         (("probe_kernels",), ("kernels.json", "kernels.csv", "kernels.png", "kernel_energy.png")),
-        (("probe_cka", *CLIPS, "action.against=[untrained]"), ("cka.json", "cka.csv", "cka*.png")),
+        (
+            ("probe_cka", "action.inputs=4", "action.batch_size=4", "action.against=[untrained]"),
+            ("cka.json", "cka.csv"),
+        ),
         (
             (
                 *("probe_robustness", "action.corruptions=[noise]", "+action.severities.noise=[0.1]"),
@@ -555,7 +611,7 @@ def trained(
             ),
             ("robustness.json", "robustness.csv", "robustness.png"),
         ),
-        (("test", "logger=[]"), ("config.yaml", "result.json", "test_report.json", "confusion.png")),
+        (("test",), ("config.yaml", "result.json", "test_report.json", "confusion.png")),
     ],
 )
 def test_every_file_of_an_action(
