@@ -82,7 +82,7 @@ class Stop:
         self._hurried = False
         self._writing = 0
         if self._quiet is not None:
-            self._quiet.__exit__()
+            self._quiet.__exit__(None, None, None)
             self._quiet = None
 
     @property
