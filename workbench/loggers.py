@@ -102,6 +102,8 @@ def _told(logger: Logger, call: Callable[..., Any], run: str) -> Callable[..., A
         ending = last and (args[0] if args else kwargs.get("status", "success")) != "success"
         try:
             with writing(_place(logger, run), ELSEWHERE, hidden=True):
+                if call.__name__ == "log_hyperparams":  # the first of all calls; some make their files later
+                    getattr(logger, "experiment", None)
                 files = _event_files(logger) if last else []
                 answer = call(*args, **kwargs)
                 for file in files:
