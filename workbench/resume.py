@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backbone import CheckpointError, read_safely
+from backbone import CheckpointError
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from workbench.callbacks.replan import refuse_kept_plan
@@ -65,7 +65,7 @@ def resume_from(cfg: DictConfig) -> Resumed | None:
     before = OmegaConf.create(read_run_config(folder / "config.yaml"))
     _same_command(cfg, before)
     path = point_to_resume(folder, cfg)
-    content = read_safely(path / "meta.pt") if path.is_dir() else read_checkpoint(path, cfg)
+    content = read_checkpoint(path, cfg)
     try:
         stored = content["widefield"]
         check_record(stored, path)
