@@ -205,15 +205,16 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     sound, rate = (_read_container if is_container(path) else _read_sound_file)(path, seconds, place)
     if len(sound) == 0:
         raise ReadError("it holds no sound (0 samples)")
-    if not np.isfinite(sound).all():
+    peak = max(float(sound.max()), -float(sound.min()))  # NaN where the sound holds one
+    if not math.isfinite(peak):
         raise ReadError("it holds values that are not finite numbers")
-    if (peak := np.abs(sound).max()) > LOUDEST:
+    if peak > LOUDEST:
         raise ReadError(
             f"it holds values up to {peak:.3g}, which are no samples of a sound (those lie in [-1, 1])"
         )
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ReadError(f"its sample rate of {rate} Hz is out of range")
-    waveform = torch.from_numpy(sound.mean(axis=1))
+    waveform = torch.from_numpy(sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1))
     return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
 
 

@@ -187,7 +187,7 @@ def _from_texts(
 
 
 def _plain_iso(cells: pd.Series) -> pd.DatetimeIndex | None:
-    """What nearly all files hold, fast: all dates as long as the first, year-month-day with or without a time of day."""
+    """What nearly all files hold, fast: dates as long as the first, year-month-day with or without a time of day."""
     if not PLAIN_ISO.fullmatch(str(cells.iloc[0])):
         return None
     import pyarrow

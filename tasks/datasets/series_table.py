@@ -273,8 +273,8 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
                     "%s: %s infinite values of %s count as missing", text.path.name, f"{count:,}", name
                 )
         values[infinite] = np.nan
-    missing = np.isnan(values)
-    empty = [name for name, none in zip(asked, missing.all(axis=0), strict=True) if none] if missing.any() else []
+    empty_A: NDArray[np.bool_] = np.isnan(values).all(axis=0)
+    empty = [name for name, none in zip(asked, empty_A, strict=True) if none]
     asked_for = [name for name in empty if columns.target is not None or name in columns.covariates()]
     if asked_for:
         raise ReadError(f"its column {asked_for[0]!r} holds no numbers")
