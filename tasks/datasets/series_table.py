@@ -273,7 +273,7 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
                     "%s: %s infinite values of %s count as missing", text.path.name, f"{count:,}", name
                 )
         values[infinite] = np.nan
-    empty_A: NDArray[np.bool_] = np.isnan(values).all(axis=0)
+    empty_A = np.asarray(np.isnan(values).all(axis=0))
     empty = [name for name, none in zip(asked, empty_A, strict=True) if none]
     asked_for = [name for name in empty if columns.target is not None or name in columns.covariates()]
     if asked_for:

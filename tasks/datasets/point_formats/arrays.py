@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tasks.datasets.base import ReadError
 from tasks.datasets.point_formats.cloud import Cloud, ReadOptions, check_shape
 from tasks.datasets.point_formats.columns import COLORS, NORMALS, from_named, from_table
-from tasks.datasets.reading import require
+from tasks.datasets.point_formats.h5 import SHARED
 
 POINTS = ("points", "data")
 # Arrays (P, 3) that may lie beside the points.
@@ -57,20 +57,8 @@ def read_npz(path: Path, options: ReadOptions) -> Cloud:
 
 
 def read_h5(path: Path, options: ReadOptions) -> Cloud:
-    h5py = require("h5py", "HDF5 files")
-    with h5py.File(path) as file:
-        names = list(file.keys())
-        wanted = key(names)
-        arrays = {}
-        for name in (wanted, *(name for name in names if name in BESIDE and name != wanted)):
-            array = file[name]
-            if not isinstance(array, h5py.Dataset) or array.shape is None:
-                raise ReadError(f"{name} in it is no array of numbers")
-            if array.external or array.is_virtual:
-                raise ReadError(f"{name} in it stands in other files, which are not opened")
-            check_shape(array.shape, options)
-            arrays[name] = np.asarray(array[()])
-    return _cloud(arrays, arrays.pop(wanted), options)
+    names, arrays = SHARED.arrays(path, POINTS, list(BESIDE), lambda shape: check_shape(shape, options))
+    return _cloud(arrays, arrays.pop(key(names)), options)
 
 
 def key(names: Sequence[str]) -> str:
