@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.point_choice import sample_surface
-from tasks.datasets.point_files import PointData
-from tasks.datasets.point_folder import PointFolder
-from tasks.datasets.point_formats import h5, las
-from tasks.datasets.point_formats.cloud import ReadOptions
-from tasks.datasets.point_formats.pcd import unpacked_lzf
-from tasks.datasets.point_formats.reading import read_cloud, table_of
+from tasks.datasets.point_cloud.choice import sample_surface
+from tasks.datasets.point_cloud.files import PointData
+from tasks.datasets.point_cloud.folder import PointFolder
+from tasks.datasets.point_cloud.formats import h5, las
+from tasks.datasets.point_cloud.formats.cloud import ReadOptions
+from tasks.datasets.point_cloud.formats.pcd import unpacked_lzf
+from tasks.datasets.point_cloud.formats.reading import read_cloud, table_of
 
 RGB = ("r", "g", "b")
 CUBE = np.array(

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from tests_support import TINY
 
-from tasks.datasets.audio_folder import AudioFolder
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError
 
 Act = Callable[..., Path]
@@ -57,7 +57,7 @@ def test_every_clip_is_read_whole(clips: Path) -> None:
 
     assert np.std(energies(full)) < 0.01 * np.mean(energies(full)), "the tone is in every clip"
     assert min(energies(middle)) == 0, "and not in the middle of long ones"
-    batch = next(iter(full.train_dataloader()))["raw"]
+    batch = next(iter(full.train_dataloader())).raw
     assert batch.shape == (4, 2 * RATE)
     assert (batch.square().sum(dim=1) > 100).all()
 
