@@ -16,6 +16,7 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from modalities.time_series import Fold, TokenMap
+from tasks.datasets.batch import Batch
 from tasks.forecast_head import MapForecastHead, forecast_head, undo_normalisation
 from tasks.forecasting import ForecastErrors, ForecastingTask, naive, readable
 from tasks.network import Network
@@ -124,8 +125,8 @@ class Still(torch.nn.Module):
         self.embedder = Fold(look_back=48, horizon=30, **Fold.data_arguments(FACTS))
         self.level = torch.nn.Parameter(torch.ones(3))
 
-    def forward_maps(self, maps: torch.Tensor, context: Any) -> torch.Tensor:
-        return self.level.expand(len(maps), 30, 3)
+    def forward(self, raw: Any, augment: Any = None) -> torch.Tensor:
+        return self.level.expand(len(raw["values"]), 30, 3)
 
 
 @pytest.mark.parametrize(("loss_in", "power"), [("standardised", 2), ("own_units", 0)])
@@ -133,7 +134,7 @@ def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power:
     """An error of 1 in each variate: its pull on the forecast is 1/std² standardised, the same in own units."""
     task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), facts=FACTS)  # type: ignore[arg-type]
     raw = task.network.embedder.example_raw(2)
-    batch = {"raw": raw, "target": torch.zeros(2, 30, 3), "index": torch.arange(2)}
+    batch = Batch(raw, torch.zeros(2, 30, 3), torch.arange(2))
     out = task.step(batch, "train")
     weight = torch.tensor(FACTS["std"]) ** -power
     torch.testing.assert_close(out["loss"], weight.mean())

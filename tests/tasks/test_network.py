@@ -11,6 +11,7 @@ from backbone import UniRepLKNet
 from modalities.audio import LogMel
 from modalities.time_series import Fold
 from tasks.classification import ClassificationTask
+from tasks.datasets.batch import Batch
 from tasks.heads import ClassificationHead
 from tasks.network import Network
 from tasks.task import Augment
@@ -39,7 +40,7 @@ def test_series_folded_into_maps_can_be_classified_in_every_split(split: str) ->
     task = classifier(folding())
     task.train(split == "train")
     raw = task.network.embedder.example_raw(4)
-    out = task.step({"raw": raw, "target": torch.tensor([0, 1, 2, 0]), "index": torch.arange(4)}, split)
+    out = task.step(Batch(raw, torch.tensor([0, 1, 2, 0]), torch.arange(4)), split)
     assert out["output"].shape == (4, 3)
     assert task.answer(raw)[0].columns["label"] in task.class_names
 
@@ -99,7 +100,7 @@ def test_another_runner_is_taken_on_every_way() -> None:
 
     task.network.runner = counted
     raw = torch.randn(2, 8000)
-    batch = {"raw": raw, "target": torch.tensor([0, 1]), "index": torch.arange(2)}
+    batch = Batch(raw, torch.tensor([0, 1]), torch.arange(2))
     for split in ("train", "val", "test"):
         task.step(batch, split)
     task.answer(raw)

@@ -98,8 +98,8 @@ def test_two_steps_of_every_backbone_on_every_modality(
         if name.startswith("backbone.")
     ]
     assert np.mean(moved) > 0.9, "it learns from the stem to the last stage"
-    answers = task.eval().answer(batch["raw"])
-    assert len(answers) == len(batch["index"])
+    answers = task.eval().answer(batch.raw)
+    assert len(answers) == len(batch)
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
