@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from backbone.checkpoints import adapt_first_conv
 from tasks.datasets.base import DataModule
 from workbench.build import build_data, build_task
+from workbench.cost import count_macs
+from workbench.yaml_targets import CONF
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]
@@ -63,8 +68,6 @@ def data_of(composed: Compose, samples: Path) -> Callable[[str], DataModule]:
 
 
 def test_all_ready_backbones_are_tested() -> None:
-    from workbench.yaml_targets import CONF
-
     files = {file.stem for file in (CONF / "backbone").glob("*.yaml") if file.stem[0] != "_"}
     own = {name for name in files if name.startswith(("unireplknet", "widefield"))}
     assert files - own - {"timm"} == {*LIGHT, *HEAVY}
@@ -245,6 +248,33 @@ def test_several_modalities_share_one(kind: str, act: Act) -> None:
     assert weights[stage].data_ptr() == weights[other].data_ptr()
     part = act("trainer=cpu", "action=test", "task=audio_folder", f"ckpt={made}", folder="part")
     assert result(part)["metrics"]["test/acc"] == result(made)["metrics"]["test/audio/acc"]
+
+
+def test_published_weights_are_taken(
+    composed: Compose,
+    data_of: Callable[[str], DataModule],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    published = timm.create_model("resnet18", num_classes=1000)
+    state = {name: value.clone() for name, value in published.state_dict().items()}
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    caplog.set_level(logging.INFO)
+    cfg = composed("modality=video", "backbone=resnet18", "backbone.pretrained=true")
+    network = build_task(cfg, data_of("video").facts()).network
+    assert torch.equal(
+        network.backbone.state_dict()["model.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"]
+    )
+    assert "conv1.weight (3 -> 6 input channels)" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [*LIGHT, *HEAVY])
+def test_headers_give_the_multiply_accumulates(backbone: str, composed: Compose) -> None:
+    header = (CONF / "backbone" / f"{backbone}.yaml").read_text().partition("defaults:")[0]
+    network = instantiate(composed(f"backbone={backbone}").backbone.model, in_chans=3).reparameterize()
+    wanted = float(re.findall(r"([\d.]+) GMAC", header)[0])
+    assert count_macs(network, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(wanted, abs=0.06)
 
 
 # -- wrong input ---------------------------------------------------------------------------------------------
