@@ -94,9 +94,9 @@ def test_from_training_to_export(act: Act, clips: Path, tmp_path: Path) -> None:
         clip(inputs / f"{name}.wav", seconds, pitch)
     said = act("trainer=cpu", "action=predict", f"ckpt={run}", f"input={inputs}")
     with (said / "predictions.csv").open(newline="") as file:
-        rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
-    assert rows["a.wav"]["prediction"] == "high"
-    assert rows["b.wav"]["prediction"] == "low"
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert rows["a.wav"]["label"] == "high"
+    assert rows["b.wav"]["label"] == "low"
     assert "it lasts 5 s, longer than any clip" in rows["c.wav"]["error"]
     exported = act("trainer=cpu", "action=export", f"ckpt={run}")
     assert any(exported.rglob("*.onnx")) or any(exported.rglob("*.pt2"))
