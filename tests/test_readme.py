@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
+from PIL import Image
 from tests_support import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -98,3 +100,16 @@ def test_every_case_has_a_test_beside_it() -> None:
             rows += 1
             assert re.search(r"test_\w+|the same", line.split("|")[-2]), line
     assert rows > 50
+
+
+def test_pictures_of_drawn_data_say_so() -> None:
+    """Those of probes and sweeps are all of embedded samples: below each stands the red line of `say_provenance`."""
+    red_RGB = np.array([214, 39, 40])
+    pictures = [*(ROOT / "docs" / "probes").glob("*.png"), *(ROOT / "docs" / "sweeps").glob("*.png")]
+    assert pictures
+    for file in pictures:
+        with Image.open(file) as picture:
+            pixels_HWC = np.asarray(picture.convert("RGB"), dtype=int)
+        line_HWC = pixels_HWC[-24:]
+        red_HW = np.abs(line_HWC - red_RGB).max(axis=-1) < 40
+        assert red_HW.sum() > 50, f"{file.name} does not say that its data are drawn"
