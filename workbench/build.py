@@ -52,6 +52,7 @@ from workbench.provenance import data_read
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
+from workbench.sharding import SyncBatchNorms, fsdp
 from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
@@ -229,16 +230,17 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if cfg.trainer.sync_batchnorm and without_gpus:
-        plugins.append(SyncOnCPU())
+    if cfg.trainer.sync_batchnorm:
+        plugins.append(SyncOnCPU() if without_gpus else SyncBatchNorms())
     trainer = make_trainer(
         **_limits(cfg),
+        **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
         callbacks=callbacks,
         # Of itself the trainer would keep checkpoints of its own where ours are switched off.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers or False,
         plugins=plugins,
-        sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
+        sync_batchnorm=False,  # by the plugins
         default_root_dir=cfg.paths.run,
     )
     refuse_folders(trainer.strategy)

@@ -22,12 +22,13 @@ from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
 from workbench.going_on import going_on_said
-from workbench.info import map_shape, size
+from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
+from workbench.sharding import is_sharded
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
@@ -74,8 +75,9 @@ def _fit(cfg: DictConfig) -> float | None:
         if cfg.compile:  # what training, validation and test all run
             forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
             part.network.forward_maps = forward  # type: ignore[method-assign]
-    parameters = size(task.trained_module())
-    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
+    params = number_of_parameters(task.trained_module())
+    shown = f"{params / 1e6:.2f} M"
+    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, shown, ", ".join(shapes))
     if resume:
         log.info(
             "resume: going on from %s, %d of %d epochs done",
@@ -91,10 +93,14 @@ def _fit(cfg: DictConfig) -> float | None:
     if cfg.action.test_after:
         # Without a best checkpoint the weights are those that training left.
         path = str(chosen.path) if chosen.epoch is not None else None
+        if is_sharded(trainer.strategy):  # a whole network to test; the one trained is in parts
+            path = str(chosen.path)
+            task = build_training(cfg, data.facts(), pretrained=False)
+            task.drawn = known()
         trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
-        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started)
+        finish(cfg, data, trainer, metrics, chosen, params, time.monotonic() - started)
     return chosen.score
 
 
@@ -154,10 +160,10 @@ def metrics_of(trainer: Trainer, split: str) -> dict[str, float]:
 def finish(
     cfg: DictConfig,
     data: DataModule | JointData,
-    task: Training,
     trainer: Trainer,
     metrics: dict[str, float],
     chosen: Chosen,
+    params: int,
     wall_s: float,
 ) -> None:
     """Write the result and show it: numbers, where things lie, what to type next."""
@@ -165,7 +171,7 @@ def finish(
         cfg,
         source=data.source,
         data_dir=data.place,
-        params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
+        params=params,
         epochs=trainer.current_epoch,
         metrics=metrics,
         best=chosen.score,
