@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from workbench.cost import Cost
 from workbench.files import write_atomically, write_findings, write_json
 from workbench.members import resolved
 
@@ -45,6 +46,7 @@ def write_result(
     wall_s: float,
     device: torch.device,
     checkpoint: Path | None,
+    cost: Cost | None = None,
 ) -> dict[str, Any]:
     """Write `result.json` (contract: README, "What a run leaves behind") and return its content."""
     result = {
@@ -54,6 +56,7 @@ def write_result(
         "seed": cfg.seed,
         "data": {"source": source, "data_dir": data_dir},
         "params": params,
+        **(cost or Cost()).plain(),
         "epochs": epochs,
         "metrics": {name: _finite(value) for name, value in sorted(metrics.items())},
         "monitor": cfg.task.monitor,

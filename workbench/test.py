@@ -41,7 +41,7 @@ def test(cfg: DictConfig) -> float | None:
     metrics = metrics_of(trainer, "test")
     value = metrics.get(own.task.monitor.replace("val/", "test/"))
     chosen = Chosen(checkpoint, metrics, value)
-    finish(own, data, trainer, metrics, chosen, params, time.monotonic() - started)
+    finish(own, data, task, trainer, metrics, chosen, params, time.monotonic() - started)
     return value
 
 
