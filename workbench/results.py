@@ -19,6 +19,7 @@ PACKAGES = (
     "lightning",
     "timm",
     "torchmetrics",
+    "scikit-learn",
     "hydra-core",
     "widefield",
 )
