@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ from workbench.representations import drawing
 from workbench.representations.extract import Embedded, embedded
 from workbench.representations.features import Features
 from workbench.representations.files import Written, write_npz, write_parquet
-from workbench.representations.samples import FILES, Batch, file_batches, split_batches
-from workbench.representations.source import Source, check_form, say_drawn, source_of_files, source_of_splits
+from workbench.representations.samples import FILES, file_batches, split_batches
+from workbench.representations.source import (
+    Source,
+    check_reading,
+    say_drawn,
+    source_of_files,
+    source_of_splits,
+)
 from workbench.results import write_config
 
 log = logging.getLogger("widefield")
@@ -34,25 +40,19 @@ def embed(cfg: DictConfig) -> None:
     """Write `embeddings.parquet`, `embeddings.npz`, `embed.json` and, of pooled features, `figures/embedding.png`."""
     action = cfg.action
     wanted = Features.asked(action)
-    check_form(action.form)
+    check_reading(action)
     splits = _asked_splits(action.splits)
-    if action.batch_size is not None and action.batch_size < 1:
-        raise UsageError(f"action.batch_size must be at least 1, not {action.batch_size}")
     if cfg.input is not None:
         source = source_of_files(cfg)
         files = find_files(str(cfg.input), source.data.extensions)
         say_drawn(source.data, files)
         total, place = len(files), str(cfg.input)
-        batches: Iterator[Batch] = file_batches(
-            source.data, files, action.batch_size or source.data.eval_batch_size
-        )
+        batches = file_batches(source.data, files, action.batch_size or source.data.eval_batch_size)
         class_names: list[str] = []
     else:
         source = source_of_splits(cfg)
         total, place = sum(len(source.data.splits[split]) for split in splits), source.data.place
-        batches = chain.from_iterable(
-            split_batches(source.data, split, action.batch_size) for split in splits
-        )
+        batches = split_batches(source.data, splits, action.batch_size)
         class_names = list(getattr(source.data, "class_names", []))
     task = source.task.to(device_of(cfg))
     if action.form == "deploy":
@@ -68,8 +68,8 @@ def embed(cfg: DictConfig) -> None:
         "data": place,
     }
     some = _Some(total)
-    parts = some.watched(embedded(task, batches, wanted, total))
-    written = write_parquet(table, parts, class_names, about)
+    with closing(embedded(task, batches, wanted, total)) as parts:
+        written = write_parquet(table, some.watched(parts), class_names, about)
     write_npz(arrays, table, written, class_names)
     findings = {
         **about,

@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
 from tasks.datasets.base import SPLITS
 from workbench import figures
@@ -22,18 +24,27 @@ from workbench.representations.extract import embedded
 from workbench.representations.features import Features
 from workbench.representations.protocols import Found, Labelled, Splits
 from workbench.representations.samples import split_batches
-from workbench.representations.source import Source, check_form, source_of_splits
+from workbench.representations.source import Source, check_reading, source_of_splits
 from workbench.results import write_config, write_result
 
 log = logging.getLogger("widefield")
 
-PROTOCOLS: dict[str, Callable[[Splits, DictConfig], Found]] = {
-    "knn": lambda splits, cfg: protocols.knn(splits, list(cfg.action.k)),
-    "linear": lambda splits, cfg: protocols.linear(splits, list(cfg.action.c), cfg.action.max_iter),
-    "few_shot": lambda splits, cfg: protocols.few_shot(
-        splits, list(cfg.action.shots), cfg.action.draws, cfg.action.max_iter, cfg.seed
+# Settings are looked at before the features are taken.
+PROTOCOLS: dict[str, Callable[[DictConfig], Callable[[Splits], Found]]] = {
+    "knn": lambda cfg: partial(protocols.knn, ks=whole_numbers(cfg, "k")),
+    "linear": lambda cfg: partial(
+        protocols.linear, cs=numbers(cfg, "c"), max_iter=whole_number(cfg, "max_iter")
     ),
-    "retrieval": lambda splits, cfg: protocols.retrieval(splits, cfg.action.gallery, list(cfg.action.at)),
+    "few_shot": lambda cfg: partial(
+        protocols.few_shot,
+        shots=whole_numbers(cfg, "shots"),
+        draws=whole_number(cfg, "draws"),
+        max_iter=whole_number(cfg, "max_iter"),
+        seed=cfg.seed,
+    ),
+    "retrieval": lambda cfg: partial(
+        protocols.retrieval, gallery=str(cfg.action.gallery), at=whole_numbers(cfg, "at")
+    ),
 }
 ALL = "all"
 
@@ -45,17 +56,43 @@ def evaluate(cfg: DictConfig) -> float | None:
     if action.protocol not in (*PROTOCOLS, ALL):
         raise UsageError(f"action.protocol={action.protocol} is none of {', '.join((*PROTOCOLS, ALL))}")
     names = list(PROTOCOLS) if action.protocol == ALL else [str(action.protocol)]
+    asked = {name: PROTOCOLS[name](cfg) for name in names}
     wanted = Features.asked(action)
-    check_form(action.form)
+    check_reading(action)
     source = source_of_splits(cfg)
     splits, failures = _features(source, wanted, cfg, names)
     found: dict[str, Found] = {}
     with refused_settings():
         protocols.check(splits)
-        for name in names:
+        for name, protocol in asked.items():
             log.info("%s: %s", name, wanted.said())
-            found[name] = PROTOCOLS[name](splits, cfg)
+            found[name] = protocol(splits)
     return _report(cfg, source, wanted, splits, found, failures, time.monotonic() - started)
+
+
+def numbers(cfg: DictConfig, name: str) -> list[float]:
+    """A setting of the action that lists numbers, or is one; raises `UsageError`."""
+    given = cfg.action[name]
+    found = list(given) if isinstance(given, ListConfig) else [given]
+    if not all(type(value) in (int, float) for value in found):
+        raise UsageError(f"action.{name}={given}: it must list numbers")
+    return found
+
+
+def whole_numbers(cfg: DictConfig, name: str) -> list[int]:
+    """The same of whole numbers."""
+    found = numbers(cfg, name)
+    if not all(type(value) is int for value in found):
+        raise UsageError(f"action.{name}={cfg.action[name]}: it must list whole numbers")
+    return [int(value) for value in found]
+
+
+def whole_number(cfg: DictConfig, name: str) -> int:
+    """A setting of the action that is one whole number of at least 1; raises `UsageError`."""
+    value = cfg.action[name]
+    if type(value) is not int or value < 1:
+        raise UsageError(f"action.{name} must be a whole number of at least 1, not {value}")
+    return value
 
 
 def _features(
@@ -76,23 +113,25 @@ def _features(
     failures: list[dict[str, Any]] = []
     for split in SPLITS:
         total = len(source.data.splits[split])
-        x_ND: NDArray[np.float32] | None = None
+        batches = split_batches(source.data, [split], cfg.action.batch_size)
+        x_ND: NDArray[np.float32] = np.zeros((0, 1), dtype=np.float32)
         y: NDArray[np.int64] = np.zeros((total, len(class_names)) if several else total, dtype=np.int64)
         count = 0
-        for part in embedded(task, split_batches(source.data, split, cfg.action.batch_size), wanted, total):
-            for position, error in part.errors.items():
-                place = part.places[position]
-                failures.append({"split": split, "path": place.path, "error": error})
-            if not part.kept:
-                continue
-            rows = part.features.reshape(len(part.kept), -1)
-            if x_ND is None:
-                x_ND = np.empty((total, rows.shape[1]), dtype=np.float32)
-            x_ND[count : count + len(rows)] = rows
-            y[count : count + len(rows)] = [part.places[position].target for position in part.kept]
-            count += len(rows)
-        x_ND = np.zeros((0, 1), dtype=np.float32) if x_ND is None else x_ND[:count]
-        found[split] = Labelled(x_ND, y[:count])
+        with closing(embedded(task, batches, wanted, total)) as parts:
+            for part in parts:
+                failures += [
+                    {"split": split, "path": part.places[position].path, "error": error}
+                    for position, error in part.errors.items()
+                ]
+                if not part.kept:
+                    continue
+                rows = part.features.reshape(len(part.kept), -1)
+                if not count:
+                    x_ND = np.empty((total, rows.shape[1]), dtype=np.float32)
+                x_ND[count : count + len(rows)] = rows
+                y[count : count + len(rows)] = [part.places[position].target for position in part.kept]
+                count += len(rows)
+        found[split] = Labelled(x_ND[:count], y[:count])
     return Splits(found["train"], found["val"], found["test"], class_names), failures
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +37,18 @@ class Embedded:
     errors: dict[int, str]
 
 
-def embedded(task: Task, batches: Iterable[Batch], wanted: Features, total: int) -> Iterator[Embedded]:
+def embedded(
+    task: Task, batches: Generator[Batch, None, None], wanted: Features, total: int
+) -> Generator[Embedded, None, None]:
     """The features of every batch; what cannot be read is logged and kept as an error."""
     done, said = 0, time.monotonic()
-    for batch in batches:
-        yield _one(task, batch, wanted)
-        done += len(batch.places)
-        if time.monotonic() - said > EVERY:
-            log.info("features: %s of %s samples", f"{done:,}", f"{total:,}")
-            said = time.monotonic()
+    with closing(batches):  # an error in between leaves no reader process behind
+        for batch in batches:
+            yield _one(task, batch, wanted)
+            done += len(batch.places)
+            if time.monotonic() - said > EVERY:
+                log.info("features: %s of %s samples", f"{done:,}", f"{total:,}")
+                said = time.monotonic()
 
 
 def _one(task: Task, batch: Batch, wanted: Features) -> Embedded:
@@ -53,7 +57,7 @@ def _one(task: Task, batch: Batch, wanted: Features) -> Embedded:
     if batch.raw is not None:
         raw: Any = task.transfer_batch_to_device(batch.raw, task.device, 0)
         features = wanted.of(task.network, raw).cpu().numpy()
-        finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1).tolist()
+        finite: list[bool] = np.isfinite(features).reshape(len(features), -1).all(axis=1).tolist()
         errors |= {position: NOT_FINITE for position, fine in zip(kept, finite, strict=True) if not fine}
         kept = [position for position, fine in zip(kept, finite, strict=True) if fine]
         features = features[np.array(finite, dtype=bool)]

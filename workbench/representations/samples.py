@@ -1,7 +1,7 @@
 """Samples of splits or files in batches, with those that cannot be read by name."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,35 @@ class Batch:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def split_batches(data: DataModule, split: str, batch_size: int | None) -> Iterator[Batch]:
-    """The samples of a split in order, each once, as a test reads them; raises `DataError` for the data as a whole."""
-    items: Sequence[Item] = data.splits[split]
-    loader = data.loader(split, train=False, batch_size=batch_size)
-    size = loader.batch_sampler.batch_size
-    for number, content in enumerate(loader):
-        first = number * size
-        places = [_place(split, index, items[index]) for index in range(first, min(first + size, len(items)))]
-        read = [int(index) - first for index in content["index"]] if "raw" in content else []
-        broken = [position for position in range(len(places)) if position not in set(read)]
-        errors = {
-            position: text.removeprefix(f"{items[first + position].name}: ")
-            for position, text in zip(broken, content["errors"], strict=True)
-        }
-        yield Batch(places, read, content.get("raw"), errors)
+def split_batches(
+    data: DataModule, splits: Sequence[str], batch_size: int | None
+) -> Generator[Batch, None, None]:
+    """The samples of splits in order, each once, as a test reads them; raises `DataError` for the data as a whole.
+
+    Reader processes end when the iterator is closed.
+    """
+    for split in splits:
+        items: Sequence[Item] = data.splits[split]
+        loader = data.loader(split, train=False, batch_size=batch_size)
+        size = loader.batch_sampler.batch_size
+        for number, content in enumerate(loader):
+            yield _batch(split, items, number * size, size, content)
 
 
-def file_batches(data: DataModule, files: list[Path], batch_size: int) -> Iterator[Batch]:
+def _batch(split: str, items: Sequence[Item], first: int, size: int, content: dict[str, Any]) -> Batch:
+    """What a loader made of the items from `first` on."""
+    places = [_place(split, index, items[index]) for index in range(first, min(first + size, len(items)))]
+    read = [int(index) - first for index in content["index"]] if "raw" in content else []
+    there = set(read)
+    broken = [position for position in range(len(places)) if position not in there]
+    errors = {
+        position: text.removeprefix(f"{items[first + position].name}: ")
+        for position, text in zip(broken, content["errors"], strict=True)
+    }
+    return Batch(places, read, content.get("raw"), errors)
+
+
+def file_batches(data: DataModule, files: list[Path], batch_size: int) -> Generator[Batch, None, None]:
     """Files in order, read as `action=predict` reads them."""
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]

@@ -95,10 +95,13 @@ def say_drawn(data: DataModule, files: list[Path]) -> None:
         data_read([data.title])
 
 
-def check_form(form: str) -> None:
-    """Raise a `UsageError` for what is no form of a backbone."""
-    if form not in FORMS:
-        raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {form}")
+def check_reading(action: DictConfig) -> None:
+    """Raise a `UsageError` for settings of the reading that have no meaning."""
+    if action.form not in FORMS:
+        raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {action.form}")
+    size = action.batch_size
+    if size is not None and (type(size) is not int or size < 1):
+        raise UsageError(f"action.batch_size must be at least 1, not {size}")
 
 
 def _restored(restored: Restored[Task], data: DataModule) -> Source:
