@@ -202,7 +202,10 @@ OF_EACH = {
 }
 
 
-@pytest.mark.parametrize("modality", OF_EACH)
+@pytest.mark.parametrize(
+    "modality",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "video" else name for name in OF_EACH],
+)
 def test_the_sample_of_every_modality_embeds_untrained(modality: str, act: Act, composed: Compose) -> None:
     words = (*TINY, *OF_EACH[modality], "task.data.limit=6", "action=embed", "action.views=apart")
     folder = act(*words)

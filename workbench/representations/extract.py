@@ -57,7 +57,7 @@ def _one(task: Task, batch: Batch, wanted: Features) -> Embedded:
     if batch.raw is not None:
         raw: Any = task.transfer_batch_to_device(batch.raw, task.device, 0)
         features = wanted.of(task.network, raw).cpu().numpy()
-        finite: list[bool] = np.isfinite(features).reshape(len(features), -1).all(axis=1).tolist()
+        finite = [bool(np.isfinite(feature).all()) for feature in features]
         errors |= {position: NOT_FINITE for position, fine in zip(kept, finite, strict=True) if not fine}
         kept = [position for position, fine in zip(kept, finite, strict=True) if fine]
         features = features[np.array(finite, dtype=bool)]
