@@ -20,6 +20,7 @@ PACKAGES = (
     "lightning",
     "timm",
     "torchmetrics",
+    "scikit-learn",
     "hydra-core",
     "widefield",
 )
