@@ -33,6 +33,7 @@ from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.composition import GROUPS as MODEL_GROUPS
 from workbench.composition import MODE, built_from, is_plain_reference
+from workbench.conf_folders import conf_folders
 from workbench.errors import UsageError
 from workbench.extras import need
 from workbench.members import (
@@ -56,7 +57,6 @@ log = logging.getLogger("widefield")
 
 register_resolvers()  # whoever builds from a configuration, a notebook say, can also read it
 
-CONF = Path(__file__).parent.parent / "conf"
 AnyData = TypeVar("AnyData", DataModule, JointData)
 SomeTask = TypeVar("SomeTask", Task, JointTask)
 AnyTask = TypeVar("AnyTask", bound=Training)
@@ -65,7 +65,7 @@ AnyTask = TypeVar("AnyTask", bound=Training)
 def tasks_of(modality: str) -> list[str]:
     """Names of the tasks that read a modality."""
     names = set()
-    for file in sorted((CONF / "task").glob("*.yaml")):
+    for file in sorted(file for folder in conf_folders() for file in (folder / "task").glob("*.yaml")):
         node = OmegaConf.load(file)
         if file.stem[0] != "_" and isinstance(node, DictConfig) and node.get("modality") == modality:
             names.add(str(node.get("name")))

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.libraries import EXTRAS, INSTALL, cure, extra_cure
+from tasks.program import INSTALLED, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
 PATIENCE = 180  # seconds for one check; a cold disk or a busy machine takes long over a first import
 HUB_PATIENCE = 3
@@ -169,7 +169,7 @@ def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
         found = {name: answer.result() for name, answer in answers.items()}
     cures: dict[str, str] = {}
     print(
-        f"Widefield in {_tilde(ROOT)}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+        f"Widefield in {_tilde(ROOT.resolve())}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
     _show_versions(found)
     _show_devices(found, driver.result())
@@ -263,7 +263,7 @@ def _hub() -> str:
 
 def tested_set() -> dict[str, str]:
     """Package -> version that constraints.txt has for this Python; empty without that file."""
-    file = ROOT / "constraints.txt"
+    file = (ROOT / "workbench" if INSTALLED else ROOT) / "constraints.txt"
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         match = re.match(r"([\w.-]+)==([^;\s]+)(?:; python_version (<|>=) '3\.(\d+)')?$", line)

@@ -3,9 +3,7 @@
 Two readers take quotes away, the shell and Hydra. Every command that the program prints is made here.
 """
 
-import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+
+from tasks.program import called
 
 PARSER = OverridesParser.create()
 
@@ -24,7 +24,7 @@ def command(*words: str, **options: Any) -> str:
     'python run.py -m task=esc50 \\'data_dir="my sounds (2)"\\''
     """
     said = [*words, *(word(key, value) for key, value in options.items())]
-    return " ".join(["python", shlex.quote(_program()), *map(shlex.quote, said)])
+    return " ".join([called(), *map(shlex.quote, said)])
 
 
 def typed(key: str, value: Any) -> str:
@@ -81,11 +81,3 @@ def reads_as(text: str) -> Any:
         return PARSER.parse_override(f"key={text}").value()
     except HydraException:
         return NotImplemented
-
-
-def _program() -> str:
-    """`run.py` as it is called from here."""
-    path = Path(sys.argv[0])
-    if path.name != "run.py":
-        return "run.py"
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

@@ -23,7 +23,8 @@ from torch import nn
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.task import Task
-from workbench.yaml_targets import CONF, Slots, add_targets, placed, slots_below, slots_of
+from workbench.conf_folders import conf_folders
+from workbench.yaml_targets import Slots, add_targets, placed, slots_below, slots_of
 
 PACKAGES = ("modalities", "backbone", "tasks")
 #: The slots that our own classes fill, each with its base. Any other slot must stand in the trusted configuration.
@@ -84,13 +85,14 @@ def is_class_of(name: Any, base: type | None) -> bool:
 
 
 def _search_path() -> Iterator[Slots]:
-    """The slots of `conf/` and of everything else on Hydra's search path, where Hydra is at work."""
-    yield slots_below(CONF)
+    """The slots of `conf/`, of plug-ins and of everything else on Hydra's search path, where Hydra is at work."""
+    ours = conf_folders()
+    yield from map(slots_below, ours)
     if not GlobalHydra.instance().is_initialized():
         return
     for source in GlobalHydra.instance().config_loader().get_sources():
         folder = _folder(source)
-        if folder is not None and folder.resolve() != CONF.resolve():
+        if folder is not None and folder not in ours:
             yield slots_below(folder)
         elif folder is None:
             yield _slots_in(source)

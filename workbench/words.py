@@ -28,13 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError, refusal
+from workbench.conf_folders import CONF, conf_folders, typed_folders
 from workbench.errors import UsageError
 from workbench.files import ELSEWHERE
 from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
-from workbench.typed_words import FOLDERS
 
-CONF = Path(__file__).parent.parent / "conf"
 FREE = ("callbacks", "logger")  # where the program looks for objects of any name
 MEMBERS = "task.members"
 PLACES = {"modality.augment": ("raw", "mixup", "maps")}
@@ -299,7 +298,7 @@ def composed(words: list[str]) -> DictConfig | None:
     from hydra.core.global_hydra import GlobalHydra
 
     folder, name = str(CONF), "config"
-    more = [str(path) for path in conf_folders()[1:]]
+    more = [str(path.absolute()) for path in typed_folders()]
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         folder = next((source.path for source in runtime.config_sources if source.provider == "main"), folder)
@@ -316,18 +315,6 @@ def composed(words: list[str]) -> DictConfig | None:
     finally:
         GlobalHydra.instance().hydra = before
         HydraConfig.instance().cfg = config
-
-
-def conf_folders() -> list[Path]:
-    """Every folder of YAML of this command."""
-    folders = [CONF]
-    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
-        flag, equals, value = word.partition("=")
-        if before in FOLDERS:
-            folders.append(Path(word))
-        elif equals and flag in FOLDERS:
-            folders.append(Path(value))
-    return folders
 
 
 def _groups() -> list[str]:

@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError
+from tasks.program import ROOT
 from workbench.errors import UsageError, plain_errors, sentence
 from workbench.quoting import command, typed
 from workbench.secret_words import words_of
@@ -42,8 +43,6 @@ from workbench.words import check_words, explained
 log = logging.getLogger("widefield")
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # a sweep, beside Ctrl-C
-
-ROOT = Path(__file__).parents[2]
 
 
 class FrozenSweeper(Sweeper):

@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tasks.disk import WriteError
+from workbench.conf_folders import RUN
 from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
 from workbench.secret_words import words_of
@@ -44,7 +45,6 @@ from workbench.sweeps.folder import (
 
 log = logging.getLogger("widefield")
 
-RUN = Path(__file__).parents[2] / "run.py"
 PARENT = STARTED_BY  # the process id that a run of a sweep belongs to
 LOCK = ".lock"  # held as long as a run goes on
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal

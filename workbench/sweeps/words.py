@@ -8,13 +8,13 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError, writing
+from workbench.conf_folders import CONF
 from workbench.errors import UsageError
 from workbench.quoting import plain, quoted
 from workbench.secret_words import is_reference
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.sweeps.frozen import HYDRAS_OWN, check_frozen
 from workbench.words import refused_word
-from workbench.yaml_targets import CONF
 
 KEY = "sweep.resume"
 MAY_CHANGE = (

@@ -1,0 +1,1 @@
+"""Widefield from Python; installed as the package `widefield`."""
