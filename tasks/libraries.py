@@ -22,7 +22,9 @@ EXTRAS = {
     "shards": ("aiohttp", "s3fs"),
 }
 OUTSIDE_THE_SET = ("mlflow", "shards")  # they need older releases than constraints.txt has
-INSTALL = f"pip install --force-reinstall {NAME}-*.whl" if INSTALLED else "pip install -c constraints.txt -e ."
+INSTALL = (
+    f"pip install --force-reinstall {NAME}-*.whl" if INSTALLED else "pip install -c constraints.txt -e ."
+)
 # What loaders of shared libraries say, on Linux, macOS and Windows.
 LOAD_ERRORS = (
     *("undefined symbol", "cannot open shared object", "image not found", "Symbol not found"),

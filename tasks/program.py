@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 NAME = "widefield"  # of the console script
+STARTED_AS = "WIDEFIELD_STARTED_AS"  # how the command was typed that has started this process
 ROOT = Path(__file__).parents[1]  # of the checkout, or the folder of packages that a wheel was installed into
 INSTALLED = (ROOT / "workbench" / "conf").is_dir()  # from a wheel, which keeps conf/ there
 
@@ -20,7 +21,11 @@ def program() -> tuple[str, ...]:
     ('python', 'run.py')
     """
     path = Path(sys.argv[0])
-    if INSTALLED or path.name.removesuffix(".exe").removesuffix("-script.py") == NAME:
+    if (
+        INSTALLED
+        or os.environ.get(STARTED_AS) == NAME
+        or path.name.removesuffix(".exe").removesuffix("-script.py") == NAME
+    ):
         return (NAME,)
     if path.name != "run.py":
         return ("python", "run.py")

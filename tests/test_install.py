@@ -179,13 +179,14 @@ def test_backbone_needs_no_reader() -> None:
 
 
 def test_a_start_without_file_locks_as_on_windows() -> None:
-    done = in_a_process("import run", "fcntl")
+    done = in_a_process("import run, workbench.command_line", "fcntl")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("library", ["hydra", "omegaconf"])
 def test_a_start_without_a_library_is_one_sentence(library: str) -> None:
-    done = in_a_process("sys.argv = ['run.py']; import runpy; runpy.run_path('run.py')", library)
+    start = "sys.argv = ['run.py']; import runpy; runpy.run_path('run.py', run_name='__main__')"
+    done = in_a_process(start, library)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {library} is not installed: pip install -c constraints.txt -e .")

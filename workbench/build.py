@@ -48,6 +48,7 @@ from workbench.members import (
 from workbench.monitor import settle
 from workbench.pretrained import weights_file
 from workbench.provenance import data_read
+from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
@@ -55,7 +56,9 @@ from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
 
-register_resolvers()  # whoever builds from a configuration, a notebook say, can also read it
+# Whoever builds from a configuration, a notebook say, can also read it.
+register_resolvers()
+register_plugins()
 
 AnyData = TypeVar("AnyData", DataModule, JointData)
 SomeTask = TypeVar("SomeTask", Task, JointTask)

@@ -18,6 +18,7 @@ from workbench.conf_folders import CONF, check_plugins
 from workbench.errors import kept_errors, plain_errors
 from workbench.flags import answer_flags
 from workbench.old_names import take_current_names
+from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.resume_words import take_run_words
 from workbench.secret_words import check_secrets, take_secrets, words_of
@@ -28,6 +29,7 @@ from workbench.typed_words import quote_arguments
 from workbench.words import check_words, plain_words
 
 register_resolvers()
+register_plugins()
 # Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A full disk would answer every line of run.log with a traceback; the terminal has the same lines.

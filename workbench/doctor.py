@@ -168,9 +168,8 @@ def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
         answers = {library.module: pool.submit(try_library, library) for library in order}
         found = {name: answer.result() for name, answer in answers.items()}
     cures: dict[str, str] = {}
-    print(
-        f"Widefield in {_tilde(ROOT.resolve())}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    )
+    where, system = _tilde(ROOT.resolve()), f"{platform.system()} {platform.machine()}"
+    print(f"Widefield in {where}, Python {platform.python_version()}, {system}")
     _show_versions(found)
     _show_devices(found, driver.result())
     _show_readers(found, cures)

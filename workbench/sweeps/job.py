@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tasks.disk import WriteError
+from tasks.program import STARTED_AS, program
 from workbench.conf_folders import RUN
 from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
@@ -164,7 +165,7 @@ def follow_parent() -> None:
 @contextmanager
 def _environment(cfg: DictConfig, sweep: SweepFolder, parallel: int | None) -> Iterator[dict[str, str]]:
     """The run's environment; with several runs at a time on this machine each gets a GPU and its share of the cores."""
-    environ = os.environ | {PARENT: str(os.getpid())}
+    environ = os.environ | {PARENT: str(os.getpid()), STARTED_AS: program()[0]}
     if parallel is None or parallel == 1:
         yield environ
         return
