@@ -29,6 +29,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from tasks.datasets.base import DataModule
+from tasks.datasets.batch import Batch
 from tasks.datasets.sampling import ResumableLoader
 from tasks.task import Task
 from workbench.build import build_task, tasks_of
@@ -99,7 +100,7 @@ def measure(cfg: DictConfig, workers: list[int], seconds: float, device: torch.d
         )
 
 
-def endless(loader: ResumableLoader) -> Iterator[dict[str, Any]]:
+def endless(loader: ResumableLoader) -> Iterator[Batch]:
     """The batches of epoch after epoch."""
     epoch = 0
     while True:
@@ -115,7 +116,7 @@ def read(loader: ResumableLoader, seconds: float) -> tuple[int, float]:
         next(batches)
     samples, number, start = 0, 0, time.perf_counter()
     while (took := time.perf_counter() - start) < seconds or number < FEWEST:
-        samples += len(next(batches)["index"])
+        samples += len(next(batches))
         number += 1
     return samples, took
 

@@ -5,6 +5,7 @@ Shapes: B batch, T samples, N frames, L samples per frame, K frequencies of the 
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,10 @@ class LogMel(Embedder):
         )
         self.register_buffer("filters", filters_KF, persistent=False)
         self.normalize = Normalize(mean, None if std is None else 2 * std)
+
+    @classmethod
+    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(facts) | ({"seconds": facts["seconds"]} if "seconds" in facts else {})
 
     def forward(self, raw: Tensor) -> Tensor:
         with torch.autocast(raw.device.type, enabled=False):  # a logarithm of small sums: bf16 is not enough

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from tasks.datasets.batch import Batch
 from tasks.heads import one_hot
 from tasks.losses import ClassificationLoss, CrossEntropy
 from tasks.metrics import MeanAveragePrecision, MeanClassAccuracy
@@ -85,10 +86,12 @@ class ClassificationTask(Task):
     def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
         return {"num_classes": len(facts["class_names"])}
 
-    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         train = split == "train"
-        raw, target = batch["raw"], batch["target"]
-        target_BK = one_hot(batch.get("mixed_target", target), len(self.class_names))
+        raw, target = batch.raw, batch.target
+        target_BK = one_hot(
+            target if batch.mixed_target is None else batch.mixed_target, len(self.class_names)
+        )
         if train:
             if self.augment.raw is not None:
                 raw = self.augment.raw(raw)
@@ -175,7 +178,7 @@ class ClassificationTask(Task):
             columns |= {f"top{rank}": name, f"top{rank}_probability": round(probability, 6)}
         return Answer(columns, "  ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
 
-    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+    def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
         logits_BK = output.float()
         probs_BK = (logits_BK.sigmoid() if self.multilabel else logits_BK.softmax(dim=-1)).cpu()
         return [
@@ -199,8 +202,8 @@ class ClassificationTask(Task):
             row |= {f"p({name})": value for name, value in zip(self.class_names, rounded, strict=True)}
         return row
 
-    def caption(self, batch: dict[str, Any], position: int) -> str:
-        target = batch["target"][position]
+    def caption(self, batch: Batch, position: int) -> str:
+        target = batch.target[position]
         if target.ndim == 0:
             return self.class_names[int(target)]
         return ", ".join(name for name, on in zip(self.class_names, target, strict=True) if on)

@@ -52,7 +52,7 @@ class WriteError(Exception):
 
 
 @contextmanager
-def writing(path: Path, then: str) -> Iterator[None]:
+def writing(path: Path, then: str, hidden: bool = False) -> Iterator[None]:
     """Turn what a disk refuses while the block lasts into a `WriteError`; the innermost block decides.
 
     Libraries that write by themselves often hide the system's answer; then the disk is asked once more. So whatever
@@ -61,11 +61,12 @@ def writing(path: Path, then: str) -> Iterator[None]:
     Args:
         path: the file that is written, or the folder that is filled.
         then: see `WriteError`.
+        hidden: ask the disk after an error of any kind: the block's library turns the system's answers into its own.
     """
     try:
         yield
     except Exception as error:
-        refused = refusal(error, path) or (_answer(path) if _of_a_library(error) else None)
+        refused = refusal(error, path) or (_answer(path) if hidden or _of_a_library(error) else None)
         if isinstance(error, WriteError) or refused is None:
             raise
         raise WriteError(path, *refused, then) from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from tasks.datasets.batch import Batch
 from tasks.datasets.time_series.dates import NO_ZONE
 from tasks.task import Answer, Task
 
@@ -148,24 +149,24 @@ class ForecastingTask(Task):
         """Own units -> the scale of the metrics."""
         return (x_BTN - self.mean) / self.std
 
-    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
-        raw = batch["raw"]
+    def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        raw = batch.raw
         if split == "train" and self.augment.raw is not None:
             raw = self.augment.raw(raw)
         maps_BVCHW = self.embed(raw, train=split == "train")
         embedder: Any = self.network.embedder
         forecast_BTN = self.network.forward_maps(maps_BVCHW, embedder.context(raw))
-        truth_BTN = self.standardised(batch["target"])
+        truth_BTN = self.standardised(batch.target)
         standard_BTN = self.standardised(forecast_BTN)
         unit_B1N = raw["unit"][:, None].float() if "unit" in raw else self.std.new_ones(())
         if self.loss_in == "own_units":
-            loss = self._loss(forecast_BTN * unit_B1N, batch["target"] * unit_B1N)
+            loss = self._loss(forecast_BTN * unit_B1N, batch.target * unit_B1N)
         else:
             loss = self._loss(standard_BTN, truth_BTN)
         self._errors_of(split).update(standard_BTN, truth_BTN)
         if split == "test":
             if "unit" in raw:
-                self._errors_of("own").update(forecast_BTN * unit_B1N, batch["target"] * unit_B1N)
+                self._errors_of("own").update(forecast_BTN * unit_B1N, batch.target * unit_B1N)
             past_BLN = self.standardised(raw["values"])
             for name, season in zip(BASELINES, (1, self.season), strict=True):
                 self._errors_of(name).update(naive(past_BLN, truth_BTN.shape[1], season), truth_BTN)
@@ -228,13 +229,13 @@ class ForecastingTask(Task):
         self.examples, self.found = [], {}
         self.wanted = {samples * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
 
-    def _keep_examples(self, batch: dict[str, Any], forecast_BTN: Tensor) -> None:
+    def _keep_examples(self, batch: Batch, forecast_BTN: Tensor) -> None:
         """Keep `SHOWN` windows, evenly spread over the test part."""
-        for position, index in enumerate(batch["index"].tolist()):
+        for position, index in enumerate(batch.index.tolist()):
             if index in self.wanted:
-                raw = {name: value[position] for name, value in batch["raw"].items()}
+                raw = {name: value[position] for name, value in batch.raw.items()}
                 example = self._example(raw, forecast_BTN[position])
-                truth = in_own_units(batch["target"][position], raw)
+                truth = in_own_units(batch.target[position], raw)
                 self.examples.append(
                     example | {"truth": [_none_for_nan(part) for part in columns(truth)[-SHOWN_VARIATES:]]}
                 )
@@ -298,11 +299,11 @@ class ForecastingTask(Task):
             row, f"{dates[0]} to {dates[-1]}: {summary}", {"forecast": table}, {"forecasts": [example]}
         )
 
-    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+    def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
         rows = []
         for position, forecast_TN in enumerate(output.float().cpu()):
-            raw = {name: value[position].cpu() for name, value in batch["raw"].items()}
-            rows.append(self._test_rows(raw, batch["target"][position].cpu(), forecast_TN))
+            raw = {name: value[position].cpu() for name, value in batch.raw.items()}
+            rows.append(self._test_rows(raw, batch.target[position].cpu(), forecast_TN))
         return rows
 
     def _test_rows(
@@ -322,8 +323,8 @@ class ForecastingTask(Task):
             rows.append(row)
         return rows
 
-    def caption(self, batch: dict[str, Any], position: int) -> str:
-        raw = {name: value[position] for name, value in batch["raw"].items()}
+    def caption(self, batch: Batch, position: int) -> str:
+        raw = {name: value[position] for name, value in batch.raw.items()}
         return f"{self.variates[0]}, forecast from {dates_of(raw)[len(raw['values'])]}"
 
 

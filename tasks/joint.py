@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backbone.sharing import plain_stem
+from tasks.datasets.batch import Batch
 from tasks.task import Task, Training
 
 PREFIX = "members"
@@ -71,7 +72,7 @@ def make_weighting(kind: str, weights: Mapping[str, float]) -> FixedWeights:
 
 
 class JointTask(Training):
-    """Trains its members by turns. A batch says whose it is: `batch["task"]`.
+    """Trains its members by turns. A batch says whose it is: `batch.task`.
 
     Metrics carry the member's name, `val/audio/acc`. Beside them stand `val/loss`, the sum of the weighted losses, and
     `val/score`, the mean over members of the metric that each one monitors, an error e counted as 1 - e.
@@ -103,13 +104,13 @@ class JointTask(Training):
     def by_task(self) -> dict[str, Task]:
         return {name: cast(Task, member) for name, member in self.members.items()}
 
-    def task_of(self, batch: dict[str, Any]) -> str:
-        return str(batch["task"])
+    def task_of(self, batch: Batch) -> str:
+        return batch.task
 
     def trained_module(self) -> nn.Module:
         return self
 
-    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         name = self.task_of(batch)
         member = self.by_task()[name]
         out = member.measured_step(batch, split)

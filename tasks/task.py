@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
+from tasks.datasets.batch import Batch
 from tasks.network import Network
 from tasks.optimizers import learning_rates
 from tasks.progress import begun_states, go_on
@@ -96,7 +97,7 @@ class Training(LightningModule):
         """The tasks in it, by name; the name of an only one is empty."""
         raise NotImplementedError
 
-    def task_of(self, batch: dict[str, Any]) -> str:
+    def task_of(self, batch: Batch) -> str:
         """Name of the task that a batch is of."""
         raise NotImplementedError
 
@@ -104,7 +105,7 @@ class Training(LightningModule):
         """What the optimiser is made for."""
         raise NotImplementedError
 
-    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         """One batch of a split -> {"loss", "output"}; updates the metrics and the mean loss of that split."""
         raise NotImplementedError
 
@@ -122,19 +123,19 @@ class Training(LightningModule):
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        if "raw" not in batch:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        if not len(batch):
             return None  # every file of the batch was broken; the callback BrokenFiles has said so
         out = self.measured_step(batch, "train")
         self.log("loss", out["loss"].detach(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         return out
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        if "raw" in batch:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch):
             self.measured_step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        return self.measured_step(batch, "test") if "raw" in batch else None
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        return self.measured_step(batch, "test") if len(batch) else None
 
     def on_test_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders
@@ -252,7 +253,7 @@ class Task(Training):
         """What the head's constructor needs to know of the data and of the parts before it."""
         return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
 
-    def step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
         raise NotImplementedError
 
@@ -267,7 +268,7 @@ class Task(Training):
         """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
         raise NotImplementedError
 
-    def test_rows(self, batch: dict[str, Any], output: Tensor) -> list[list[dict[str, Any]]]:
+    def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
         """What `predictions.csv` has for each sample of a test batch: one row, or several.
 
         Args:
@@ -276,18 +277,18 @@ class Task(Training):
         """
         raise NotImplementedError
 
-    def caption(self, batch: dict[str, Any], position: int) -> str:
+    def caption(self, batch: Batch, position: int) -> str:
         """What to write above the picture of one sample of a batch."""
-        return f"sample {int(batch['index'][position])}"
+        return f"sample {int(batch.index[position])}"
 
     def test_report(self) -> dict[str, Any]:
         """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
         return {}
 
-    def preview(self, batch: dict[str, Any], most: int) -> tuple[Any, list[str]]:
+    def preview(self, batch: Batch, most: int) -> tuple[Any, list[str]]:
         """The first samples of a training batch as training sees them, with captions."""
-        count = min(most, len(batch["index"]))
-        raw = tree_map(lambda value: value[:count], batch["raw"])
+        count = min(most, len(batch.index))
+        raw = tree_map(lambda value: value[:count], batch.raw)
         if self.augment.raw is not None:
             raw = self.augment.raw(raw)
         return raw, [self.caption(batch, position) for position in range(count)]
@@ -297,16 +298,16 @@ class Task(Training):
     def by_task(self) -> "dict[str, Task]":
         return {"": self}
 
-    def task_of(self, batch: dict[str, Any]) -> str:
+    def task_of(self, batch: Batch) -> str:
         return ""
 
     def trained_module(self) -> nn.Module:
         return self.network
 
-    def measured_step(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         out = self.step(batch, split)
         # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
-        self._loss_of(split).update(out["loss"].detach().expand(len(batch["index"])))
+        self._loss_of(split).update(out["loss"].detach().expand(len(batch.index)))
         return out
 
     def epoch_values(self, split: str) -> dict[str, Tensor]:
@@ -322,8 +323,8 @@ class Task(Training):
         assert isinstance(metric, MeanMetric)
         return metric
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> list[Answer]:
-        return self.answer(batch["raw"])
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Answer]:
+        return self.answer(batch.raw)
 
     def embed(self, raw: Any, train: bool) -> Tensor:
         """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""

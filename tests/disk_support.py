@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,26 @@ WHY = {
     errno.EROFS: "it lies on a read-only file system; make it writable",
     errno.EACCES: "there is no permission to write it; make it writable",
 }
-_refused: list[tuple[str, int]] = []
+
+
+@dataclass
+class Refused:
+    """What is refused.
+
+    Args:
+        pattern: of whole paths.
+        number: the error's.
+        after: how many are let through first.
+        asked: those that were asked for so far.
+    """
+
+    pattern: str
+    number: int
+    after: int = 0
+    asked: int = 0
+
+
+_refused: list[Refused] = []
 _hooked: list[bool] = []
 
 
@@ -27,25 +47,32 @@ def _answer(event: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[0] if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else None
     else:
         path = {"os.mkdir": arguments[:1], "os.rename": arguments[1:2]}.get(event, (None,))[0]
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | bytes | os.PathLike):
         return
-    whole = os.path.abspath(os.fspath(path))
-    for pattern, number in _refused:
-        if fnmatch.fnmatch(whole, pattern):
-            raise OSError(number, os.strerror(number), str(path))
+    whole = os.path.abspath(os.fsdecode(path))
+    for refused in _refused:
+        if fnmatch.fnmatch(whole, refused.pattern):
+            refused.asked += 1
+            if refused.asked > refused.after:
+                raise OSError(refused.number, os.strerror(refused.number), str(path))
 
 
 @contextmanager
-def refusing(pattern: str | Path, number: int = errno.ENOSPC) -> Iterator[None]:
-    """While the block lasts, files and folders whose whole path fits `pattern` can be neither opened nor made."""
+def refusing(pattern: str | Path, number: int = errno.ENOSPC, after: int = 0) -> Iterator[Refused]:
+    """While the block lasts, files and folders whose whole path fits `pattern` can be neither opened nor made.
+
+    Args:
+        pattern, number, after: see `Refused`.
+    """
     if not _hooked:
         sys.addaudithook(_answer)  # for good: it cannot be taken away
         _hooked.append(True)
-    _refused.append((str(pattern), number))
+    refused = Refused(str(pattern), number, after)
+    _refused.append(refused)
     try:
-        yield
+        yield refused
     finally:
-        _refused.pop()
+        _refused.remove(refused)
 
 
 @contextmanager

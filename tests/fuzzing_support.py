@@ -6,9 +6,11 @@ from pathlib import Path
 
 import av
 import h5py
+import laspy
 import numpy as np
 import soundfile
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.datasets.video.sample import write_video
@@ -82,9 +84,26 @@ def clouds(folder: Path) -> list[Path]:
     (folder / "a.txt").write_text("\n".join(",".join(map(str, row)) for row in points))
     np.save(folder / "a.npy", points.astype(np.float32))
     np.savez_compressed(folder / "a.npz", points=points.astype(np.float32))
+    chunks = np.ascontiguousarray(points.astype("<f4").T)
+    literal = b"".join(  # compression that found nothing twice
+        bytes([len(part) - 1]) + part
+        for part in (chunks.tobytes()[start : start + 32] for start in range(0, chunks.nbytes, 32))
+    )
+    (folder / "c.pcd").write_bytes(
+        f"{head}DATA binary_compressed\n".encode() + struct.pack("<II", len(literal), chunks.nbytes) + literal
+    )
+    scans(folder, points)
     with h5py.File(folder / "a.h5", "w") as file:
         file.create_dataset("data", data=points.astype(np.float32), compression="gzip")
     return sorted(folder.iterdir())
+
+
+def scans(folder: Path, points: NDArray[np.float64]) -> None:
+    las = laspy.create(point_format=3, file_version="1.4")
+    las.header.scales = [1e-4] * 3
+    las.x, las.y, las.z = points.T
+    for ending in ("las", "laz"):
+        las.write(str(folder / f"a.{ending}"))
 
 
 def tables(folder: Path) -> list[Path]:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
+from PIL import Image
 from tests_support import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -83,3 +85,16 @@ def test_the_page_on_reading_names_tests_that_exist() -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 60
     assert {name for name in named if f"def {name}(" not in source} == set()
+
+
+def test_pictures_of_drawn_data_say_so() -> None:
+    """Those of probes and sweeps are all of embedded samples: below each stands the red line of `say_provenance`."""
+    red_RGB = np.array([214, 39, 40])
+    pictures = [*(ROOT / "docs" / "probes").glob("*.png"), *(ROOT / "docs" / "sweeps").glob("*.png")]
+    assert pictures
+    for file in pictures:
+        with Image.open(file) as picture:
+            pixels_HWC = np.asarray(picture.convert("RGB"), dtype=int)
+        line_HWC = pixels_HWC[-24:]
+        red_HW = np.abs(line_HWC - red_RGB).max(axis=-1) < 40
+        assert red_HW.sum() > 50, f"{file.name} does not say that its data are drawn"

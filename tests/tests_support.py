@@ -2,13 +2,13 @@
 whose answers are given."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modalities.embedder import Embedder
 from tasks.classification import ClassificationTask
+from tasks.datasets.batch import Batch
 from tasks.network import Network
 
 ROOT = Path(__file__).parent.parent
@@ -54,8 +54,8 @@ def given_task(classes: int, multilabel: bool = False, average: str = "logits") 
     return ClassificationTask(loss, average, network=Network(Given(), Identity(), Pass()), facts=facts)
 
 
-def logits_batch(logits: Tensor, target: Tensor) -> dict[str, Any]:
-    return {"raw": logits, "target": target, "index": torch.arange(len(target))}
+def logits_batch(logits: Tensor, target: Tensor) -> Batch:
+    return Batch(logits, target, torch.arange(len(target)))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -148,8 +148,6 @@ def _fork(folder: str, command: list[str], output: str) -> int:
         return pid
     code = 1
     try:
-        STOP.heed()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         for number, flags in (
             (0, os.O_RDONLY),
@@ -159,6 +157,8 @@ def _fork(folder: str, command: list[str], output: str) -> int:
             os.dup2(os.open(output if number else os.devnull, flags), number)
         os.chdir(folder)
         sys.argv = command
+        STOP.heed()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what has come until now is told in its own output
         runpy.run_path(command[0], run_name="__main__")
         code = 0
     except Interrupted as stop:

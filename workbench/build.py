@@ -15,6 +15,7 @@ from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.layer_sync import LayerSync
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -36,6 +37,7 @@ from workbench.composition import MODE, built_from, is_plain_reference
 from workbench.conf_folders import conf_folders
 from workbench.errors import UsageError
 from workbench.extras import need
+from workbench.loggers import telling
 from workbench.members import (
     REPLACED,
     asked_member,
@@ -225,9 +227,10 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     if cfg.trainer.strategy == "fsdp" and not torch.cuda.is_available():
         raise UsageError("trainer=fsdp needs GPUs: take trainer=ddp with trainer.accelerator=cpu")
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
+    nodes = [node for node in (cfg.get("logger") or {}).values() if node]
+    loggers = [telling(instantiate(node), cfg.paths.run) for node in nodes]
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
-    plugins: list[Any] = [] if cfg.trainer.strategy == "fsdp" else [AtomicCheckpoints()]
+    plugins: list[Any] = [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     if cfg.trainer.sync_batchnorm and without_gpus:
         plugins.append(SyncOnCPU())
@@ -241,8 +244,22 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
         default_root_dir=cfg.paths.run,
     )
+    refuse_folders(trainer.strategy)
     heed_signals_together(trainer)
     return trainer
+
+
+def refuse_folders(strategy: Strategy) -> None:
+    """Raise a `UsageError` for a strategy whose checkpoints are folders, which each process fills by itself.
+
+    They would be neither whole nor not there, and reading one runs what its pickles say.
+    """
+    sharded = getattr(strategy, "_state_dict_type", "full") != "full"
+    if sharded or isinstance(strategy, ModelParallelStrategy | DeepSpeedStrategy):
+        raise UsageError(
+            f"trainer.strategy: the checkpoints of this {type(strategy).__name__} are folders of shards, and a "
+            "checkpoint here is one file: take trainer=fsdp, which puts the shards together to save them"
+        )
 
 
 def heed_signals_together(trainer: Trainer) -> None:

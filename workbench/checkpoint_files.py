@@ -92,8 +92,10 @@ def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
         CheckpointError: both are damaged, or one is refused.
     """
     last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
-    if last.is_dir():  # written by all processes of a sharded run; its reader checks it
-        return last
+    if (
+        last.is_dir()
+    ):  # in shards, by another program or an earlier version: its reader would run what is in it
+        raise CheckpointError(f"resume: {last} is a folder, and a checkpoint that is read here is one file")
     try:
         _check_resumable(last, cfg)
         return last

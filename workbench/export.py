@@ -1,6 +1,7 @@
 """action=export: one file that takes raw input, with the embedder inside and the backbone merged."""
 
 import copy
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -68,8 +69,10 @@ def write_torch_export(network: Network, raw: Any, path: Path) -> Tensor:
         program = torch.export.export(network, (raw,), dynamic_shapes=(shapes,))
 
     def write(draft: Path) -> None:
-        with draft.open("wb") as file:
-            torch.export.save(program, file, extra_files=provenance_entries())
+        # Into memory first: where a disk is full, PyTorch's writer of these archives ends the whole process.
+        archive = io.BytesIO()
+        torch.export.save(program, archive, extra_files=provenance_entries())
+        draft.write_bytes(archive.getbuffer())
 
     write_atomically(path, write)
     return torch.export.load(path).module()(raw)

@@ -17,6 +17,7 @@ from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training
 from workbench.callbacks.best import BestCheckpoint
+from workbench.callbacks.keep_config import KeepConfig
 from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
@@ -53,7 +54,9 @@ def _fit(cfg: DictConfig) -> float | None:
     task = build_training(cfg, data.facts(), pretrained=resume is None)
     task.trained_on = data.record()
     trainer = build_trainer(cfg)
-    if trainer.is_global_zero:
+    if resume:
+        trainer.callbacks.append(KeepConfig(cfg))  # type: ignore[attr-defined]
+    elif trainer.is_global_zero:
         write_config(cfg)
     log_configuration(cfg, trainer)
     if cfg.init_from and resume is None:

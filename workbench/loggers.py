@@ -1,14 +1,21 @@
-"""metrics.csv: the history of a run as one table, one row an epoch."""
+"""metrics.csv, the history of a run as one table, one row an epoch; and what other loggers say of a full disk."""
 
 import csv
+import logging
+import threading
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tasks.disk import WriteError, refusal, writing
 from workbench.errors import UsageError
-from workbench.files import write_table
+from workbench.files import ELSEWHERE, write_table
+
+log = logging.getLogger("widefield")
 
 
 class MetricsCsv(Logger):
@@ -62,3 +69,89 @@ class MetricsCsv(Logger):
         columns = ["epoch", "step"]
         columns += sorted({key for row in self._rows.values() for key in row} - set(columns))
         write_table(self.path, [self._rows[epoch] for epoch in sorted(self._rows)], columns)
+
+
+# -- loggers of other libraries ------------------------------------------------------------------------------------
+
+CALLS = ("log_hyperparams", "log_metrics", "log_graph", "save", "finalize")
+
+
+def telling(logger: Logger, run: str) -> Logger:
+    """A logger whose calls say in one sentence what a disk refuses; the run ends, as without its `metrics.csv`.
+
+    Libraries hide it: TensorBoard writes in a thread, whose last errors nobody asks for; W&B and MLflow raise errors
+    of their own. A run that is ending for another reason goes on doing so.
+
+    Args:
+        logger: of any kind; changed in place.
+        run: the run's folder, for loggers that name no place of their own.
+
+    Raises:
+        WriteError: in the call that finds out; it names the logger's folder.
+    """
+    _leave_threads_to_their_loggers()
+    for name in CALLS:
+        setattr(logger, name, _told(logger, getattr(logger, name), run))
+    return logger
+
+
+def _told(logger: Logger, call: Callable[..., Any], run: str) -> Callable[..., Any]:
+    @wraps(call)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        last = call.__name__ == "finalize"
+        ending = last and (args[0] if args else kwargs.get("status", "success")) != "success"
+        try:
+            with writing(_place(logger, run), ELSEWHERE, hidden=True):
+                if call.__name__ == "log_hyperparams":  # the first of all calls; some make their files later
+                    getattr(logger, "experiment", None)
+                files = _event_files(logger) if last else []
+                answer = call(*args, **kwargs)
+                for file in files:
+                    _raise_what_is_left(file)
+                return answer
+        except WriteError as refused:
+            if not ending:
+                raise
+            log.warning("%s", refused)
+            return None
+
+    return told
+
+
+def _place(logger: Logger, run: str) -> Path:
+    """The folder that a logger fills."""
+    return Path(logger.log_dir or logger.save_dir or run)
+
+
+class _EventFile(Protocol):
+    def flush(self) -> None: ...
+
+
+def _event_files(logger: Logger) -> list[_EventFile]:
+    """TensorBoard's files that are open, each written by a thread."""
+    writer = logger._experiment if isinstance(logger, TensorBoardLogger) else None
+    return list((writer.all_writers or {}).values()) if writer is not None else []
+
+
+def _raise_what_is_left(file: _EventFile) -> None:
+    """Raise what the thread of a closed file has met since it was last asked."""
+    try:
+        file.flush()
+    except OSError as error:
+        if error.errno is not None:  # else: that the file is closed
+            raise
+
+
+def _leave_threads_to_their_loggers() -> None:
+    """No traceback for what a disk refuses to a thread of TensorBoard's: its logger raises the same."""
+    before = threading.excepthook
+    if getattr(before, "of_loggers", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and refusal(args.exc_value)):
+            before(args)
+
+    hook.of_loggers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook

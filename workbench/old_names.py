@@ -43,7 +43,7 @@ DATASETS = {
 def current_name(name: Any) -> Any:
     """A class's name of today; anything else as it is.
 
-    >>> current_name("tasks.datasets.ett.ETT"), current_name("torch.nn.L1Loss")
+    >>> current_name("tasks.datasets.time_series.ett.ETT"), current_name("torch.nn.L1Loss")
     ('tasks.datasets.time_series.ett.ETT', 'torch.nn.L1Loss')
     """
     if not isinstance(name, str) or not name.startswith("tasks.datasets."):

@@ -64,9 +64,8 @@ def _is_that_of(data: DataModule, restored: Restored[Any]) -> bool:
         data.setup()
     except DataError:  # too little for a training, say; read as a whole they may do
         return False
-    if not record:  # of an earlier version
-        return data.facts() == restored.task.facts
-    return bool(record.get("digest") == data.digest() and data.facts() == restored.task.facts)
+    same = not changed_data(restored.task.facts, data.facts(), {}, {})
+    return same and (not record or record.get("digest") == data.digest())  # none: of an earlier version
 
 
 def _trained_on(restored: Restored[Any]) -> DataModule:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -66,6 +67,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.heeding = False
+        self._quiet: warnings.catch_warnings[None] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -79,6 +81,9 @@ class Stop:
         self._left: float | None = None
         self._hurried = False
         self._writing = 0
+        if self._quiet is not None:
+            self._quiet.__exit__(None, None, None)
+            self._quiet = None
 
     @property
     def waited(self) -> float:
@@ -132,8 +137,14 @@ class Stop:
         return undo
 
     def leave(self) -> Interrupted:
-        """The exception to raise; from now on the process has `LEAVING` seconds to end."""
+        """The exception to raise; from now on the process has `LEAVING` seconds to end.
+
+        Libraries that it breaks into warn of it, PyTorch's differentiation with a traceback: that is not shown.
+        """
         self.waits = False
+        if self._quiet is None:
+            self._quiet = warnings.catch_warnings(action="ignore")
+            self._quiet.__enter__()
         self._left = time.monotonic()
         return Interrupted(self.number or signal.SIGTERM)
 

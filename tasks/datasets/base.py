@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 from typing_extensions import Unpack
 
+from tasks.datasets.batch import Failure, Read, Sample, Unusable, collate, usable
 from tasks.datasets.errors import DataError as DataError
 from tasks.datasets.errors import ReadError as ReadError
 from tasks.datasets.errors import UnreadableItem as UnreadableItem
@@ -93,16 +95,13 @@ class ClassificationSettings(CommonSettings, total=False):
     mixup: Mixup | None
 
 
-class Copies(list[Any]):
-    """Several raw samples of one item, e.g. differently augmented; each is a sample of the batch by itself."""
+Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, target)
 
 
-class ItemDataset(Dataset[dict[str, Any]]):
+class ItemDataset(Dataset[Read]):
     """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
 
-    def __init__(
-        self, items: Sequence[Item], read: Callable[[Item, np.random.Generator], Any], seed: int
-    ) -> None:
+    def __init__(self, items: Sequence[Item], read: Reader, seed: int) -> None:
         self.items = items
         self.read = read
         self.seed = seed
@@ -110,26 +109,23 @@ class ItemDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Read:
         index, epoch, *before = key
         rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
         try:
             return self.sample(index, rng)
         except UnreadableItem as error:
-            return {"error": str(error)}
+            return Failure(str(error))
         except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
-            return {"stop": str(error)}
+            return Unusable(str(error))
 
-    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
-        item = self.items[index]
-        sample = {"raw": self.raw(item, rng), "index": index}
-        if item.target is not None:
-            sample["target"] = item.target
-        return sample
+        raw, target = self.pair(self.items[index], rng)
+        return Sample(raw, target, index)
 
-    def raw(self, item: Item, rng: np.random.Generator) -> Any:
-        """The raw sample of an item; raises `UnreadableItem`."""
+    def pair(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Raw data and target of an item; raises `UnreadableItem`."""
         try:
             return self.read(item, rng)
         except ReadError as error:
@@ -154,7 +150,7 @@ class MixedDataset(ItemDataset):
     def __init__(
         self,
         items: Sequence[Item],
-        read: Callable[[Item, np.random.Generator], Any],
+        read: Reader,
         seed: int,
         *,
         mixup: Mixup,
@@ -164,55 +160,19 @@ class MixedDataset(ItemDataset):
         self.mixup = mixup
         self.classes = classes
 
-    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
         sample = super().sample(index, rng)
 
         def other(partner: int) -> tuple[Any, Any]:
-            item = self.items[partner]
-            return self.raw(item, rng), multi_hot(item.target, self.classes)
+            raw, target = self.pair(self.items[partner], rng)
+            return raw, multi_hot(target, self.classes)
 
-        own_K = multi_hot(sample["target"], self.classes)
+        own_K = multi_hot(sample.target, self.classes)
         try:
-            raw, mixed_K = self.mixup(sample["raw"], own_K, len(self), other, rng)
+            raw, mixed_K = self.mixup(sample.raw, own_K, len(self), other, rng)
         except TypeError as error:
             raise DataError(f"task.data.mixup: {error}") from error
-        return sample | {"raw": raw, "mixed_target": mixed_K}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the readable samples, copies of an item one after the other; list the others under `errors`. `raw` is
-    absent when none was readable.
-
-    Where the data as a whole turned out unusable, the batch is `{"stop": why}`.
-    """
-    stops = [sample["stop"] for sample in samples if "stop" in sample]
-    if stops:
-        return {"stop": stops[0]}
-    good = [one for sample in samples if "error" not in sample for one in _apart(sample)]
-    batch = dict(default_collate(good)) if good else {}
-    batch["errors"] = [sample["error"] for sample in samples if "error" in sample]
-    return batch
-
-
-def _apart(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of one item."""
-    raw = sample["raw"]
-    return [sample | {"raw": one} for one in raw] if isinstance(raw, Copies) else [sample]
-
-
-def usable(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch; raises the `DataError` that a reader ran into."""
-    if "stop" in batch:
-        raise DataError(batch["stop"])
-    return batch
-
-
-class ItemLoader(ResumableLoader):
-    """The batches of `collate`; a `DataError` of a reader process arises in this one, as one sentence."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        for batch in super().__iter__():
-            yield usable(batch)
+        return replace(sample, raw=raw, mixed_target=mixed_K)
 
 
 Loader = TypeVar("Loader", bound=ResumableLoader)
@@ -312,6 +272,15 @@ class DataModule(LightningDataModule):
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Any:
         """Read one item as a raw sample (no batch dimension); raises `ReadError`."""
         raise NotImplementedError
+
+    def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Read one item as a raw sample and its target, which lies where the raw sample was cropped; raises
+        `ReadError`. As it is: `read_item`, and the target that the item has from `read_splits`."""
+        return self.read_item(item, train, rng), item.target
+
+    def join_targets(self, targets: list[Any]) -> Any:
+        """The targets of some samples -> the target of their batch: stacked, unless their kind wants otherwise."""
+        return default_collate(targets)
 
     def read_file(self, path: Path) -> Any:
         """Read a user's file for prediction, as `read_item` does at test time; raises `ReadError`."""
@@ -454,11 +423,11 @@ class DataModule(LightningDataModule):
             batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
         dataset = self._dataset(items, train)
         workers = self._workers()
-        return ItemLoader(
+        return ResumableLoader(
             dataset,
             batch_sampler=self._batches(split, train, batch_size),
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, join=self.join_targets),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -479,9 +448,9 @@ class DataModule(LightningDataModule):
         dataset = ItemDataset(chosen, self._reader(train=False), self.seed)
         for start in range(0, len(chosen), self.batch_size):
             stop = min(start + self.batch_size, len(chosen))
-            batch = usable(collate([dataset[index, 0] for index in range(start, stop)]))
-            if "raw" in batch:
-                yield batch["raw"]
+            batch = usable(collate([dataset[index, 0] for index in range(start, stop)], self.join_targets))
+            if len(batch):
+                yield batch.raw
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -494,8 +463,8 @@ class DataModule(LightningDataModule):
         count = len(self.splits[split])
         return EpochBatches(count, batch_size, shuffle=train, drop_last=train, seed=self.seed)
 
-    def _reader(self, train: bool) -> Callable[[Item, np.random.Generator], Any]:
-        """`read_item` with the train flag fixed, in a form that reader processes can be given."""
+    def _reader(self, train: bool) -> Reader:
+        """`read_pair` with the train flag fixed, in a form that reader processes can be given."""
         return _Reader(self, train)
 
     def _workers(self) -> int:
@@ -595,14 +564,14 @@ def check_file(path: Path) -> None:
 
 
 class _Reader:
-    """`read_item` of a data module with the train flag fixed (a class, so that workers can pickle it)."""
+    """`read_pair` of a data module with the train flag fixed (a class, so that workers can pickle it)."""
 
     def __init__(self, data: DataModule, train: bool) -> None:
         self.data = data
         self.train = train
 
-    def __call__(self, item: Item, rng: np.random.Generator) -> Any:
-        return self.data.read_item(item, self.train, rng)
+    def __call__(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+        return self.data.read_pair(item, self.train, rng)
 
 
 class ClassificationData(DataModule):

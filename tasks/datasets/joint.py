@@ -7,13 +7,16 @@ distributed run draw the same task.
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from tasks.datasets.base import SPLITS, DataError, DataModule, Item, ItemLoader, collate, limited
+from tasks.datasets.base import SPLITS, DataError, DataModule, Item, limited
+from tasks.datasets.batch import Batch, Joined, Read, Unusable, collate
 from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
 
 SAMPLINGS = ("round_robin", "proportional")
@@ -120,27 +123,34 @@ class AllInTurns(EpochBatches):
                     yield [(name, key) for key in batch]
 
 
-class JointDataset(Dataset[tuple[str, dict[str, Any]]]):
+class JointDataset(Dataset[tuple[str, Read]]):
     """Samples of several data sets, each with the name of its task.
 
     Args:
         members: task -> data set.
     """
 
-    def __init__(self, members: Mapping[str, Dataset[dict[str, Any]]]) -> None:
+    def __init__(self, members: Mapping[str, Dataset[Read]]) -> None:
         self.members = dict(members)
 
     def __len__(self) -> int:
         return sum(len(member) for member in self.members.values())  # type: ignore[arg-type, misc]
 
-    def __getitem__(self, key: JointKey) -> tuple[str, dict[str, Any]]:
+    def __getitem__(self, key: JointKey) -> tuple[str, Read]:
         name, own = key
         return name, self.members[name][own]
 
 
-def collate_task(samples: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """A batch of one task, which it names under `task`."""
-    return collate([sample for _, sample in samples]) | {"task": samples[0][0]}
+def collate_task(samples: list[tuple[str, Read]], join: Mapping[str, Joined]) -> Batch | Unusable:
+    """A batch of one task, which it names.
+
+    Args:
+        samples: each with the name of its task.
+        join: task -> what joins its targets.
+    """
+    name = samples[0][0]
+    batch = collate([sample for _, sample in samples], join[name])
+    return batch if isinstance(batch, Unusable) else replace(batch, task=name)
 
 
 class JointData(LightningDataModule):
@@ -250,11 +260,13 @@ class JointData(LightningDataModule):
         workers = self.num_workers
         if workers is None:
             workers = max(loader.num_workers for loader in loaders.values())
-        return ItemLoader(
+        return ResumableLoader(
             JointDataset({name: loader.dataset for name, loader in loaders.items()}),
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=collate_task,
+            collate_fn=partial(
+                collate_task, join={n: member.join_targets for n, member in self.members.items()}
+            ),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )

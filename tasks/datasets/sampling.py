@@ -9,6 +9,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
+from tasks.datasets.batch import Batch, usable
 from tasks.datasets.readers import follow, signals_held
 
 Key = tuple[int, ...]  # (index, epoch), or (index, epoch, how often the index was drawn before in this epoch)
@@ -142,10 +143,10 @@ def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.fl
     return np.bincount(owner, weights=weight_K[flat], minlength=len(own)).astype(np.float64)
 
 
-class ResumableLoader(DataLoader[dict[str, Any]]):
+class ResumableLoader(DataLoader[Any]):
     """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch.
 
-    Its reader processes leave signals to this one.
+    Its reader processes leave signals to this one. A `DataError` of one of them arises here, as one sentence.
 
     Attributes:
         limit: `trainer.limit_train_batches`, a number of batches or a share of them: all that is drawn of an epoch.
@@ -162,11 +163,11 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
         with signals_held():
             return super()._get_iterator()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._seen = self.batch_sampler.skip
         for batch in super().__iter__():
             self._seen += 1
-            yield batch
+            yield usable(batch)
 
     def state_dict(self) -> dict[str, int]:
         """Where the current pass stands: its epoch and the batches already handed out."""

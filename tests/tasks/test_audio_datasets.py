@@ -157,10 +157,10 @@ def test_test_crops_have_a_dimension_of_their_own(tmp_path: Path) -> None:
             write(tmp_path / split / label / "1.wav", np.linspace(0, 0.9, 32000))
     data = AudioFolder(name="audio_folder", data_dir=str(tmp_path), test_crops=3, batch_size=2, num_workers=0)
     data.setup()
-    assert next(iter(data.train_dataloader()))["raw"].shape == (2, 16000)
+    assert next(iter(data.train_dataloader())).raw.shape == (2, 16000)
     batch = next(iter(data.test_dataloader()))
-    assert batch["raw"].shape == (2, 3, 16000)
-    levels = batch["raw"].mean(2)[0]
+    assert batch.raw.shape == (2, 3, 16000)
+    levels = batch.raw.mean(2)[0]
     assert levels[0] < levels[1] < levels[2]
     assert data.read_file(data.splits["test"][0].path).shape == (3, 16000)
     embedder = LogMel(mean=None, std=None)
@@ -305,8 +305,8 @@ def test_neither_spectrum_nor_loudness_alone_tells_the_classes(samples: Path, ta
     maps: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for split in ("train", "test"):
         batches = list(data.loader(split, train=False))
-        raws = [embedder(batch["raw"])[:, 0, 0] for batch in batches]
-        maps[split] = torch.cat(raws), torch.cat([batch["target"] for batch in batches])
+        raws = [embedder(batch.raw)[:, 0, 0] for batch in batches]
+        maps[split] = torch.cat(raws), torch.cat([batch.target for batch in batches])
     for axis in (2, 1):  # over time: the spectrum; over frequency: the loudness
         train, test = ((x.mean(axis), y) for x, y in (maps["train"], maps["test"]))
         assert linear_accuracy(train, test) < 0.45
@@ -450,7 +450,7 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
     assert [item.target.tolist() for item in data.splits["train"]] == [[1.0, 1.0], [0.0, 1.0]]
     assert data.splits["test"][0].target.tolist() == [0.0, 0.0]
     batch = next(iter(data.loader("train", train=False)))
-    torch.testing.assert_close(batch["target"], torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    torch.testing.assert_close(batch.target, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ def test_crops_cover_the_longest_clip(tmp_path: Path) -> None:
     )
     assert longest > 1.5
     assert data.test_crops == data.facts()["test_crops"] == int(np.ceil(longest / 0.5))
-    raw = next(iter(data.loader("test")))["raw"]
+    raw = next(iter(data.loader("test"))).raw
     assert raw.shape[:2] == (2, data.test_crops)
     other = AudioFolder(name="audio_folder", data_dir=str(tmp_path), seconds=0.5, test_crops="full")
     other.recall(data.facts())

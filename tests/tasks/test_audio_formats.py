@@ -114,7 +114,7 @@ def test_folders_take_every_format(tmp_path: Path) -> None:
     data = AudioFolder(name="audio_folder", data_dir=str(tmp_path), seconds=0.05, num_workers=0)
     data.setup()
     assert sum(map(len, data.splits.values())) == 80
-    assert all("errors" not in batch or not batch["errors"] for batch in data.loader("train", train=False))
+    assert all(not batch.failures for batch in data.loader("train", train=False))
 
 
 def test_the_length_of_a_bare_stream_is_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchaudio.compliance import kaldi
 
 from modalities.audio import LogMel
 from tasks.datasets.audio.folder import AudioFolder
+from tasks.datasets.batch import Batch
 from tasks.datasets.mixing import Mixup
 from tasks.network import Network
 from workbench.build import build_network, build_task, build_trainer
@@ -135,19 +137,15 @@ def test_loss_is_binary_cross_entropy_of_mixed_targets(composed: Compose, name: 
     cfg = recipe(composed, name, "modality.embedder.num_frames=64")
     torch.manual_seed(0)
     task = build_task(cfg, FACTS).train()
-    batch = {
-        "raw": 0.1 * torch.randn(4, 16000),
-        "index": torch.arange(4),
-        "target": torch.tensor([0, 1, 2, 0]),
-    }
+    batch = Batch(0.1 * torch.randn(4, 16000), torch.tensor([0, 1, 2, 0]), torch.arange(4))
     mixed = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [1.0, 0.0, 0.0]])
     torch.manual_seed(5)
-    out = task.step(batch | {"mixed_target": mixed}, "train")
+    out = task.step(replace(batch, mixed_target=mixed), "train")
     logits = out["output"].double()
     expected = -(mixed * logits.sigmoid().log() + (1 - mixed) * (-logits).sigmoid().log()).mean()
     assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     values = task.epoch_metrics("train")
-    right = (logits.argmax(1) == batch["target"]).float().mean()
+    right = (logits.argmax(1) == batch.target).float().mean()
     assert values["train/acc"] == pytest.approx(right.item()), "accuracy counts a sample's own class"
     torch.manual_seed(5)
     hard = task.step(batch, "train")
@@ -195,7 +193,7 @@ def test_a_mixed_clip_becomes_the_official_map(composed: Compose, tmp_path: Path
     embedder: LogMel = instantiate(cfg.modality.embedder)
     batch: dict[str, Any] = next(iter(data.train_dataloader()))
     checked = 0
-    for index, raw, mixed in zip(batch["index"].tolist(), batch["raw"], batch["mixed_target"], strict=True):
+    for index, raw, mixed in zip(batch.index.tolist(), batch.raw, batch.mixed_target, strict=True):
         share = mixed[targets[index]].item()
         if share == 1.0:
             continue  # of its own class: the share cannot be read off

@@ -142,7 +142,7 @@ def test_missing_clips_are_counted_and_left_out(tmp_path: Path) -> None:
     assert "7 of 9 clips are there" in data.describe()
     assert "\n" not in data.describe()
     assert "ccccccccccc" not in videos(data, "train", "val")
-    assert len(next(iter(data.test_dataloader()))["raw"]) == 1
+    assert len(next(iter(data.test_dataloader())).raw) == 1
 
 
 def test_none_at_all_is_refused(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def epochs_of(data: ClassificationData, epochs: int) -> list[list[dict[str, Any]
 
 
 def drawn(passes: list[list[dict[str, Any]]]) -> list[int]:
-    return [index for batches in passes for batch in batches for index in batch["index"].tolist()]
+    return [index for batches in passes for batch in batches for index in batch.index.tolist()]
 
 
 # -- balanced draws -------------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ def test_evaluation_sees_every_item_once_all_the_same(tmp_path: Path) -> None:
     data = skewed(tmp_path, balance="labels", mixup=Mixup(prob=1.0))
     batches = list(data.val_dataloader())
     assert drawn([batches]) == list(range(10))
-    assert all("mixed_target" not in batch for batch in batches)
-    assert all((batch["raw"][:, :100].max(1).values == 1).all() for batch in batches)
+    assert all(batch.mixed_target is None for batch in batches)
+    assert all((batch.raw[:, :100].max(1).values == 1).all() for batch in batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -133,14 +133,14 @@ def test_a_restart_repeats_balanced_and_mixed_batches(tmp_path: Path, workers: i
     assert len(rest) == len(whole) - stop
     for batch, expected in zip(rest, whole[stop:], strict=True):
         for key in ("raw", "index", "target", "mixed_target"):
-            assert torch.equal(batch[key], expected[key]), key
+            assert torch.equal(getattr(batch, key), getattr(expected, key)), key
 
 
 def test_an_item_drawn_twice_is_read_in_two_ways(tmp_path: Path) -> None:
     (batches,) = epochs_of(skewed(tmp_path, batch_size=10, balance="labels"), 1)
     values: dict[int, list[float]] = {}
     for batch in batches:
-        for index, raw in zip(batch["index"].tolist(), batch["raw"], strict=True):
+        for index, raw in zip(batch.index.tolist(), batch.raw, strict=True):
             values.setdefault(index, []).append(raw[100].item())
     assert max(len(several) for several in values.values()) > 4
     assert all(len(set(several)) == len(several) for several in values.values())
@@ -172,7 +172,7 @@ def test_joint_runs_draw_balanced_members(tmp_path: Path) -> None:
     batches = list(JointData(members, num_workers=0).train_dataloader())
     rare = {name: 0 for name in members}
     for batch in batches:
-        rare[batch["task"]] += int(batch["target"].sum())
+        rare[batch.task] += int(batch.target.sum())
     assert rare["plain"] == 5
     assert rare["even"] > 30
 
@@ -185,7 +185,7 @@ def partners(data: ClassificationData, epochs: int) -> list[tuple[int, int, floa
     found = []
     for batches in epochs_of(data, epochs):
         for batch in batches:
-            for index, raw in zip(batch["index"].tolist(), batch["raw"][:, :100], strict=True):
+            for index, raw in zip(batch.index.tolist(), batch.raw[:, :100], strict=True):
                 others = [int(other) for other in raw.nonzero().flatten() if other != index]
                 assert len(others) <= 1
                 if others:
@@ -217,10 +217,10 @@ def test_targets_are_mixed_as_sounds_are_and_the_own_one_stays(tmp_path: Path) -
                 for n in range(100)
             ]
         )
-        torch.testing.assert_close(batch["mixed_target"], batch["raw"][:, :100] @ table)
-        assert batch["mixed_target"].dtype == torch.float32
-        own = [data.target(index) for index in batch["index"].tolist()]
-        assert np.array_equal(batch["target"].numpy(), np.array(own))
+        torch.testing.assert_close(batch.mixed_target, batch.raw[:, :100] @ table)
+        assert batch.mixed_target.dtype == torch.float32
+        own = [data.target(index) for index in batch.index.tolist()]
+        assert np.array_equal(batch.target.numpy(), np.array(own))
 
 
 def test_mixing_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_mixing_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
             (epoch, index): tuple(raw.tolist())
             for epoch, batches in enumerate(epochs_of(data, 2))
             for batch in batches
-            for index, raw in zip(batch["index"].tolist(), batch["raw"], strict=True)
+            for index, raw in zip(batch.index.tolist(), batch.raw, strict=True)
         }
 
     first = raws(10)
@@ -243,8 +243,8 @@ def test_a_broken_partner_is_named(tmp_path: Path) -> None:
     data = skewed(tmp_path, batch_size=100, mixup=Mixup(prob=1.0))
     data.broken = 42
     ((batch,),) = epochs_of(data, 1)
-    assert set(batch["errors"]) == {f"{data.root / '42'}: is broken"}
-    assert len(batch["index"]) == 100 - len(batch["errors"])
+    assert set(batch.failures) == {f"{data.root / '42'}: is broken"}
+    assert len(batch.index) == 100 - len(batch.failures)
 
 
 class Ragged(Skewed):

@@ -6,6 +6,7 @@ from tests_support import Given, Identity, Pass, given_task, logits_batch
 from torch import nn
 
 from tasks.classification import ClassificationTask
+from tasks.datasets.batch import Batch
 from tasks.heads import ClassificationHead, ViewFusion, one_hot
 from tasks.network import Network
 
@@ -41,7 +42,7 @@ def test_probabilities_of_crops_are_averaged_where_asked() -> None:
         task = given_task(2, average=average)
         output = task.forward_crops(crops)
         assert int(output.argmax()) == winner
-        step = task.step({"raw": crops, "target": target, "index": torch.arange(1)}, "test")
+        step = task.step(Batch(crops, target, torch.arange(1)), "test")
         assert float(task.epoch_metrics("test")["test/acc"]) == winner
         mean = crops.mean(1).softmax(-1) if average == "logits" else crops.softmax(-1).mean(1)
         torch.testing.assert_close(output.softmax(-1), mean)

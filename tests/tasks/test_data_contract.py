@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from tests_support import ROOT
 from torch.utils._pytree import tree_leaves
 
-from tasks.datasets.base import SPLITS, ClassificationData, DataModule, Item, collate
+from tasks.datasets.base import SPLITS, ClassificationData, DataModule, Item
+from tasks.datasets.batch import Sample, collate, usable
 from workbench.build import tasks_of
 
 MODALITIES = sorted(file.stem for file in (ROOT / "conf" / "modality").glob("*.yaml") if file.stem[0] != "_")
@@ -144,8 +145,8 @@ def test_items_read_alike_twice_and_fit_the_embedder(cfg: DictConfig, data: Data
             )
             for one, other in zip(tree_leaves(read[0]), tree_leaves(read[1]), strict=True):
                 assert np.array_equal(one, other, equal_nan=True), "the generator given decides"
-            samples.append({"raw": read[0], "index": index})
-        raw = collate(samples)["raw"]
+            samples.append(Sample(read[0], None, index))
+        raw = usable(collate(samples)).raw
         if split == "train":
             with torch.no_grad():
                 maps = embedder.eval()(raw)

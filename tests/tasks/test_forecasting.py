@@ -16,6 +16,7 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from modalities.time_series import Fold, TokenMap
+from tasks.datasets.batch import Batch
 from tasks.forecast_head import MapForecastHead, forecast_head, undo_normalisation
 from tasks.forecasting import ForecastErrors, ForecastingTask, naive, readable
 from tasks.network import Network
@@ -133,7 +134,7 @@ def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power:
     """An error of 1 in each variate: its pull on the forecast is 1/std² standardised, the same in own units."""
     task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), facts=FACTS)  # type: ignore[arg-type]
     raw = task.network.embedder.example_raw(2)  # type: ignore[operator]
-    batch = {"raw": raw, "target": torch.zeros(2, 30, 3), "index": torch.arange(2)}
+    batch = Batch(raw, torch.zeros(2, 30, 3), torch.arange(2))
     out = task.step(batch, "train")
     weight = torch.tensor(FACTS["std"]) ** -power
     torch.testing.assert_close(out["loss"], weight.mean())

@@ -22,6 +22,7 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from tasks.datasets.base import DataError, ReadError, spread
+from tasks.datasets.batch import Batch
 from tasks.datasets.download import Source
 from tasks.datasets.image import sample as sample
 from tasks.datasets.image.cifar import Cifar10, Cifar100, read_pickle
@@ -321,8 +322,8 @@ def test_an_empty_or_absent_folder_says_what_was_expected(source: type[ImageData
 def test_batches_are_small_on_their_way(source: type[ImageData], roots: dict[type[ImageData], Path]) -> None:
     data = built(source, roots[source], batch_size=4)
     batch = next(iter(data.train_dataloader()))
-    assert batch["raw"].shape == (4, 3, 16, 16)
-    assert batch["raw"].dtype == torch.uint8
+    assert batch.raw.shape == (4, 3, 16, 16)
+    assert batch.raw.dtype == torch.uint8
     assert data.read_file(roots[ImageFolder] / "test" / "circle" / "circle_000.png").shape == (3, 16, 16)
 
 
@@ -344,7 +345,7 @@ def test_worker_processes_read_the_very_same(roots: dict[type[ImageData], Path])
             transforms=ImageTransforms(16, auto_augment="rand-m9-mstd0.5-inc1"),
         )
         data.setup()
-        batches.append(torch.cat([batch["raw"] for batch in data.train_dataloader()]))
+        batches.append(torch.cat([batch.raw for batch in data.train_dataloader()]))
     assert batches[0].equal(batches[1])
 
 
@@ -604,8 +605,8 @@ def test_pictures_of_ones_own_with_several_labels(tmp_path: Path) -> None:
     data = built(ImageFolder, tmp_path, csv="labels.csv", multilabel=True)
     assert data.class_names == ["cat", "dog", "red"]
     assert data.facts()["multilabel"]
-    assert next(iter(data.loader("test")))["target"].tolist() == [[0, 0, 0]]
-    assert next(iter(data.loader("train", train=False)))["target"].tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert next(iter(data.loader("test"))).target.tolist() == [[0, 0, 0]]
+    assert next(iter(data.loader("train", train=False))).target.tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
 def test_labels_in_names(tmp_path: Path) -> None:
@@ -623,8 +624,8 @@ def test_a_broken_picture_is_named_and_left_out(roots: dict[type[ImageData], Pat
     broken.write_bytes(broken.read_bytes()[:200])
     data = built(ImageFolder, tmp_path / "data", batch_size=100)
     (batch,) = data.test_dataloader()
-    assert len(batch["raw"]) == len(data.splits["test"]) - 1
-    (error,) = batch["errors"]
+    assert len(batch.raw) == len(data.splits["test"]) - 1
+    (error,) = batch.failures
     assert error.startswith(f"{broken}: it cannot be read as an image")
 
 
@@ -679,8 +680,8 @@ def test_neither_colours_nor_textures_tell_the_classes(samples: Path) -> None:
     colours, patches = {}, {}
     for split in ("train", "test"):
         batches = list(data.loader(split, train=False, batch_size=80))
-        raw = torch.cat([batch["raw"] for batch in batches]).float()
-        target = torch.cat([batch["target"] for batch in batches])
+        raw = torch.cat([batch.raw for batch in batches]).float()
+        target = torch.cat([batch.target for batch in batches])
         histograms = torch.stack(
             [torch.stack([torch.histc(c, 16, 0, 255) for c in picture]) for picture in raw]
         )
@@ -777,7 +778,7 @@ def test_official_weights_are_tested_without_training(
     right = 0
     for batch in data.loader("test", batch_size=16):
         with torch.inference_mode():
-            right += int((reference(Pixels()(batch["raw"])[:, 0]).argmax(1) == batch["target"]).sum())
+            right += int((reference(Pixels()(batch.raw)[:, 0]).argmax(1) == batch.target).sum())
     assert result["metrics"]["test/acc"] == pytest.approx(right / len(data.splits["test"]))
     assert result["checkpoint"] is None
     official(tmp_path / "thousand.pth", 1000)
@@ -811,7 +812,7 @@ def test_thousands_of_classes_are_tested_without_a_confusion_matrix() -> None:
         facts = {"class_names": [str(number) for number in range(classes)], "multilabel": False}
         task = ClassificationTask(CrossEntropy(), network=network, facts=facts).eval()
         target = torch.arange(4)
-        batch = {"raw": torch.zeros(4, 3, 32, 32), "target": target, "index": target}
+        batch = Batch(torch.zeros(4, 3, 32, 32), target, target)
         with torch.no_grad():
             task.measured_step(batch, "test")
         assert "test/acc" in task.epoch_values("test")

@@ -18,6 +18,7 @@ from modalities.image import Pixels
 from tasks.classification import ClassificationTask
 from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import SPLITS, DataError, Item
+from tasks.datasets.batch import Batch
 from tasks.datasets.joint import AllInTurns, JointBatches, JointData, shares_of
 from tasks.datasets.sampling import EpochBatches, ResumableLoader
 from tasks.heads import ClassificationHead
@@ -229,10 +230,10 @@ def joint() -> JointTask:
     return JointTask(members, monitors, FixedWeights({"audio": 2.0, "image": 3.0}))
 
 
-def batch_of(name: str, count: int = 6) -> dict:  # type: ignore[type-arg]
+def batch_of(name: str, count: int = 6) -> Batch:
     shape = (count, 16000) if name == "audio" else (count, 3, 32, 32)
     target = torch.arange(count) % 3
-    return {"raw": torch.randn(shape), "target": target, "index": torch.arange(count), "task": name}
+    return Batch(torch.randn(shape), target, torch.arange(count), task=name)
 
 
 def test_metrics_carry_the_members_names(joint: JointTask) -> None:
@@ -280,7 +281,7 @@ def test_a_member_is_an_ordinary_task(joint: JointTask) -> None:
         facts=member.facts,
     ).eval()
     alone.load_state_dict(member_state(joint.state_dict(), "image"))
-    raw = batch_of("image")["raw"]
+    raw = batch_of("image").raw
     assert torch.equal(alone(raw), member(raw))
 
 

@@ -339,7 +339,7 @@ def test_point_folder(tmp_path: Path) -> None:
     raw = data.read_item(data.splits["train"][0], True, np.random.default_rng(0))
     torch.testing.assert_close(raw[:, 3:].norm(dim=1), torch.ones(64))
     batch = next(iter(again.loader("train", batch_size=len(again.splits["train"]))))
-    assert len(batch["errors"]) <= 1
+    assert len(batch.failures) <= 1
 
 
 def test_votes_are_other_points_and_poses(tmp_path: Path) -> None:

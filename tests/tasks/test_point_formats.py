@@ -1,6 +1,9 @@
 """Point clouds as other programs write them: the same points and colours, whatever the format, or one sentence."""
 
+import os
+import signal
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.datasets.base import DataError, ReadError
-from tasks.datasets.point_cloud.choice import sample_surface
-from tasks.datasets.point_cloud.files import PointData
-from tasks.datasets.point_cloud.folder import PointFolder
-from tasks.datasets.point_cloud.formats.cloud import ReadOptions
-from tasks.datasets.point_cloud.formats.pcd import unpacked_lzf
-from tasks.datasets.point_cloud.formats.reading import read_cloud, table_of
+from tasks.datasets.point_choice import sample_surface
+from tasks.datasets.point_files import PointData
+from tasks.datasets.point_folder import PointFolder
+from tasks.datasets.point_formats import h5, las
+from tasks.datasets.point_formats.cloud import ReadOptions
+from tasks.datasets.point_formats.pcd import unpacked_lzf
+from tasks.datasets.point_formats.reading import read_cloud, table_of
 
 RGB = ("r", "g", "b")
 CUBE = np.array(
@@ -446,6 +450,33 @@ def test_decoders_agree(tmp_path_factory: pytest.TempPathFactory, seed: int, cou
 
 
 @pytest.mark.parametrize("name", ["a.las", "a.laz"])
+@pytest.mark.parametrize(
+    ("place", "form", "number"),
+    [(96, "<I", 2**32 - 1), (100, "<I", 2**32 - 1), (107, "<I", 2**31), (94, "<H", 65535)],
+    ids=["start of points", "records", "points", "length of the header"],
+)
+def test_numbers_that_no_las_file_holds(
+    tmp_path: Path, name: str, place: int, form: str, number: int
+) -> None:
+    write_las(tmp_path / name, POINTS, COLORS)
+    content = bytearray((tmp_path / name).read_bytes())
+    struct.pack_into(form, content, place, number)
+    (tmp_path / name).write_bytes(content)
+    began = time.monotonic()
+    with pytest.raises(ReadError, match=r"announces|it breaks off"):
+        read_cloud(tmp_path / name)
+    assert time.monotonic() - began < 5
+
+
+def test_unpacking_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_las(tmp_path / "a.laz", POINTS, COLORS)
+    monkeypatch.setattr(las, "UNPACK", "while True: pass")
+    monkeypatch.setattr(las, "SECONDS", 0.3)
+    with pytest.raises(ReadError, match=f"its {len(POINTS):,} points could not be unpacked in 0 seconds"):
+        read_cloud(tmp_path / "a.laz")
+
+
+@pytest.mark.parametrize("name", ["a.las", "a.laz"])
 def test_las(tmp_path: Path, name: str) -> None:
     write_las(tmp_path / name, POINTS, COLORS)
     table = table_of(read_cloud(tmp_path / name), (*RGB, "intensity", "classification"))
@@ -500,6 +531,34 @@ def damaged_npz(path: Path) -> None:
 def huge_npz(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("points.npy", npy((10**9, 3)))
+
+
+def test_a_process_that_an_h5_file_ends_takes_nothing_along(tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", POINTS, COLORS)
+    good = read_cloud(tmp_path / "a.h5").points
+    process = h5.SHARED.process
+    assert process is not None
+    read_cloud(tmp_path / "a.h5")
+    assert h5.SHARED.process is process, "kept for the next file"
+    os.kill(process.pid, signal.SIGSTOP)
+    told = h5.SHARED._told
+    h5.SHARED._told = lambda process: (os.kill(process.pid, signal.SIGKILL), told(process))[1]  # type: ignore[method-assign]
+    try:
+        with pytest.raises(ReadError, match="ended the process that read it: it is damaged"):
+            read_cloud(tmp_path / "a.h5")
+    finally:
+        del h5.SHARED._told
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.h5").points, good)
+
+
+def test_an_h5_file_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_h5(tmp_path / "a.h5", POINTS, COLORS)
+    read_cloud(tmp_path / "a.h5")
+    assert h5.SHARED.process is not None
+    os.kill(h5.SHARED.process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(h5, "SECONDS", 0.2)
+    with pytest.raises(ReadError, match="ended the process"):
+        read_cloud(tmp_path / "a.h5")
 
 
 def null_h5(path: Path) -> None:

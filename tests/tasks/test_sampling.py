@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.datasets import sampling
-from tasks.datasets.base import ClassificationData, DataError, Item, ReadError, collate, spread
+from tasks.datasets.base import ClassificationData, DataError, Item, ReadError, spread
+from tasks.datasets.batch import Failure, Sample, Unusable, collate, usable
 from tasks.datasets.sampling import EpochBatches
 from tasks.disk import WriteError
 
@@ -102,7 +103,7 @@ def test_a_restart_goes_on_at_the_next_batch(tmp_path: Path, workers: int, stop:
         loader, found = data.train_dataloader(), []
         for epoch in range(epochs):
             loader.batch_sampler.set_epoch(epoch)
-            found += [batch["raw"].tolist() for batch in loader]
+            found += [batch.raw.tolist() for batch in loader]
         return found
 
     whole = raws(numbers(tmp_path, batch_size=2), 2)
@@ -110,17 +111,17 @@ def test_a_restart_goes_on_at_the_next_batch(tmp_path: Path, workers: int, stop:
     data.num_workers = workers
     loader = data.train_dataloader()
     passing = iter(loader)
-    first = [next(passing)["raw"].tolist() for _ in range(stop)]
+    first = [next(passing).raw.tolist() for _ in range(stop)]
     state = loader.state_dict()
     assert state == {"epoch": 0, "batches": stop}, "batches read ahead by the workers do not count"
     loader = data.train_dataloader()
     loader.load_state_dict(state)
-    rest = [batch["raw"].tolist() for batch in loader]
+    rest = [batch.raw.tolist() for batch in loader]
     begun = 0 if stop < 5 else 1
     assert loader.batch_sampler.epoch == begun
     if begun == 0:
         loader.batch_sampler.set_epoch(1)
-        rest += [batch["raw"].tolist() for batch in loader]
+        rest += [batch.raw.tolist() for batch in loader]
     assert first + rest == whole
 
 
@@ -130,7 +131,7 @@ def test_random_choices_change_between_epochs(tmp_path: Path) -> None:
     for epoch in (0, 1):
         loader.batch_sampler.set_epoch(epoch)
         batch = next(iter(loader))
-        values.append(dict(batch["raw"].tolist()))
+        values.append(dict(batch.raw.tolist()))
     assert values[0].keys() == values[1].keys()
     assert all(values[0][number] != values[1][number] for number in values[0])
 
@@ -138,15 +139,25 @@ def test_random_choices_change_between_epochs(tmp_path: Path) -> None:
 def test_a_broken_file_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     data = numbers(tmp_path, batch_size=3)
     batches = list(data.test_dataloader())
-    assert [error for batch in batches for error in batch["errors"]] == [
-        f"{data.root / '3'}: three is broken"
-    ]
-    assert [number for batch in batches for number in batch["raw"][:, 0].tolist()] == [0, 1, 2, 4, 5, 6]
-    assert [index for batch in batches for index in batch["index"].tolist()] == [0, 1, 2, 4, 5, 6]
+    assert [error for batch in batches for error in batch.failures] == [f"{data.root / '3'}: three is broken"]
+    assert [number for batch in batches for number in batch.raw[:, 0].tolist()] == [0, 1, 2, 4, 5, 6]
+    assert [index for batch in batches for index in batch.index.tolist()] == [0, 1, 2, 4, 5, 6]
 
 
-def test_a_batch_of_broken_files_has_no_raw() -> None:
-    assert collate([{"error": "a: b"}]) == {"errors": ["a: b"]}
+def test_a_batch_of_broken_files_is_empty() -> None:
+    batch = usable(collate([Failure("a: b"), Failure("c: d")]))
+    assert (len(batch), batch.raw, batch.target, batch.failures) == (0, None, None, ["a: b", "c: d"])
+
+
+def test_unusable_data_are_no_batch() -> None:
+    with pytest.raises(DataError, match="a library is missing"):
+        usable(collate([Sample(torch.zeros(1)), Failure("a: b"), Unusable("a library is missing")]))
+
+
+def test_targets_are_joined_as_their_kind_wants() -> None:
+    batch = usable(collate([Sample(torch.zeros(2), torch.ones(n), n) for n in (1, 3)], join=list))
+    assert [len(target) for target in batch.target] == [1, 3]
+    assert batch.index.tolist() == [1, 3]
 
 
 def test_training_raws_leaves_out_broken_files(tmp_path: Path) -> None:

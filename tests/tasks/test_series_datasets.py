@@ -86,20 +86,20 @@ def test_contract(name: str, folder: Path) -> None:
     np.testing.assert_allclose(data.facts()["std"], training.std(0), rtol=1e-4)
     batch = next(iter(data.loader("train")))
     length, variates = data.look_back + data.horizon, len(data.facts()["variates"])
-    assert batch["raw"]["values"].shape == (32, data.look_back, variates)
-    assert batch["raw"]["calendar"].shape == (32, length, len(data.facts()["calendar"]))
-    assert batch["target"].shape == (32, data.horizon, variates)
-    first = int(batch["index"][0])
+    assert batch.raw["values"].shape == (32, data.look_back, variates)
+    assert batch.raw["calendar"].shape == (32, length, len(data.facts()["calendar"]))
+    assert batch.target.shape == (32, data.horizon, variates)
+    first = int(batch.index[0])
     item = data.splits["train"][first].where["row"]
     truth = data.truth_TN[item + data.look_back : item + length]
-    torch.testing.assert_close(batch["target"][0], truth, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(batch.target[0], truth, rtol=0, atol=0, equal_nan=True)
     assert 1 <= data.facts()["season"] <= data.look_back
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_every_test_window_counts_whatever_the_batch(batch_size: int, folder: Path) -> None:
     data = ready(ETT(name="etth1", samples_dir=str(folder), eval_batch_size=batch_size))
-    seen = [index for batch in data.test_dataloader() for index in batch["index"].tolist()]
+    seen = [index for batch in data.test_dataloader() for index in batch.index.tolist()]
     assert seen == list(range(len(data.splits["test"])))
 
 

@@ -13,7 +13,8 @@ from tests_support import TINY
 
 from backbone import UniRepLKNet
 from modalities.time_series import Fold, TokenMap
-from tasks.datasets.base import DataError, ReadError, collate
+from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.batch import Sample, collate, usable
 from tasks.datasets.time_series.csv_forecast import CsvForecast
 from tasks.forecast_head import forecast_head
 from tasks.forecasting import ForecastingTask, dates_of, digits, in_own_units
@@ -195,14 +196,14 @@ def test_a_zone_and_a_level_last_from_input_to_answer(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch in data.loader("test", batch_size=100):
             task.step(batch, "test")
-        (answer,) = task.answer(collate([{"raw": data.read_file(path), "index": 0}])["raw"])
+        (answer,) = task.answer(usable(collate([Sample(data.read_file(path))])).raw)
     metrics = task.epoch_metrics("test")
     assert float(metrics["test/mse_naive"]) == pytest.approx(1.1, rel=0.2)
     std = float(data.facts()["std"][0])
     assert float(metrics["test/mse_own_units"]) == pytest.approx(
         float(metrics["test/mse"]) * std**2, rel=1e-3
     )
-    targets = torch.cat([batch["target"] for batch in data.loader("test")])
+    targets = torch.cat([batch.target for batch in data.loader("test")])
     assert int(metrics["test/observed_targets"]) == int((~targets.isnan()).sum()) < targets.numel()
     assert all(abs(np.array(example["past"]) - 4e8).max() < 2 for example in task.test_report()["forecasts"])
     table = answer.tables["forecast"]

@@ -344,7 +344,7 @@ def naive_mse(data: CsvForecast) -> float:
     scaled = data.facts().get("scaled", False)
     std = 1.0 if scaled else float(data.facts()["std"][0])
     errors = [
-        ((batch["raw"]["values"][:, -1:] - batch["target"]) / std).double().square()
+        ((batch.raw["values"][:, -1:] - batch.target) / std).double().square()
         for batch in data.test_dataloader()
     ]
     return float(np.nanmean(np.concatenate([error.numpy().ravel() for error in errors])))
@@ -431,7 +431,7 @@ def test_the_long_format_is_several_series(names: list[object], tmp_path: Path) 
     for item in data.splits["train"]:  # no window reaches into another series
         assert item.where["row"] // 200 == (item.where["row"] + 34) // 200 == item.where["number"]
     batch = next(iter(data.loader("test")))
-    assert batch["target"].abs().max() < 5, "every series counts on its own scale"
+    assert batch.target.abs().max() < 5, "every series counts on its own scale"
     assert "of 3 series" in data.describe()
 
 

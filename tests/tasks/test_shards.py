@@ -174,9 +174,9 @@ def test_shards_hold_what_the_files_hold(files: Path, place: tuple[str, Path | N
                 strict=True,
             )
             for one, other in pairs:
-                assert one["errors"] == other["errors"] == []
+                assert one.failures == other.failures == []
                 for part in ("raw", "target", "index"):
-                    assert torch.equal(one[part], other[part])
+                    assert torch.equal(getattr(one, part), getattr(other, part))
 
 
 @pytest.mark.parametrize("task", ["audio_folder", "image_folder", "cifar10", "ucf101"])
@@ -207,7 +207,7 @@ def test_embedded_sample_in_shards(composed: Callable[..., DictConfig], samples:
             for train in (True, False):
                 raws = (
                     ours.read_item(one, train, np.random.default_rng(5)),
-                    read[train](other, np.random.default_rng(5)),
+                    read[train](other, np.random.default_rng(5))[0],
                 )
                 assert torch.equal(*raws)
 
@@ -284,7 +284,7 @@ def test_statistics_come_from_the_first_shards_where_they_are_mixed(tmp_path: Pa
     raws = torch.cat(list(mixed.training_raws(most=8)))
     assert len(raws) == 8
     expected = [
-        mixed._reader(False)(mixed.splits["train"][index], np.random.default_rng()) for index in range(8)
+        mixed._reader(False)(mixed.splits["train"][index], np.random.default_rng())[0] for index in range(8)
     ]
     assert torch.equal(raws, torch.stack(expected))
     assert len(mixed.splits["train"]) == TRAIN
@@ -417,9 +417,9 @@ def test_two_nodes_with_two_readers_see_every_sample_once(
             loader = data.loader(split)
             batches = list(loader)
             assert len(batches) == len(loader)
-            assert not [error for batch in batches for error in batch["errors"]]
+            assert not [error for batch in batches for error in batch.failures]
             items = data.splits[split]
-            seen[split] += [origin(items[index]) for batch in batches for index in batch["index"].tolist()]
+            seen[split] += [origin(items[index]) for batch in batches for index in batch.index.tolist()]
         read_by_node.append(
             {path: count for path, count in Handler.asked.items() if path.startswith("/train")}
         )
@@ -447,7 +447,7 @@ def test_a_restart_goes_on_at_the_next_batch(
         found = []
         for epoch in (0, 1):
             loader.batch_sampler.set_epoch(epoch)
-            found += [(batch["index"].tolist(), batch["raw"].tolist()) for batch in loader]
+            found += [(batch.index.tolist(), batch.raw.tolist()) for batch in loader]
         return found
 
     whole = two_epochs(made())
@@ -460,11 +460,11 @@ def test_a_restart_goes_on_at_the_next_batch(
     del passing
     again = made()
     again.load_state_dict(state)
-    rest = [(batch["index"].tolist(), batch["raw"].tolist()) for batch in again]
+    rest = [(batch.index.tolist(), batch.raw.tolist()) for batch in again]
     if stop < 15:
         again.batch_sampler.set_epoch(1)
-        rest += [(batch["index"].tolist(), batch["raw"].tolist()) for batch in again]
-    assert [(batch["index"].tolist(), batch["raw"].tolist()) for batch in first] + rest == whole
+        rest += [(batch.index.tolist(), batch.raw.tolist()) for batch in again]
+    assert [(batch.index.tolist(), batch.raw.tolist()) for batch in first] + rest == whole
 
 
 def test_a_restart_fetches_only_what_is_left(served: str, tmp_path: Path) -> None:
@@ -587,10 +587,10 @@ def test_a_damaged_sample_is_named_and_the_others_go_on(copy: Path) -> None:
     content[item.offset + 500] ^= 1
     path.write_bytes(content)
     batches = list(data.test_dataloader())
-    assert [error for batch in batches for error in batch["errors"]] == [
+    assert [error for batch in batches for error in batch.failures] == [
         f"{copy}/test-000000.tar/000000002.wav: its bytes are not those that were written (wrong checksum)"
     ]
-    assert sum(len(batch["index"]) for batch in batches) == TEST - 1
+    assert sum(len(batch.index) for batch in batches) == TEST - 1
 
 
 def test_a_damaged_copy_is_fetched_again(served: str, tmp_path: Path) -> None:

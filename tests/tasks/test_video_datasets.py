@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tests_support import TINY
 
-from tasks.datasets.base import DataError, Item, ItemDataset, ReadError, collate
+from tasks.datasets.base import DataError, Item, ItemDataset, ReadError
+from tasks.datasets.batch import collate, usable
 from tasks.datasets.reading import available
 from tasks.datasets.video import files as video_files
 from tasks.datasets.video import sample as samples_video
@@ -304,12 +305,12 @@ def test_copies_of_a_clip_are_samples_of_the_batch(tmp_path: Path) -> None:
     """Repeated augmentation: the same frames, cropped differently, one after the other, with the target of the clip."""
     items = [Item(numbered(tmp_path / f"{name}.mp4"), target) for target, name in enumerate("ab")]
     data = reader(repeats=2, scale=(0.2, 0.8), num_workers=0)
-    dataset = ItemDataset(items, lambda item, rng: data.read_item(item, True, rng), seed=0)
-    batch = collate([dataset[0, 5], dataset[1, 5]])
-    assert batch["raw"].shape == (4, 4, 3, 16, 16)
-    assert batch["target"].tolist() == [0, 0, 1, 1]
-    assert batch["index"].tolist() == [0, 0, 1, 1]
-    assert numbers(batch["raw"][0]) == numbers(batch["raw"][1]), "the same frames"
+    dataset = ItemDataset(items, lambda item, rng: data.read_pair(item, True, rng), seed=0)
+    batch = usable(collate([dataset[0, 5], dataset[1, 5]]))
+    assert batch.raw.shape == (4, 4, 3, 16, 16)
+    assert batch.target.tolist() == [0, 0, 1, 1]
+    assert batch.index.tolist() == [0, 0, 1, 1]
+    assert numbers(batch.raw[0]) == numbers(batch.raw[1]), "the same frames"
     item = Item(still(tmp_path / "c.mp4"), 0)
     one, two = data.read_item(item, True, np.random.default_rng(0))
     assert not torch.equal(one, two), "differently cropped"
@@ -458,13 +459,13 @@ def test_data_contract(source: type[VideoData], drawn: Callable[[type[VideoData]
     assert not parts["val"] & (parts["train"] | parts["test"])
     assert {item.target for item in data.splits["train"]} == set(range(len(MOTIONS)))
     batch = next(iter(data.loader("train")))
-    assert batch["raw"].shape == (4, 4, 3, 16, 16)
-    assert batch["raw"].dtype == torch.uint8
-    seen = sum(len(batch["index"]) for batch in data.loader("test"))
+    assert batch.raw.shape == (4, 4, 3, 16, 16)
+    assert batch.raw.dtype == torch.uint8
+    seen = sum(len(batch.index) for batch in data.loader("test"))
     assert seen == len(data.splits["test"])
     raw = opened(source, drawn(source), test_segments=2).loader("val")
-    assert next(iter(raw))["raw"].ndim == 5, "validation looks at one clip a file"
-    assert next(iter(opened(source, drawn(source), test_segments=2).loader("test")))["raw"].ndim == 6
+    assert next(iter(raw)).raw.ndim == 5, "validation looks at one clip a file"
+    assert next(iter(opened(source, drawn(source), test_segments=2).loader("test"))).raw.ndim == 6
 
 
 @pytest.mark.parametrize("source", list(DRAW))
@@ -706,7 +707,7 @@ def test_a_trained_model_reads_motion_not_pictures(
     share = 1 / len(data.splits["test"])
     opposite = torch.tensor([MOTIONS.index(OPPOSITE[motion]) for motion in MOTIONS])
     for batch in data.loader("test"):
-        raw, target = batch["raw"], batch["target"]
+        raw, target = batch.raw, batch.target
         for name, seen, wanted in (
             ("as it is", raw, target),
             ("backwards", raw.flip(1), opposite[target]),

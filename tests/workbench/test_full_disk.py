@@ -7,8 +7,12 @@ import logging
 import shutil
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,11 +22,15 @@ import soundfile
 import torch
 from disk_support import WHY, left_in, refusing, small_files
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tests_support import TINY
 from torch import nn
 
+from backbone import CheckpointError
 from tasks.datasets.array_cache import keep_array, read_array
 from tasks.datasets.base import draw_once
 from tasks.datasets.download import Source, download
@@ -32,13 +40,15 @@ from tasks.datasets.shards.cache import ShardCache
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
 from workbench import figures
-from workbench.build import tasks_of
-from workbench.checkpoint_files import AtomicCheckpoints
-from workbench.errors import kept_errors, sentence
-from workbench.export import write_torch_export
+from workbench.actions import run_action
+from workbench.build import build_trainer, tasks_of
+from workbench.checkpoint_files import AtomicCheckpoints, point_to_resume
+from workbench.errors import UsageError, kept_errors, sentence
+from workbench.export import write_onnx, write_torch_export
 from workbench.files import write_json, write_table
-from workbench.loggers import MetricsCsv
+from workbench.loggers import MetricsCsv, telling
 from workbench.predict import write_rows
+from workbench.probes.erf import keep_scores
 from workbench.report.write import write_report
 from workbench.results import write_config, write_result
 from workbench.sweeps.folder import SweepFolder, write_record
@@ -68,6 +78,17 @@ def curves(folder: Path) -> None:
     history = folder.parent / "history.csv"
     history.write_text("epoch,step,train/loss,val/loss\n0,1,2.0,3.0\n1,2,1.0,2.0\n")
     figures.draw_curves(history, folder / "figures" / "curves.png")
+
+
+class Raw(nn.Module):
+    """A network as the exporter calls it."""
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        return raw * 2
+
+
+def arrays_of_a_probe(folder: Path) -> None:
+    keep_scores(folder / "erf.npz", {"network": np.random.default_rng(0).random((60, 60))})
 
 
 def report(folder: Path) -> None:
@@ -145,6 +166,17 @@ PLACES: dict[str, tuple[Write, str, str]] = {
         "export/model.pt2",
         RUNS,
     ),
+    "onnx": (
+        lambda folder: write_onnx(Raw(), torch.ones(3, 2), folder / "export" / "model.onnx"),  # type: ignore[arg-type]
+        "export/model.onnx",
+        RUNS,
+    ),
+    "probe's figure": (
+        lambda folder: figures.save(figures.plt.figure(), folder / "figures" / "erf.png"),
+        "figures/erf.png",
+        RUNS,
+    ),
+    "probe's arrays": (arrays_of_a_probe, "erf.npz", RUNS),
     "report": (report, "runs/report/runs.csv", "input=COPY_OF_runs"),
     "report's page": (report, "runs/report/report.html", "input=COPY_OF_runs"),
     "sweep": (new_sweep, "sweep", RUNS),
@@ -211,6 +243,74 @@ def test_what_was_there_stays(tmp_path: Path) -> None:
         AtomicCheckpoints().save_checkpoint(content, file)
     assert file.read_bytes() == before
     assert left_in(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["checkpoint", "export", "onnx", "probe's arrays", "probe's figure", "metrics", "sweep's list"],
+)
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+def test_a_file_that_is_cut_off(place: str, tmp_path: Path) -> None:
+    """Refused in its middle, not when it is opened: archives then fail once more when they are closed.
+
+    Of `torch.export.save` into a file that ended the process, in C++.
+    """
+    write, name, option = PLACES[place]
+    folder = tmp_path / "new"
+    with pytest.raises(WriteError, match=rf"{name} cannot be written: .* {option}"), small_files(20):
+        write(folder)
+    assert left_in(folder) == []
+    write(folder)
+    assert left_in(folder) == [name]
+
+
+class Asked:
+    """A trainer that keeps what it is made of."""
+
+    def __init__(self, strategy: Any, **options: Any) -> None:
+        kept: Any = "sharded" if strategy == "sharded" else "full"
+        self.strategy, self.plugins = FSDPStrategy(state_dict_type=kept), options["plugins"]
+        self._signal_connector = SimpleNamespace()
+
+
+@pytest.fixture
+def asked(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]:
+    """`asked("trainer=fsdp")`: the trainer of that command, as if there were GPUs."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("workbench.build.instantiate", lambda node, **_: partial(Asked, **node))
+
+    def trainer(*words: str) -> Asked:
+        cfg = composed(*words, "logger=[]", "paths.run=x")
+        cfg.callbacks = {}
+        made: Any = build_trainer(cfg)
+        assert isinstance(made, Asked)
+        return made
+
+    return trainer
+
+
+def test_parameters_in_shards_are_saved_as_one_file(asked: Callable[..., Asked], tmp_path: Path) -> None:
+    trainer = asked("trainer=fsdp")
+    (trainer.strategy.checkpoint_io,) = trainer.plugins
+    file = tmp_path / "last.ckpt"
+    trainer.strategy.save_checkpoint({"epoch": 1}, file)
+    before = file.read_bytes()
+    content = {"epoch": 2, "state_dict": {"a": torch.ones(10_000)}}
+    with pytest.raises(WriteError, match=r"last\.ckpt cannot be written: .* paths\.runs"), small_files():
+        trainer.strategy.save_checkpoint(content, file)
+    assert file.read_bytes() == before
+    assert left_in(tmp_path) == ["last.ckpt"]
+
+
+def test_checkpoints_in_folders_are_refused(asked: Callable[..., Asked], tmp_path: Path) -> None:
+    """Their writers leave halves, their readers run what is in them: neither is done."""
+    with pytest.raises(UsageError, match=r"FSDPStrategy are folders of shards.*: take trainer=fsdp"):
+        asked("trainer=ddp", "trainer.strategy=sharded")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.mkdir(parents=True)
+    (last / "meta.pt").touch()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is a folder"):
+        point_to_resume(tmp_path, OmegaConf.create())
 
 
 # -- libraries that write by themselves ----------------------------------------------------------------------
@@ -283,6 +383,113 @@ def test_a_cache_that_cannot_be_kept_costs_time_alone(
     assert np.array_equal(read_array(tmp_path / "a" / "b.npy"), kept)  # type: ignore[arg-type]
 
 
+# -- loggers of other libraries ------------------------------------------------------------------------------
+
+
+def event_file(folder: Path) -> Logger:
+    return TensorBoardLogger(folder, "tensorboard", version="", default_hp_metric=False)
+
+
+def log_epochs(logger: Logger) -> None:
+    logger.log_hyperparams({"seed": 0})
+    for epoch in range(4):
+        logger.log_metrics({"epoch": epoch, "val/loss": 1.0}, epoch)
+    logger.finalize("success")
+
+
+@pytest.mark.parametrize("part", [0, 0.3, 0.6, 0.999])
+def test_an_event_file_that_is_cut_off_is_told(
+    part: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_epochs(telling(event_file(tmp_path / "whole"), str(tmp_path)))
+    (whole,) = (tmp_path / "whole" / "tensorboard").glob("events*")
+    logger = telling(event_file(tmp_path / "cut"), str(tmp_path))
+    said = rf"cut/tensorboard cannot be written: .* {RUNS}"
+    with pytest.raises(WriteError, match=said), small_files(int(part * whole.stat().st_size)):
+        log_epochs(logger)
+    assert capfd.readouterr().err == "", "no traceback of a thread"
+
+
+def test_an_event_file_whose_thread_is_slow_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is asked when the queue is empty, and keeps its error a moment later: then nobody asks again."""
+    run = _AsyncWriterThread._run
+
+    def slow(thread: _AsyncWriterThread) -> None:
+        try:
+            run(thread)
+        except OSError:
+            time.sleep(0.5)
+            raise
+
+    monkeypatch.setattr(_AsyncWriterThread, "_run", slow)
+    logger = telling(event_file(tmp_path), str(tmp_path))
+    logger.log_metrics({"val/loss": 1.0}, 0)
+    logger.save()
+    with small_files(50):
+        logger.log_metrics({"val/loss": 1.0}, 1)
+        with pytest.raises(WriteError, match="tensorboard cannot be written"):
+            logger.finalize("success")
+
+
+class OfAService(Logger):
+    """Like W&B's: another process writes, and an error of the library's own says that this one has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    name, version = "service", ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        try:
+            with (self.folder / "log").open("ab") as file:
+                file.write(b"x" * 300)
+        except OSError:
+            raise self.Ended("the service has gone") from None
+
+    class Ended(Exception): ...
+
+
+class OfAFileStore(OfAService):
+    """Like MLflow's: a file for each metric, and the system's own errors, which name no file."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with (self.folder / "loss").open("ab") as file:
+            file.write(b"x" * 300)
+
+
+@pytest.mark.parametrize("kind", [OfAService, OfAFileStore])
+def test_any_logger_tells(kind: type[OfAService], tmp_path: Path) -> None:
+    log_epochs(telling(kind(tmp_path / "a"), str(tmp_path)))
+    logger = telling(kind(tmp_path / "b"), str(tmp_path))
+    with pytest.raises(WriteError, match=rf"{tmp_path}/b cannot be written: .* {RUNS}"), small_files():
+        log_epochs(logger)
+    (tmp_path / "c" / "log").mkdir(parents=True)
+    with pytest.raises(OfAService.Ended, match="gone"):  # where the disk takes more, an error stays itself
+        log_epochs(telling(OfAService(tmp_path / "c"), str(tmp_path)))
+
+
+def test_a_run_that_ends_already_is_not_told_of_its_loggers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = telling(event_file(tmp_path), str(tmp_path))
+    logger.save()
+    with small_files(50):
+        with suppress(WriteError):  # where the thread is quick
+            logger.log_metrics({"val/loss": 1.0}, 1)
+        logger.finalize("failed")  # the trainer is about to raise why
+    assert "tensorboard cannot be written" in caplog.text
+
+
 # -- whole commands ------------------------------------------------------------------------------------------
 
 FIT = (
@@ -332,6 +539,26 @@ def test_a_full_disk_during_training_costs_an_epoch(
     assert not (run / "error.json").exists()
 
 
+def test_the_last_event_of_a_run(
+    act: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a test measures is written last: a disk that is full by then loses it, and the run says so."""
+    words = (*FIT, "trainer.max_epochs=1", "logger=tensorboard", "callbacks.pictures=null")
+    with refusing(f"{tmp_path}/whole/tensorboard/events*", after=10**6) as events:
+        act(*words, folder="whole")
+    with (
+        pytest.raises(SystemExit) as stop,
+        refusing(f"{tmp_path}/run/tensorboard/events*", after=events.asked - 1),
+    ):
+        act(*words)
+    assert stop.value.code == 1
+    (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+    run = tmp_path / "run"
+    assert line.startswith(f"error: {run}/tensorboard cannot be written: the disk is full; free some space")
+    assert line.endswith(f"go on from {run}/checkpoints/last.ckpt with resume={run}")
+    assert json.loads((run / "error.json").read_text())["error"] == line.removeprefix("error: ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -351,6 +578,64 @@ def test_every_file_of_a_run(
     assert name.rstrip("*") in line
     assert "cannot be written: the disk is full; free some space" in line
     assert not [file for file in left_in(tmp_path / "run") if f".{name}-" in file]
+
+
+CLIPS = ("action.inputs=2", "action.batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    composed: Callable[..., DictConfig], samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = (*FIT, "trainer.max_epochs=1", "callbacks.pictures=null", "logger=[]")
+    run_action(composed(*words, f"paths.samples={samples}", f"paths.run={folder}"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("export",), ("model.pt2", "model.onnx", "model.json")),
+        (("probe_erf", *CLIPS), ("erf.json", "erf.csv", "erf.npz", "erf.png")),
+        (("probe_kernels",), ("kernels.json", "kernels.csv", "kernels.png", "kernel_energy.png")),
+        (
+            ("probe_cka", "action.inputs=4", "action.batch_size=4", "action.against=[untrained]"),
+            ("cka.json", "cka.csv"),
+        ),
+        (
+            (
+                *("probe_robustness", "action.corruptions=[noise]", "+action.severities.noise=[0.1]"),
+                "trainer.limit_test_batches=1",
+            ),
+            ("robustness.json", "robustness.csv", "robustness.png"),
+        ),
+        (("test",), ("config.yaml", "result.json", "test_report.json", "confusion.png")),
+    ],
+)
+def test_every_file_of_an_action(
+    words: tuple[str, ...],
+    names: tuple[str, ...],
+    trained: Path,
+    act: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each refused when it is opened: one sentence that names it, no draft, and the next attempt writes it."""
+    for name in names:
+        caplog.clear()
+        pattern = f"{tmp_path}/{name}/*{name}*"
+        with pytest.raises(SystemExit) as stop, refusing(pattern) as refused:
+            act("trainer=cpu", f"action={words[0]}", *words[1:], f"ckpt={trained}", folder=name)
+        assert refused.asked, f"{name} is not written at all"
+        assert stop.value.code == 1
+        (line,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+        assert name.split("*")[0] in line
+        assert "cannot be written: the disk is full; free some space" in line
+        assert not [file for file in left_in(tmp_path / name) if f".{name}-" in file]
+    folder = act("trainer=cpu", f"action={words[0]}", *words[1:], f"ckpt={trained}", folder="whole")
+    assert all(list(folder.rglob(name)) for name in names)
 
 
 def test_what_hydra_cannot_write() -> None:

@@ -44,7 +44,7 @@ def test_train_returns_what_the_run_left(
     # The model that came back gives the very accuracy that was measured.
     (batch,) = run.data.loader("test", batch_size=12)
     with torch.no_grad():
-        right = run.task(batch["raw"]).argmax(dim=1) == batch["target"]
+        right = run.task(batch.raw).argmax(dim=1) == batch.target
     assert right.double().mean().item() == pytest.approx(run.result["metrics"]["test/acc"])
 
 
@@ -61,7 +61,7 @@ def test_train_jointly_returns_every_member(composed: Compose, samples: Path, tm
     assert all(torch.equal(first[name], second[name]) for name in kernels)
     (batch,) = audio.data.loader("test", batch_size=12)
     with torch.no_grad():
-        right = audio.task(batch["raw"]).argmax(dim=1) == batch["target"]
+        right = audio.task(batch.raw).argmax(dim=1) == batch.target
     assert right.double().mean().item() == pytest.approx(audio.result["metrics"]["test/audio/acc"])
 
 

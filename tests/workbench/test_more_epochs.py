@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import OmegaConf
 from tests_support import TINY
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -57,6 +59,24 @@ def test_a_finished_run_goes_on_as_if_it_had_been_planned_so(
     before, now, half, end = rates_said(said)
     assert [now, end] == pytest.approx([rates(whole)[8], rates(whole)[-1]], rel=5e-3)
     assert before < end < half < now
+
+
+def test_the_plan_before_stands_until_every_process_has_read_it(
+    act: Act, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that the trainer starts later go by `config.yaml` where a checkpoint is of an earlier version."""
+    run = act(*WORDS, "trainer.max_epochs=1")
+    seen: list[int] = []
+    barrier = SingleDeviceStrategy.barrier
+
+    def watched(strategy: SingleDeviceStrategy, name: str | None = None) -> None:
+        seen.append(OmegaConf.load(run / "config.yaml").trainer.max_epochs)
+        barrier(strategy)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", watched)
+    act(*WORDS, "trainer.max_epochs=2", f"resume={run}")
+    assert seen[0] == 1, "when the processes wait for each other"
+    assert seen[-1] == 2
 
 
 def rates_said(sentence: str) -> list[float]:

@@ -23,7 +23,7 @@ def test_every_old_file_has_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tasks.datasets.base.Item", "tasks.datasets.ett", "os.system", 3, None, ["x"]]
+    "name", ["tasks.datasets.base.Item", "tasks.datasets.time_series.ett", "os.system", 3, None, ["x"]]
 )
 def test_other_names_stay(name: object) -> None:
     assert current_name(name) == name
@@ -31,11 +31,11 @@ def test_other_names_stay(name: object) -> None:
 
 def test_nodes_at_any_depth() -> None:
     old = {
-        "a": [{"_target_": "tasks.datasets.ett.ETT", "b": "tasks.datasets.ett.ETT"}],
+        "a": [{"_target_": "tasks.datasets.time_series.ett.ETT", "b": "tasks.datasets.time_series.ett.ETT"}],
         "c": None,
         "d": "${a}",
     }
-    new = {"a": [{"_target_": "tasks.datasets.time_series.ett.ETT", "b": "tasks.datasets.ett.ETT"}],
+    new = {"a": [{"_target_": "tasks.datasets.time_series.ett.ETT", "b": "tasks.datasets.time_series.ett.ETT"}],
            "c": None, "d": "${a}"}  # fmt: skip
     assert with_current_names(old) == new
     cfg = OmegaConf.create({**old, "e": "???"})
@@ -51,7 +51,7 @@ def test_a_checkpoint_of_before(act: Callable[..., Path], tmp_path: Path) -> Non
     content = torch.load(path, weights_only=True)
     data = content["widefield"]["composition"]["task"]["data"]
     assert data["_target_"] == "tasks.datasets.audio.folder.AudioFolder"
-    data["_target_"] = "tasks.datasets.audio_folder.AudioFolder"
+    data["_target_"] = "tasks.datasets.audio.folder.AudioFolder"
     torch.save(content, tmp_path / "old.ckpt")
     test = act("action=test", f"ckpt={tmp_path / 'old.ckpt'}", "task.data.limit=24", folder="test")
     then, now = (json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, test))
@@ -66,6 +66,6 @@ def test_a_sweep_of_before(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_before(composed: Callable[..., DictConfig], act: Callable[..., Path]) -> None:
-    run = act("modality=audio", "task=audio_folder", "task.data._target_=tasks.datasets.audio_folder.AudioFolder",
+    run = act("modality=audio", "task=audio_folder", "task.data._target_=tasks.datasets.audio.folder.AudioFolder",
               "backbone.model.dims=[8,8,16,16]", "task.data.limit=24", "trainer.max_epochs=1")  # fmt: skip
     assert OmegaConf.load(run / "config.yaml").task.data._target_ == "tasks.datasets.audio.folder.AudioFolder"

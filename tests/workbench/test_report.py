@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from omegaconf import DictConfig
 from PIL import Image
 
 from workbench.errors import UsageError
+from workbench.report import plots
 from workbench.report.gather import gather
 from workbench.report.table import Cell, Table, tables
 from workbench.report.write import write_report
@@ -65,7 +67,7 @@ def put_run(
 @pytest.fixture(autouse=True)
 def _no_vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """SVG and PDF take two thirds of the time: they are written where they are looked at."""
-    if request.node.name != "test_files_of_a_report":
+    if request.node.name not in ("test_files_of_a_report", "test_names_are_shown_as_they_are"):
         monkeypatch.setattr("workbench.report.rendering.SUFFIXES", (".png",))
 
 
@@ -242,6 +244,35 @@ def test_references_are_no_formulas_and_secrets_no_axes(tmp_path: Path) -> None:
     assert gather(tmp_path).axes == ["csv"]
     text = (page.read_text(), page.with_name("report.md").read_text())
     assert "hunter2" not in str(text)
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib reads formulas, SVG and HTML markup: of a value that looks like either all of it is shown, once."""
+    name = "a & b <c> $x$"
+    for number, value in enumerate((name, "plain")):
+        put_run(tmp_path / str(number), [f"backbone.act={value}"], 0.5, wall_s=100.0**number)
+        (tmp_path / str(number) / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n")
+    drawn: list[Figure] = []
+    kept = plots.save
+
+    def save(figure: Figure, path: Path, note: str | None) -> None:
+        kept(figure, path, note)
+        drawn.append(figure)
+
+    monkeypatch.setattr(plots, "save", save)
+    page = write_report(tmp_path)
+    assert len(drawn) == 4
+    for figure in drawn:
+        texts = [text for text in figure.findobj(Text) if "a & b" in text.get_text()]
+        assert {text.get_text() for text in texts} <= {name, f"act={name}"}
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+    shown = [file.read_text() for file in page.parent.rglob("*.svg")]
+    assert len(shown) == 4
+    assert all("a &amp; b &lt;c&gt; $x$" in svg and "&amp;amp;" not in svg for svg in shown)
+    assert "&amp;amp;" not in page.read_text()
+    # Powers of ten are formulas.
+    assert any("mathdefault" in text.get_text() for figure in drawn for text in figure.findobj(Text))
 
 
 def test_action(sweep: Path, composed: Callable[..., DictConfig]) -> None:

@@ -4,15 +4,20 @@ import importlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
-from tests_support import TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import read_write
+from tests_support import ROOT, TINY
 
 from workbench.errors import UsageError
 from workbench.resume_words import expand_run
+from workbench.run_record import RunRecord
 
 WORDS = ["task=audio_folder", "backbone.model.dims=[8,8,16,16]", "task.data.limit=24", "trainer.max_epochs=2"]
 
@@ -192,6 +197,48 @@ def test_a_typo_is_answered_with_the_nearest_run(
     (tmp_path / "runs/audio_folder/empty").mkdir()
     with pytest.raises(UsageError, match=r"empty: this folder has no checkpoints/last.ckpt"):
         expand_run(["resume=runs/audio_folder/empty"])
+
+
+def test_words_are_read_while_they_are_written(tmp_path: Path) -> None:
+    """As the processes of a distributed run do, each started by SLURM: one writes what the others read."""
+    run = run_folder(tmp_path / "runs/t/r", WORDS)
+    new = [*WORDS, f"resume={run}", "seed=3"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", [*new, f"hydra.runtime.output_dir={run}"], return_hydra_config=True)
+    with read_write(cfg.hydra):
+        cfg.hydra.overrides.task = new
+    record = RunRecord()
+    record.on_run_start(cfg)
+    assert cfg.hydra.output_subdir is None, "Hydra itself writes nothing"
+    expected = expand_run([f"resume={run}", "seed=3"])
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            record.on_job_start(cfg)
+
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(write)
+        try:
+            found = [expand_run([f"resume={run}", "seed=3"]) for _ in range(60)]
+        finally:
+            stop.set()
+        written.result()
+    assert found == [expected] * 60
+    assert yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) == new
+    assert yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())["hydra"]["output_subdir"] == ".hydra"
+    assert "hydra" not in yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "SLURM_PROCID"])
+def test_one_process_writes_the_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", [f"hydra.runtime.output_dir={tmp_path}/run"], return_hydra_config=True)
+    record = RunRecord()
+    record.on_run_start(cfg)
+    monkeypatch.setenv(name, "1")
+    record.on_job_start(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # four processes

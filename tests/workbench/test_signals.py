@@ -238,6 +238,30 @@ def test_a_process_that_is_stuck_in_a_library_is_ended(tmp_path: Path) -> None:
     assert (process.returncode, said) == (128 + signal.SIGTERM, "said\n")
 
 
+BROKEN_INTO = """
+import os, signal, time, warnings
+from workbench.stopping import STOP, Interrupted
+STOP.heed()
+warnings.warn("before")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+except Interrupted as stop:
+    warnings.warn("Error detected in ConvolutionBackward0. Traceback of forward call that caused the error")
+    stop.end()
+"""
+
+
+def test_what_a_signal_breaks_into_is_not_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_INTO], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "before" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("stopped by SIGTERM\n")
+
+
 def test_drafts_are_told_from_other_files(tmp_path: Path) -> None:
     draft, kept = tmp_path / "checkpoints" / f".last.ckpt-{'0a' * 16}", tmp_path / "checkpoints" / ".mine"
     draft.parent.mkdir()

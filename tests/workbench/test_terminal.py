@@ -110,5 +110,8 @@ def test_a_run_in_a_terminal(columns: int, samples: Path, tmp_path: Path) -> Non
     assert [lines[number][6] for number in at] == ["1", "2", "3"]
     assert not [row for row in last if re.search(r"━+ +\d+/\d+", row)]
     assert any(BAR in row and "epoch" in row for rows in before for row in rows)
-    commands = [row for row in CONTROL.sub(b"", said).decode().splitlines() if "python run.py" in row]
-    assert len(commands) == 2  # whole, however long, so that they can be copied
+    rows = CONTROL.sub(b"", said).decode().splitlines()
+    commands = [row.split() for row in rows if f"python {ROOT / 'run.py'} " in row]
+    # Whole, however long, so that they can be copied.
+    assert [words[2] for words in commands] == ["action=predict", "action=export"]
+    assert all(words[-1].startswith(("input=", "ckpt=")) for words in commands)

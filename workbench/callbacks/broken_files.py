@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from tasks.datasets.base import DataError
+from tasks.datasets.batch import Batch
 
 log = logging.getLogger("widefield")
 
@@ -21,8 +22,8 @@ class BrokenFiles(Callback):
         self.most = most
         self.broken: set[str] = set()
 
-    def _look(self, trainer: Trainer, batch: dict[str, Any]) -> None:
-        new = [error for error in batch.get("errors", ()) if error not in self.broken]
+    def _look(self, trainer: Trainer, batch: Batch) -> None:
+        new = [error for error in batch.failures if error not in self.broken]
         if not new:
             return
         for error in new:

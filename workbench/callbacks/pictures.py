@@ -35,7 +35,7 @@ class Pictures(Callback):
         name = pl_module.task_of(batch)
         task, folder = pl_module.by_task()[name], self.folder / name
         file = folder / "inputs.png"
-        if file.exists() or "raw" not in batch or not trainer.is_global_zero:
+        if file.exists() or not len(batch) or not trainer.is_global_zero:
             return
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):  # drawing must not change what training draws

@@ -43,12 +43,12 @@ class Predictions(Callback):
     ) -> None:
         assert isinstance(pl_module, Training)
         name = pl_module.task_of(batch)
-        self.broken[name] += batch.get("errors", [])
+        self.broken[name] += batch.failures
         if outputs is None:
             return
         task = pl_module.by_task()[name]
         found = task.test_rows(batch, outputs["output"])
-        self.rows[name] += zip(batch["index"].tolist(), found, strict=True)
+        self.rows[name] += zip(batch.index.tolist(), found, strict=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, broken = _together(self.rows), _together(self.broken)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from backbone import UniRepLKNet
-from tasks.datasets.base import DataModule, collate
+from tasks.datasets.base import DataModule
+from tasks.datasets.batch import collate, usable
 from tasks.task import Task
 from workbench.build import build_data, build_task, restore
 from workbench.console import console
@@ -98,11 +99,12 @@ def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Itera
     most = min(most, count)
     chosen = [position * count // most for position in range(most)]
     for start in range(0, most, batch_size):
-        batch = collate([dataset[index, 0] for index in chosen[start : start + batch_size]])
-        for error in batch["errors"]:
+        read = [dataset[index, 0] for index in chosen[start : start + batch_size]]
+        batch = usable(collate(read, data.join_targets))
+        for error in batch.failures:
             log.warning("broken file: %s", error)
-        if "raw" in batch:
-            yield task.transfer_batch_to_device(batch["raw"], task.device, 0)
+        if len(batch):
+            yield task.transfer_batch_to_device(batch.raw, task.device, 0)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def probe(cfg: DictConfig) -> float:
     write_findings(folder / "erf.json", plain(summary(found, steps, about)))
     write_table(folder / "erf.csv", rows, list(rows[0]))
     scores = {name: field.scores_HW.numpy() for name, field in found.items()}
-    write_atomically(folder / "erf.npz", lambda draft: _save(draft, scores))
+    keep_scores(folder / "erf.npz", scores)
     embedder: Any = probed.task.network.embedder
     picture = folder / "figures" / "erf.png"
     figures.save(drawing.receptive_fields(found, steps, embedder.map_axes(), about), picture)
@@ -180,10 +180,15 @@ def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str)
     return {"about": about, "map": size, "scaling": "log10(x + 1) / max", "networks": networks}
 
 
-def _save(draft: Path, arrays: dict[str, np.ndarray]) -> None:
+def keep_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
+    """Write the scores (H, W) of each network as one archive; where they are of drawn data, `drawn` says so."""
     said = note()
-    with draft.open("wb") as file:
-        np.savez_compressed(file, **({FIELD: np.array(said), **arrays} if said else arrays))  # type: ignore[arg-type]
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
+            np.savez_compressed(file, **({FIELD: np.array(said), **scores} if said else scores))  # type: ignore[arg-type]
+
+    write_atomically(path, write)
 
 
 def _word(value: Any) -> str:

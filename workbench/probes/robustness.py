@@ -43,13 +43,13 @@ class Spoil(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self.severity == 0:
-            for error in batch["errors"]:
+            for error in batch.failures:
                 log.warning("broken file: %s", error)
-        if "raw" not in batch:
+        if not len(batch):
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
         task: Any = pl_module
-        batch["raw"] = self.corruption(batch["raw"], self.severity, generator, task.network.embedder)
+        batch.raw = self.corruption(batch.raw, self.severity, generator, task.network.embedder)
 
 
 def probe(cfg: DictConfig) -> float | None:

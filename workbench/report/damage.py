@@ -100,9 +100,7 @@ def _text_fault(file: Path, begin: bytes) -> str | None:
 
 
 def _is_checkpoint(file: Path) -> bool:
-    if file.is_dir():  # written by all processes of a sharded run
-        return (file / ".metadata").is_file()
-    return zipfile.is_zipfile(file)
+    return file.is_file() and zipfile.is_zipfile(file)
 
 
 def _fault(file: Path, otherwise: str, name: str | None = None) -> str:

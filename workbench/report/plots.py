@@ -235,10 +235,9 @@ def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
     places = values.astype(str).map({name: float(place) for place, name in enumerate(names)})
     if len(names) <= MOST_NAMES:
         long = max(map(len, names)) > 8
-        shown = [_no_formula(name) for name in names]
         panel.set_xticks(
             range(len(names)),
-            shown,
+            names,
             rotation=30 if long else 0,
             ha="right" if long else "center",
         )
@@ -276,10 +275,8 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
 def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
     figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
     for text in figure.findobj(Text):
-        text.set_text(_no_formula(text.get_text()))
+        if (
+            "$" in text.get_text()
+        ):  # values of settings may be `${…}`; ticks of numbers are written while drawing
+            text.set_parse_math(False)
     save(figure, path, note)
-
-
-def _no_formula(text: str) -> str:
-    """A text in which Matplotlib sees no formula: values of settings may be `${…}`."""
-    return text.replace("$", r"\$")

@@ -37,6 +37,7 @@ UNKNOWN_LENGTH = 2**48
 LONGER = 1.02  # times the seconds read: what clips may exceed them by unsaid
 LOOKED_AT = 200  # clips of a split
 FULL = "full"
+LONGEST = 60.0  # seconds up to which clips are filled up
 MOST_CROPS = 1000
 
 
@@ -48,7 +49,9 @@ class AudioData(ShardableData):
 
     Args:
         sample_rate: in Hz; files at another rate are resampled.
-        seconds: length of a waveform.
+        seconds: length of a waveform; ``full``: that of the longest clip of all splits, so that every clip is read
+            whole. Shorter ones lie in silence, up to the same length in every batch: a clip's answer does not depend
+            on those beside it. Longer files, in prediction or in other data, are refused.
         test_crops: K; 1 gives ``(T,)``; ``full`` takes as many as cover the longest clip without gaps.
         **common: see `ShardableData` and `DataModule`.
     """
@@ -60,19 +63,23 @@ class AudioData(ShardableData):
         self,
         *,
         sample_rate: int = 16000,
-        seconds: float = 1.0,
+        seconds: float | str = 1.0,
         test_crops: int | str = 1,
         **common: Unpack[ShardableSettings],
     ) -> None:
         super().__init__(**common)
+        self.whole_clips = seconds == FULL
+        length = 1.0 if self.whole_clips else seconds  # set by `setup` or `recall`
+        if isinstance(length, str):
+            raise DataError(f"seconds is a number or {FULL}, not {length!r}")
         self.covering = test_crops == FULL
         crops = 1 if self.covering else test_crops
         if not isinstance(crops, int):
             raise DataError(f"test_crops is a number or {FULL}, not {test_crops!r}")
-        if sample_rate < 1 or seconds * sample_rate < 1 or crops < 1:
+        if sample_rate < 1 or length * sample_rate < 1 or crops < 1:
             raise DataError("sample_rate, seconds and test_crops must be positive")
         self.sample_rate = sample_rate
-        self.seconds = seconds
+        self.seconds = float(length)
         self.test_crops = crops
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
@@ -83,17 +90,25 @@ class AudioData(ShardableData):
     def setup(self, stage: str | None = None) -> None:
         fresh = not self.splits
         super().setup(stage)
+        if fresh and self.whole_clips:
+            self.seconds = self._longest_clip()
         if fresh and self.covering:
             self.test_crops = self._covering_crops()
         if fresh:
             self.notes += self._lengths_note()
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | ({"test_crops": self.test_crops} if self.covering else {})
+        own: dict[str, Any] = {"seconds": self.seconds} if self.whole_clips else {}
+        return super().facts() | own | ({"test_crops": self.test_crops} if self.covering else {})
 
     def recall(self, facts: dict[str, Any]) -> None:
         super().recall(facts)
+        self.seconds = facts.get("seconds", self.seconds)
         self.test_crops = facts.get("test_crops", self.test_crops)
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        super().adopt(facts)
+        self.seconds = facts.get("seconds", self.seconds)
 
     def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
         super().take_whole(whole, facts)
@@ -101,12 +116,30 @@ class AudioData(ShardableData):
             self.test_crops = self._covering_crops()
         self.notes += self._lengths_note()
 
-    def _covering_crops(self) -> int:
-        """How many crops of `seconds` cover the longest clip of the validation and test splits without gaps."""
+    def _refuse_unmeasured(self, option: str, else_say: str) -> None:
+        """Raise a `DataError` for clips whose lengths cannot be read before they are."""
         if self.storage is not None and self.storage.folder is None:
             raise DataError(
-                f"test_crops={FULL} needs shards in a folder, whose clips can be measured: say test_crops=K"
+                f"{option}={FULL} needs shards in a folder, whose clips can be measured: say {else_say}"
             )
+
+    def _longest_clip(self) -> float:
+        """Seconds of the longest clip of all splits."""
+        self._refuse_unmeasured("seconds", "seconds=SECONDS")
+        longest = max((length for split in self.splits for length in self._lengths(split, None)), default=0.0)
+        if not longest:
+            raise DataError(f"seconds={FULL}: no clip says how long it is: say task.data.seconds=SECONDS")
+        if longest > LONGEST:
+            raise DataError(
+                f"the longest clip lasts {longest:.4g} s, and seconds={FULL} would fill all others up to it, which is "
+                f"done up to {LONGEST:g} s: say task.data.seconds={_rounded_up(longest):g} if this is meant, or less "
+                "and task.data.test_crops=full"
+            )
+        return _rounded_up(longest)
+
+    def _covering_crops(self) -> int:
+        """How many crops of `seconds` cover the longest clip of the validation and test splits without gaps."""
+        self._refuse_unmeasured("test_crops", "test_crops=K")
         measured = [split for split in ("val", "test") if split in self.splits]
         lengths = [length for split in measured for length in self._lengths(split, None)]
         crops = math.ceil(round(max(lengths, default=self.seconds) / self.seconds, 6))
@@ -120,6 +153,11 @@ class AudioData(ShardableData):
     def _lengths_note(self) -> list[str]:
         """How much of longer clips is read, and which option reads more."""
         seconds = sorted(length for split in self.splits for length in self._lengths(split, LOOKED_AT))
+        if self.whole_clips and seconds:
+            return [
+                f"clips last {seconds[0]:.3g} / {median(seconds):.3g} / {seconds[-1]:.3g} s (min / median / max): each "
+                f"is read whole, with silence up to {self.seconds:g} s (task.data.seconds={FULL})"
+            ]
         if not seconds or seconds[-1] <= LONGER * self.seconds:
             return []
         longer = sum(length > LONGER * self.seconds for length in seconds) / len(seconds)
@@ -155,6 +193,11 @@ class AudioData(ShardableData):
             return length_of(path)
 
     def read_file(self, path: Path) -> Tensor:
+        if self.whole_clips and (length := length_of(path) or 0.0) > LONGER * self.seconds:
+            raise ReadError(
+                f"it lasts {length:.4g} s, longer than any clip the model was trained on (task.data.seconds={FULL}: "
+                f"{self.seconds:g} s): cut it, or train with task.data.seconds=SECONDS, which reads a part of it"
+            )
         if self.test_crops == 1:
             return read_crop(path, self.sample_rate, self.seconds, place=0.5)
         places = np.linspace(0.0, 1.0, self.test_crops)
@@ -205,15 +248,16 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     sound, rate = (_read_container if is_container(path) else _read_sound_file)(path, seconds, place)
     if len(sound) == 0:
         raise ReadError("it holds no sound (0 samples)")
-    if not np.isfinite(sound).all():
+    peak = max(float(sound.max()), -float(sound.min()))  # NaN where the sound holds one
+    if not math.isfinite(peak):
         raise ReadError("it holds values that are not finite numbers")
-    if (peak := np.abs(sound).max()) > LOUDEST:
+    if peak > LOUDEST:
         raise ReadError(
             f"it holds values up to {peak:.3g}, which are no samples of a sound (those lie in [-1, 1])"
         )
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ReadError(f"its sample rate of {rate} Hz is out of range")
-    waveform = torch.from_numpy(sound.mean(axis=1))
+    waveform = torch.from_numpy(sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1))
     return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
 
 

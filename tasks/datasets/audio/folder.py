@@ -50,7 +50,7 @@ class AudioFolder(FromLabelledFiles, AudioData):
         *,
         multilabel: bool = False,
         sample_rate: int = 16000,
-        seconds: float = 1.0,
+        seconds: float | str = 1.0,
         test_crops: int | str = 1,
         **settings: Unpack[AudioFolderSettings],
     ) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tasks.datasets.base import (
     ClassificationSettings,
     DataError,
     Item,
+    Reader,
     ReadError,
     draw_once,
     spread,
@@ -236,7 +237,7 @@ class ShardableData(ClassificationData):
             announce=announce if prefetch else None,
         )
 
-    def _reader(self, train: bool) -> Callable[[Item, np.random.Generator], Any]:
+    def _reader(self, train: bool) -> Reader:
         return super()._reader(train) if self.storage is None else _ShardReader(self, train)
 
     def _make_cache(self, storage: Storage, found: ShardSet) -> ShardCache | None:
@@ -256,16 +257,16 @@ class ShardableData(ClassificationData):
 
 
 class _ShardReader:
-    """`read_item` of a source, handed the sample's bytes as a file (a class, so that workers can pickle it)."""
+    """`read_pair` of a source, handed the sample's bytes as a file (a class, so that workers can pickle it)."""
 
     def __init__(self, data: ShardableData, train: bool) -> None:
         self.data = data
         self.train = train
 
-    def __call__(self, item: Item, rng: np.random.Generator) -> Any:
+    def __call__(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
         assert isinstance(item, ShardItem)
         with as_file(self.data.content(item), item.path.suffix) as path:
-            return self.data.read_item(replace(item, path=path), self.train, rng)
+            return self.data.read_pair(replace(item, path=path), self.train, rng)
 
 
 def shard_of(item: Item) -> int:

@@ -28,7 +28,10 @@ UNITS = {
     "ns": 1e17,
 }  # of numbers counted since 1970: the least, from 1973 on
 DIGITS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+NUMBER = r"[+-]?\d+(\.0*)?"
 NUMERIC = re.compile(r"^\s*(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)$")
+PLAIN_ISO = re.compile(r"\d{4}-\d{2}-\d{2}(?:[ T]\d{2}:\d{2}(?::\d{2})?)?")
+FIRST_YEAR = np.datetime64("0001-01-01", "s")
 OFFSET = r":\d{2}(?:\.\d+)?\s*(?:[AaPp][Mm])?\s*(?:[zZ]|UTC|GMT|([+-])(\d{2})(?::?(\d{2}))?)$"
 
 
@@ -61,6 +64,8 @@ def read_dates(text: Text, form: Format) -> Dates:
     if _is_numbers(column):
         times, said = _from_numbers(column, columns[0])
         offsets = np.zeros(len(times), np.int64) if "since 1970" in said else None  # counted in UTC
+    elif len(columns) == 1 and (plain := _plain_iso(column)) is not None:
+        times, offsets, said = plain, None, "dates year first"
     else:
         cells = column.astype(str).str.strip()
         if len(columns) > 1:
@@ -106,7 +111,9 @@ def _is_clock(column: pd.Series) -> bool:
 def _is_numbers(column: pd.Series) -> bool:
     if not is_text(column):
         return True
-    return bool(column.astype(str).str.strip().str.fullmatch(r"[+-]?\d+(\.0*)?").all())
+    if not re.fullmatch(NUMBER, str(column.iloc[0]).strip()):  # one that is none settles it
+        return False
+    return bool(column.astype(str).str.strip().str.fullmatch(NUMBER).all())
 
 
 def _rises(column: pd.Series) -> bool:
@@ -180,12 +187,21 @@ def _from_texts(
 
 
 def _plain_iso(cells: pd.Series) -> pd.DatetimeIndex | None:
-    """What nearly all files hold, fast: all dates as the first, year-month-day with or without a time of day."""
-    for pattern in ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S"):
-        if pd.notna(pd.to_datetime(str(cells.iloc[0]), format=pattern, errors="coerce")):
-            times = pd.to_datetime(cells, format=pattern, errors="coerce")
-            return pd.DatetimeIndex(times).as_unit("s") if times.notna().all() else None
-    return None
+    """What nearly all files hold, fast: dates as long as the first, year-month-day with or without a time of day."""
+    if not PLAIN_ISO.fullmatch(str(cells.iloc[0])):
+        return None
+    import pyarrow
+    from pyarrow import compute
+
+    array = pyarrow.array(cells, from_pandas=True)
+    lengths = compute.min_max(compute.utf8_length(array)).as_py()
+    if lengths["min"] != lengths["max"]:
+        return None
+    try:
+        seconds = array.cast(pyarrow.timestamp("s")).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowInvalid:  # something else, or a zone behind
+        return None
+    return pd.DatetimeIndex(seconds) if len(seconds) and seconds.min() >= FIRST_YEAR else None
 
 
 def _parse(cells: pd.Series) -> pd.Series:

@@ -78,25 +78,28 @@ def even_out(frame: pd.DataFrame, dates: Dates, infer: Infer, form: Format, labe
     said = ""
     frequency = infer(index)
     grid = _grid(index, frequency, form, frame.shape[1])
-    if grid is None or (~index.isin(grid)).mean() > MOST_OFF_GRID:
+    off, absent = _apart(index, grid)
+    if off > MOST_OFF_GRID * len(index):
         snapped = _without_jitter(index)
         if snapped is not None:
-            off = int(np.abs((snapped - index).total_seconds()).max())
-            said = f", times up to {off} s off their step moved to it"
+            moved = int(np.abs((snapped - index).total_seconds()).max())
+            said = f", times up to {moved} s off their step moved to it"
             index = snapped
             keep = ~index.duplicated(keep="last")
             frame, index = frame[keep], index[keep]
             dates = _taken(dates, np.flatnonzero(keep))
             frequency = infer(index)
             grid = _grid(index, frequency, form, frame.shape[1])
-    _refuse_uneven(index, grid, frequency, form)
+            off, absent = _apart(index, grid)
+    if grid is None or off or absent:
+        _refuse_uneven(index, grid, off, absent, frequency, form)
     assert grid is not None
-    off, absent = int((~index.isin(grid)).sum()), int((~grid.isin(index)).sum())
     if off:
         log.warning("%s: %s rows between two steps of %s left out", label, f"{off:,}", frequency)
     if absent:
         log.warning("%s: %s missing rows added, a step is %s", label, f"{absent:,}", frequency)
-    frame = frame.set_axis(index).reindex(grid)
+    frame = frame.set_axis(index)
+    frame = frame.reindex(grid) if off or absent else frame
     if dates.offsets_T is None:
         return Grid(frame, grid, None, frequency, said)
     offsets = pd.Series(dates.offsets_T, index=index).reindex(grid)
@@ -146,6 +149,15 @@ def _grid(index: pd.DatetimeIndex, frequency: str, form: Format, columns: int) -
     return pd.date_range(index[0], index[-1], freq=frequency).as_unit("s")
 
 
+def _apart(index: pd.DatetimeIndex, grid: pd.DatetimeIndex | None) -> tuple[int, int]:
+    """How many dates are no step, and how many steps have no date; without a grid, all dates."""
+    if grid is None:
+        return len(index), 0
+    if index.equals(grid):  # as in nearly all files; looking every date up takes longer than parsing it
+        return 0, 0
+    return int((~index.isin(grid)).sum()), int((~grid.isin(index)).sum())
+
+
 def _without_jitter(index: pd.DatetimeIndex) -> pd.DatetimeIndex | None:
     """The dates moved to the nearest step of a usual length; `None` where some are too far from any."""
     typical = float(np.median(np.diff(index.asi8)))
@@ -165,7 +177,12 @@ def _without_jitter(index: pd.DatetimeIndex) -> pd.DatetimeIndex | None:
 
 
 def _refuse_uneven(
-    index: pd.DatetimeIndex, grid: pd.DatetimeIndex | None, frequency: str, form: Format
+    index: pd.DatetimeIndex,
+    grid: pd.DatetimeIndex | None,
+    off: int,
+    absent: int,
+    frequency: str,
+    form: Format,
 ) -> None:
     gaps = np.diff(index.asi8)
     widest = int(gaps.argmax())
@@ -175,7 +192,6 @@ def _refuse_uneven(
             f"its dates are not evenly spaced: of the steps of {frequency} from {index[0]} to {index[-1]} more than "
             f"{form.max_missing:.0%} have no row ({between}); mend the dates, or allow more with task.data.max_missing"
         )
-    off, absent = int((~index.isin(grid)).sum()), int((~grid.isin(index)).sum())
     if off > MOST_OFF_GRID * len(index) or absent > form.max_missing * len(grid):
         raise ReadError(
             f"its dates are not evenly spaced: {off:,} of {len(index):,} rows do not lie on a grid of "

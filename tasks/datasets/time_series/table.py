@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.time_series.dates import Dates, offsets_of, read_dates, wall_offsets
-from tasks.datasets.time_series.grid import Grid, even_out
-from tasks.datasets.time_series.text import SEPARATORS, Format, Text, read_text, shown, to_numbers
+from tasks.datasets.series_dates import Dates, offsets_of, read_dates, wall_offsets
+from tasks.datasets.series_grid import Grid, even_out
+from tasks.datasets.series_text import SEPARATORS, Format, Text, read_text, shown, text_columns, to_numbers
 
 log = logging.getLogger("widefield")
 
@@ -162,8 +162,11 @@ def read_series(path: Path, form: Format, columns: Columns, even: bool = True) -
         except ReadError as error:
             raise ReadError(f"series {shown(name)}: {error}" if series else str(error)) from error
     if not form.missing:
-        for variate in target:
-            _name_sentinels(path, variate, frame[variate])
+        with np.errstate(invalid="ignore"):
+            low, high = frame.min().to_numpy(), frame.max().to_numpy()
+        for variate, ends in zip(names, zip(low, high, strict=True), strict=True):
+            if variate in target and set(ends) & set(SENTINELS):
+                _name_sentinels(path, variate, frame[variate])
     return tables
 
 
@@ -261,31 +264,39 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
     if absent:
         have = [name for name in frame.columns if name not in dates.columns]
         raise ReadError(f"it lacks the column(s) {', '.join(absent)}; it has {', '.join(have[:20])}")
-    numbers, empty = {}, []
-    for name in asked:
-        column = to_numbers(text, name)
-        if column is not None:
-            infinite = np.isinf(column)
-            if infinite.any():
+    values = _values(text, asked)
+    infinite = np.isinf(values)
+    if infinite.any():
+        for name, count in zip(asked, infinite.sum(axis=0), strict=True):
+            if count:
                 log.warning(
-                    "%s: %s infinite values of %s count as missing",
-                    text.path.name,
-                    f"{infinite.sum():,}",
-                    name,
+                    "%s: %s infinite values of %s count as missing", text.path.name, f"{count:,}", name
                 )
-                column = column.mask(infinite)
-        if column is None or column.isna().all():
-            empty.append(name)
-        else:
-            numbers[name] = column
+        values[infinite] = np.nan
+    empty_A = np.asarray(np.isnan(values).all(axis=0))
+    empty = [name for name, none in zip(asked, empty_A, strict=True) if none]
     asked_for = [name for name in empty if columns.target is not None or name in columns.covariates()]
     if asked_for:
         raise ReadError(f"its column {asked_for[0]!r} holds no numbers")
     if empty:
         log.warning("%s: column(s) without numbers left out: %s", text.path.name, ", ".join(empty))
-    if not any(name in numbers for name in wanted):
+    if not set(wanted) - set(empty):
         raise ReadError("none of its columns holds numbers")
-    return pd.DataFrame(numbers)
+    numbers = pd.DataFrame(values, columns=asked)
+    return numbers.drop(columns=empty) if empty else numbers
+
+
+def _values(text: Text, names: Sequence[str]) -> NDArray[np.float64]:
+    """Columns as numbers, (T, columns); NaN where a cell is missing, and in columns without any number."""
+    texts = set(text_columns(text.frame))
+    if not texts.intersection(names):  # all at once: a file may have hundreds
+        return text.frame[list(names)].to_numpy(np.float64, copy=True)
+    values = np.full((len(text.frame), len(names)), np.nan)
+    for place, name in enumerate(names):
+        column = to_numbers(text, name) if name in texts else text.frame[name]
+        if column is not None:
+            values[:, place] = column.to_numpy(np.float64)
+    return values
 
 
 def _name_sentinels(path: Path, name: str, column: pd.Series) -> None:

@@ -5,9 +5,11 @@ A cell is a number, missing, or refused with its line: nothing that stands in a 
 
 import csv
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,6 +163,8 @@ def _separator(path: Path, encoding: str) -> str:
     lines = lines[:-1] if len(lines) > 3 else lines  # the last one may be cut
     found = {}
     for separator in SEPARATORS:
+        if lines and separator not in lines[0]:  # one column, whatever the other lines hold
+            continue
         try:
             counts = {len(cells) for cells in _fields(lines, separator)}
         except ReadError:  # a cell too long: cut at the wrong places
@@ -193,17 +197,16 @@ def _check_lines(path: Path, encoding: str, separator: str) -> None:
 def _load(path: Path, form: Format, separator: str, encoding: str, as_text: bool) -> tuple[pd.DataFrame, str]:
     """The frame, and the encoding it was read in."""
     for name in dict.fromkeys((encoding, "cp1252")):
+        how = {
+            "sep": separator,
+            "skipinitialspace": True,
+            "encoding": "utf-8" if name == "utf-8-sig" else name,  # pandas skips the mark itself, and faster
+            "index_col": False,
+            "dtype": str if as_text else None,
+            "na_values": list(form.missing) or None,
+        }
         try:
-            frame = pd.read_csv(
-                path,
-                sep=separator,
-                skipinitialspace=True,
-                encoding=name,
-                index_col=False,
-                low_memory=False,
-                dtype=str if as_text else None,
-                na_values=list(form.missing) or None,
-            )
+            frame = _parsed(path, how)
         except UnicodeDecodeError:
             continue
         except (OSError, ValueError, OverflowError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -224,18 +227,35 @@ def _load(path: Path, form: Format, separator: str, encoding: str, as_text: bool
     return frame, name
 
 
-def is_text(column: pd.Series) -> bool:
-    """Whether a column holds texts rather than numbers."""
-    return not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+def _parsed(path: Path, how: dict[str, Any]) -> pd.DataFrame:
+    """A table parsed in pieces, which is nearly twice as fast, unless a column is of one type in some and of another
+    in others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.DtypeWarning)
+        try:
+            return pd.read_csv(path, **how)
+        except pd.errors.DtypeWarning:
+            return pd.read_csv(path, low_memory=False, **how)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a column, or columns of a type, hold texts rather than numbers."""
+    return not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind))
+
+
+def text_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that hold texts rather than numbers."""
+    kinds = {kind: is_text(kind) for kind in set(frame.dtypes)}
+    return [str(name) for name, kind in frame.dtypes.items() if kinds[kind]]
 
 
 def _texts(frame: pd.DataFrame) -> list[str]:
-    return [name for name in frame.columns if is_text(frame[name]) and frame[name].notna().any()]
+    return [name for name in text_columns(frame) if frame[name].notna().any()]
 
 
 def _check_cells(text: Text) -> None:
     for name in _texts(text.frame):
-        length = text.frame[name].astype(str).str.len()
+        length = text.frame[name].str.len().fillna(0)
         if length.max() > LONGEST_CELL:
             row = int(length.to_numpy().argmax())
             raise ReadError(

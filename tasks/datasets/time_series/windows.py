@@ -27,7 +27,6 @@ from tasks.datasets.base import (
     DataError,
     DataModule,
     Item,
-    ItemDataset,
     ReadError,
     Whole,
 )
@@ -319,6 +318,11 @@ class SeriesData(DataModule):
             raw["values"] = in_units(raw["values"], raw)
         return raw | self._covariates(arrays.known_TK, arrays.past_TP, arrays.static_RS[series], start)
 
+    def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
+        """A window, and its future on the scale of its values."""
+        raw = self.read_item(item, train, rng)
+        return raw, in_units(item.target, raw) if "level" in raw else item.target
+
     def _covariates(
         self,
         known_TK: NDArray[np.float32] | None,
@@ -477,9 +481,6 @@ class SeriesData(DataModule):
             f"{known['frequency']}, season of the seasonal-naive forecast: {season}{gaps}"
         )
 
-    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
-        return WindowDataset(items, self._reader(train), self.seed)
-
     def _workers(self) -> int:
         return self.num_workers or 0  # windows are slices of memory: a worker would only copy them
 
@@ -499,16 +500,6 @@ def _shown(value: Any) -> str:
     if not isinstance(value, (list, tuple)):
         return str(value)
     return ", ".join(map(str, value[:5])) + (f", … ({len(value)} in all)" if len(value) > 5 else "")
-
-
-class WindowDataset(ItemDataset):
-    """Windows whose targets are brought to the scale of their values."""
-
-    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        sample = super().sample(index, rng)
-        if "level" in sample["raw"]:
-            sample["target"] = in_units(sample["target"], sample["raw"])
-        return sample
 
 
 def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:

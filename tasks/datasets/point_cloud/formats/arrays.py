@@ -3,18 +3,20 @@
 The shape is checked before anything is read: a few bytes can announce, or unpack into, any number of points.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZipFile
+from zipfile import ZipExtFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_shape
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, from_named, from_table
-from tasks.datasets.reading import require
+from tasks.datasets.point_formats.cloud import Cloud, ReadOptions, check_shape
+from tasks.datasets.point_formats.columns import COLORS, NORMALS, from_named, from_table
+from tasks.datasets.point_formats.h5 import SHARED
 
 POINTS = ("points", "data")
 # Arrays (P, 3) that may lie beside the points.
@@ -22,6 +24,13 @@ BESIDE = {
     "normals": NORMALS, "normal": NORMALS, "colors": COLORS, "colours": COLORS, "color": COLORS, "rgb": COLORS,
 }  # fmt: skip
 NUMPY_MAGIC = b"\x93NUMPY"
+PLAIN_HEADER = (
+    128  # bytes of a header as NumPy writes it for a table; to parse one takes a third as long as to read
+)
+PLAIN = re.compile(
+    rb"\x93NUMPY\x01\x00v\x00\{'descr': '([<>|][fiu]\d)', 'fortran_order': (True|False), "
+    rb"'shape': \((\d{1,18}), (\d{1,9})\), \} *\n"
+)
 
 
 def read_npy(path: Path, options: ReadOptions) -> Cloud:
@@ -48,20 +57,8 @@ def read_npz(path: Path, options: ReadOptions) -> Cloud:
 
 
 def read_h5(path: Path, options: ReadOptions) -> Cloud:
-    h5py = require("h5py", "HDF5 files")
-    with h5py.File(path) as file:
-        names = list(file.keys())
-        wanted = key(names)
-        arrays = {}
-        for name in (wanted, *(name for name in names if name in BESIDE and name != wanted)):
-            array = file[name]
-            if not isinstance(array, h5py.Dataset) or array.shape is None:
-                raise ReadError(f"{name} in it is no array of numbers")
-            if array.external or array.is_virtual:
-                raise ReadError(f"{name} in it stands in other files, which are not opened")
-            check_shape(array.shape, options)
-            arrays[name] = np.asarray(array)
-    return _cloud(arrays, arrays.pop(wanted), options)
+    names, arrays = SHARED.arrays(path, POINTS, list(BESIDE), lambda shape: check_shape(shape, options))
+    return _cloud(arrays, arrays.pop(key(names)), options)
 
 
 def key(names: Sequence[str]) -> str:
@@ -88,19 +85,35 @@ def _cloud(beside: Mapping[str, NDArray[Any]], array: NDArray[Any], options: Rea
     return cloud
 
 
-def _checked(file: BinaryIO | Any, options: ReadOptions, size: int) -> NDArray[Any]:
-    """The array in an open NPY file of so many bytes."""
+def _header(file: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns lie one behind the other, and type of numbers."""
+    start = file.read(PLAIN_HEADER)
+    if plain := PLAIN.match(start):
+        kind, by_columns, rows, columns = plain.groups()
+        return (int(rows), int(columns)), by_columns == b"True", np.dtype(kind.decode())
+    file.seek(0)
     try:
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
+        shape, by_columns, kind = read(file)
     except Exception as error:  # NumPy parses it as Python, which fails in many ways
         raise ReadError("it cannot be read as a point cloud (its header is damaged)") from error
+    return shape, by_columns, kind
+
+
+def _checked(file: BinaryIO | Any, options: ReadOptions, size: int) -> NDArray[Any]:
+    """The array in an open NPY file of so many bytes."""
+    shape, by_columns, kind = _header(file)
     check_shape(shape or (1,), options)
-    count = int(np.prod(shape, dtype=object)) if shape else 1
+    count = math.prod(shape)
     if kind.hasobject:
         raise ReadError("it holds Python objects, not numbers")
     if count * kind.itemsize > size - file.tell():
         raise ReadError(f"it breaks off: an array of shape {shape} is announced, the file has {size:,} bytes")
-    file.seek(0)
-    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    if isinstance(file, ZipExtFile):
+        array = np.frombuffer(file.read(count * kind.itemsize), kind)
+    else:
+        array = np.fromfile(file, kind, count)
+    if len(array) < count:
+        raise ReadError(f"it breaks off: {count:,} numbers are announced, {len(array):,} are there")
+    return array.reshape(shape, order="F" if by_columns else "C")

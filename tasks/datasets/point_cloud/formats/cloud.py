@@ -3,6 +3,7 @@
 Shapes: P points, E columns without a name, F polygons of K corners, T triangles.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,7 @@ def check_count(count: int, options: ReadOptions, unit: str = "points") -> None:
 
 def check_shape(shape: Sequence[int], options: ReadOptions) -> None:
     """Raise a `ReadError` where an array of points is larger than may be read."""
-    rows = int(np.prod([int(side) for side in shape[:-1]], dtype=object)) if len(shape) > 1 else 0
+    rows = math.prod(int(side) for side in shape[:-1]) if len(shape) > 1 else 0
     columns = int(shape[-1]) if shape else 0
     check_count(max(rows, -(-rows * columns // VALUES_PER_POINT)), options)
     if not rows:
@@ -115,6 +116,9 @@ def fans(groups: Sequence[tuple[Indices, Indices]]) -> tuple[Indices, Indices]:
     parts = [(*fan(corners), numbers) for numbers, corners in groups]
     if not parts:
         return np.zeros((0, 3), np.int64), np.zeros(0, np.int64)
+    if len(parts) == 1:
+        triangles, own, numbers = parts[0]
+        return triangles, numbers[own]
     triangles = np.concatenate([part for part, _, _ in parts])
     owner = np.concatenate([numbers[own] for _, own, numbers in parts])
     order = np.argsort(owner, kind="stable")

@@ -1,5 +1,6 @@
 """LAS and LAZ of airborne and terrestrial scanners, through laspy."""
 
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,11 @@ from tasks.datasets.reading import require
 from tasks.disk import filling
 
 FORMAT_BYTE, COMPRESSED = 104, 0x80  # where the header says that the points are compressed
-MEMORY = 8 << 30  # bytes of addresses for unpacking
-SECONDS = 300
+HEADER = 375  # bytes of the longest header
+VLR, EVLR = 54, 60  # bytes of the shortest record of further information, before and behind the points
+# What unpacking may take: to start, and for each point, several times what intact files need.
+MEMORY, MEMORY_PER_POINT = 3 << 30, 400  # bytes of addresses
+SECONDS, POINTS_PER_SECOND = 10.0, 300_000
 MOST_PACKED = 200  # times that LAZ makes a file smaller, at best
 UNPACK = """
 import sys
@@ -37,8 +41,10 @@ numpy.savez(sys.argv[2], **arrays, **axes)
 
 def read_las(path: Path, options: ReadOptions) -> Cloud:
     laspy = require("laspy", "LAS and LAZ files")
+    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(FORMAT_BYTE + 1)
+        head = file.read(HEADER)
+    _check_header(head, size)
     compressed = len(head) > FORMAT_BYTE and bool(head[FORMAT_BYTE] & COMPRESSED)
     if compressed:
         require("lazrs", "LAZ files")
@@ -46,11 +52,26 @@ def read_las(path: Path, options: ReadOptions) -> Cloud:
         header = file.header
         check_count(header.point_count, options)
         whole = header.point_count * header.point_format.size
-        if whole > path.stat().st_size * (MOST_PACKED if compressed else 1):
+        if whole > size * (MOST_PACKED if compressed else 1):
             raise ReadError(f"it breaks off: {header.point_count:,} points are announced")
         if not compressed:
             return from_named(_arrays(file.read()))
-    return from_named(_unpacked(path))
+        count = header.point_count
+    return from_named(_unpacked(path, count))
+
+
+def _check_header(head: bytes, size: int) -> None:
+    """Raise a `ReadError` for numbers that no file of this size can have: laspy would look for every record."""
+    if len(head) < 227 or head[:4] != b"LASF":
+        raise ReadError("it holds no points: it does not begin with the header of a LAS file")
+    length, start, records = struct.unpack_from("<HII", head, 94)
+    later = struct.unpack_from("<QI", head, 235) if head[25] >= 4 and len(head) >= HEADER else (0, 0)
+    if (
+        not length <= start <= size
+        or length + VLR * records > size
+        or (later[1] and later[0] + EVLR * later[1] > size)
+    ):
+        raise ReadError("it cannot be read as a point cloud (its header announces more than the file holds)")
 
 
 def _arrays(points: Any) -> dict[str, NDArray[Any]]:
@@ -60,7 +81,7 @@ def _arrays(points: Any) -> dict[str, NDArray[Any]]:
     return axes | {name: values for name, values in columns.items() if values.ndim == 1}
 
 
-def _unpacked(path: Path) -> dict[str, NDArray[Any]]:
+def _unpacked(path: Path, count: int) -> dict[str, NDArray[Any]]:
     """The columns of a compressed file, unpacked in a process of its own: damaged data make the library end it."""
     place = Path(tempfile.gettempdir(), "laz")
     with (
@@ -68,11 +89,15 @@ def _unpacked(path: Path) -> dict[str, NDArray[Any]]:
         tempfile.TemporaryDirectory(prefix="laz-") as folder,
     ):
         out = Path(folder, "points.npz")
-        words = [sys.executable, "-c", UNPACK, str(path), str(out), str(MEMORY)]
+        seconds = SECONDS + count / POINTS_PER_SECOND
+        words = [sys.executable, "-c", UNPACK, str(path), str(out), str(MEMORY + MEMORY_PER_POINT * count)]
         try:
-            ran = subprocess.run(words, capture_output=True, timeout=SECONDS, check=False)
+            ran = subprocess.run(words, capture_output=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ReadError(f"it could not be unpacked in {SECONDS} seconds") from error
+            raise ReadError(
+                f"its {count:,} points could not be unpacked in {seconds:.0f} seconds: its compressed "
+                "data are damaged, or the machine is busy with something else"
+            ) from error
         if ran.returncode or not out.is_file():
             said = ran.stderr.decode(errors="replace").strip().splitlines()
             reason = said[-1][:120] if said else f"exit {ran.returncode}"

@@ -1,7 +1,8 @@
 """Numbers written as text, with the line where something else stands."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import overload
 
 import numpy as np
 
@@ -11,6 +12,61 @@ from tasks.datasets.reading import require
 
 MANY = 500  # lines from which Arrow is faster than NumPy
 SHOWN = 40  # characters of a wrong line
+
+
+class Lines(Sequence[str]):
+    """The lines of a text file that are not empty; they are cut apart only where one is looked at.
+
+    Args:
+        data: the text.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        data = data if data.endswith(b"\n") else data + b"\n"
+        ends = _line_ends(data)
+        starts = np.append(-1, ends[:-1]) + 1
+        first = np.frombuffer(data, np.uint8)[starts]
+        if b"\r" in data or ((first <= ord(" ")) & (first != 0)).any():
+            data = b"".join(line + b"\n" for line in data.splitlines() if line.strip())
+            ends = _line_ends(data)
+        self._set(data, ends)
+
+    def _set(self, data: bytes, ends: Indices) -> None:
+        self.data, self.ends = data, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Lines": ...
+
+    def __getitem__(self, place: int | slice) -> "str | Lines":
+        if isinstance(place, int):
+            if not -len(self) <= place < len(self):
+                raise IndexError(place)
+            place %= len(self)
+            return self.data[self._start(place) : self.ends[place]].decode("ascii", errors="replace")
+        first, behind, step = place.indices(len(self))
+        assert step == 1
+        behind = max(first, behind)
+        start = self._start(first)
+        part = Lines.__new__(Lines)
+        part._set(self.data[start : self._start(behind)], self.ends[first:behind] - start)
+        return part
+
+    def _start(self, place: int) -> int:
+        """Where a line begins; behind the last, where the text ends."""
+        return int(self.ends[place - 1]) + 1 if place else 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data.decode("ascii", errors="replace").split("\n")[:-1])
+
+
+def _line_ends(data: bytes) -> Indices:
+    return np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
 
 
 def table(lines: Sequence[str], what: str, delimiter: str | None = None) -> Doubles:
@@ -35,11 +91,12 @@ def table(lines: Sequence[str], what: str, delimiter: str | None = None) -> Doub
 def _parsed(lines: Sequence[str], delimiter: str | None = None) -> Doubles:
     """`table`, with NumPy's error."""
     if len(lines) >= MANY:
+        text = lines.data if isinstance(lines, Lines) else "\n".join(lines).encode()
         try:
-            return parsed_fast("\n".join(lines).encode(), len(lines[0].split(delimiter)), delimiter or " ")
+            return parsed_fast(text, len(lines[0].split(delimiter)), delimiter or " ")
         except ValueError:  # for one, there may be two blanks between numbers
             pass
-    return np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None, delimiter=delimiter)
+    return np.loadtxt(iter(lines), dtype=np.float64, ndmin=2, comments=None, delimiter=delimiter)
 
 
 def parsed_fast(text: bytes, width: int, delimiter: str) -> Doubles:
@@ -102,33 +159,49 @@ def polygons(lines: Sequence[str], what: str = "face") -> tuple[Indices, Indices
     """
     groups: list[tuple[Indices, Indices]] = []
     behind: list[tuple[Indices, Doubles]] = []
-    for numbers, rows in _uniform(lines, what):
-        if not np.isfinite(rows).all():
-            raise ReadError(f"it cannot be read as a point cloud (a {what} has values that are not finite)")
+    for numbers, rows in uniform(lines, what):
         sizes = rows[:, 0]
-        for size in np.unique(sizes):
+        for size in sizes[:1] if (sizes == sizes[0]).all() else np.unique(sizes):
             here = sizes == size
             if not 0 <= size < 2**31 or size != int(size) or 1 + size > rows.shape[1]:
                 place = int(numbers[here][0]) + 1
                 raise ReadError(
                     f"it breaks off: {what} {place:,} announces {size:g} corners and has {rows.shape[1] - 1}"
                 )
-            corners = rows[here, 1 : 1 + int(size)]
-            if not (corners == np.floor(corners)).all():
-                raise ReadError(f"it cannot be read as a point cloud (a {what} has indices with fractions)")
-            groups.append((numbers[here], corners.clip(-(2.0**53), 2.0**53).astype(np.int64)))
+            groups.append((numbers[here], as_indices(rows[here, 1 : 1 + int(size)], what)))
             behind.append((numbers[here], rows[here, 1 + int(size) :]))
     triangles, owner = fans(groups)
     return triangles, owner, _joined(behind, len(lines))
 
 
-def _uniform(lines: Sequence[str], what: str) -> Iterable[tuple[Indices, Doubles]]:
-    """The lines in groups of as many words each, with their numbers."""
+def as_indices(corners: Doubles, what: str = "face") -> Indices:
+    """Whole numbers, those beyond all indices cut down; raises `ReadError` for fractions."""
+    corners = corners.clip(-(2.0**53), 2.0**53)
+    indices = corners.astype(np.int64)
+    if not (corners == indices).all():
+        raise ReadError(f"it cannot be read as a point cloud (a {what} has indices with fractions)")
+    return indices
+
+
+def uniform(lines: Sequence[str], what: str = "face") -> Iterator[tuple[Indices, Doubles]]:
+    """The lines in groups of as many words each, with the places of the lines.
+
+    Raises:
+        ReadError: a line holds something else than finite numbers.
+    """
+    for numbers, rows in _groups(lines, what):
+        if rows.size and not np.isfinite([rows.min(), rows.max()]).all():
+            raise ReadError(f"it cannot be read as a point cloud (a {what} has values that are not finite)")
+        yield numbers, rows
+
+
+def _groups(lines: Sequence[str], what: str) -> list[tuple[Indices, Doubles]]:
     if not lines:
         return []
     try:
         return [(np.arange(len(lines)), _parsed(lines))]
     except ValueError:
+        lines = list(lines)
         widths = [len(line.split()) for line in lines]
     order = sorted(range(len(lines)), key=widths.__getitem__)
     found: list[tuple[Indices, Doubles]] = []

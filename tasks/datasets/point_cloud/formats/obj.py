@@ -1,30 +1,33 @@
 """OBJ (Wavefront): vertices, perhaps with colours behind them, and polygons; materials are left alone."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_cloud.formats.cloud import (
+from tasks.datasets.point_formats.cloud import (
     Cloud,
     Indices,
     ReadOptions,
     check_count,
     check_size,
+    fans,
     mesh,
 )
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS
-from tasks.datasets.point_cloud.formats.numbers import polygons, table
+from tasks.datasets.point_formats.columns import COLORS, NORMALS
+from tasks.datasets.point_formats.numbers import Lines, as_indices, table, uniform
 
 WIDTHS = {3: (), 4: ("w",), 6: COLORS, 7: (*COLORS, "a")}
 
 
 def read_obj(path: Path, options: ReadOptions) -> Cloud:
     check_size(path.stat().st_size, options)
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if "\\" in text:  # a line that goes on
-        text = text.replace("\\\r\n", " ").replace("\\\n", " ")
+    text = path.read_bytes()
+    if b"\\" in text:  # a line that goes on
+        text = text.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     vertices, normals, faces, before = _sorted(text)
     check_count(len(vertices), options)
     rows = table(vertices, "vertex")
@@ -38,40 +41,68 @@ def read_obj(path: Path, options: ReadOptions) -> Cloud:
         columns |= dict(zip(NORMALS, table(normals, "normal").T, strict=False))
     colors = rows[:, 3:6] if "r" in columns else np.zeros((0, 3))
     scale = 1.0 if colors.size and colors.max() <= 1 else None  # as the format has it; some write bytes
-    triangles, owner, _ = polygons(_sized(faces))
-    corners = _counted(triangles, np.asarray(before, np.int64)[owner])
+    triangles, owner = fans(list(_corners(faces)))
+    corners = _counted(triangles, before[owner])
     return mesh(rows[:, :3], corners, columns=columns, color_scale=scale)
 
 
-def _sorted(text: str) -> tuple[list[str], list[str], list[str], list[int]]:
+def _sorted(text: bytes) -> tuple[Lines, Lines, Lines, Indices]:
     """Lines of vertices, of normals and of faces without their first word, and the number of vertices before
     each face."""
-    vertices: list[str] = []
-    normals: list[str] = []
-    faces: list[str] = []
-    before: list[int] = []
-    for line in text.splitlines():
-        start = line[:2]
-        if start in ("v ", "v\t"):
-            vertices.append(line[2:])
-        elif start in ("f ", "f\t"):
-            faces.append(line[2:])
-            before.append(len(vertices))
-        elif start == "vn":
-            normals.append(line[3:])
-        elif line[:1].isspace() and line.strip():
-            return _sorted("\n".join(line.strip() for line in text.splitlines()))
-    if "#" in text:
-        vertices, faces = ([line.split("#", 1)[0] for line in lines] for lines in (vertices, faces))
-    return vertices, normals, faces, before
+    lines = Lines(text)
+    if not lines:
+        raise ReadError("it holds no points: it has no line v x y z")
+    content = np.frombuffer(lines.data, np.uint8)
+    starts = np.append(0, lines.ends[:-1] + 1)
+    first, second = content[starts], content[starts + 1]  # a line has a byte and its end at least
+    blank = (second == ord(" ")) | (second == ord("\t"))
+    if ((first == ord(" ")) | (first == ord("\t"))).any():
+        return _sorted(b"\n".join(line.strip() for line in lines.data.split(b"\n")))
+    vertex, face = (first == ord("v")) & blank, (first == ord("f")) & blank
+    normal = (first == ord("v")) & (second == ord("n"))
+    picked = [
+        _picked(lines.data, starts, lines.ends, which, word)
+        for which, word in ((vertex, b"v"), (normal, b"vn"), (face, b"f"))
+    ]
+    return picked[0], picked[1], picked[2], np.cumsum(vertex)[face]
 
 
-def _sized(faces: list[str]) -> list[str]:
-    """Faces as ``K index … index``: of corners written ``1/2/3`` the vertex counts."""
-    joined = "\n".join(faces)
-    if "/" in joined:
-        faces = re.sub(r"/\S*", "", joined).split("\n")
-    return [f"{len(face.split())} {face}" for face in faces]
+def _picked(text: bytes, starts: Indices, ends: Indices, which: NDArray[np.bool_], word: bytes) -> Lines:
+    """Some lines of a text, all beginning with the same word, without it and without remarks."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], which, [False]]).astype(np.int8)))
+    runs = zip(starts[turns[::2]].tolist(), ends[turns[1::2] - 1].tolist(), strict=True)
+    joined = b"\n" + b"".join(text[start : end + 1] for start, end in runs)
+    for behind in (b" ", b"\t"):
+        joined = joined.replace(b"\n" + word + behind, b"\n")
+    if b"#" in joined:
+        joined = b"\n".join(line.split(b"#", 1)[0] for line in joined.split(b"\n"))
+    return Lines(joined[1:])
+
+
+def _corners(faces: Lines) -> Iterator[tuple[Indices, Indices]]:
+    """Faces of as many corners each, (F, K), with their places; of corners written ``1/2/3`` the vertex counts."""
+    each = 1
+    if b"/" in faces.data:
+        each = _values_of_corners(faces.data)
+        if each:
+            faces = Lines(faces.data.replace(b"//", b" ").replace(b"/", b" "))
+        else:
+            faces, each = Lines(re.sub(rb"/\S*", b"", faces.data)), 1
+    for numbers, rows in uniform(faces):
+        yield numbers, as_indices(rows[:, ::each])
+
+
+def _values_of_corners(text: bytes) -> int:
+    """How many numbers each corner of each face has, where all are written as the first; else 0."""
+    corner = text.split(None, 1)[0]
+    slashes = corner.count(b"/")
+    content = np.frombuffer(text, np.uint8)
+    signs = content[(content == ord("/")) | (content <= ord(" "))]
+    if len(signs) % (slashes + 1) or corner.endswith(b"/"):
+        return 0
+    table = signs.reshape(-1, slashes + 1) == ord("/")
+    alike = table[:, :-1].all() and not table[:, -1].any()
+    return slashes + 1 - corner.count(b"//") if alike and b"  " not in text else 0
 
 
 def _counted(triangles: Indices, before: Indices) -> Indices:

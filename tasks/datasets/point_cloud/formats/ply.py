@@ -4,11 +4,14 @@ A header is checked against the size of the file before anything is made of what
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
@@ -21,8 +24,8 @@ from tasks.datasets.point_cloud.formats.cloud import (
     fans,
     mesh,
 )
-from tasks.datasets.point_cloud.formats.columns import COLORS, from_named, known_name
-from tasks.datasets.point_cloud.formats.numbers import polygons, table
+from tasks.datasets.point_formats.columns import COLORS, from_named, known_name
+from tasks.datasets.point_formats.numbers import Lines, polygons, table
 
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -82,7 +85,7 @@ def read_ply(path: Path, options: ReadOptions) -> Cloud:
         file.seek(start)
         if form == "ascii":
             check_size(path.stat().st_size, options)
-            parts = _from_text(file.read().decode("ascii", errors="replace"), elements)
+            parts = _from_text(file.read(), elements)
         else:
             parts = _from_bytes(file.read(), elements, ORDERS[form])
     vertices = parts.get("vertex")
@@ -152,8 +155,8 @@ def _header_line(words: list[str], elements: list[Element]) -> str | None:
 # -- text -----------------------------------------------------------------------------------------------
 
 
-def _from_text(text: str, elements: list[Element]) -> dict[str, Any]:
-    lines = [line for line in text.splitlines() if line and not line.isspace()]
+def _from_text(text: bytes, elements: list[Element]) -> dict[str, Any]:
+    lines = Lines(text)
     place, parts = 0, dict[str, Any]()
     for element in elements:
         own = lines[place : place + element.count]
@@ -169,7 +172,7 @@ def _from_text(text: str, elements: list[Element]) -> dict[str, Any]:
     return parts
 
 
-def _text_vertices(element: Element, lines: list[str]) -> dict[str, NDArray[Any]]:
+def _text_vertices(element: Element, lines: Sequence[str]) -> dict[str, NDArray[Any]]:
     if not element.is_flat:
         raise ReadError("it cannot be read as a point cloud (its vertices have lists)")
     rows = table(lines, "vertex")
@@ -195,7 +198,7 @@ def _as_type(values: NDArray[Any], kind: str) -> NDArray[Any]:
     return values.astype(kind)
 
 
-def _text_faces(element: Element, lines: list[str]) -> Faces | None:
+def _text_faces(element: Element, lines: Sequence[str]) -> Faces | None:
     names = [part.name for part in element.properties]
     if not names or names[0] not in CORNERS or any(part.length for part in element.properties[1:]):
         corners = next((name for name in names if name in CORNERS), None)
@@ -271,6 +274,8 @@ def _walk(
     data: bytes, place: int, element: Element, order: str
 ) -> tuple[list[tuple[Indices, NDArray[Any]]], int]:
     """`_records` where lists differ in length."""
+    if sum(part.length is not None for part in element.properties) == 1:
+        return _walk_one_list(data, place, element, order)
     layouts: dict[tuple[int, ...], tuple[np.dtype[Any], list[int], list[int]]] = {}
     for number in range(element.count):
         sizes = _sizes_at(data, place, element, order)
@@ -287,6 +292,48 @@ def _walk(
         joined = b"".join(data[start : start + kind.itemsize] for start in starts)
         groups.append((np.asarray(numbers), np.frombuffer(joined, kind)))
     return groups, place
+
+
+def _walk_one_list(
+    data: bytes, place: int, element: Element, order: str
+) -> tuple[list[tuple[Indices, NDArray[Any]]], int]:
+    """`_walk` of nearly all files: only where records begin is found one by one."""
+    own = next(place for place, part in enumerate(element.properties) if part.length)
+    part = element.properties[own]
+    assert part.length is not None
+    before = sum(int(other.kind[1:]) for other in element.properties[:own])
+    fixed = element.least - int(part.length[1:])  # bytes beside the list and its length
+    each, wide = int(part.kind[1:]), int(part.length[1:])
+    at = np.zeros(2, np.int64)
+    if part.length == "u1":
+        longest = (
+            255 - fixed - wide
+        ) // each  # a step to the next record then fits a byte, as for nearly all polygons
+        steps = bytes(fixed + wide + each * size if size <= longest else 0 for size in range(256))
+        step_at = data[place + before :].translate(steps)
+        here = 0
+        try:
+            walked = [here := here + step_at[here] for _ in repeat(None, element.count)]
+        except IndexError as error:
+            raise ReadError(f"it breaks off in one of {element.count:,} records of {element.name}") from error
+        at = place + np.append(0, np.fromiter(walked, np.int64, element.count))
+    if at[-1] == at[-2]:  # another type of length, or a longer list, where it stood still
+        starts = [place]
+        for _ in range(element.count):
+            starts.append(starts[-1] + fixed + wide + each * _sizes_at(data, starts[-1], element, order)[0])
+        at = np.asarray(starts)
+    if at[-1] > len(data):
+        broken = int(np.searchsorted(at, len(data), side="right"))
+        raise ReadError(f"it breaks off in {element.name} {broken:,} of {element.count:,}")
+    sizes = (np.diff(at) - fixed - wide) // each
+    content = np.frombuffer(data, np.uint8)
+    groups = []
+    for size in np.flatnonzero(np.bincount(sizes)):
+        numbers = np.flatnonzero(sizes == size)
+        kind = _layout(element, (int(size),), order)
+        records = sliding_window_view(content, kind.itemsize)[at[numbers]]
+        groups.append((numbers, records.view(kind)[:, 0]))
+    return groups, int(at[-1])
 
 
 def _sizes_at(data: bytes, place: int, element: Element, order: str) -> tuple[int, ...]:

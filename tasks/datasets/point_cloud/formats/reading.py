@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, ReadError, check_file
-from tasks.datasets.point_cloud.formats.arrays import read_h5, read_npy, read_npz
-from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions
-from tasks.datasets.point_cloud.formats.columns import COLORS, color_scale
-from tasks.datasets.point_cloud.formats.las import read_las
-from tasks.datasets.point_cloud.formats.obj import read_obj
-from tasks.datasets.point_cloud.formats.off import read_off
-from tasks.datasets.point_cloud.formats.pcd import read_pcd
-from tasks.datasets.point_cloud.formats.ply import read_ply
-from tasks.datasets.point_cloud.formats.stl import read_stl
-from tasks.datasets.point_cloud.formats.text import read_text
+from tasks.datasets.point_formats.arrays import read_h5, read_npy, read_npz
+from tasks.datasets.point_formats.cloud import Cloud, Doubles, ReadOptions
+from tasks.datasets.point_formats.columns import COLORS, color_scale
+from tasks.datasets.point_formats.las import read_las
+from tasks.datasets.point_formats.obj import read_obj
+from tasks.datasets.point_formats.off import read_off
+from tasks.datasets.point_formats.pcd import read_pcd
+from tasks.datasets.point_formats.ply import read_ply
+from tasks.datasets.point_formats.stl import read_stl
+from tasks.datasets.point_formats.text import read_text
 
 Reader = Callable[[Path, ReadOptions], Cloud]
 READERS: dict[str, Reader] = {
@@ -33,6 +33,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".las", ".laz"), read_las),
 }
 EXTENSIONS = tuple(READERS)
+AT_ONCE = (1024, 32)  # points whose extent is found together
 FAR = 16  # sizes of a cloud from the origin, where float32 has 1e-6 of its size left
 
 
@@ -54,7 +55,8 @@ def read_cloud(path: Path, options: ReadOptions | None = None) -> Cloud:
         cloud = READERS[kind](path, options)
         if len(cloud.points) == 0:
             raise ReadError("it holds no points")
-        return _single(_centred(_finite(cloud)))
+        _keep_finite(cloud)
+        return _single(cloud)
     except DataError:  # says already what is wrong, with the file or with a library
         raise
     except Exception as error:  # damaged files lead libraries to whatever their code comes across
@@ -90,32 +92,36 @@ def table_of(cloud: Cloud, columns: Sequence[str], scale: float | None = None) -
     return table if there.all() else table[there]
 
 
-def _finite(cloud: Cloud) -> Cloud:
-    limit = np.finfo(np.float32).max
-    if np.abs(_reach(cloud.points)).max() <= limit:  # false for NaN as well
-        return cloud
-    there = (np.abs(cloud.points) <= limit).all(axis=1)
-    if cloud.triangles is not None or not there.any():
-        raise ReadError("its points have coordinates that are not finite numbers")
-    cloud.points = cloud.points[there]
-    cloud.columns = {name: values[there] for name, values in cloud.columns.items()}
-    cloud.dropped = int((~there).sum())
-    return cloud
-
-
-def _centred(cloud: Cloud) -> Cloud:
+def _keep_finite(cloud: Cloud) -> None:
+    """Leave out points without finite coordinates, and move the others to their centre where they lie far from 0."""
     low, high = _reach(cloud.points)
+    limit = np.finfo(np.float32).max
+    if not max(np.abs(low).max(), np.abs(high).max()) <= limit:  # true for NaN as well
+        there = (np.abs(cloud.points) <= limit).all(axis=1)
+        if cloud.triangles is not None or not there.any():
+            raise ReadError("its points have coordinates that are not finite numbers")
+        cloud.points = cloud.points[there]
+        cloud.columns = {name: values[there] for name, values in cloud.columns.items()}
+        cloud.dropped = int((~there).sum())
+        low, high = _reach(cloud.points)
     size = float((high - low).max())
     if max(np.abs(low).max(), np.abs(high).max()) > FAR * size > 0:
         cloud.origin = cloud.points.mean(axis=0, dtype=np.float64)
         cloud.points = cloud.points - cloud.origin
-    return cloud
 
 
-def _reach(points: NDArray[Any]) -> NDArray[Any]:
-    """The lowest and the highest coordinates, (2, 3), NaN where there are any."""
-    axes = [points[:, axis] for axis in range(3)]
-    return np.array([[axis.min() for axis in axes], [axis.max() for axis in axes]], np.float64)
+def _reach(points: NDArray[Any]) -> tuple[Doubles, Doubles]:
+    """The lowest and the highest coordinates, (3,) each, NaN where there are any."""
+    rows = points
+    for at_once in AT_ONCE if points.flags.c_contiguous else ():  # NumPy is fastest where rows are long
+        whole = len(rows) // at_once * at_once
+        if whole > 2 * at_once:
+            wide = rows[:whole].reshape(-1, 3 * at_once)
+            ends = np.concatenate([wide.min(axis=0), wide.max(axis=0)]).reshape(-1, 3)
+            rows = np.concatenate([ends, rows[whole:]])
+    axes = [rows[:, axis] for axis in range(3)]
+    low, high = [axis.min() for axis in axes], [axis.max() for axis in axes]
+    return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
 
 def _single(cloud: Cloud) -> Cloud:
