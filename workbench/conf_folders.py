@@ -5,11 +5,14 @@ folder of YAML in a package, such as `widefield_tactile.conf`. Neither the packa
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tasks.program import INSTALLED, ROOT
 from workbench.typed_words import FOLDERS
@@ -79,6 +82,33 @@ def typed_folders() -> list[Path]:
 def conf_folders() -> list[Path]:
     """Every folder of YAML of this command; all of them are trusted."""
     return [CONF, *(plugin.folder for plugin in plugins() if plugin.folder), *typed_folders()]
+
+
+def source_folders(sources: Iterable[Any]) -> list[Path]:
+    """The folders of YAML among the sources of Hydra's search path, first what is looked through first.
+
+    Of Hydra's own configuration and that of its plug-ins nothing is among them.
+    """
+    ours = (source for source in sources if _is_ours(source.provider))
+    return [folder for source in ours if (folder := source_folder(source)) is not None]
+
+
+def _is_ours(provider: str) -> bool:
+    return provider in ("main", "command-line") or provider.startswith((PROVIDER, "hydra.searchpath"))
+
+
+def source_folder(source: Any) -> Path | None:
+    """Where a source of Hydra's search path lies on the disk; None: nowhere."""
+    if source.scheme() == "file":
+        return Path(source.path)
+    if source.scheme() != "pkg":
+        return None
+    package, _, below = source.path.partition("/")
+    try:
+        folder = resources.files(package) / below
+    except (ImportError, TypeError, ValueError):
+        return None
+    return folder if isinstance(folder, Path) and folder.is_dir() else None
 
 
 def find_yaml(group: str, name: str) -> Path | None:

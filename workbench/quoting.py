@@ -4,7 +4,8 @@ Two readers take quotes away, the shell and Hydra. Every command that the progra
 """
 
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,20 @@ def command(*words: str, **options: Any) -> str:
     >>> command("-m", task="esc50", data_dir=Path("my sounds (2)"))
     'python run.py -m task=esc50 \\'data_dir="my sounds (2)"\\''
     """
-    said = [*words, *(word(key, value) for key, value in options.items())]
+    said = [*_config_dir(words), *words, *(word(key, value) for key, value in options.items())]
     return " ".join([called(), *map(shlex.quote, said)])
+
+
+def _config_dir(words: Sequence[str]) -> list[str]:
+    """The folder of YAML that this command has named: the next one, of these words, needs it too."""
+    flags = ("--config-dir", "-cd")
+    if any(said.partition("=")[0] in flags for said in words):
+        return []
+    for before, said in zip(sys.argv, sys.argv[1:], strict=False):
+        flag, equals, value = said.partition("=")
+        if before in flags or (flag in flags and equals):
+            return [f"--config-dir={said if before in flags else value}"]
+    return []
 
 
 def typed(key: str, value: Any) -> str:

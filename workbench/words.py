@@ -40,6 +40,7 @@ PLACES = {"modality.augment": ("raw", "mixup", "maps")}
 HYDRAS = ("_partial_", "_recursive_", "_convert_", "_args_")
 MIXED = ("compile",)  # true, or a word
 MOST_NAMES = 12
+HUB = "hf://"  # a repository of a hub, which is asked later
 OURS = "WIDEFIELD_FULL_ERROR"  # HYDRA_FULL_ERROR was set here, not by the user; processes started by this one see both
 
 
@@ -244,8 +245,12 @@ def _check_values(cfg: DictConfig) -> None:
             raise UsageError(f"optimizer.opt={opt} is none of timm's optimisers: {choices(opt, names)}")
     for key in ("init_from", "ckpt"):
         name = cfg.get(key)
-        if name and not any(
-            Path(path).expanduser().exists() for path in (name, str(name).rpartition("@")[0] or name)
+        if (
+            name
+            and not str(name).startswith(HUB)
+            and not any(
+                Path(path).expanduser().exists() for path in (name, str(name).rpartition("@")[0] or name)
+            )
         ):
             runs = [
                 str(path)
@@ -303,7 +308,11 @@ def composed(words: list[str]) -> DictConfig | None:
         runtime = HydraConfig.get().runtime
         folder = next((source.path for source in runtime.config_sources if source.provider == "main"), folder)
         name = str(HydraConfig.get().job.config_name)
-        more = [source.path for source in runtime.config_sources if source.provider == "command-line"]
+        more = [
+            f"{source.schema}://{source.path}"
+            for source in runtime.config_sources
+            if source.provider.startswith(("command-line", "hydra.searchpath"))
+        ]
     words = [*words, *([f"hydra.searchpath={value_text(more)}"] if more else [])]
     before = GlobalHydra.instance().hydra
     config, GlobalHydra.instance().hydra = HydraConfig.instance().cfg, None

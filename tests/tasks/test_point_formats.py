@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tasks.datasets.base import DataError, ReadError
 from tasks.datasets.point_choice import sample_surface
 from tasks.datasets.point_files import PointData
 from tasks.datasets.point_folder import PointFolder
@@ -22,6 +20,8 @@ from tasks.datasets.point_formats import h5, las
 from tasks.datasets.point_formats.cloud import ReadOptions
 from tasks.datasets.point_formats.pcd import unpacked_lzf
 from tasks.datasets.point_formats.reading import read_cloud, table_of
+
+from tasks.datasets.base import DataError, ReadError
 
 RGB = ("r", "g", "b")
 CUBE = np.array(

@@ -705,14 +705,14 @@ def sweep(tmp_path: Path) -> Path:
         tmp_path / "sweep", "config", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], words, "."
     )
     folder.jobs = [Job(f"{seed}_seed-{seed}", ["task=esc50", f"seed={seed}"]) for seed in (0, 1)]
-    folder.take_snapshot(ROOT / "conf")
+    folder.take_snapshot([ROOT / "conf"])
     folder.save()
     return folder.path
 
 
 def test_a_sweep_of_ones_own_goes_on(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.conf_folders import CONF
     from workbench.sweeps.words import expand_resume
-    from workbench.yaml_targets import CONF
 
     monkeypatch.chdir(sweep.parent)
     task = sweep / "conf" / "task" / "esc50.yaml"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tasks.datasets.audio_folder import AudioFolder
 from tests_support import TINY
 
-from tasks.datasets.audio_folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError
 
 Act = Callable[..., Path]

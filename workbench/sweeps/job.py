@@ -57,6 +57,7 @@ ABOUT_THE_SWEEP = (
     "hydra.sweep",
     "hydra.run",
     "hydra.mode",
+    "hydra.searchpath",  # all of it is in the snapshot
 )
 
 
