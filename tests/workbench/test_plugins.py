@@ -61,9 +61,9 @@ def widefield(home: Path, site: Path) -> Widefield:
 
 @pytest.fixture(scope="module")
 def run(widefield: Widefield, home: Path) -> Path:
-    said = widefield(*EEG, *SHORT)
+    said = widefield(*EEG, *SHORT, "paths.runs=first")
     assert "drawn sample, not EEG recordings" in said
-    (folder,) = (home / "runs" / "eyes").iterdir()
+    (folder,) = (home / "first" / "eyes").iterdir()
     return folder
 
 
@@ -109,8 +109,8 @@ def test_its_data_go_into_shards_and_come_back(widefield: Widefield, home: Path)
 
 
 def test_a_report_knows_what_its_task_reads(widefield: Widefield, run: Path, home: Path) -> None:
-    widefield("action=report", f"input={home / 'runs' / 'eyes'}")
-    assert "eeg_net" in (home / "runs" / "eyes" / "report" / "runs.csv").read_text()
+    widefield("action=report", "input=first")
+    assert "eeg_net" in (home / "first" / "report" / "runs.csv").read_text()
 
 
 @pytest.mark.slow
