@@ -18,7 +18,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             name = ".".join(below.parts).removesuffix(".__init__")
             if not file.read_text(encoding="utf-8").strip():
                 continue
-            page = "widefield.md" if name == API else f"{'/'.join(below.parts).replace('__init__', 'index')}.md"
+            page = (
+                "widefield.md" if name == API else f"{'/'.join(below.parts).replace('__init__', 'index')}.md"
+            )
             title = "widefield" if name == API else name
             members = "" if name != API else "    options: {members: [load, Model, Input]}\n"
             content = f"---\ntitle: {title}\n---\n\n::: {name}\n{members}"

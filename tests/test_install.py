@@ -142,6 +142,12 @@ def test_ci_installs_the_set_and_resolves_it() -> None:
     assert "resolve.py newest || true" in script, "what is newer is news, no failure"
 
 
+def test_ci_builds_the_reference_with_warnings_as_errors() -> None:
+    (line,) = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "mkdocs build" in line]
+    assert "--strict" in line
+    assert "quiet" not in line, "what is not shown is not counted either"
+
+
 def test_pip_sees_the_markers_of_the_target() -> None:
     program = CI.PIP.split("from pip._internal.cli", 1)[0]
     program += "print(markers.Marker(\"sys_platform == 'win32' and python_version == '3.14'\").evaluate())"
