@@ -167,7 +167,7 @@ def draw_stl_text(path: Path) -> None:
 
 
 def draw_pcd_packed(path: Path) -> None:
-    from tasks.datasets.point_choice import open3d
+    from tasks.datasets.point_cloud.choice import open3d
 
     o3d = open3d()
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(np.sort(points(), axis=0)))
@@ -214,7 +214,7 @@ def draw_picture(path: Path) -> None:
 
 
 def draw_clip(path: Path, codec: str) -> None:
-    from tasks.datasets.samples.video import write_video
+    from tasks.datasets.video.sample import write_video
 
     small = picture()[:240, :320]
     write_video(path, np.stack([np.roll(small, 2 * frame, axis=1) for frame in range(FRAMES)]), codec)
@@ -292,22 +292,22 @@ def kinds() -> dict[tuple[str, str], tuple[str, Draw]]:
 def reader(modality: str) -> Read:
     """How a file of the modality is read, by functions that every checkout has."""
     if modality == "point_cloud":
-        from tasks.datasets.point_files import read_cloud
+        from tasks.datasets.point_cloud.files import read_cloud
 
         return read_cloud
     if modality == "time_series":
-        from tasks.datasets.series_table import read_csv
+        from tasks.datasets.time_series.table import read_csv
 
         return read_csv
     if modality == "audio":
-        from tasks.datasets.audio_folder import AudioFolder
+        from tasks.datasets.audio.folder import AudioFolder
 
         return AudioFolder(name="audio_folder", data_dir=".", num_workers=0).read_file
     if modality == "image":
-        from tasks.datasets.image_folder import ImageFolder
+        from tasks.datasets.image.folder import ImageFolder
 
         return ImageFolder(name="image_folder", data_dir=".", num_workers=0).read_file
-    from tasks.datasets.video_folder import VideoFolder
+    from tasks.datasets.video.folder import VideoFolder
 
     return VideoFolder(name="video_folder", data_dir=".", num_workers=0).read_file
 

@@ -87,6 +87,21 @@ def test_the_page_on_reading_names_tests_that_exist() -> None:
     assert {name for name in named if f"def {name}(" not in source} == set()
 
 
+def test_every_case_has_a_test_beside_it() -> None:
+    """A row of a table of outcomes ends with the tests that show it."""
+    page = (ROOT / "docs" / "READING.md").read_text()
+    rows, tested = 0, False
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            tested = False
+        elif " test" in line.split("|")[-2] and not re.search(r"`test_\w+`|::test_", line):
+            tested = True
+        elif tested and not line.startswith("|---"):
+            rows += 1
+            assert re.search(r"test_\w+|the same", line.split("|")[-2]), line
+    assert rows > 50
+
+
 def test_pictures_of_drawn_data_say_so() -> None:
     """Those of probes and sweeps are all of embedded samples: below each stands the red line of `say_provenance`."""
     red_RGB = np.array([214, 39, 40])

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tasks.datasets.audio_folder import AudioFolder
 from tests_support import TINY
 
+from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError
+from workbench.resume import changed_data
 
 Act = Callable[..., Path]
 RATE = 4000
@@ -57,7 +58,7 @@ def test_every_clip_is_read_whole(clips: Path) -> None:
 
     assert np.std(energies(full)) < 0.01 * np.mean(energies(full)), "the tone is in every clip"
     assert min(energies(middle)) == 0, "and not in the middle of long ones"
-    batch = next(iter(full.train_dataloader()))["raw"]
+    batch = next(iter(full.train_dataloader())).raw
     assert batch.shape == (4, 2 * RATE)
     assert (batch.square().sum(dim=1) > 100).all()
 
@@ -94,9 +95,19 @@ def test_from_training_to_export(act: Act, clips: Path, tmp_path: Path) -> None:
         clip(inputs / f"{name}.wav", seconds, pitch)
     said = act("trainer=cpu", "action=predict", f"ckpt={run}", f"input={inputs}")
     with (said / "predictions.csv").open(newline="") as file:
-        rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
-    assert rows["a.wav"]["prediction"] == "high"
-    assert rows["b.wav"]["prediction"] == "low"
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert rows["a.wav"]["label"] == "high"
+    assert rows["b.wav"]["label"] == "low"
     assert "it lasts 5 s, longer than any clip" in rows["c.wav"]["error"]
     exported = act("trainer=cpu", "action=export", f"ckpt={run}")
     assert any(exported.rglob("*.onnx")) or any(exported.rglob("*.pt2"))
+
+
+def test_the_number_of_crops_is_no_other_data(clips: Path) -> None:
+    """It follows from the clips that are tested: what a model must know is the same."""
+    data = opened(clips, 0.5, test_crops="full")
+    fewer = data.facts() | {"test_crops": data.test_crops - 1}
+    assert data.test_crops == 4
+    assert changed_data(fewer, data.facts(), data.record(), data.record()) == []
+    other = data.facts() | {"class_names": ["high", "mid"]}
+    assert changed_data(other, data.facts(), data.record(), data.record()) != []

@@ -14,9 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.series_dates import Dates, offsets_of, read_dates, wall_offsets
-from tasks.datasets.series_grid import Grid, even_out
-from tasks.datasets.series_text import SEPARATORS, Format, Text, read_text, shown, text_columns, to_numbers
+from tasks.datasets.time_series.dates import Dates, offsets_of, read_dates, wall_offsets
+from tasks.datasets.time_series.grid import Grid, even_out
+from tasks.datasets.time_series.text import (
+    SEPARATORS,
+    Format,
+    Text,
+    read_text,
+    shown,
+    text_columns,
+    to_numbers,
+)
 
 log = logging.getLogger("widefield")
 
@@ -92,6 +100,13 @@ class Table:
     name: str = ""
     said: str = ""
     path: Path | None = None
+
+    def with_variates(self, names: Sequence[str]) -> "Table":
+        """The same rows with some of the variates, in this order."""
+        if tuple(names) == self.variates:
+            return self
+        places = [self.variates.index(name) for name in names]
+        return replace(self, values_TN=self.values_TN[:, places], variates=tuple(names))
 
     @property
     def wall(self) -> pd.DatetimeIndex:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_formats.cloud import Cloud, ReadOptions, check_shape
-from tasks.datasets.point_formats.columns import COLORS, NORMALS, from_named, from_table
-from tasks.datasets.point_formats.h5 import SHARED
+from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_shape
+from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, from_named, from_table
+from tasks.datasets.point_cloud.formats.h5 import SHARED
 
 POINTS = ("points", "data")
 # Arrays (P, 3) that may lie beside the points.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_formats.cloud import (
+from tasks.datasets.point_cloud.formats.cloud import (
     Cloud,
     Indices,
     ReadOptions,
@@ -17,8 +17,8 @@ from tasks.datasets.point_formats.cloud import (
     fans,
     mesh,
 )
-from tasks.datasets.point_formats.columns import COLORS, NORMALS
-from tasks.datasets.point_formats.numbers import Lines, as_indices, table, uniform
+from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS
+from tasks.datasets.point_cloud.formats.numbers import Lines, as_indices, table, uniform
 
 WIDTHS = {3: (), 4: ("w",), 6: COLORS, 7: (*COLORS, "a")}
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_formats.cloud import Cloud, ReadOptions, check_count, check_shape, check_size
-from tasks.datasets.point_formats.columns import from_named
-from tasks.datasets.point_formats.numbers import table
+from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_count, check_shape, check_size
+from tasks.datasets.point_cloud.formats.columns import from_named
+from tasks.datasets.point_cloud.formats.numbers import table
 from tasks.datasets.reading import require
 
 KINDS = {"F": "f", "I": "i", "U": "u"}

@@ -24,8 +24,8 @@ from tasks.datasets.point_cloud.formats.cloud import (
     fans,
     mesh,
 )
-from tasks.datasets.point_formats.columns import COLORS, from_named, known_name
-from tasks.datasets.point_formats.numbers import Lines, polygons, table
+from tasks.datasets.point_cloud.formats.columns import COLORS, from_named, known_name
+from tasks.datasets.point_cloud.formats.numbers import Lines, polygons, table
 
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",

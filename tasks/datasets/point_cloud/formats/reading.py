@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, ReadError, check_file
-from tasks.datasets.point_formats.arrays import read_h5, read_npy, read_npz
-from tasks.datasets.point_formats.cloud import Cloud, Doubles, ReadOptions
-from tasks.datasets.point_formats.columns import COLORS, color_scale
-from tasks.datasets.point_formats.las import read_las
-from tasks.datasets.point_formats.obj import read_obj
-from tasks.datasets.point_formats.off import read_off
-from tasks.datasets.point_formats.pcd import read_pcd
-from tasks.datasets.point_formats.ply import read_ply
-from tasks.datasets.point_formats.stl import read_stl
-from tasks.datasets.point_formats.text import read_text
+from tasks.datasets.point_cloud.formats.arrays import read_h5, read_npy, read_npz
+from tasks.datasets.point_cloud.formats.cloud import Cloud, Doubles, ReadOptions
+from tasks.datasets.point_cloud.formats.columns import COLORS, color_scale
+from tasks.datasets.point_cloud.formats.las import read_las
+from tasks.datasets.point_cloud.formats.obj import read_obj
+from tasks.datasets.point_cloud.formats.off import read_off
+from tasks.datasets.point_cloud.formats.pcd import read_pcd
+from tasks.datasets.point_cloud.formats.ply import read_ply
+from tasks.datasets.point_cloud.formats.stl import read_stl
+from tasks.datasets.point_cloud.formats.text import read_text
 
 Reader = Callable[[Path, ReadOptions], Cloud]
 READERS: dict[str, Reader] = {

@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from tasks.datasets.base import ReadError
-from tasks.datasets.point_formats.cloud import Cloud, Doubles, ReadOptions, check_count, check_size, mesh
-from tasks.datasets.point_formats.numbers import Lines, table
+from tasks.datasets.point_cloud.formats.cloud import (
+    Cloud,
+    Doubles,
+    ReadOptions,
+    check_count,
+    check_size,
+    mesh,
+)
+from tasks.datasets.point_cloud.formats.numbers import Lines, table
 
 HEADER, RECORD = 84, 50  # bytes
 WORD = b"vertex"
