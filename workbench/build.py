@@ -33,6 +33,7 @@ from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.composition import GROUPS as MODEL_GROUPS
 from workbench.composition import MODE, built_from, is_plain_reference
+from workbench.conf_folders import conf_folders
 from workbench.errors import UsageError
 from workbench.extras import need
 from workbench.loggers import telling
@@ -48,6 +49,7 @@ from workbench.members import (
 from workbench.monitor import settle
 from workbench.pretrained import weights_file
 from workbench.provenance import data_read
+from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
@@ -56,9 +58,10 @@ from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
 
-register_resolvers()  # whoever builds from a configuration, a notebook say, can also read it
+# Whoever builds from a configuration, a notebook say, can also read it.
+register_resolvers()
+register_plugins()
 
-CONF = Path(__file__).parent.parent / "conf"
 AnyData = TypeVar("AnyData", DataModule, JointData)
 SomeTask = TypeVar("SomeTask", Task, JointTask)
 AnyTask = TypeVar("AnyTask", bound=Training)
@@ -67,7 +70,7 @@ AnyTask = TypeVar("AnyTask", bound=Training)
 def tasks_of(modality: str) -> list[str]:
     """Names of the tasks that read a modality."""
     names = set()
-    for file in sorted((CONF / "task").glob("*.yaml")):
+    for file in sorted(file for folder in conf_folders() for file in (folder / "task").glob("*.yaml")):
         node = OmegaConf.load(file)
         if file.stem[0] != "_" and isinstance(node, DictConfig) and node.get("modality") == modality:
             names.add(str(node.get("name")))

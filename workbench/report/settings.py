@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from tasks.secrets import is_secret
+from workbench.conf_folders import CONF, conf_folders
 from workbench.signatures import signature_of
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 GROUPS = ("modality", "task", "backbone", "seed")  # words that a result says, too
 # Where objects of any name may stand.
 FREE = ("callbacks.", "task.members.", "modality.augment.")
@@ -128,7 +127,8 @@ def is_read(key: str, words: Sequence[str], config: Mapping[str, Any]) -> bool:
 @lru_cache(maxsize=1)
 def _top_level() -> frozenset[str]:
     content = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    return frozenset({*content, *(path.name for path in CONF.iterdir() if path.is_dir())})
+    folders = (path.name for folder in conf_folders() for path in folder.glob("*") if path.is_dir())
+    return frozenset({*content, *folders})
 
 
 def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
@@ -140,9 +140,9 @@ def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
 
 @lru_cache(maxsize=1)
 def modalities() -> Mapping[str, str]:
-    """Task -> what it reads, for the tasks of this project."""
+    """Task -> what it reads, for our tasks and those of plug-ins."""
     found = {}
-    for file in (CONF / "task").glob("[a-z]*.yaml"):
+    for file in (file for folder in conf_folders() for file in (folder / "task").glob("[a-z]*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()
         said = dict(line.partition(": ")[::2] for line in lines if line.startswith(("name: ", "modality: ")))
         if len(said) == 2:

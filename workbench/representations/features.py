@@ -53,7 +53,7 @@ class Features:
         embedder: Any = network.embedder
         crops = raw.shape[:2] if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1 else None
         maps_BVCHW: Tensor = embedder(raw if crops is None else raw.flatten(0, 1))
-        maps_NCHW = self._stage(network.backbone.forward_features(maps_BVCHW.flatten(0, 1)))  # type: ignore[operator]
+        maps_NCHW = self._stage(network.backbone.forward_features(maps_BVCHW.flatten(0, 1)))
         found = maps_NCHW.mean(dim=(-2, -1)) if self.pool else maps_NCHW
         found = found.unflatten(0, (-1, maps_BVCHW.shape[1]))
         found = found.mean(dim=1) if self.views == "mean" else found

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataModule, Item
+from tasks.datasets.batch import Batch as ReadBatch
 from tasks.datasets.labelled_files import readable_name
 from workbench.predict import read_raws
 
@@ -66,17 +67,17 @@ def split_batches(
             yield _batch(split, items, number * size, size, content)
 
 
-def _batch(split: str, items: Sequence[Item], first: int, size: int, content: dict[str, Any]) -> Batch:
+def _batch(split: str, items: Sequence[Item], first: int, size: int, content: ReadBatch) -> Batch:
     """What a loader made of the items from `first` on."""
     places = [_place(split, index, items[index]) for index in range(first, min(first + size, len(items)))]
-    read = [int(index) - first for index in content["index"]] if "raw" in content else []
+    read = [int(index) - first for index in content.index]
     there = set(read)
     broken = [position for position in range(len(places)) if position not in there]
     errors = {
         position: text.removeprefix(f"{items[first + position].name}: ")
-        for position, text in zip(broken, content["errors"], strict=True)
+        for position, text in zip(broken, content.failures, strict=True)
     }
-    return Batch(places, read, content.get("raw"), errors)
+    return Batch(places, read, content.raw, errors)
 
 
 def file_batches(data: DataModule, files: list[Path], batch_size: int) -> Generator[Batch, None, None]:
