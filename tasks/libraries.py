@@ -2,12 +2,16 @@
 
 import os
 import re
+import shlex
 import sys
 import sysconfig
 import traceback
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-OURS = ("modalities", "backbone", "tasks", "workbench", "hydra_plugins", "run")
+from tasks.program import INSTALLED, NAME, called
+
+OURS = ("modalities", "backbone", "tasks", "workbench", "hydra_plugins", "widefield", "run")
 # The modules of the extras, see pyproject.toml.
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -18,7 +22,9 @@ EXTRAS = {
     "shards": ("aiohttp", "s3fs"),
 }
 OUTSIDE_THE_SET = ("mlflow", "shards")  # they need older releases than constraints.txt has
-INSTALL = "pip install -c constraints.txt -e ."
+INSTALL = (
+    f"pip install --force-reinstall {NAME}-*.whl" if INSTALLED else "pip install -c constraints.txt -e ."
+)
 # What loaders of shared libraries say, on Linux, macOS and Windows.
 LOAD_ERRORS = (
     *("undefined symbol", "cannot open shared object", "image not found", "Symbol not found"),
@@ -37,9 +43,21 @@ def cure(module: str) -> str:
 
 
 def extra_cure(extra: str) -> str:
-    """The command that installs an extra."""
+    """The command that installs an extra; of a wheel, which may lie anywhere, the packages themselves."""
+    if INSTALLED:
+        return f"pip install {' '.join(map(shlex.quote, _packages_of(extra)))}"
     held = "" if extra in OUTSIDE_THE_SET else "-c constraints.txt "
     return f"pip install {held}-e '.[{extra}]'"
+
+
+def _packages_of(extra: str) -> list[str]:
+    """The requirements of an extra, as the installed package states them."""
+    try:
+        lines = requires(NAME) or []
+    except PackageNotFoundError:
+        lines = []
+    wanted = re.compile(rf"""\bextra == ['"]{extra}['"]""")
+    return [line.partition(";")[0].strip() for line in lines if wanted.search(line)]
 
 
 def complaint(module: str, error: BaseException, purpose: str = "") -> str:
@@ -51,7 +69,7 @@ def complaint(module: str, error: BaseException, purpose: str = "") -> str:
         said = f"{module} is not installed{needed}"
     else:
         said = f"{module} does not import ({reason(error)}){needed}"
-    return f"{said}: {cure(module)}; python run.py action=doctor shows more"
+    return f"{said}: {cure(module)}; {called()} action=doctor shows more"
 
 
 def complaint_of(error: BaseException) -> str | None:

@@ -142,6 +142,12 @@ def test_ci_installs_the_set_and_resolves_it() -> None:
     assert "resolve.py newest || true" in script, "what is newer is news, no failure"
 
 
+def test_ci_builds_the_reference_with_warnings_as_errors() -> None:
+    (line,) = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "mkdocs build" in line]
+    assert "--strict" in line
+    assert "quiet" not in line, "what is not shown is not counted either"
+
+
 def test_pip_sees_the_markers_of_the_target() -> None:
     program = CI.PIP.split("from pip._internal.cli", 1)[0]
     program += "print(markers.Marker(\"sys_platform == 'win32' and python_version == '3.14'\").evaluate())"
@@ -179,13 +185,14 @@ def test_backbone_needs_no_reader() -> None:
 
 
 def test_a_start_without_file_locks_as_on_windows() -> None:
-    done = in_a_process("import run", "fcntl")
+    done = in_a_process("import run, workbench.command_line", "fcntl")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("library", ["hydra", "omegaconf"])
 def test_a_start_without_a_library_is_one_sentence(library: str) -> None:
-    done = in_a_process("sys.argv = ['run.py']; import runpy; runpy.run_path('run.py')", library)
+    start = "sys.argv = ['run.py']; import runpy; runpy.run_path('run.py', run_name='__main__')"
+    done = in_a_process(start, library)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {library} is not installed: pip install -c constraints.txt -e .")

@@ -23,6 +23,7 @@ NAMES = (
 MACHINE_PATH = re.compile(r"/(?:home|root|tmp|work|Users|mnt|opt|usr|var|private)/\w|\b[A-Z]:\\\w")
 WARNING = re.compile(r"\b\w*Warning\b|\bWARNING\b")
 LARGEST = 1_500_000  # bytes
+WITHOUT_DATA = {"03_effective_receptive_field": 1, "05_reparameterisation_and_speed": 2}  # pictures
 
 
 def notebook(name: str) -> dict[str, Any]:
@@ -54,6 +55,24 @@ def test_executed_from_top_to_bottom_without_errors(name: str) -> None:
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert not [found for output in outputs if (found := WARNING.search(texts(output)))]
     assert [output for output in outputs if "image/png" in output.get("data", {})], "no picture"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_of_drawn_data_say_so(name: str) -> None:
+    """All pictures but those of random numbers (and of times) have the line of `say_provenance`."""
+    cells = code_cells(name)
+    says = r"\bsay_provenance\("
+    for cell in cells:  # functions that draw, and say it
+        source = "".join(cell["source"])
+        if re.search(says, source):
+            says = "|".join([says, *(rf"\b{found}\(" for found in re.findall(r"def (\w+)\(", source))])
+    drawn = [
+        "".join(cell["source"])
+        for cell in cells
+        if any("image/png" in output.get("data", {}) for output in cell["outputs"])
+    ]
+    silent = [source for source in drawn if not re.search(says, source)]
+    assert len(silent) == WITHOUT_DATA.get(name, 0), silent
 
 
 @pytest.mark.parametrize("name", NAMES)

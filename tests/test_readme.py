@@ -72,8 +72,8 @@ def test_files_named_exist() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, run; heavy = {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules); "
-        "sys.exit(str(heavy) if heavy else 0)"
+        "import sys, run, workbench.command_line; "
+        "heavy = {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -85,6 +85,21 @@ def test_the_page_on_reading_names_tests_that_exist() -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 60
     assert {name for name in named if f"def {name}(" not in source} == set()
+
+
+def test_every_case_has_a_test_beside_it() -> None:
+    """A row of a table of outcomes ends with the tests that show it."""
+    page = (ROOT / "docs" / "READING.md").read_text()
+    rows, tested = 0, False
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            tested = False
+        elif " test" in line.split("|")[-2] and not re.search(r"`test_\w+`|::test_", line):
+            tested = True
+        elif tested and not line.startswith("|---"):
+            rows += 1
+            assert re.search(r"test_\w+|the same", line.split("|")[-2]), line
+    assert rows > 50
 
 
 def test_pictures_of_drawn_data_say_so() -> None:

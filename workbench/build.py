@@ -33,6 +33,7 @@ from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
 from workbench.composition import GROUPS as MODEL_GROUPS
 from workbench.composition import MODE, built_from, is_plain_reference
+from workbench.conf_folders import conf_folders
 from workbench.errors import UsageError
 from workbench.extras import need
 from workbench.loggers import telling
@@ -48,16 +49,19 @@ from workbench.members import (
 from workbench.monitor import settle
 from workbench.pretrained import weights_file
 from workbench.provenance import data_read
+from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
+from workbench.sharding import SyncBatchNorms, fsdp
 from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
 
-register_resolvers()  # whoever builds from a configuration, a notebook say, can also read it
+# Whoever builds from a configuration, a notebook say, can also read it.
+register_resolvers()
+register_plugins()
 
-CONF = Path(__file__).parent.parent / "conf"
 AnyData = TypeVar("AnyData", DataModule, JointData)
 SomeTask = TypeVar("SomeTask", Task, JointTask)
 AnyTask = TypeVar("AnyTask", bound=Training)
@@ -66,7 +70,7 @@ AnyTask = TypeVar("AnyTask", bound=Training)
 def tasks_of(modality: str) -> list[str]:
     """Names of the tasks that read a modality."""
     names = set()
-    for file in sorted((CONF / "task").glob("*.yaml")):
+    for file in sorted(file for folder in conf_folders() for file in (folder / "task").glob("*.yaml")):
         node = OmegaConf.load(file)
         if file.stem[0] != "_" and isinstance(node, DictConfig) and node.get("modality") == modality:
             names.add(str(node.get("name")))
@@ -234,16 +238,17 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if cfg.trainer.sync_batchnorm and without_gpus:
-        plugins.append(SyncOnCPU())
+    if cfg.trainer.sync_batchnorm:
+        plugins.append(SyncOnCPU() if without_gpus else SyncBatchNorms())
     trainer = make_trainer(
         **_limits(cfg),
+        **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
         callbacks=callbacks,
         # Of itself the trainer would keep checkpoints of its own where ours are switched off.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers or False,
         plugins=plugins,
-        sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
+        sync_batchnorm=False,  # by the plugins
         default_root_dir=cfg.paths.run,
     )
     refuse_folders(trainer.strategy)

@@ -13,6 +13,7 @@ from backbone import CheckpointError, DamagedCheckpoint, read_safely
 from workbench.composition import check_content
 from workbench.errors import UsageError
 from workbench.files import write_atomically
+from workbench.hub import DESCRIPTION, SCHEME, fetch, read_description
 from workbench.provenance import model_read
 from workbench.quoting import typed
 from workbench.stopping import STOP
@@ -47,8 +48,12 @@ def find_checkpoint(name: str) -> tuple[Path, str | None]:
     """A checkpoint's file, and the part of a joint run that is meant.
 
     Args:
-        name: a file, or a run's folder, whose best checkpoint is taken; `NAME@PART` means one part of a joint run.
+        name: a file, a run's folder, whose best checkpoint is taken, or `hf://OWNER/NAME`, a repository of a hub;
+            `NAME@PART` means one part of a joint run.
     """
+    if name.startswith(SCHEME):
+        address, _, part = name.partition("@")
+        return fetch(address), part or None
     whole = Path(name).expanduser()
     if "@" in name and not whole.exists():
         before, _, part = name.rpartition("@")
@@ -59,6 +64,8 @@ def find_checkpoint(name: str) -> tuple[Path, str | None]:
         for place in (whole / "checkpoints" / file, whole / file):
             if place.is_file():
                 return place, None
+    if (whole / DESCRIPTION).is_file():  # a model as it is published
+        return whole / DESCRIPTION, None
     raise UsageError(f"there is no checkpoint in the folder {name}")
 
 
@@ -74,7 +81,7 @@ def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"ckpt: there is no file {path}")
-    content = read_safely(path)
+    content = read_description(path) if path.name == DESCRIPTION else read_safely(path)
     if not isinstance(content, dict) or "widefield" not in content:
         raise CheckpointError(
             f"{path} is no checkpoint of this workbench; official weights are given as "

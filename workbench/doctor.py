@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.libraries import EXTRAS, INSTALL, cure, extra_cure
+from tasks.program import INSTALLED, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
 PATIENCE = 180  # seconds for one check; a cold disk or a busy machine takes long over a first import
 HUB_PATIENCE = 3
@@ -168,9 +168,8 @@ def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
         answers = {library.module: pool.submit(try_library, library) for library in order}
         found = {name: answer.result() for name, answer in answers.items()}
     cures: dict[str, str] = {}
-    print(
-        f"Widefield in {_tilde(ROOT)}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    )
+    where, system = _tilde(ROOT.resolve()), f"{platform.system()} {platform.machine()}"
+    print(f"Widefield in {where}, Python {platform.python_version()}, {system}")
     _show_versions(found)
     _show_devices(found, driver.result())
     _show_readers(found, cures)
@@ -263,7 +262,7 @@ def _hub() -> str:
 
 def tested_set() -> dict[str, str]:
     """Package -> version that constraints.txt has for this Python; empty without that file."""
-    file = ROOT / "constraints.txt"
+    file = (ROOT / "workbench" if INSTALLED else ROOT) / "constraints.txt"
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         match = re.match(r"([\w.-]+)==([^;\s]+)(?:; python_version (<|>=) '3\.(\d+)')?$", line)

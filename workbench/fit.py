@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Trainer, seed_everything
-from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import ClassificationData, DataModule
@@ -24,12 +23,13 @@ from workbench.compiled import compiled
 from workbench.console import console, print_table, short
 from workbench.cost import StepTimes, cost_of
 from workbench.going_on import going_on_said
-from workbench.info import map_shape, size
+from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
+from workbench.sharding import is_sharded
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
@@ -77,8 +77,9 @@ def _fit(cfg: DictConfig) -> float | None:
             part.network.runner = compiled(
                 part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
             )
-    parameters = size(task.trained_module())
-    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
+    params = number_of_parameters(task.trained_module())
+    shown = f"{params / 1e6:.2f} M"
+    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, shown, ", ".join(shapes))
     if resume:
         log.info(
             "resume: going on from %s, %d of %d epochs done",
@@ -96,10 +97,14 @@ def _fit(cfg: DictConfig) -> float | None:
     if cfg.action.test_after:
         # Without a best checkpoint the weights are those that training left.
         path = str(chosen.path) if chosen.epoch is not None else None
+        if is_sharded(trainer.strategy):  # a whole network to test; the one trained is in parts
+            path = str(chosen.path)
+            task = build_training(cfg, data.facts(), pretrained=False)
+            task.drawn = known()
         trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
-        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started, times.median)
+        finish(cfg, data, task, trainer, metrics, chosen, params, time.monotonic() - started, times.median)
     return chosen.score
 
 
@@ -163,18 +168,20 @@ def finish(
     trainer: Trainer,
     metrics: dict[str, float],
     chosen: Chosen,
+    params: int,
     wall_s: float,
     step_s: float | None = None,
 ) -> None:
     """Write the result and show it: numbers, where things lie, what to type next."""
     # A joint run has no single sample; of a sharded network no process has the whole.
-    sharded = isinstance(trainer.strategy, FSDPStrategy)
-    cost = cost_of(task.network, trainer, step_s) if isinstance(task, Task) and not sharded else None
+    cost = None
+    if isinstance(task, Task) and not is_sharded(trainer.strategy):
+        cost = cost_of(task.network, trainer, step_s)
     result = write_result(
         cfg,
         source=data.source,
         data_dir=data.place,
-        params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
+        params=params,
         epochs=trainer.current_epoch,
         metrics=metrics,
         best=chosen.score,

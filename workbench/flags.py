@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from workbench.words import CONF, conf_folders
+from tasks.program import called
+from workbench.conf_folders import CONF, conf_folders
 
 # In this order, each with what it chooses; groups of a plug-in follow.
 GROUPS = {
@@ -38,6 +39,8 @@ EXAMPLES = (
     ("python run.py task=audio_folder data_dir=PATH", "train on sounds of your own"),
     ("python run.py experiment=audio/speech_commands_s data_dir=PATH", "a published recipe"),
     ("python run.py action=predict ckpt=RUN input=FILE", "ask a trained model"),
+    ("python run.py action=embed ckpt=RUN", "features of a data set, with labels and paths"),
+    ("python run.py action=evaluate action.protocol=knn ckpt=RUN", "what frozen features are worth"),
     ("python run.py action=info backbone=unireplknet_s", "parameters, MACs, shapes"),
     ("python run.py resume=auto", "go on with the newest run that was stopped"),
     ("python run.py -m backbone=unireplknet_a,unireplknet_f seed=0,1", "a sweep: four runs"),
@@ -88,7 +91,7 @@ def help_text(width: int, only: list[str] | None = None) -> str:
         return "\n".join(shown).strip("\n")
     return "\n".join(
         [
-            "python run.py GROUP=NAME … KEY=VALUE …",
+            f"{called()} GROUP=NAME … KEY=VALUE …",
             "",
             *textwrap.wrap(
                 "One ConvNet with very large kernels for audio, time series, point clouds, video and images: "
@@ -97,7 +100,7 @@ def help_text(width: int, only: list[str] | None = None) -> str:
             ),
             "",
             "Examples",
-            *_columns(EXAMPLES, width),
+            *_columns([(line.replace("python run.py", called()), said) for line, said in EXAMPLES], width),
             "",
             "Flags",
             *_columns(FLAGS, width),
@@ -160,7 +163,7 @@ def _group(group: str, width: int) -> list[str]:
 
 def _defaults() -> set[str]:
     """Tasks that only stand for the first one of a modality."""
-    return {file.stem for file in (CONF / "modality").glob("*.yaml")}
+    return {file.stem for folder in conf_folders() for file in (folder / "modality").glob("*.yaml")}
 
 
 def _columns(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
@@ -221,7 +224,7 @@ def _check(arguments: list[str]) -> None:
     try:
         _, unknown = parser.parse_known_args(arguments)
     except ValueError as error:
-        sys.exit(f"error: {error}; python run.py --help shows what can be typed")
+        sys.exit(f"error: {error}; {called()} --help shows what can be typed")
     flags = [word for word in unknown if word.startswith("-")]
     if not flags:
         return
@@ -234,4 +237,4 @@ def _check(arguments: list[str]) -> None:
         if near
         else f"settings have no dashes: {plain if '=' in plain else f'{plain}=…'}"
     )
-    sys.exit(f"error: {flags[0]} is no flag: {hint} python run.py --help shows what can be typed")
+    sys.exit(f"error: {flags[0]} is no flag: {hint} {called()} --help shows what can be typed")

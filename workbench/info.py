@@ -73,9 +73,14 @@ def joint_info(cfg: DictConfig) -> None:
     )
 
 
+def number_of_parameters(module: nn.Module) -> int:
+    """Numbers that a module learns, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def size(module: nn.Module) -> str:
     """Number of parameters in millions."""
-    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
+    return f"{number_of_parameters(module) / 1e6:.2f} M"
 
 
 def map_shape(embedder: Embedder) -> str:

@@ -3,16 +3,17 @@
 Two readers take quotes away, the shell and Hydra. Every command that the program prints is made here.
 """
 
-import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+
+from tasks.program import called
 
 PARSER = OverridesParser.create()
 
@@ -23,8 +24,20 @@ def command(*words: str, **options: Any) -> str:
     >>> command("-m", task="esc50", data_dir=Path("my sounds (2)"))
     'python run.py -m task=esc50 \\'data_dir="my sounds (2)"\\''
     """
-    said = [*words, *(word(key, value) for key, value in options.items())]
-    return " ".join(["python", shlex.quote(_program()), *map(shlex.quote, said)])
+    said = [*_config_dir(words), *words, *(word(key, value) for key, value in options.items())]
+    return " ".join([called(), *map(shlex.quote, said)])
+
+
+def _config_dir(words: Sequence[str]) -> list[str]:
+    """The folder of YAML that this command has named: the next one, of these words, needs it too."""
+    flags = ("--config-dir", "-cd")
+    if any(said.partition("=")[0] in flags for said in words):
+        return []
+    for before, said in zip(sys.argv, sys.argv[1:], strict=False):
+        flag, equals, value = said.partition("=")
+        if before in flags or (flag in flags and equals):
+            return [f"--config-dir={said if before in flags else value}"]
+    return []
 
 
 def typed(key: str, value: Any) -> str:
@@ -81,11 +94,3 @@ def reads_as(text: str) -> Any:
         return PARSER.parse_override(f"key={text}").value()
     except HydraException:
         return NotImplemented
-
-
-def _program() -> str:
-    """`run.py` as it is called from here."""
-    path = Path(sys.argv[0])
-    if path.name != "run.py":
-        return "run.py"
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tasks.program import INSTALLED, ROOT
 from workbench.cost import Cost
 from workbench.files import write_atomically, write_findings, write_json
 from workbench.members import resolved
@@ -20,6 +21,7 @@ PACKAGES = (
     "lightning",
     "timm",
     "torchmetrics",
+    "scikit-learn",
     "hydra-core",
     "widefield",
 )
@@ -94,16 +96,23 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> str | None:
-    """The commit of this checkout, with `-dirty` when files differ from it; `None` outside a checkout."""
-    root = Path(__file__).parent.parent
+    """The commit of this project, with `-dirty` when files differ from it.
+
+    In a checkout it is asked of git; an installed package has it recorded from its build. `None` where neither is to
+    be had. A repository around the project or around an environment is not asked: its commit says nothing of us.
+    """
+    if INSTALLED:
+        record = ROOT / "workbench" / "commit.txt"
+        return record.read_text(encoding="utf-8").strip() or None if record.is_file() else None
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT.resolve():
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -12,7 +12,8 @@ from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
 from tasks.disk import writing
-from workbench.build import CONF, build_data
+from workbench.build import build_data
+from workbench.conf_folders import find_yaml
 from workbench.console import console, print_table
 from workbench.errors import UsageError
 from workbench.quoting import command
@@ -50,7 +51,8 @@ def shard(cfg: DictConfig) -> None:
             replace=action.replace,
         )
     print_table(f"shards of {cfg.task.name} in {target}", rows(shards), ("split", "samples", "shards", "MB"))
-    default = OmegaConf.load(CONF / "task" / f"{cfg.task.name}.yaml")
+    file = find_yaml("task", cfg.task.name)
+    default = OmegaConf.load(file) if file else OmegaConf.create()
     changed = {
         f"task.data.{key}": value
         for key, value in settings.items()

@@ -7,7 +7,6 @@ A slot is a place in the composition where a `_target_` may stand, such as `task
 """
 
 import importlib
-import importlib.resources
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from torch import nn
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.task import Task
-from workbench.yaml_targets import CONF, Slots, add_targets, placed, slots_below, slots_of
+from workbench.conf_folders import conf_folders, source_folder
+from workbench.yaml_targets import Slots, add_targets, placed, slots_below, slots_of
 
 PACKAGES = ("modalities", "backbone", "tasks")
 #: The slots that our own classes fill, each with its base. Any other slot must stand in the trusted configuration.
@@ -84,30 +84,17 @@ def is_class_of(name: Any, base: type | None) -> bool:
 
 
 def _search_path() -> Iterator[Slots]:
-    """The slots of `conf/` and of everything else on Hydra's search path, where Hydra is at work."""
-    yield slots_below(CONF)
+    """The slots of `conf/`, of plug-ins and of everything else on Hydra's search path, where Hydra is at work."""
+    ours = conf_folders()
+    yield from map(slots_below, ours)
     if not GlobalHydra.instance().is_initialized():
         return
     for source in GlobalHydra.instance().config_loader().get_sources():
-        folder = _folder(source)
-        if folder is not None and folder.resolve() != CONF.resolve():
+        folder = source_folder(source)
+        if folder is not None and folder not in ours:
             yield slots_below(folder)
         elif folder is None:
             yield _slots_in(source)
-
-
-def _folder(source: Any) -> Path | None:
-    """Where a source of the search path lies on the disk."""
-    if source.scheme() == "file":
-        return Path(source.path)
-    if source.scheme() != "pkg":
-        return None
-    package, _, below = source.path.partition("/")
-    try:
-        folder = importlib.resources.files(package) / below
-    except (ImportError, TypeError, ValueError):
-        return None
-    return folder if isinstance(folder, Path) and folder.is_dir() else None
 
 
 def _slots_in(source: Any, group: str = "") -> Slots:

@@ -4,8 +4,10 @@ Before Hydra reads the command line, a value that it would refuse, or take for s
 quotes of Hydra's grammar. What is quoted already, lists, references (`${…}`) and sweeps stay as they are.
 """
 
+import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -25,6 +27,7 @@ def quote_arguments() -> None:
     """Quote the words of this process's own command line, and of the line that a shell wants completed."""
     sys.argv[1:] = quoted_words(sys.argv[1:])
     if "COMP_LINE" in os.environ:
+        sys.argv[1:1] = named_folders(os.environ["COMP_LINE"])  # their files are completed, too
         os.environ["COMP_LINE"] = completable(os.environ["COMP_LINE"])
 
 
@@ -69,6 +72,25 @@ def is_path(key: str) -> bool:
         or (parts[0] == "paths" and len(parts) > 1)
         or (parts[0] == "task" and parts[-1] in TASK_PATHS)
     )
+
+
+def named_folders(line: str) -> list[str]:
+    """The flag `--config-dir` in a command line that is being typed, for whatever answers it.
+
+    >>> named_folders("python run.py --config-dir 'my conf' modality=au")
+    ['--config-dir=my conf']
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is still open
+        return []
+    for before, word in itertools.pairwise(words):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd") and equals:
+            return [f"--config-dir={value}"]
+        if before in ("--config-dir", "-cd"):
+            return [f"--config-dir={word}"]
+    return []
 
 
 def completable(line: str) -> str:

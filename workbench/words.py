@@ -28,19 +28,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError, refusal
+from workbench.conf_folders import CONF, conf_folders, typed_folders
 from workbench.errors import UsageError
 from workbench.files import ELSEWHERE
 from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
-from workbench.typed_words import FOLDERS
 
-CONF = Path(__file__).parent.parent / "conf"
 FREE = ("callbacks", "logger")  # where the program looks for objects of any name
 MEMBERS = "task.members"
 PLACES = {"modality.augment": ("raw", "mixup", "maps")}
 HYDRAS = ("_partial_", "_recursive_", "_convert_", "_args_")
 MIXED = ("compile",)  # true, or a word
 MOST_NAMES = 12
+HUB = "hf://"  # a repository of a hub, which is asked later
 OURS = "WIDEFIELD_FULL_ERROR"  # HYDRA_FULL_ERROR was set here, not by the user; processes started by this one see both
 
 
@@ -245,8 +245,12 @@ def _check_values(cfg: DictConfig) -> None:
             raise UsageError(f"optimizer.opt={opt} is none of timm's optimisers: {choices(opt, names)}")
     for key in ("init_from", "ckpt"):
         name = cfg.get(key)
-        if name and not any(
-            Path(path).expanduser().exists() for path in (name, str(name).rpartition("@")[0] or name)
+        if (
+            name
+            and not str(name).startswith(HUB)
+            and not any(
+                Path(path).expanduser().exists() for path in (name, str(name).rpartition("@")[0] or name)
+            )
         ):
             runs = [
                 str(path)
@@ -299,12 +303,16 @@ def composed(words: list[str]) -> DictConfig | None:
     from hydra.core.global_hydra import GlobalHydra
 
     folder, name = str(CONF), "config"
-    more = [str(path) for path in conf_folders()[1:]]
+    more = [str(path.absolute()) for path in typed_folders()]
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         folder = next((source.path for source in runtime.config_sources if source.provider == "main"), folder)
         name = str(HydraConfig.get().job.config_name)
-        more = [source.path for source in runtime.config_sources if source.provider == "command-line"]
+        more = [
+            f"{source.schema}://{source.path}"
+            for source in runtime.config_sources
+            if source.provider.startswith(("command-line", "hydra.searchpath"))
+        ]
     words = [*words, *([f"hydra.searchpath={value_text(more)}"] if more else [])]
     before = GlobalHydra.instance().hydra
     config, GlobalHydra.instance().hydra = HydraConfig.instance().cfg, None
@@ -316,18 +324,6 @@ def composed(words: list[str]) -> DictConfig | None:
     finally:
         GlobalHydra.instance().hydra = before
         HydraConfig.instance().cfg = config
-
-
-def conf_folders() -> list[Path]:
-    """Every folder of YAML of this command."""
-    folders = [CONF]
-    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
-        flag, equals, value = word.partition("=")
-        if before in FOLDERS:
-            folders.append(Path(word))
-        elif equals and flag in FOLDERS:
-            folders.append(Path(value))
-    return folders
 
 
 def _groups() -> list[str]:

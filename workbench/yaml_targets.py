@@ -12,8 +12,6 @@ from typing import Any
 
 import yaml
 
-CONF = Path(__file__).parent.parent / "conf"
-
 _MEMBER = re.compile(r"^task\.members\.[^.]+\.(?=(task|modality)(\.|$))")
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
 

@@ -31,6 +31,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError
+from tasks.program import ROOT
+from workbench.conf_folders import source_folders
 from workbench.errors import UsageError, plain_errors, sentence
 from workbench.quoting import command, typed
 from workbench.secret_words import words_of
@@ -42,8 +44,6 @@ from workbench.words import check_words, explained
 log = logging.getLogger("widefield")
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # a sweep, beside Ctrl-C
-
-ROOT = Path(__file__).parents[2]
 
 
 class FrozenSweeper(Sweeper):
@@ -125,15 +125,14 @@ class FrozenSweeper(Sweeper):
         elif path.exists() and any(path.iterdir()):
             raise UsageError(f"{path} holds other files: choose another folder for the sweep")
         else:
-            (main,) = (
-                source for source in self.context.config_loader.get_sources() if source.provider == "main"
-            )
             hydra_words = [
-                word for word in words_of(self.config.hydra.overrides.hydra) if "hydra.sweep.dir=" not in word
+                word
+                for word in words_of(self.config.hydra.overrides.hydra)
+                if not word.lstrip("+").startswith(("hydra.sweep.dir=", "hydra.searchpath="))
             ]
             name = str(self.config.hydra.job.config_name)
             folder = SweepFolder(path, name, hydra_words, words, str(Path.cwd()))
-            folder.create(Path(main.path))
+            folder.create(source_folders(self.context.config_loader.get_sources()))
         search_path = create_config_search_path(str(folder.snapshot.resolve()))
         self.context = HydraContext(ConfigLoaderImpl(search_path), self.context.callbacks)
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(

@@ -20,6 +20,7 @@ from tasks.datasets.point_cloud.files import PointData
 from tasks.datasets.point_cloud.folder import PointFolder
 from tasks.datasets.point_cloud.formats import h5, las
 from tasks.datasets.point_cloud.formats.cloud import ReadOptions
+from tasks.datasets.point_cloud.formats.numbers import Lines
 from tasks.datasets.point_cloud.formats.pcd import unpacked_lzf
 from tasks.datasets.point_cloud.formats.reading import read_cloud, table_of
 
@@ -734,3 +735,72 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     items = [item for split in data.splits.values() for item in split]
     assert len(items) == 40
     assert all(data.read_file(item.path).shape == (32, 6) for item in items)
+
+
+def test_text_stl_of_any_dress(tmp_path: Path) -> None:
+    facet = "  facet normal 0 0 1\n    outer loop\n{}    endloop\n  endfacet\n"
+    corners = [f"      vertex {x} {y} {z}\n" for x, y, z in CUBE[TRIANGLES].reshape(-1, 3)]
+    body = "".join(facet.format("".join(corners[at : at + 3])) for at in range(0, len(corners), 3))
+    text = f"solid my vertex 1 2 3\n{body}endsolid\n"
+    dresses = (text, text.upper(), text.replace("\n", "\r\n"), text.replace(" vertex 0", "\tvertex \t0"))
+    for number, dress in enumerate(dresses):
+        path = tmp_path / f"{number}.stl"
+        path.write_bytes(dress.encode())
+        cloud = read_cloud(path)
+        assert cloud.triangles is not None
+        np.testing.assert_array_equal(cloud.points[cloud.triangles], CUBE[TRIANGLES], err_msg=dress[:200])
+
+
+def test_polygons_of_many_corners_in_binary_ply(tmp_path: Path) -> None:
+    """Steps from record to record that fit a byte, that do not, and that stand beside other values."""
+    circle = np.array([[np.cos(a), np.sin(a), 0] for a in np.linspace(0, 6, 200)])
+    for number, sizes in enumerate(([3, 4, 5], [3, 100, 4], [200], [200, 3])):
+        polygons = [list(range(size)) for size in sizes]
+        body = b"".join(struct.pack(f"<iB{len(p)}ih", 7, len(p), *p, 1) for p in polygons)
+        head = (
+            "ply\nformat binary_little_endian 1.0\nelement vertex 200\nproperty double x\nproperty double y\n"
+            f"property double z\nelement face {len(sizes)}\nproperty int flag\n"
+            "property list uchar int vertex_indices\nproperty short more\nend_header\n"
+        )
+        path = tmp_path / f"{number}.ply"
+        path.write_bytes(head.encode() + circle.tobytes() + body)
+        cloud = read_cloud(path)
+        expected = [[p[0], p[at], p[at + 1]] for p in polygons for at in range(1, len(p) - 1)]
+        np.testing.assert_array_equal(cloud.triangles, expected)
+        path.write_bytes(head.encode() + circle.tobytes() + body[:-20])
+        with pytest.raises(ReadError, match="breaks off"):
+            read_cloud(path)
+
+
+@pytest.mark.parametrize("corner", ["{0}", "{0}/{0}", "{0}//{0}", "{0}/1/{0}", "{0}/"])
+def test_corners_of_obj_in_any_dress(tmp_path: Path, corner: str) -> None:
+    faces = [
+        [corner.format(index + 1) for index in polygon] for polygon in (*QUADS.tolist(), *TRIANGLES.tolist())
+    ]
+    text = lines(CUBE).replace("\n", "\nv ")[:-2] + "".join(f"f {' '.join(face)}\n" for face in faces)
+    mixed = text + "f 1/2/3 2 3//1\n"
+    for name, content, more in (("a.obj", text, []), ("b.obj", mixed, [[0, 1, 2]])):
+        (tmp_path / name).write_text("v " + content)
+        cloud = read_cloud(tmp_path / name)
+        np.testing.assert_array_equal(cloud.points, CUBE)
+        np.testing.assert_array_equal(cloud.triangles, [*TRIANGLES.tolist(), *TRIANGLES.tolist(), *more])
+
+
+def test_compressed_data_of_another_size_are_refused() -> None:
+    content = np.random.default_rng(0).bytes(32)
+    packed = bytes([31]) + content
+    assert unpacked_lzf(packed, 32) == content
+    for wrong in (31, 33, 48, 10**6):
+        with pytest.raises(ReadError, match="compressed data are damaged"):
+            unpacked_lzf(packed, wrong)
+
+
+@given(st.lists(st.sampled_from(["1 2 3", "-4 5e1 6", "", "  ", "7 8 9 "]), max_size=12), st.booleans())
+def test_lines_are_those_that_hold_something(rows: list[str], ended: bool) -> None:
+    text = "\n".join(rows) + "\n" * ended
+    expected = [row for row in rows if row.strip()]
+    found = Lines(text.encode())
+    assert list(found) == expected
+    assert [found[at] for at in range(len(found))] == expected
+    assert list(found[1:3]) == expected[1:3]
+    assert found[2:].data == "".join(f"{row}\n" for row in expected[2:]).encode()

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.time_series import csv_forecast
 from tasks.datasets.time_series.csv_forecast import CsvForecast
+from tasks.datasets.time_series.table import read_series
 
 
 def write(path: Path, values: np.ndarray, names: tuple[str, ...] = ("load",)) -> Path:
@@ -92,3 +94,31 @@ def test_weeks_from_any_day_on(tmp_path: Path) -> None:
     frame = pd.DataFrame({"date": pd.date_range("2002-01-01", periods=300, freq="W-TUE"), "load": NOISE})
     frame.to_csv(tmp_path / "a.csv", index=False)
     assert opened(tmp_path / "a.csv").facts()["frequency"] == "W-TUE"
+
+
+@pytest.mark.parametrize("names", [("load",), ("heat", "load"), ("load", "heat")])
+def test_other_data_are_read_once_and_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    values = np.stack([NOISE, NOISE[::-1], np.arange(300.0)], axis=1)
+    facts = opened(write(tmp_path / "a.csv", values[:, : len(names)], names)).facts()
+    other = write(tmp_path / "b.csv", values, ("load", "heat", "hour"))
+    expected = whole(other, facts)
+    reads: list[Path] = []
+
+    def counted(path: Path, *rest: object) -> object:
+        reads.append(path)
+        return read_series(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(csv_forecast, "read_series", counted)
+    data = opened(other)  # as a test does that looks whether the model was trained on these
+    found = data.read_whole(facts)
+    assert found is not None
+    assert reads == [other]
+    assert data.tables is not None
+    assert [table.variates for table in data.tables[1]] == [names]
+    data.take_whole(found, facts)
+    for item, wanted in zip(data.splits["test"], expected.splits["test"], strict=True):
+        mine, right = (part.read_item(item, False, np.random.default_rng(0)) for part in (data, expected))
+        np.testing.assert_array_equal(mine["values"], right["values"])
+        np.testing.assert_array_equal(item.target, wanted.target)

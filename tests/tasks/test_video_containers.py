@@ -182,3 +182,13 @@ def test_numbers_of_frames_that_no_file_holds_do_not_end_the_process(tmp_path: P
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert run.stdout.strip() == "24", run.stderr
+
+
+def test_pictures_of_no_known_codec_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    write_video(path, np.zeros((8, 32, 32, 3), np.uint8), "mpeg4")
+    content = path.read_bytes()
+    assert content.count(b"FMP4") == 2
+    path.write_bytes(content.replace(b"FMP4", b"\x01\x02zz"))
+    with pytest.raises(ReadError, match="it holds pictures of no known codec"):
+        open_video(path)

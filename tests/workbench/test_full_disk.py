@@ -135,7 +135,7 @@ def new_sweep(folder: Path) -> None:
     conf = folder.parent / "conf" / "task"
     conf.mkdir(parents=True, exist_ok=True)
     (conf / "x.yaml").write_text("name: x\n")
-    sweep(folder).create(conf.parent)
+    sweep(folder).create([conf.parent])
 
 
 # What writes, the file that is refused, the setting that the sentence names.

@@ -109,14 +109,17 @@ def refused(
     return said[0].removeprefix("error: ")
 
 
-def entries(bad: Path, good: Path, clip: Path) -> dict[str, tuple[str, ...]]:
+def entries(bad: Path | str, good: Path, clip: Path) -> dict[str, tuple[str, ...]]:
     """Every way in that names a checkpoint."""
     ways = {
         name: (*TINY[3:4], f"action={name}", f"ckpt={bad}")
         for name in ("test", "info", "probe_erf", "probe_kernels", "probe_cka", "probe_robustness")
     }
     ways["predict"] = ("trainer=cpu", "action=predict", f"ckpt={bad}", f"input={clip}")
+    ways["embed"] = ("trainer=cpu", "action=embed", f"ckpt={bad}", f"input={clip}")
+    ways["evaluate"] = ("trainer=cpu", "action=evaluate", f"ckpt={bad}")
     ways["export"] = ("action=export", "action.formats=[torch_export]", f"ckpt={bad}")
+    ways["push"] = ("action=push", f"ckpt={bad}", "action.repo=me/words", "action.upload=false")
     ways["probe_shape_bias"] = ("action=probe_shape_bias", f"ckpt={bad}")
     ways["against"] = ("trainer=cpu", "action=probe_cka", f"ckpt={good}", f"action.against=[{bad}]")
     ways["compare"] = ("trainer=cpu", "action=probe_erf", f"ckpt={good}", f"action.compare=[{bad}]")
@@ -131,9 +134,28 @@ def node(target: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": target, **arguments}
 
 
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """`published(path)` -> the name of a hub's repository that says what a checkpoint says."""
+    import huggingface_hub
+
+    from workbench.hub import write_model
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **_: str(tmp_path / "hub"))
+
+    def make(path: Path) -> str:
+        write_model(tmp_path / "hub", torch.load(path, weights_only=True), "", "")
+        return "hf://me/bad"
+
+    return make
+
+
+@pytest.mark.parametrize("source", ["file", "hub"])
 @pytest.mark.parametrize("way", WAYS)
 def test_no_way_in_runs_what_a_checkpoint_says(
     way: str,
+    source: str,
+    published: Callable[[Path], str],
     crafted: Callable[[Change], Path],
     run: Path,
     clip: Path,
@@ -143,7 +165,9 @@ def test_no_way_in_runs_what_a_checkpoint_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     marker = tmp_path / "marker"
-    bad = crafted(putting("modality.augment.raw", node("os.mkdir", path=str(marker))))
+    bad: Path | str = crafted(putting("modality.augment.raw", node("os.mkdir", path=str(marker))))
+    if source == "hub":
+        bad = published(Path(bad))
     said = refused(act, caplog, capsys, *entries(bad, run / "checkpoints" / "best.ckpt", clip)[way])
     assert not marker.exists()
     assert "os.mkdir" in said
@@ -705,14 +729,14 @@ def sweep(tmp_path: Path) -> Path:
         tmp_path / "sweep", "config", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], words, "."
     )
     folder.jobs = [Job(f"{seed}_seed-{seed}", ["task=esc50", f"seed={seed}"]) for seed in (0, 1)]
-    folder.take_snapshot(ROOT / "conf")
+    folder.take_snapshot([ROOT / "conf"])
     folder.save()
     return folder.path
 
 
 def test_a_sweep_of_ones_own_goes_on(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.conf_folders import CONF
     from workbench.sweeps.words import expand_resume
-    from workbench.yaml_targets import CONF
 
     monkeypatch.chdir(sweep.parent)
     task = sweep / "conf" / "task" / "esc50.yaml"

@@ -617,7 +617,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sweep = SweepFolder(
         tmp_path / "old", "config", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], words, "."
     )
-    sweep.take_snapshot(ROOT / "conf")
+    sweep.take_snapshot([ROOT / "conf"])
     sweep.save()
     return sweep.path
 

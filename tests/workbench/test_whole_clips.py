@@ -12,6 +12,7 @@ from tests_support import TINY
 
 from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.base import DataError, ReadError
+from workbench.resume import changed_data
 
 Act = Callable[..., Path]
 RATE = 4000
@@ -94,9 +95,19 @@ def test_from_training_to_export(act: Act, clips: Path, tmp_path: Path) -> None:
         clip(inputs / f"{name}.wav", seconds, pitch)
     said = act("trainer=cpu", "action=predict", f"ckpt={run}", f"input={inputs}")
     with (said / "predictions.csv").open(newline="") as file:
-        rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
-    assert rows["a.wav"]["prediction"] == "high"
-    assert rows["b.wav"]["prediction"] == "low"
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert rows["a.wav"]["label"] == "high"
+    assert rows["b.wav"]["label"] == "low"
     assert "it lasts 5 s, longer than any clip" in rows["c.wav"]["error"]
     exported = act("trainer=cpu", "action=export", f"ckpt={run}")
     assert any(exported.rglob("*.onnx")) or any(exported.rglob("*.pt2"))
+
+
+def test_the_number_of_crops_is_no_other_data(clips: Path) -> None:
+    """It follows from the clips that are tested: what a model must know is the same."""
+    data = opened(clips, 0.5, test_crops="full")
+    fewer = data.facts() | {"test_crops": data.test_crops - 1}
+    assert data.test_crops == 4
+    assert changed_data(fewer, data.facts(), data.record(), data.record()) == []
+    other = data.facts() | {"class_names": ["high", "mid"]}
+    assert changed_data(other, data.facts(), data.record(), data.record()) != []

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from tasks.secrets import is_secret
+from workbench.conf_folders import CONF, conf_folders
 from workbench.signatures import signature_of
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 GROUPS = ("modality", "task", "backbone", "seed")  # words that a result says, too
 # Where objects of any name may stand.
 FREE = ("callbacks.", "task.members.", "modality.augment.")
-# Words of a command that do not change what is learnt.
+# Words of a command that do not change what is learnt …
 NO_AXES = (
     "paths.",
     "hydra",
@@ -28,6 +27,8 @@ NO_AXES = (
     "debug",
     "task.data.num_workers",
 )
+# … but for those that say which features are measured, and how (action=evaluate).
+OF_ACTIONS = ("action.protocol", "action.stage", "action.views", "action.gallery")
 
 
 def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> pd.DataFrame:
@@ -52,7 +53,11 @@ def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Key and value of every word that may change what is learnt."""
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES) and not is_secret(key) and "${secret:" not in value:
+        if (
+            (key in OF_ACTIONS or not key.startswith(NO_AXES))
+            and not is_secret(key)
+            and "${secret:" not in value
+        ):
             yield key, value.strip("'\"")
 
 
@@ -122,7 +127,8 @@ def is_read(key: str, words: Sequence[str], config: Mapping[str, Any]) -> bool:
 @lru_cache(maxsize=1)
 def _top_level() -> frozenset[str]:
     content = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    return frozenset({*content, *(path.name for path in CONF.iterdir() if path.is_dir())})
+    folders = (path.name for folder in conf_folders() for path in folder.glob("*") if path.is_dir())
+    return frozenset({*content, *folders})
 
 
 def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
@@ -134,9 +140,9 @@ def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
 
 @lru_cache(maxsize=1)
 def modalities() -> Mapping[str, str]:
-    """Task -> what it reads, for the tasks of this project."""
+    """Task -> what it reads, for our tasks and those of plug-ins."""
     found = {}
-    for file in (CONF / "task").glob("[a-z]*.yaml"):
+    for file in (file for folder in conf_folders() for file in (folder / "task").glob("[a-z]*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()
         said = dict(line.partition(": ")[::2] for line in lines if line.startswith(("name: ", "modality: ")))
         if len(said) == 2:

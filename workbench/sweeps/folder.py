@@ -1,7 +1,7 @@
 """A sweep's folder: its list of jobs, its snapshot of the YAML, and what became of each job.
 
     sweep.json          the command, when and where it was started, the jobs
-    conf/               the YAML as it was then; every run of the sweep is composed from it
+    conf/               the YAML as it was then, that of plug-ins in it; every run of the sweep is composed from it
     NUMBER_AXES/        one run each: an ordinary run folder, and job.json with how it ended
     report/             see workbench/report
 
@@ -10,6 +10,7 @@ Nothing heavy is imported here: the processes that only wait for a run use it to
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -86,8 +87,11 @@ class SweepFolder:
             raise UsageError(f"{path / SWEEP} is damaged or no record of a sweep")
         return sweep
 
-    def create(self, conf: Path) -> None:
-        """Make the folder, with a copy of the YAML below `conf` and the record; all of it or nothing.
+    def create(self, folders: Sequence[Path]) -> None:
+        """Make the folder, with a copy of the YAML below `folders` and the record; all of it or nothing.
+
+        Args:
+            folders: our `conf/` and those of plug-ins, in the order in which Hydra looks through them.
 
         Raises:
             UsageError: another sweep has just been started there.
@@ -100,21 +104,22 @@ class SweepFolder:
             except FileExistsError:  # another sweep was started in the same second
                 raise UsageError(f"{self.path} holds a sweep already: start this one again") from None
             try:
-                self.take_snapshot(conf)
+                self.take_snapshot(folders)
                 self.save()
             except Exception:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
 
-    def take_snapshot(self, conf: Path) -> None:
-        """Copy the YAML below `conf`.
+    def take_snapshot(self, folders: Sequence[Path]) -> None:
+        """Copy the YAML below some folders into one; of files of one name the first is kept, as Hydra would take it.
 
         Raises:
             UsageError: there is a secret in it.
         """
-        for file in sorted(conf.rglob("*.yaml")):
+        files = {file.relative_to(top): file for top in reversed(folders) for file in top.rglob("*.yaml")}
+        for below, file in sorted(files.items()):
             refuse_literals(file)
-            target = self.snapshot / file.relative_to(conf)
+            target = self.snapshot / below
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
 

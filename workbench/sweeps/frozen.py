@@ -16,11 +16,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from workbench.conf_folders import conf_folders
 from workbench.errors import UsageError
 from workbench.old_names import current_name
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.typed_words import is_path
-from workbench.yaml_targets import CONF, package_of, read_yaml, slots_below, targets_in
+from workbench.yaml_targets import package_of, read_yaml, slots_below, targets_in
 
 # Keys of Hydra and its launchers that run commands, load code or change the environment.
 RUNS_CODE = (
@@ -88,10 +89,10 @@ def check_word(word: str, record: Path) -> None:
 
 
 def _check_file(file: Path, below: Path) -> None:
-    installed = CONF / below
     try:
         raw = file.read_bytes()
-        if installed.is_file() and installed.read_bytes() == raw:
+        same = (folder / below for folder in conf_folders())
+        if any(other.is_file() and other.read_bytes() == raw for other in same):
             return
         text = raw.decode()
         content = read_yaml(text)
@@ -126,10 +127,15 @@ def _check_targets(content: Any, place: str, file: Path) -> None:
 
 def _installed_at(slot: str) -> set[str]:
     """What the installed configuration names at a slot; callbacks and loggers may be called anything."""
-    slots, group = slots_below(CONF), slot.partition(".")[0]
-    if group in FREE and slot.count(".") == 1:
-        return set().union(*(names for other, names in slots.items() if other.startswith(f"{group}.")))
-    return slots.get(slot, set())
+    group = slot.partition(".")[0]
+    anywhere = group in FREE and slot.count(".") == 1
+    return {
+        name
+        for folder in conf_folders()
+        for other, names in slots_below(folder).items()
+        if other == slot or (anywhere and other.startswith(f"{group}."))
+        for name in names
+    }
 
 
 def _is_ours(name: str, slot: str) -> bool:
@@ -153,12 +159,17 @@ def is_installed(name: str, text: str) -> bool:
     return (name, repr(text)) in _installed()[1]
 
 
-@cache
 def _installed() -> tuple[set[str], set[tuple[str, str]]]:
-    """The texts with interpolations of the installed configuration, and its keys with their values."""
+    """The texts with interpolations of the trusted configuration, and its keys with their values."""
+    return _said_in(tuple(conf_folders()))
+
+
+@cache
+def _said_in(folders: tuple[Path, ...]) -> tuple[set[str], set[tuple[str, str]]]:
     nodes = [
         node
-        for file in sorted(CONF.rglob("*.yaml"))
+        for folder in folders
+        for file in sorted(folder.rglob("*.yaml"))
         for node in _nodes(read_yaml(file.read_text(encoding="utf-8")), "")
     ]
     texts = {value for _, value in nodes if isinstance(value, str) and "${" in value}

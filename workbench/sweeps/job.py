@@ -24,6 +24,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tasks.disk import WriteError
+from tasks.program import STARTED_AS, program
+from workbench.conf_folders import RUN
 from workbench.errors import ERROR_FILE, sentence
 from workbench.quoting import quoted
 from workbench.secret_words import words_of
@@ -44,7 +46,6 @@ from workbench.sweeps.folder import (
 
 log = logging.getLogger("widefield")
 
-RUN = Path(__file__).parents[2] / "run.py"
 PARENT = STARTED_BY  # the process id that a run of a sweep belongs to
 LOCK = ".lock"  # held as long as a run goes on
 OUTPUT = "output.txt"  # what a run printed, where several share the terminal
@@ -56,6 +57,7 @@ ABOUT_THE_SWEEP = (
     "hydra.sweep",
     "hydra.run",
     "hydra.mode",
+    "hydra.searchpath",  # all of it is in the snapshot
 )
 
 
@@ -164,7 +166,7 @@ def follow_parent() -> None:
 @contextmanager
 def _environment(cfg: DictConfig, sweep: SweepFolder, parallel: int | None) -> Iterator[dict[str, str]]:
     """The run's environment; with several runs at a time on this machine each gets a GPU and its share of the cores."""
-    environ = os.environ | {PARENT: str(os.getpid())}
+    environ = os.environ | {PARENT: str(os.getpid()), STARTED_AS: program()[0]}
     if parallel is None or parallel == 1:
         yield environ
         return

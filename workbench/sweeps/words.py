@@ -8,15 +8,16 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.disk import WriteError, writing
+from workbench.conf_folders import CONF
 from workbench.errors import UsageError
 from workbench.quoting import plain, quoted
 from workbench.secret_words import is_reference
 from workbench.sweeps.folder import SWEEP, SweepFolder
 from workbench.sweeps.frozen import HYDRAS_OWN, check_frozen
 from workbench.words import refused_word
-from workbench.yaml_targets import CONF
 
 KEY = "sweep.resume"
+CONFIG_DIR = ("--config-dir", "-cd")
 MAY_CHANGE = (
     "hydra/launcher",
     "hydra.launcher.",
@@ -38,12 +39,13 @@ def expand_resume(words: list[str]) -> list[str]:
     path = Path(plain(asked[-1])).expanduser()
     if not (path / SWEEP).is_file():
         raise UsageError(f"{KEY}={path}: there is no {SWEEP} in it, so it is no sweep's folder")
-    new = [word for word in words if word not in ("-m", "--multirun") and not word.startswith(f"{KEY}=")]
+    new, folders = _without_folders(words)
+    new = [word for word in new if word not in ("-m", "--multirun") and not word.startswith(f"{KEY}=")]
     others = [word for word in new if not word.startswith(MAY_CHANGE) and not is_reference(word)]
     if others:
         raise UsageError(
             f"{KEY} repeats the sweep's own command, so {' '.join(others)} cannot be said beside it; "
-            f"what can: {', '.join(MAY_CHANGE)}"
+            f"what can: {', '.join(MAY_CHANGE)}, and --config-dir"
         )
     sweep = SweepFolder.load(path)
     if not sweep.snapshot.is_dir():
@@ -63,8 +65,22 @@ def expand_resume(words: list[str]) -> list[str]:
     old = [word for word in (*old, *sweep.words) if word.partition("=")[0] not in said]
     return [
         *("--multirun", "--config-path", str((path / "conf").resolve()), "--config-name", sweep.config_name),
+        *folders,
         *(*old, *new, f"hydra.sweep.dir={quoted(path)}", f"{KEY}={quoted(path)}"),
     ]
+
+
+def _without_folders(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `--config-dir DIR`, and the flag: whoever goes on says which other YAML is to be trusted."""
+    rest, folders = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        if before in CONFIG_DIR:
+            folders.append(f"--config-dir={Path(word).absolute()}")
+        elif word.partition("=")[0] in CONFIG_DIR:
+            folders += [f"--config-dir={Path(value).absolute()}"] if (value := word.partition("=")[2]) else []
+        else:
+            rest.append(word)
+    return rest, folders
 
 
 def _take_hydras_own(sweep: SweepFolder) -> None:

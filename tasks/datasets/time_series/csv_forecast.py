@@ -115,11 +115,24 @@ class CsvForecast(SeriesData):
         return self.whole(tables, facts)
 
     def _read(self, root: Path, columns: Columns) -> list[Table]:
-        if (
-            self.tables is None or self.tables[0] != columns
-        ):  # once: what was repaired is said when it is read
-            self.tables = columns, self._read_files(root, columns)
+        if self.tables is None or self.tables[0] != columns:
+            # Read and kept once: what was repaired is said when it is read.
+            tables = self._picked(columns)
+            self.tables = columns, self._read_files(root, columns) if tables is None else tables
         return self.tables[1]
+
+    def _picked(self, columns: Columns) -> list[Table] | None:
+        """Some variates of the tables that were read; `None` where these lack one, or were read otherwise."""
+        if (
+            self.tables is None
+            or columns.target is None
+            or self.tables[0] != replace(columns, target=self.tables[0].target)
+        ):
+            return None
+        if not all(set(columns.target) <= set(table.variates) for table in self.tables[1]):
+            return None
+        tables = [table.with_variates(columns.target) for table in self.tables[1]]
+        return _observed(tables, columns)
 
     def _read_files(self, root: Path, columns: Columns) -> list[Table]:
         files = [root] if root.is_file() else self._files(root)
@@ -131,12 +144,7 @@ class CsvForecast(SeriesData):
             except ReadError as error:
                 raise DataError(f"{file}: {error}") from error
             tables += [replace(_named(table, file, alone=len(files) == 1), path=file) for table in found]
-        # Rows at the end that hold covariates alone are the future: nothing can be learnt or tested there.
-        return (
-            [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
-            if columns.known
-            else tables
-        )
+        return _observed(tables, columns)
 
     def _files(self, root: Path) -> list[Path]:
         """The CSV files of a folder; what else lies there is counted."""
@@ -159,6 +167,13 @@ class CsvForecast(SeriesData):
         rows = len(table.dates)
         test = round(self.test_fraction * rows)
         return rows - test - round(self.val_fraction * rows), rows - test, rows
+
+
+def _observed(tables: list[Table], columns: Columns) -> list[Table]:
+    """Without rows at the end that hold covariates alone: the future, where nothing can be learnt or tested."""
+    if not columns.known:
+        return tables
+    return [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
 
 
 def _names(given: Names | Sequence[str | float] | float) -> tuple[str, ...]:

@@ -101,6 +101,13 @@ class Table:
     said: str = ""
     path: Path | None = None
 
+    def with_variates(self, names: Sequence[str]) -> "Table":
+        """The same rows with some of the variates, in this order."""
+        if tuple(names) == self.variates:
+            return self
+        places = [self.variates.index(name) for name in names]
+        return replace(self, values_TN=self.values_TN[:, places], variates=tuple(names))
+
     @property
     def wall(self) -> pd.DatetimeIndex:
         """The clock on the wall at each row."""

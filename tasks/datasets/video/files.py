@@ -481,6 +481,8 @@ def _video_stream(container: Any) -> Any:
     if not container.streams.video:
         raise ReadError("it holds no pictures" + (", only sound" if container.streams.audio else ""))
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ReadError("it holds pictures of no known codec")
     stream.codec_context.thread_count = 1
     return stream
 

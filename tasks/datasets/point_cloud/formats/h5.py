@@ -97,10 +97,10 @@ class H5Process:
             kind = array["kind"]
             if isinstance(kind, list):  # records; JSON has made lists of their fields
                 kind = [(name, form, *map(tuple, more)) for name, form, *more in kind]
-            content = bytearray(math.prod(array["shape"]) * np.dtype(kind).itemsize)
-            if process.stdout.readinto(content) != len(content):  # type: ignore[attr-defined]
+            content = np.empty(math.prod(array["shape"]) * np.dtype(kind).itemsize, np.uint8)
+            if process.stdout.readinto(content.data) != len(content):  # type: ignore[attr-defined]
                 raise EOFError
-            values = np.frombuffer(content, kind).reshape(array["shape"])
+            values = content.view(kind).reshape(array["shape"])
             found[array["name"]] = values
         return told["names"], found
 

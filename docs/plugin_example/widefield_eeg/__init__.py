@@ -1,0 +1,1 @@
+"""Electroencephalograms for Widefield."""

@@ -1,0 +1,14 @@
+"""Widefield from Python, installed as the package `widefield`.
+
+>>> import widefield  # doctest: +SKIP
+>>> widefield.load("runs/speech_commands/RUN").predict("clip.wav").shown  # doctest: +SKIP
+'yes 98.2%  yet 0.9%  left 0.4%'
+"""
+
+from backbone import CheckpointError
+from tasks.datasets.base import DataError
+from tasks.task import Answer
+from workbench.errors import UsageError
+from workbench.loading import Input, Model, load
+
+__all__ = ["Answer", "CheckpointError", "DataError", "Input", "Model", "UsageError", "load"]

@@ -1,0 +1,171 @@
+"""A trained model from Python: `load` finds it, `Model.predict` asks it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, overload
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from tasks.datasets.base import DataError, DataModule
+from tasks.task import Answer, Task
+from workbench.build import Restored, restore
+from workbench.composition import built_from
+from workbench.conf_folders import CONF
+from workbench.errors import UsageError
+from workbench.hub import SCHEME, is_repository
+from workbench.predict import NOT_FINITE, is_finite
+from workbench.quoting import word
+
+#: One sample: a file, or what the modality's files hold, as `DataModule.read_file` gives it.
+Input: TypeAlias = str | Path | NDArray[Any] | Tensor | dict[str, Any]
+OneInput = TypeVar("OneInput", bound=Input)
+
+
+class Model:
+    """A trained model with its reader of files, made by :func:`load`.
+
+    Args:
+        restored: the model and its composition.
+        data: reads files as it was trained on them.
+    """
+
+    def __init__(self, restored: Restored[Task], data: DataModule) -> None:
+        self.restored, self.data = restored, data
+
+    @property
+    def task(self) -> Task:
+        """The `LightningModule`, in evaluation mode; `task.network` is embedder, backbone and head."""
+        return self.restored.task
+
+    @property
+    def cfg(self) -> DictConfig:
+        """The composition it was trained in."""
+        return self.restored.cfg
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it knows of its data: class names, names and statistics of variates."""
+        return self.task.facts
+
+    @overload
+    def predict(self, x: Input, *, top_k: int = 5, batch_size: int = 16) -> Answer: ...
+
+    @overload
+    def predict(self, x: list[OneInput], *, top_k: int = 5, batch_size: int = 16) -> list[Answer]: ...
+
+    def predict(
+        self, x: Input | list[OneInput], *, top_k: int = 5, batch_size: int = 16
+    ) -> Answer | list[Answer]:
+        """What the model says of one sample, or of each of several.
+
+        Args:
+            x: a file; an array as the embedder reads it, without the batch dimension (a waveform `(T,)` at the task's
+                sample rate, an image `(3, S, S)` uint8, a window `(T, variates)`, …); or a list of these.
+            top_k: most classes to list.
+            batch_size: samples at a time.
+
+        Returns:
+            For each sample its `columns` (label, probabilities, values) and the same in words, `shown`.
+
+        Raises:
+            UsageError: an array of another number of dimensions, or an answer that is not finite.
+            DataError: a file that cannot be read.
+        """
+        if isinstance(x, str | Path | np.ndarray | Tensor | dict):
+            return self.predict([x], top_k=top_k, batch_size=batch_size)[0]
+        answers: list[Answer] = []
+        for start in range(0, len(x), batch_size):
+            raws = [self._raw(one) for one in x[start : start + batch_size]]
+            batch = self.task.transfer_batch_to_device(default_collate(raws), self.task.device, 0)
+            with torch.inference_mode():
+                answers += self.task.answer(batch, top_k)
+        if not all(map(is_finite, answers)):
+            raise UsageError(NOT_FINITE)
+        return answers
+
+    def _raw(self, x: Input) -> Any:
+        if isinstance(x, str | Path):
+            file = Path(x).expanduser()
+            try:
+                return self.data.read_file(file)
+            except DataError as error:
+                raise type(error)(f"{file}: {error}") from error
+        if isinstance(x, dict):
+            return x
+        raw = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
+        raw = raw.float() if raw.dtype == torch.float64 else raw
+        wanted = int(self.task.network.embedder.raw_ndim) - 1
+        if raw.ndim != wanted:
+            raise UsageError(
+                f"a sample of {self.cfg.task.name} has {wanted} dimensions, this array {raw.ndim}: "
+                f"{tuple(raw.shape)}; several samples are given as a list"
+            )
+        return raw
+
+    def __repr__(self) -> str:
+        names = " + ".join(str(self.cfg[group].name) for group in ("modality", "task", "backbone"))
+        return f"Model({names}, {self.restored.checkpoint})"
+
+
+def load(
+    name: str | Path, *, device: str | torch.device = "cpu", config_dir: str | Path | None = None
+) -> Model:
+    """A trained model.
+
+    Args:
+        name: a run's folder, a checkpoint's file, or a repository of a hub, `OWNER/NAME` or `hf://OWNER/NAME`;
+            `NAME@PART` is one part of a joint run. What it says of its model is checked before it is built
+            (docs/SECURITY.md): it names registered classes only.
+        device: where the model goes.
+        config_dir: a folder of YAML that names further classes, of a plug-in that is not installed.
+
+    Raises:
+        UsageError: there is no such model, or a joint run without a part.
+        CheckpointError: it cannot be read or trusted.
+
+    Example:
+        >>> model = load("runs/speech_commands/RUN")  # doctest: +SKIP
+        >>> model.predict("clip.wav").shown  # doctest: +SKIP
+        'yes 98.2%  yet 0.9%  left 0.4%'
+    """
+    words = ["action=predict", word("ckpt", _located(str(name)))]
+    if config_dir is not None:
+        words.append(word("hydra.searchpath", [f"file://{Path(config_dir).expanduser().absolute()}"]))
+    with _another_hydra(), initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+        restored = restore(compose("config", overrides=words))
+        with built_from(restored.checkpoint):
+            data: DataModule = instantiate(restored.cfg.task.data)
+            data.recall(restored.task.facts)
+    restored.task.to(device)
+    return Model(restored, data)
+
+
+def _located(name: str) -> str:
+    """The name as `ckpt=` takes it."""
+    place = Path(name.rpartition("@")[0] or name).expanduser()
+    if name.startswith(SCHEME) or Path(name).expanduser().exists() or place.exists():
+        return name
+    if is_repository(name.partition("@")[0]):
+        return f"{SCHEME}{name}"
+    raise UsageError(f"there is no run, checkpoint or repository of a hub (OWNER/NAME) called {name[:200]}")
+
+
+@contextmanager
+def _another_hydra() -> Iterator[None]:
+    """Whatever Hydra is at, in a notebook or a command, is left alone."""
+    before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().hydra = HydraConfig.instance().cfg = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config
