@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ MOST_CURVES = 60  # runs in a panel of learning curves
 MOST_COLOURS = 10  # settings that a legend names
 MOST_NAMES = 40  # values of an axis of words
 MARKERS = "osD^vPX*<>"
-#: Cost -> factor and unit in which an axis names it.
-UNITS = {"params": (1e-6, "M"), "macs": (1e-9, "G"), "step_s": (1e3, "ms"), "latency_s": (1e3, "ms")}
+#: Cost -> factor to the unit in which it is drawn.
+UNITS = {"macs": 1e-9, "step_s": 1e3, "latency_s": 1e3}
 
 
 def draw(runs: Runs, folder: Path) -> list[Path]:
@@ -39,9 +39,9 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
                 drawn.append(path)
     for column, label, name in (
         ("params", "parameters", "metric_by_parameters"),
-        ("macs", "multiply-accumulates of a sample", "metric_by_macs"),
-        ("step_s", "time of a training step (s)", "metric_by_training_step"),
-        ("latency_s", "time until an answer (s)", "metric_by_latency"),
+        ("macs", "multiply-accumulates of a sample (G)", "metric_by_macs"),
+        ("step_s", "time of a training step (ms)", "metric_by_training_step"),
+        ("latency_s", "time until an answer (ms)", "metric_by_latency"),
         ("wall_s", "wall time (s)", "metric_by_wall_time"),
     ):
         if pd.to_numeric(done[column], errors="coerce").notna().any():
@@ -124,7 +124,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
 def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
     """The metric of each run against what it cost, with mean and standard deviation of each setting, both ways."""
     done = _ordered(runs)
-    numbers = pd.to_numeric(done[column], errors="coerce")
+    numbers = pd.to_numeric(done[column], errors="coerce") * UNITS.get(column, 1.0)
     done = done.assign(cost=numbers)[numbers.notna()]
     panels = [(_title(rows), rows) for _, rows in done.groupby("task", sort=False)]
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
@@ -150,15 +150,11 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
                 _mean_of(panel, group, colour, marker, str(setting), runs.folds)
         if _spread(rows["cost"]) > 20:
             panel.set_xscale("log")
-        elif column in UNITS:
-            panel.xaxis.set_major_formatter(_in_unit(*UNITS[column]))
+        elif column == "params":
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
     _close(figure, f"Test metric by {label} (mean ± std; points: runs)", path, runs.note())
-
-
-def _in_unit(factor: float, unit: str) -> Callable[[float, float], str]:
-    return lambda value, _: f"{value * factor:.3g} {unit}"
 
 
 def _mean_of(

@@ -168,8 +168,17 @@ def _scaled(row: dict[tuple[str, str], Any], name: str, factor: float) -> Cell:
     if count == 0:
         return Cell("–")
     varies = count > 1 and std > 0
-    text = f"{mean * factor:.3g} ± {std * factor:.2g}" if varies else f"{mean * factor:.3g}"
-    return Cell(text, float(mean))
+    text = _three_digits(mean * factor)
+    return Cell(f"{text} ± {_three_digits(std * factor, 2)}" if varies else text, float(mean))
+
+
+def _three_digits(value: float, digits: int = 3) -> str:
+    """Three digits, without an exponent where all are in front of the point.
+
+    >>> _three_digits(1352.7), _three_digits(0.05781)
+    ('1353', '0.0578')
+    """
+    return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
 def axis_cell(value: Any) -> Cell:
