@@ -142,6 +142,20 @@ def test_linear_minds_no_scale_of_a_feature() -> None:
     assert protocols.linear(one, [0.1], 500).metrics == protocols.linear(other, [0.1], 500).metrics
 
 
+def test_a_choice_at_the_end_of_what_is_offered_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="widefield")
+    one = splits(3, spread=2.5, sizes=(60, 300, 30))
+    assert protocols.linear(one, [1e-6, 1e-2, 10.0], 500).details["c"] == 1e-6, "noise wants a strong penalty"
+    assert "lies at the end of action.c" in caplog.text
+    assert protocols.knn(one, [1, 20]).details["k"] == 20, "and many neighbours"
+    assert "is the largest of action.k" in caplog.text
+    caplog.clear()
+    protocols.linear(one, [1e-6], 500)
+    protocols.knn(one, [20, 55])
+    assert "lies at the end" not in caplog.text, "there was no choice"
+    assert "is the largest" not in caplog.text
+
+
 def test_a_search_that_does_not_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     found = protocols.linear(splits(), [10.0], 1)
     assert found.details["not_converged"] == [10.0]

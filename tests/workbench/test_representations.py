@@ -250,6 +250,37 @@ def test_an_untrained_network_repeats_under_its_seed(act: Act, clips: Path) -> N
     assert np.abs(first - other).max() > 1e-3
 
 
+def test_published_weights_of_a_file(
+    act: Act, composed: Compose, run: Path, clips: Path, tmp_path: Path
+) -> None:
+    """The backbone of a trained run, as a file of weights beside an embedder that is made here."""
+    restored = restore(composed("trainer=cpu", f"ckpt={run}", "action=embed", "paths.run=x"))
+    torch.save(restored.task.network.backbone.state_dict(), tmp_path / "weights.pth")
+    words = (*TINY, *of(clips), "action=embed", "action.splits=[test]", "action.form=train")
+    folder = act(*words, f"backbone.pretrained={tmp_path / 'weights.pth'}")
+    arrays, _, said = read(folder)
+    assert said["checkpoint"] is None
+    assert "pretrained" in said["network"]
+    np.testing.assert_allclose(
+        arrays["features"], by_hand(composed, run, clips, "test", "train"), rtol=2e-4, atol=2e-5
+    )
+
+
+def test_shards_hold_what_files_hold(act: Act, clips: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    act(*of(clips), "action=shard", f"action.out={shards}", folder="shard")
+    words = (*TINY, "task=audio_folder", "task.data.seconds=0.25", "action=embed", "action.splits=[test]")
+    from_files, _, _ = read(act(*words, f"data_dir={clips}", folder="files"))
+    given = ("task.data.format=webdataset", f"data_dir={shards}")
+    from_shards, rows, _ = read(act(*words, *given, folder="shards"))
+    assert sorted(from_shards["label"]) == sorted(from_files["label"])
+    assert rows["path"].nunique() == 8
+    for label in ("high", "low"):  # shards are mixed
+        mine, theirs = (one["features"][one["label"] == label] for one in (from_shards, from_files))
+        order, other = np.lexsort(mine.T), np.lexsort(theirs.T)
+        np.testing.assert_allclose(mine[order], theirs[other], rtol=1e-3, atol=1e-4)
+
+
 def test_a_model_of_a_drawn_sample_marks_real_files(act: Act, clips: Path) -> None:
     drawn = act(*TINY, "task=audio_folder", *QUICK, folder="drawn")
     _, rows, said = read(

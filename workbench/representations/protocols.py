@@ -90,6 +90,8 @@ def knn(splits: Splits, ks: Sequence[int]) -> Found:
     name = "knn_map" if splits.train.multilabel else "knn_acc"
     over_k = _scores_over_k(index, splits.train, splits.val, usable, len(splits.class_names))
     chosen = max(usable, key=lambda k: (over_k[k], -k))
+    if len(usable) > 1 and chosen == usable[-1]:
+        log.info("k = %d, the choice of validation, is the largest of action.k: more may do better", chosen)
     tested = _scores_over_k(index, splits.train, splits.test, [chosen], len(splits.class_names))
     return Found(
         {f"val/{name}": over_k[chosen], f"test/{name}": tested[chosen]},
@@ -157,6 +159,10 @@ def linear(splits: Splits, cs: Sequence[float], max_iter: int) -> Found:
             ", ".join(f"{c:g}" for c in unfinished),
         )
     score, chosen, decisions_NK = best
+    if len(over_c) > 1 and chosen in (min(over_c), max(over_c)):
+        log.info(
+            "C = %g, the choice of validation, lies at the end of action.c: others may do better", chosen
+        )
     details = {"c": chosen, "over": "C", "val": {f"{c:g}": value for c, value in over_c.items()}}
     details |= {"not_converged": unfinished}
     return Found({f"val/{name}": score, f"test/{name}": _score(decisions_NK, test)}, f"val/{name}", details)

@@ -133,7 +133,7 @@ def _data_for(restored: Restored[Task]) -> DataModule:
         return data
     changes = changed_data(known, data.facts(), {}, {})
     if changes:
-        log.info(
+        log.warning(
             "%s is other data than the model was trained on: %s; its features are taken as they are",
             printable(data.place),
             "; ".join(changes[:3]),
