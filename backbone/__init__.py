@@ -1,4 +1,6 @@
-"""The backbone: maps ``(N, C, H, W)`` -> four feature maps. Importing it registers every size with timm."""
+"""The backbone: maps ``(N, C, H, W)`` -> feature maps. Importing it registers every size with timm."""
+
+from typing import TYPE_CHECKING
 
 from backbone import timm_models as _timm_models
 from backbone.checkpoints import (
@@ -9,9 +11,7 @@ from backbone.checkpoints import (
     load_weights,
     read_safely,
 )
-from backbone.unireplknet import (
-    SIZES,
-    UniRepLKNet,
+from backbone.factories import (
     unireplknet_a,
     unireplknet_b,
     unireplknet_f,
@@ -22,12 +22,20 @@ from backbone.unireplknet import (
     unireplknet_t,
     unireplknet_xl,
 )
+from backbone.protocol import Backbone
+from backbone.replknet import RepLKNet
+from backbone.sizes import SIZES
+from backbone.timm_backbone import TimmBackbone
+from backbone.unireplknet import UniRepLKNet
 
 __all__ = [
     "SIZES",
+    "Backbone",
     "CheckpointError",
     "DamagedCheckpoint",
     "LoadReport",
+    "RepLKNet",
+    "TimmBackbone",
     "UniRepLKNet",
     "load_pretrained",
     "load_weights",
@@ -44,3 +52,8 @@ __all__ = [
 ]
 
 del _timm_models
+
+if TYPE_CHECKING:  # the type checker says where one of them is none
+
+    def _are_backbones(a: UniRepLKNet, b: RepLKNet, c: TimmBackbone) -> tuple[Backbone, Backbone, Backbone]:
+        return a, b, c

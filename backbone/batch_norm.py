@@ -6,7 +6,8 @@ and a shift per channel, which fold into what comes next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -78,3 +79,21 @@ def _update_running_statistics(norms: Sequence[_BatchNorm], mean_BC: Tensor, var
         running_var.lerp_(variance_C.to(running_var.dtype), cast(float, norm.momentum))
     # One kernel for all counters; the compiler makes one of each lerp_ by itself.
     torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+
+
+@contextlib.contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms inside ``module`` write their running statistics to copies that are thrown away."""
+    buffers = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm)
+        for name, buffer in norm.named_buffers(recurse=False)
+    ]
+    for norm, name, buffer in buffers:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in buffers:
+            setattr(norm, name, buffer)

@@ -17,42 +17,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-if TYPE_CHECKING:
-    from backbone.unireplknet import UniRepLKNet
-
-HUB_REPO = "DingXiaoH/UniRepLKNet"
-
-#: Published weights on the hub: ``{size: {name: file}}``.
-PUBLISHED: dict[str, dict[str, str]] = {
-    "unireplknet_a": {"in1k": "unireplknet_a_in1k_224_acc77.03.pth"},
-    "unireplknet_f": {"in1k": "unireplknet_f_in1k_224_acc78.58.pth"},
-    "unireplknet_p": {"in1k": "unireplknet_p_in1k_224_acc80.23.pth"},
-    "unireplknet_n": {"in1k": "unireplknet_n_in1k_224_acc81.64.pth"},
-    "unireplknet_t": {"in1k": "unireplknet_t_in1k_224_acc83.21.pth"},
-    "unireplknet_s": {
-        "in1k": "unireplknet_s_in1k_224_acc83.91.pth",
-        "in22k_to_in1k": "unireplknet_s_in22k_to_in1k_384_acc86.44.pth",
-        "in22k": "unireplknet_s_in22k_pretrain.pth",
-    },
-    "unireplknet_b": {
-        "in22k_to_in1k": "unireplknet_b_in22k_to_in1k_384_acc87.40.pth",
-        "in22k": "unireplknet_b_in22k_pretrain.pth",
-    },
-    "unireplknet_l": {
-        "in22k_to_in1k": "unireplknet_l_in22k_to_in1k_384_acc87.88.pth",
-        "in22k": "unireplknet_l_in22k_pretrain.pth",
-    },
-    "unireplknet_xl": {
-        "in22k_to_in1k": "unireplknet_xl_in22k_to_in1k_384_acc87.96.pth",
-        "in22k": "unireplknet_xl_in22k_pretrain.pth",
-    },
-}
-NAMES = ("in1k", "in22k", "in22k_to_in1k")
+from backbone.sizes import HUB_REPO, NAMES, PUBLISHED, SIZES
 
 _FIRST_CONV = "downsample_layers.0.0.weight"
 _HEAD = re.compile(r"(norm\d?|head)\.")
@@ -64,6 +35,25 @@ class CheckpointError(ValueError):
 
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose bytes are not those that were written."""
+
+
+class Loadable(Protocol):
+    """What loading has to know of a network; a :class:`~backbone.unireplknet.UniRepLKNet` is one."""
+
+    in_chans: int
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    @property
+    def deploy(self) -> bool: ...
+
+    def train_form(self, layer_scale_init_value: float | None) -> Self: ...
+
+    def reparameterize(self) -> Self: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
 
 
 @dataclass
@@ -95,7 +85,7 @@ class LoadReport:
         return f"{self.source}: {'; '.join(parts)}"
 
 
-def load_pretrained(model: UniRepLKNet, source: str | Path) -> LoadReport:
+def load_pretrained(model: Loadable, source: str | Path | Literal[True]) -> LoadReport:
     """Load a checkpoint into ``model``, in place.
 
     What differs is fitted where that makes sense. The first convolution takes any number of input channels
@@ -106,7 +96,8 @@ def load_pretrained(model: UniRepLKNet, source: str | Path) -> LoadReport:
         model: the network, in train or deploy form.
         source: path of a ``.pth``, ``.ckpt`` or ``.safetensors`` file (a state dict, alone or under ``model``
             or ``state_dict``, with any prefix such as ``backbone.``); or ``"in1k"``, ``"in22k"``,
-            ``"in22k_to_in1k"``: the published weights of this size, from the Hugging Face hub.
+            ``"in22k_to_in1k"``: the published weights of this size, from the Hugging Face hub; or True: those that
+            classify ImageNet-1K.
 
     Returns:
         What was loaded, adapted and left out.
@@ -115,11 +106,11 @@ def load_pretrained(model: UniRepLKNet, source: str | Path) -> LoadReport:
         CheckpointError: no such file or name, unreachable hub, a file that is corrupt or would run code,
             weights of another architecture, or a deploy-form checkpoint for a train-form network.
     """
-    path, label = _locate(model, source)
-    return load_weights(model, _read(path), label)
+    path, label = _locate(model, default_source(model) if source is True else source)
+    return load_weights(model, weights_in(read_safely(path), path), label)
 
 
-def load_weights(model: UniRepLKNet, content: Mapping[str, Any], label: str) -> LoadReport:
+def load_weights(model: Loadable, content: Mapping[str, Any], label: str) -> LoadReport:
     """Like :func:`load_pretrained`, from tensors in memory; ``label`` is what to call them in messages."""
     state, other = _network_part(content, label)
     merged = any(name.endswith(".pwconv2.0.bias") for name in state)
@@ -155,7 +146,7 @@ def adapt_first_conv(weight: Tensor, in_chans: int) -> Tensor:
     return weight[:, order] * (channels / in_chans)
 
 
-def default_source(model: UniRepLKNet) -> str:
+def default_source(model: Loadable) -> str:
     """Name of the published weights of this size that classify ImageNet-1K.
 
     Raises:
@@ -164,9 +155,7 @@ def default_source(model: UniRepLKNet) -> str:
     return next(iter(_published(model)))
 
 
-def _published(model: UniRepLKNet) -> dict[str, str]:
-    from backbone.unireplknet import SIZES  # the network's module imports this one
-
+def _published(model: Loadable) -> dict[str, str]:
     for name, (depths, dims) in SIZES.items():
         if (depths, dims) == (model.depths, model.dims):
             return PUBLISHED[name]
@@ -176,7 +165,7 @@ def _published(model: UniRepLKNet) -> dict[str, str]:
     )
 
 
-def _locate(model: UniRepLKNet, source: str | Path) -> tuple[Path, str]:
+def _locate(model: Loadable, source: str | Path) -> tuple[Path, str]:
     """Local path of the checkpoint, and what to call it in messages."""
     if isinstance(source, str) and source in NAMES:
         return _fetch(model, source)
@@ -190,7 +179,7 @@ def _locate(model: UniRepLKNet, source: str | Path) -> tuple[Path, str]:
     raise CheckpointError(f"there is no checkpoint file {path}")
 
 
-def _fetch(model: UniRepLKNet, name: str) -> tuple[Path, str]:
+def _fetch(model: Loadable, name: str) -> tuple[Path, str]:
     import huggingface_hub  # slow to import, and a local file needs none of it
 
     published = _published(model)
@@ -259,9 +248,8 @@ def check_archive(path: Path) -> None:
             raise DamagedCheckpoint(f"{path} is damaged: the checksum of {wrong!r} in it is wrong")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """The tensors of a file, by name."""
-    content = read_safely(path)
+def weights_in(content: Any, path: Path) -> Mapping[str, Any]:
+    """The tensors by name in what a file holds: a state dict, alone or under ``model`` or ``state_dict``."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a network")
     for key in ("model", "state_dict"):
@@ -288,21 +276,11 @@ def _network_part(content: Mapping[str, Any], label: str) -> tuple[dict[str, Ten
     return inside, outside
 
 
-def _train_form(model: UniRepLKNet, state: Mapping[str, Tensor]) -> UniRepLKNet:
+def _train_form(model: Loadable, state: Mapping[str, Tensor]) -> Loadable:
     """A train-form network like ``model``, with the layer scale of the checkpoint, on the CPU."""
     has_gamma = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", name) for name in state)
     with torch.random.fork_rng(devices=[]):
-        twin = type(model)(
-            in_chans=model.in_chans,
-            num_classes=model.num_classes,
-            depths=model.depths,
-            dims=model.dims,
-            kernel_sizes=model.kernel_sizes,
-            layer_scale_init_value=1e-6 if has_gamma else None,
-            feature_norms=model.feature_norms,
-            stem_stride=model.stem_stride,
-            dilated_branches=model.dilated_branches,
-        )
+        twin = model.train_form(1e-6 if has_gamma else None)
     own = twin.state_dict()
     shared = {n: v.cpu() for n, v in model.state_dict().items() if n in own}
     twin.load_state_dict(shared, strict=False)  # what the checkpoint lacks stays as it is in the model
@@ -310,7 +288,7 @@ def _train_form(model: UniRepLKNet, state: Mapping[str, Tensor]) -> UniRepLKNet:
 
 
 def _load(
-    model: UniRepLKNet, state: Mapping[str, Tensor], other: Mapping[str, Tensor], label: str
+    model: Loadable, state: Mapping[str, Tensor], other: Mapping[str, Tensor], label: str
 ) -> LoadReport:
     own = model.state_dict()
     report = LoadReport(label, left_out=dict(other))

@@ -1,6 +1,6 @@
 """Several networks that share their weights: one backbone behind inputs of different kinds.
 
-Every network stays a whole `UniRepLKNet`, so that all that can be done with one can be done with each: what they share
+Every network stays a whole `Backbone`, so that all that can be done with one can be done with each: what they share
 are the modules themselves, once in memory, learnt once. :func:`plain_stem` turns the weights of one of them back into
 those of a network on its own.
 """
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbone.checkpoints import adapt_first_conv
-from backbone.unireplknet import UniRepLKNet
-
-STEM = "downsample_layers.0.0"
+from backbone.protocol import Backbone
 
 
 class AdaptedConv2d(nn.Module):
@@ -49,56 +47,93 @@ def folded(weight_OkHW: Tensor, adapter_kC: Tensor) -> Tensor:
     return torch.einsum("okhw,kc->ochw", weight_OkHW, adapter_kC)
 
 
-def share(networks: Sequence[UniRepLKNet], *, batch_norm: bool = True, stem_chans: int = 0) -> None:
-    """Let all networks use the stages and the downsampling between them of the first one, in place.
+def share(networks: Sequence[Backbone], *, batch_norm: bool = True, stem_chans: int = 0) -> None:
+    """Let all networks use the stages of the first one, with the downsampling between them, in place.
 
     Args:
-        networks: of the same depths, dims and kernels; input channels may differ.
+        networks: of one architecture and size; input channels may differ.
         batch_norm: whether the batch norms of the stages, weights and statistics, are shared too. If not, each network
             keeps its own: inputs of different kinds have different statistics.
         stem_chans: 0: each network keeps its own stem. Else there is one stem, which reads so many channels, behind an
             :class:`AdaptedConv2d` of each: that of the first network with so many input channels, else a new one.
 
     Raises:
-        ValueError: networks of different shapes.
+        ValueError: networks of different shapes, or a stem that cannot be shared.
     """
     first, *others = networks
+    names = [name for stage in first.stage_parts() for name in stage]
+    shapes = _shapes(first, names)
     for other in others:
-        if (other.depths, other.dims, other.kernel_sizes) != (first.depths, first.dims, first.kernel_sizes):
+        if type(other) is not type(first) or _shapes(other, names) != shapes:
             raise ValueError("only networks of the same depths, dims and kernel sizes can share their stages")
-        for stage in range(len(first.stages)):
-            if stage > 0:
-                other.downsample_layers[stage] = first.downsample_layers[stage]
-            if batch_norm:
-                other.stages[stage] = first.stages[stage]
-            else:
-                _share_but_batch_norms(first.stages[stage], other.stages[stage])
+        for name in names:
+            _share_part(cast(nn.Module, first), cast(nn.Module, other), name, batch_norm)
     if stem_chans:
-        _share_stem(networks, stem_chans)
+        _share_stem(networks, stem_chans, batch_norm)
+
+
+def _shapes(network: Backbone, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    inside = tuple(f"{name}." for name in names)
+    return {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if name in names or name.startswith(inside)
+    }
+
+
+def _share_part(source: nn.Module, target: nn.Module, name: str, batch_norm: bool) -> None:
+    """Share a submodule or a parameter."""
+    place, _, last = name.rpartition(".")
+    part = getattr(source.get_submodule(place), last)
+    has_norms = isinstance(part, nn.Module) and any(
+        isinstance(module, _BatchNorm) for module in part.modules()
+    )
+    if batch_norm or not has_norms:
+        setattr(target.get_submodule(place), last, part)
+    elif not isinstance(part, _BatchNorm):
+        _share_but_batch_norms(part, target.get_submodule(name))
 
 
 def _share_but_batch_norms(source: nn.Module, target: nn.Module) -> None:
-    for name, child in source.named_children():
-        if isinstance(child, _BatchNorm):
-            continue
-        if any(isinstance(module, _BatchNorm) for module in child.modules()):
-            _share_but_batch_norms(child, target.get_submodule(name))
-        else:
-            setattr(target, name, child)
+    for name, _ in source.named_children():
+        _share_part(source, target, name, batch_norm=False)
     for name, parameter in source.named_parameters(recurse=False):
         setattr(target, name, parameter)
 
 
-def _share_stem(networks: Sequence[UniRepLKNet], stem_chans: int) -> None:
+def _share_stem(networks: Sequence[Backbone], stem_chans: int, batch_norm: bool) -> None:
     fitting = [network for network in networks if network.in_chans == stem_chans]
-    conv, *rest = cast(nn.Sequential, (fitting or networks)[0].downsample_layers[0])
-    shared = cast(nn.Conv2d, conv)
+    source = (fitting or networks)[0]
+    name = source.first_conv
+    shared = source.get_submodule(name) if name else None
+    if name is None or not isinstance(shared, nn.Conv2d) or shared.groups != 1:
+        raise ValueError(
+            "the maps of this backbone are read by no single convolution: take task.stem=per_modality"
+        )
     if not fitting:
         shared.in_channels = stem_chans
-        shared.weight = nn.Parameter(shared.weight.new_empty(shared.out_channels, stem_chans, 3, 3))
+        shared.weight = nn.Parameter(
+            shared.weight.new_empty(shared.out_channels, stem_chans, *shared.kernel_size)
+        )
         nn.init.trunc_normal_(shared.weight, std=0.02)
     for network in networks:
-        network.downsample_layers[0] = nn.Sequential(AdaptedConv2d(shared, network.in_chans), *rest)
+        for part in source.stem_parts() if network is not source else ():
+            _share_around(cast(nn.Module, source), cast(nn.Module, network), part, name, batch_norm)
+    place, _, last = name.rpartition(".")
+    for network in networks:
+        setattr(network.get_submodule(place), last, AdaptedConv2d(shared, network.in_chans))
+
+
+def _share_around(source: nn.Module, target: nn.Module, name: str, left_out: str, batch_norm: bool) -> None:
+    """Share a part but for one submodule in it, or not even that if it is the part."""
+    if name == left_out:
+        return
+    if not left_out.startswith(f"{name}."):
+        _share_part(source, target, name, batch_norm)
+        return
+    inside = source.get_submodule(name)
+    for child, _ in [*inside.named_children(), *inside.named_parameters(recurse=False)]:
+        _share_around(source, target, f"{name}.{child}", left_out, batch_norm)
 
 
 def plain_stem(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -108,8 +143,10 @@ def plain_stem(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tenso
         state: of a network, names beginning with `prefix`; without such a convolution it comes back as it is.
     """
     plain = dict(state)
-    adapter_kC = plain.pop(f"{prefix}{STEM}.adapter", None)
-    if adapter_kC is not None:
-        plain[f"{prefix}{STEM}.weight"] = folded(plain.pop(f"{prefix}{STEM}.shared.weight"), adapter_kC)
-        plain[f"{prefix}{STEM}.bias"] = plain.pop(f"{prefix}{STEM}.shared.bias")
+    for name in [name for name in state if name.startswith(prefix) and name.endswith(".adapter")]:
+        conv = name.removesuffix(".adapter")
+        adapter_kC = plain.pop(name)
+        plain[f"{conv}.weight"] = folded(plain.pop(f"{conv}.shared.weight"), adapter_kC)
+        if f"{conv}.shared.bias" in plain:
+            plain[f"{conv}.bias"] = plain.pop(f"{conv}.shared.bias")
     return plain

@@ -18,8 +18,8 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from backbone.checkpoints import HUB_REPO, PUBLISHED
-from backbone.unireplknet import SIZES, UniRepLKNet, _feature_indices
+from backbone.sizes import HUB_REPO, PUBLISHED, SIZES
+from backbone.unireplknet import UniRepLKNet, feature_indices
 
 #: What ``global_pool`` may be. ``fast`` is timm's other spelling of the same; empty: no pooling.
 POOLINGS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
@@ -126,7 +126,7 @@ class TimmUniRepLKNet(UniRepLKNet):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"features have the format NCHW, not {output_fmt}")
-        taken = _feature_indices(indices, len(self.stages))
+        taken = feature_indices(indices, len(self.stages))
         features = self._run_stages(x, max(taken) + 1 if stop_early else None)
         chosen = [features[i] for i in taken]
         return chosen if intermediates_only else (features[-1], chosen)
@@ -144,7 +144,7 @@ class TimmUniRepLKNet(UniRepLKNet):
         Returns:
             The indices, counted from 0.
         """
-        taken = _feature_indices(indices, len(self.stages))
+        taken = feature_indices(indices, len(self.stages))
         count = max(taken) + 1
         shorter = count < len(self.stages)
         if self.feature_norms:

@@ -4,7 +4,8 @@ Paper: Zhang, Ding, Ge, Song, Zhao, Yue, Shan, "Scaling Up Your Kernels: Large K
 towards Universal Representations", arXiv 2410.08049 (first as arXiv 2311.15599). Modules and parameters have
 the names of the official release, so that its checkpoints load strictly.
 
-Map of the file: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network, the sizes.
+Map of the file: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
+in :mod:`backbone.sizes`.
 
 Shape legend: N batch, C channels, H height, W width (pixels of the current map), D = 4C hidden width.
 Where a name ends in these letters, they are its shape: ``x_NHWC``.
@@ -14,19 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from backbone.batch_norm import affine_from_sums, takes_sums
-from backbone.checkpoints import LoadReport, default_source, load_pretrained
+from backbone.batch_norm import affine_from_sums, keep_statistics, takes_sums
+from backbone.checkpoints import LoadReport, load_pretrained, load_weights
 from backbone.kernels import DepthwiseConv2d
 from backbone.kernels.depthwise import depthwise_conv2d_sums
 from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
@@ -117,24 +117,6 @@ class NCHWtoNHWC(nn.Module):
 class NHWCtoNCHW(nn.Module):
     def forward(self, x_NHWC: Tensor) -> Tensor:
         return x_NHWC.permute(0, 3, 1, 2)
-
-
-@contextlib.contextmanager
-def _keep_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms inside ``module`` write their running statistics to copies that are thrown away."""
-    buffers = [
-        (norm, name, buffer)
-        for norm in module.modules()
-        if isinstance(norm, _BatchNorm)
-        for name, buffer in norm.named_buffers(recurse=False)
-    ]
-    for norm, name, buffer in buffers:
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, name, buffer in buffers:
-            setattr(norm, name, buffer)
 
 
 class UniRepLKNetBlock(nn.Module):
@@ -242,7 +224,7 @@ class UniRepLKNetBlock(nn.Module):
         if torch.compiler.is_compiling():  # the compiler's own recomputation never repeats a buffer update
             return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False))
         # The backward pass runs the block once more; its batch norms have already seen this batch.
-        contexts = lambda: (contextlib.nullcontext(), _keep_batch_norm_statistics(self))  # noqa: E731
+        contexts = lambda: (contextlib.nullcontext(), keep_statistics(self))  # noqa: E731
         return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False, context_fn=contexts))
 
     @torch.no_grad()
@@ -504,7 +486,7 @@ class UniRepLKNet(nn.Module):
         if norm:
             raise ValueError("build the network with feature_norms=True to get normalised features")
         features = self.forward_features(x)
-        chosen = [features[i] for i in _feature_indices(indices)]
+        chosen = [features[i] for i in feature_indices(indices)]
         return chosen if intermediates_only else (features[-1], chosen)
 
     # -- deploy form, memory -------------------------------------------------------------------------------
@@ -573,6 +555,11 @@ class UniRepLKNet(nn.Module):
             layers[name] = layer
         return layers
 
+    def layer_count(self, per_block: bool = False) -> int:
+        """Layers before that of the norms and the classifier, see :meth:`parameter_layers`."""
+        layers = self.parameter_layers(per_block)
+        return 1 + max(layer for name, layer in layers.items() if not name.startswith(("norm", "head")))
+
     def get_classifier(self) -> nn.Module:
         """The linear classifier, or the identity."""
         return self.head
@@ -616,14 +603,96 @@ class UniRepLKNet(nn.Module):
         """timm: drop the classifier, which features do not need; returns the chosen indices."""
         if prune_head:
             self.reset_classifier(0)
-        return _feature_indices(indices)
+        return feature_indices(indices)
 
-    def load_pretrained(self, source: str | Path) -> LoadReport:
+    def load_pretrained(self, source: str | Path | Literal[True]) -> LoadReport:
         """Load a file, or published weights by name: see :func:`backbone.checkpoints.load_pretrained`."""
         return load_pretrained(self, source)
 
+    def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
+        """Load weights in memory: see :func:`backbone.checkpoints.load_weights`."""
+        return load_weights(self, state, label)
 
-def _feature_indices(indices: int | Sequence[int] | None, count: int = 4) -> list[int]:
+    def train_form(self, layer_scale_init_value: float | None = 1e-6) -> UniRepLKNet:
+        """A new network of the same shape in train form, on the CPU."""
+        return type(self)(
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            depths=self.depths,
+            dims=self.dims,
+            kernel_sizes=self.kernel_sizes,
+            layer_scale_init_value=layer_scale_init_value,
+            feature_norms=self.feature_norms,
+            stem_stride=self.stem_stride,
+            dilated_branches=self.dilated_branches,
+        )
+
+    # -- what the workbench asks a backbone (backbone.protocol) --------------------------------------------
+
+    first_conv = "downsample_layers.0.0"
+
+    def fit_input(self, height: int, width: int) -> str | None:
+        """Any size is read as it is."""
+        return None
+
+    def make_pyramid(self) -> None:
+        """The features rise in stride already."""
+
+    def stem_parts(self) -> list[str]:
+        """Names of the submodules in front of the first stage."""
+        return ["downsample_layers.0"]
+
+    def stage_parts(self) -> list[list[str]]:
+        """Names of each stage's submodules: the downsampling in front of it, if it is not the first, and its blocks."""
+        return [
+            [f"downsample_layers.{stage}", f"stages.{stage}"] if stage else [f"stages.{stage}"]
+            for stage in range(len(self.stages))
+        ]
+
+    def layer_outputs(self, x_NCHW: Tensor) -> dict[str, Tensor]:
+        """The output of the stem, of every downsampling and of every block, from input to output.
+
+        Names: ``stem``; ``1.1`` is the first block of stage 1; ``down 2`` the downsampling before stage 2.
+        """
+        found: dict[str, Tensor] = {}
+        for number, (downsample, stage) in enumerate(
+            zip(self.downsample_layers, self.stages, strict=True), start=1
+        ):
+            x_NCHW = downsample(x_NCHW)
+            found["stem" if number == 1 else f"down {number}"] = x_NCHW
+            for position, block in enumerate(cast(nn.Sequential, stage), start=1):
+                x_NCHW = block(x_NCHW)
+                found[f"{number}.{position}"] = x_NCHW
+        return found
+
+    def depthwise_convs(self) -> Iterator[tuple[int, int, nn.Conv2d]]:
+        """Stage and block, counted from 1, and the large convolution of every block that has one."""
+        for number, stage in enumerate(self.stages, start=1):
+            for position, block in enumerate(cast(nn.Sequential, stage), start=1):
+                conv = block.dwconv
+                if isinstance(conv, DilatedReparamBlock):
+                    conv = conv.lk_origin
+                if isinstance(conv, nn.Conv2d):
+                    yield number, position, conv
+
+    def receptive_fields(self) -> list[int]:
+        """Side of the region, in map pixels, that convolutions let a feature of each stage see, in deploy form.
+
+        There convolutions follow one another. Squeeze-and-excitation and global response normalisation also carry
+        information from the whole map; they are not counted.
+        """
+        fields, field, jump = [], 1, 1
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            for module in [*downsample.modules(), *stage.modules()]:
+                if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+                    field += (module.kernel_size[0] - 1) * module.dilation[0] * jump
+                    jump *= module.stride[0]
+            fields.append(field)
+        return fields
+
+
+def feature_indices(indices: int | Sequence[int] | None, count: int = 4) -> list[int]:
+    """Features as timm asks for them, counted from 0: an integer n means the last n, None all."""
     if indices is None:
         return list(range(count))
     chosen = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
@@ -637,99 +706,3 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-# -- sizes ------------------------------------------------------------------------------------------------
-
-#: The official sizes: name -> (depths, dims).
-SIZES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]] = {
-    "unireplknet_a": ((2, 2, 6, 2), (40, 80, 160, 320)),
-    "unireplknet_f": ((2, 2, 6, 2), (48, 96, 192, 384)),
-    "unireplknet_p": ((2, 2, 6, 2), (64, 128, 256, 512)),
-    "unireplknet_n": ((2, 2, 8, 2), (80, 160, 320, 640)),
-    "unireplknet_t": ((3, 3, 18, 3), (80, 160, 320, 640)),
-    "unireplknet_s": ((3, 3, 27, 3), (96, 192, 384, 768)),
-    "unireplknet_b": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "unireplknet_l": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-    "unireplknet_xl": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
-}
-
-
-class Factory(Protocol):
-    """Signature of ``unireplknet_a`` to ``unireplknet_xl``."""
-
-    __name__: str
-
-    def __call__(
-        self,
-        *,
-        pretrained: str | Path | bool | None = None,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        kernel_sizes: KernelSizes | None = None,
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float | None = 1e-6,
-        head_init_scale: float = 1.0,
-        deploy: bool = False,
-        grad_checkpointing: bool = False,
-        feature_norms: bool = False,
-        stem_stride: int = 4,
-        dilated_branches: bool = True,
-    ) -> UniRepLKNet: ...
-
-
-def _factory(name: str) -> Factory:
-    depths, dims = SIZES[name]
-
-    def build(
-        *,
-        pretrained: str | Path | bool | None = None,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        kernel_sizes: KernelSizes | None = None,
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float | None = 1e-6,
-        head_init_scale: float = 1.0,
-        deploy: bool = False,
-        grad_checkpointing: bool = False,
-        feature_norms: bool = False,
-        stem_stride: int = 4,
-        dilated_branches: bool = True,
-    ) -> UniRepLKNet:
-        model = UniRepLKNet(
-            in_chans=in_chans,
-            num_classes=num_classes,
-            depths=depths,
-            dims=dims,
-            kernel_sizes=kernel_sizes,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            head_init_scale=head_init_scale,
-            deploy=deploy,
-            grad_checkpointing=grad_checkpointing,
-            feature_norms=feature_norms,
-            stem_stride=stem_stride,
-            dilated_branches=dilated_branches,
-        )
-        if pretrained:
-            model.load_pretrained(default_source(model) if pretrained is True else pretrained)
-        return model
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""UniRepLKNet-{name.rpartition("_")[2].upper()}: depths {depths}, dims {dims}.
-
-    Arguments are those of :class:`UniRepLKNet`, and ``pretrained``: a checkpoint file, a name
-    (``in1k``, ``in22k``, ``in22k_to_in1k``), or True for the published weights that classify ImageNet-1K.
-    """
-    return build
-
-
-unireplknet_a = _factory("unireplknet_a")
-unireplknet_f = _factory("unireplknet_f")
-unireplknet_p = _factory("unireplknet_p")
-unireplknet_n = _factory("unireplknet_n")
-unireplknet_t = _factory("unireplknet_t")
-unireplknet_s = _factory("unireplknet_s")
-unireplknet_b = _factory("unireplknet_b")
-unireplknet_l = _factory("unireplknet_l")
-unireplknet_xl = _factory("unireplknet_xl")

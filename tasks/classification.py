@@ -25,6 +25,18 @@ MOST_COLUMNS = 100  # classes up to which predictions of a test have a column ea
 AVERAGES = ("logits", "probabilities")
 
 
+def mean_probabilities(output_BcK: Tensor) -> Tensor:
+    """Logarithm of the mean over crops (c) of the class probabilities: (B, K)."""
+    return output_BcK.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(output_BcK.shape[1])
+
+
+def mean_probabilities_of_several(output_BcK: Tensor) -> Tensor:
+    """Logit of the mean over crops (c) of each label's probability: (B, K)."""
+    output_BcK = output_BcK.float()
+    yes, no = (nn.functional.logsigmoid(sign * output_BcK).logsumexp(dim=1) for sign in (1, -1))
+    return yes - no
+
+
 class ClassificationTask(Task):
     """Learns class names.
 
@@ -48,6 +60,10 @@ class ClassificationTask(Task):
         self.loss = loss
         self.class_names: list[str] = list(self.facts["class_names"])
         self.multilabel = bool(self.facts["multilabel"])
+        if average == "probabilities":
+            self.network.average_crops = (
+                mean_probabilities_of_several if self.multilabel else mean_probabilities
+            )
         self.shown_metric = "map" if self.multilabel else "acc"
         if self.multilabel and isinstance(loss, nn.CrossEntropyLoss | CrossEntropy):
             raise ValueError("several labels per sample need a binary loss: task/loss=bce")
@@ -97,21 +113,10 @@ class ClassificationTask(Task):
                 raw = self.augment.raw(raw)
             if self.augment.mixup is not None:
                 raw, target_BK = self.augment.mixup(raw, target_BK)
-            logits_BK = self.network.forward_maps(self.embed(raw, train=True))
-        else:
-            logits_BK = self.forward_crops(raw)
+        logits_BK = self(raw, train=train)
         loss = self.loss(logits_BK.float(), target_BK)
         self._update_metrics(logits_BK.detach().float(), target, split)
         return {"loss": loss, "output": logits_BK.detach()}
-
-    def average_crops(self, output: Tensor) -> Tensor:
-        if self.average == "logits":
-            return super().average_crops(output)
-        output_BcK = output.float()  # c: crops
-        if self.multilabel:
-            yes, no = (nn.functional.logsigmoid(sign * output_BcK).logsumexp(dim=1) for sign in (1, -1))
-            return yes - no
-        return output_BcK.log_softmax(dim=-1).logsumexp(dim=1) - math.log(output.shape[1])
 
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
         wanted = target.long() if self.multilabel else target
@@ -164,7 +169,7 @@ class ClassificationTask(Task):
             self.confusion.reset()
 
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
-        logits_BK = self.forward_crops(raw).float()
+        logits_BK = self(raw).float()
         probs_BK = logits_BK.sigmoid() if self.multilabel else logits_BK.softmax(dim=-1)
         return [self._answer(probs_K, top_k) for probs_K in probs_BK.cpu()]
 

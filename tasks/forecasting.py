@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from backbone.protocol import Backbone
+from modalities.embedder import Embedder
 from tasks.datasets.batch import Batch
 from tasks.datasets.time_series.dates import NO_ZONE
 from tasks.task import Answer, Task
@@ -117,8 +119,12 @@ class ForecastingTask(Task):
         return ("mse", "mae", "loss")
 
     @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
-        stages: Any = backbone.feature_info
+    def wants_pyramid(cls, embedder: Embedder) -> bool:
+        return bool(getattr(embedder, "has_future", False))
+
+    @classmethod
+    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
+        stages = backbone.feature_info
         parts: Any = embedder
         kinds = facts.get("covariates", {})
         counts = tuple(len(kinds.get(kind, {}).get("names", ())) for kind in ("known", "static"))
@@ -153,9 +159,7 @@ class ForecastingTask(Task):
         raw = batch.raw
         if split == "train" and self.augment.raw is not None:
             raw = self.augment.raw(raw)
-        maps_BVCHW = self.embed(raw, train=split == "train")
-        embedder: Any = self.network.embedder
-        forecast_BTN = self.network.forward_maps(maps_BVCHW, embedder.context(raw))
+        forecast_BTN = self(raw, train=split == "train")
         truth_BTN = self.standardised(batch.target)
         standard_BTN = self.standardised(forecast_BTN)
         unit_B1N = raw["unit"][:, None].float() if "unit" in raw else self.std.new_ones(())
@@ -274,7 +278,7 @@ class ForecastingTask(Task):
         }
 
     def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
-        forecast_BTN = self.network(raw).float()
+        forecast_BTN = self(raw).float()
         return [
             self._answer({name: value[position] for name, value in raw.items()}, forecast_BTN[position])
             for position in range(len(forecast_BTN))

@@ -84,8 +84,8 @@ class ClassificationHead(nn.Module):
         with torch.no_grad():
             self.linear.weight.mul_(init_scale)
 
-    def forward(self, features: list[Tensor], views: int) -> Tensor:
-        """Four feature maps of N = B·V maps -> logits (B, K)."""
+    def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor] | None = None) -> Tensor:
+        """Feature maps of N = B·V maps -> logits (B, K); what the embedder says beside its maps is not needed."""
         x_BVD = features[-1].mean(dim=(-2, -1)).unflatten(0, (-1, views))
         x_BD = self.norm(self.fusion(x_BVD)) if self.fusion.how == "concat" else self.fusion(self.norm(x_BVD))
         return self.linear(self.dropout(x_BD))

@@ -51,7 +51,8 @@ def create_optimizer(
         raise ValueError(f"layer_decay must lie in (0, 1], or be null, not {layer_decay}")
     layers: dict[str, int] | None = None
     if layer_decay is not None:
-        layers = module.parameter_layers(per_block=layer_groups == "blocks")  # type: ignore[operator]
+        layered: Any = module
+        layers = layered.parameter_layers(per_block=layer_groups == "blocks")
     last = max(layers.values()) if layers else 0
 
     groups: dict[tuple[int, bool], dict[str, Any]] = {}

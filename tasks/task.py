@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
+from backbone.protocol import Backbone
+from modalities.embedder import Embedder
 from tasks.datasets.batch import Batch
 from tasks.network import Network
 from tasks.optimizers import learning_rates
@@ -244,12 +246,17 @@ class Task(Training):
         return ()
 
     @classmethod
+    def wants_pyramid(cls, embedder: Embedder) -> bool:
+        """Whether the head reads feature maps at rising strides, as dense predictions do."""
+        return False
+
+    @classmethod
     def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
         """What the head's constructor needs to know of the data."""
         raise NotImplementedError
 
     @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: nn.Module) -> dict[str, Any]:
+    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
         """What the head's constructor needs to know of the data and of the parts before it."""
         return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
 
@@ -328,25 +335,11 @@ class Task(Training):
 
     def embed(self, raw: Any, train: bool) -> Tensor:
         """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""
-        maps_BVCHW = self.network.embedder(raw)
-        if train and self.augment.maps is not None:
-            maps_BVCHW = self.augment.maps(maps_BVCHW)
-        return maps_BVCHW
+        return self.network.maps(raw, self.augment.maps if train else None)
 
-    def forward(self, raw: Any) -> Tensor:
-        return self.network(raw)
-
-    def forward_crops(self, raw: Any) -> Tensor:
-        """Like `forward`; raw with one dimension more than usual, (B, crops, …), averages over the crops."""
-        embedder = self.network.embedder
-        if isinstance(raw, Tensor) and raw.ndim == int(embedder.raw_ndim) + 1:  # type: ignore[arg-type]
-            output = self.network(raw.flatten(0, 1))
-            return self.average_crops(output.unflatten(0, raw.shape[:2]))
-        return self.network(raw)
-
-    def average_crops(self, output: Tensor) -> Tensor:
-        """The outputs of a sample's crops, (B, crops, …), as one: (B, …)."""
-        return output.mean(dim=1)
+    def forward(self, raw: Any, train: bool = False) -> Tensor:
+        """Raw batch, perhaps several crops of each sample -> output, with map augmentation while training."""
+        return self.network(raw, self.augment.maps if train else None)
 
 
 def as_plain(value: Tensor) -> float | list[float]:

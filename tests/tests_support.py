@@ -44,7 +44,7 @@ class Identity(nn.Module):
 
 
 class Pass(nn.Module):
-    def forward(self, features: list[Tensor], views: int) -> Tensor:
+    def forward(self, features: list[Tensor], views: int, context: object = None) -> Tensor:
         return features[-1].flatten(1)
 
 

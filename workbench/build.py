@@ -19,16 +19,15 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from backbone import CheckpointError, UniRepLKNet, load_pretrained
+from backbone import Backbone, CheckpointError
 from backbone.cross_process_norm import across_processes, within_process
 from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from tasks.datasets.shards.data import ShardableData
-from tasks.freezing import frozen_modules
 from tasks.joint import JointTask, make_weighting
-from tasks.network import Network
+from tasks.network import Network, example_maps
 from tasks.secrets import hide
 from tasks.task import Augment, Task, Training
 from workbench.checkpoint_files import AtomicCheckpoints, find_checkpoint, read_checkpoint
@@ -54,6 +53,7 @@ from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.secret_words import words_of
 from workbench.shard_settings import check_settings
+from workbench.sharding import SyncBatchNorms, fsdp
 from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 log = logging.getLogger("widefield")
@@ -79,6 +79,8 @@ def tasks_of(modality: str) -> list[str]:
 
 def check_composition(cfg: DictConfig) -> None:
     """Raise a `UsageError` where the parts cannot go together."""
+    if OmegaConf.is_missing(cfg.backbone, "name"):
+        raise UsageError("which of timm's networks? Say backbone.name=NAME, e.g. backbone.name=convnext_atto")
     if is_joint(cfg):
         check_members(cfg)
     # With a checkpoint `task=` only says which one is meant: the modality is the checkpoint's.
@@ -92,8 +94,6 @@ def check_composition(cfg: DictConfig) -> None:
         raise UsageError(
             f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
         )
-    with refused_settings():
-        frozen_modules(cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or []))
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.get("logger") or {}):
             need(extra, f"logger={extra}")
@@ -156,7 +156,13 @@ def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tru
     # Sizes are handed over by hand: through `instantiate` long lists would become configuration nodes.
     with refused_settings():
         embedder = instantiate(cfg.modality.embedder, _partial_=True)(**embedder_class.data_arguments(facts))
-        backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
+        backbone: Backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
+        if task_class.wants_pyramid(embedder):
+            backbone.make_pyramid()
+        with torch.random.fork_rng(devices=[]):
+            height, width = example_maps(embedder).shape[-2:]
+        if change := backbone.fit_input(height, width):
+            log.info("backbone: maps of %d×%d pixels %s", height, width, change)
         head = instantiate(cfg.task.head, _partial_=True)(**task_class.head_sizes(facts, embedder, backbone))
     network = Network(embedder, backbone, head)
     if pretrained and cfg.backbone.pretrained:
@@ -166,7 +172,7 @@ def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tru
 
 def take_pretrained(cfg: DictConfig, network: Network) -> bool:
     """Load `backbone.pretrained`; returns whether it held a classifier that fits and is now the head's."""
-    report = load_pretrained(cast(UniRepLKNet, network.backbone), weights_file(cfg))
+    report = network.backbone.load_pretrained(weights_file(cfg))
     head: Any = network.head
     answers = bool(head.load_official(report.left_out)) if hasattr(head, "load_official") else False
     log.info("pretrained: %s", report)
@@ -197,7 +203,7 @@ def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tr
         return build_task(cfg, facts, pretrained)
     own = member_cfgs(cfg)
     members = {name: build_task(member, facts[name], pretrained) for name, member in own.items()}
-    backbones = [cast(UniRepLKNet, member.network.backbone) for member in members.values()]
+    backbones = [member.network.backbone for member in members.values()]
     with refused_settings():
         share(
             backbones,
@@ -232,16 +238,17 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     make_trainer: Callable[..., Trainer] = instantiate(cfg.trainer, _partial_=True)
     plugins: list[Any] = [AtomicCheckpoints()]
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if cfg.trainer.sync_batchnorm and without_gpus:
-        plugins.append(SyncOnCPU())
+    if cfg.trainer.sync_batchnorm:
+        plugins.append(SyncOnCPU() if without_gpus else SyncBatchNorms())
     trainer = make_trainer(
         **_limits(cfg),
+        **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
         callbacks=callbacks,
         # Of itself the trainer would keep checkpoints of its own where ours are switched off.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers or False,
         plugins=plugins,
-        sync_batchnorm=cfg.trainer.sync_batchnorm and not without_gpus,  # the trainer's own knows GPUs only
+        sync_batchnorm=False,  # by the plugins
         default_root_dir=cfg.paths.run,
     )
     refuse_folders(trainer.strategy)

@@ -34,7 +34,7 @@ def export(cfg: DictConfig) -> None:
     network = restored.task.network
     merged = copy.deepcopy(network).reparameterize().eval()
     torch.manual_seed(0)
-    raw = network.embedder.example_raw(3)  # type: ignore[operator]
+    raw = network.embedder.example_raw(3)
     with torch.inference_mode():
         wanted = network(raw)
     folder = Path(cfg.paths.run) / "export"

@@ -21,13 +21,15 @@ from workbench.callbacks.keep_config import KeepConfig
 from workbench.callbacks.replan import Replan
 from workbench.compiled import compiled
 from workbench.console import console, print_table, short
+from workbench.cost import StepTimes, cost_of
 from workbench.going_on import going_on_said
-from workbench.info import map_shape, size
+from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
+from workbench.sharding import is_sharded
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
@@ -72,10 +74,12 @@ def _fit(cfg: DictConfig) -> float | None:
         balance(part, source)
         shapes.append(f"{name} {map_shape(embedder)}".strip())
         if cfg.compile:  # what training, validation and test all run
-            forward = compiled(part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches)
-            part.network.forward_maps = forward  # type: ignore[method-assign]
-    parameters = size(task.trained_module())
-    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, parameters, ", ".join(shapes))
+            part.network.runner = compiled(
+                part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
+            )
+    params = number_of_parameters(task.trained_module())
+    shown = f"{params / 1e6:.2f} M"
+    log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, shown, ", ".join(shapes))
     if resume:
         log.info(
             "resume: going on from %s, %d of %d epochs done",
@@ -85,16 +89,22 @@ def _fit(cfg: DictConfig) -> float | None:
         )
         if resume.planned != cfg.trainer.max_epochs:
             trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
+    times = StepTimes()
+    trainer.callbacks.append(times)  # type: ignore[attr-defined]
     trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
     chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
     if cfg.action.test_after:
         # Without a best checkpoint the weights are those that training left.
         path = str(chosen.path) if chosen.epoch is not None else None
+        if is_sharded(trainer.strategy):  # a whole network to test; the one trained is in parts
+            path = str(chosen.path)
+            task = build_training(cfg, data.facts(), pretrained=False)
+            task.drawn = known()
         trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")
     if trainer.is_global_zero:
-        finish(cfg, data, task, trainer, metrics, chosen, time.monotonic() - started)
+        finish(cfg, data, task, trainer, metrics, chosen, params, time.monotonic() - started, times.median)
     return chosen.score
 
 
@@ -158,14 +168,20 @@ def finish(
     trainer: Trainer,
     metrics: dict[str, float],
     chosen: Chosen,
+    params: int,
     wall_s: float,
+    step_s: float | None = None,
 ) -> None:
     """Write the result and show it: numbers, where things lie, what to type next."""
+    # A joint run has no single sample; of a sharded network no process has the whole.
+    cost = None
+    if isinstance(task, Task) and not is_sharded(trainer.strategy):
+        cost = cost_of(task.network, trainer, step_s)
     result = write_result(
         cfg,
         source=data.source,
         data_dir=data.place,
-        params=sum(parameter.numel() for parameter in task.trained_module().parameters()),
+        params=params,
         epochs=trainer.current_epoch,
         metrics=metrics,
         best=chosen.score,
@@ -173,6 +189,7 @@ def finish(
         wall_s=wall_s,
         device=trainer.strategy.root_device,
         checkpoint=chosen.path,
+        cost=cost,
     )
     rows = [(name, f"{value:.4f}" if value is not None else "–") for name, value in result["metrics"].items()]
     print_table(f"{cfg.task.name} with {cfg.backbone.name} ({data.source} data)", rows, ("metric", "value"))

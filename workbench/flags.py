@@ -39,6 +39,8 @@ EXAMPLES = (
     ("python run.py task=audio_folder data_dir=PATH", "train on sounds of your own"),
     ("python run.py experiment=audio/speech_commands_s data_dir=PATH", "a published recipe"),
     ("python run.py action=predict ckpt=RUN input=FILE", "ask a trained model"),
+    ("python run.py action=embed ckpt=RUN", "features of a data set, with labels and paths"),
+    ("python run.py action=evaluate action.protocol=knn ckpt=RUN", "what frozen features are worth"),
     ("python run.py action=info backbone=unireplknet_s", "parameters, MACs, shapes"),
     ("python run.py resume=auto", "go on with the newest run that was stopped"),
     ("python run.py -m backbone=unireplknet_a,unireplknet_f seed=0,1", "a sweep: four runs"),

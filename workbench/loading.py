@@ -113,7 +113,7 @@ class Model:
             return x
         raw = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
         raw = raw.float() if raw.dtype == torch.float64 else raw
-        wanted = int(self.task.network.embedder.raw_ndim) - 1  # type: ignore[arg-type]
+        wanted = int(self.task.network.embedder.raw_ndim) - 1
         if raw.ndim != wanted:
             raise UsageError(
                 f"a sample of {self.cfg.task.name} has {wanted} dimensions, this array {raw.ndim}: "

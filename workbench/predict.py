@@ -90,31 +90,37 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
 def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) -> list[dict[str, Any]]:
     """One row per file, in order; unreadable files carry `error`."""
     rows: list[dict[str, Any]] = [{"path": str(file)} for file in files]
-    readable: list[int] = []
-    raws: list[Any] = []
-    for position, file in enumerate(files):
-        try:
-            raws.append(data.read_file(file))
-            readable.append(position)
-        except ReadError as error:
-            rows[position]["error"] = str(error)
-        except DataError:  # no file is at fault: a library is missing, …
-            raise
-        except Exception as error:
-            rows[position]["error"] = unexpected(error)
-        if "error" in rows[position]:
-            log.warning("broken file: %s: %s", file, rows[position]["error"])
+    raws, errors = read_raws(data, files)
+    for position, error in errors.items():
+        rows[position]["error"] = error
+        log.warning("broken file: %s: %s", files[position], error)
     if raws:
-        batch = task.transfer_batch_to_device(default_collate(raws), task.device, 0)
+        batch = task.transfer_batch_to_device(default_collate(list(raws.values())), task.device, 0)
         with torch.inference_mode():
             answers = task.answer(batch, top_k)
-        for position, answer in zip(readable, answers, strict=True):
+        for position, answer in zip(raws, answers, strict=True):
             if is_finite(answer):
                 rows[position].update(answer.columns, shown=answer.shown, answer=answer)
             else:
                 rows[position]["error"] = NOT_FINITE
                 log.warning("%s: %s", files[position], NOT_FINITE)
     return rows
+
+
+def read_raws(data: DataModule, files: list[Path]) -> tuple[dict[int, Any], dict[int, str]]:
+    """Position of a file -> its raw sample, and of those that cannot be read -> why."""
+    raws: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    for position, file in enumerate(files):
+        try:
+            raws[position] = data.read_file(file)
+        except ReadError as error:
+            errors[position] = str(error)
+        except DataError:  # no file is at fault: a library is missing, …
+            raise
+        except Exception as error:
+            errors[position] = unexpected(error)
+    return raws, errors
 
 
 def is_finite(answer: Answer) -> bool:

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from omegaconf import DictConfig
@@ -18,8 +19,8 @@ ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 HUB = "https://huggingface.co"
 
 
-def weights_file(cfg: DictConfig) -> str:
-    """`cfg.backbone.pretrained`, or the file of this machine where it is an address.
+def weights_file(cfg: DictConfig) -> str | Literal[True]:
+    """`cfg.backbone.pretrained`: true or a name, or the file of this machine where it is an address.
 
     An address may end in `#sha256=…`, the checksum that its file must have. A file is kept in
     `data/weights/HOST/…`, and read as any other checkpoint is: tensors only.
@@ -28,6 +29,8 @@ def weights_file(cfg: DictConfig) -> str:
         UsageError: an address of another kind.
         DataError: it cannot be downloaded.
     """
+    if cfg.backbone.pretrained is True:
+        return True
     said = str(cfg.backbone.pretrained)
     if "://" not in said:
         return said

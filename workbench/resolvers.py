@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 # Beginnings of metrics' names.
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
 MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score")
+DEVIATION = "_sd"  # the end of a standard deviation's name
 
 
 TOGETHER = 600.0  # seconds in which all processes of a distributed run have asked for their folder
@@ -135,10 +136,11 @@ def folder_name(overrides: str) -> str:
 def mode_of(metric: str | None) -> str:
     """Whether more (`max`) or less (`min`) of a metric is better, by its name; `max` for a metric not yet chosen.
 
-    >>> mode_of("val/loss"), mode_of("val/audio/acc")
-    ('min', 'max')
+    >>> mode_of("val/loss"), mode_of("val/audio/acc"), mode_of("test/few_shot_5_acc_sd")
+    ('min', 'max', 'min')
     """
-    return "min" if (metric or "").rpartition("/")[2].startswith(LESS_IS_BETTER) else "max"
+    name = (metric or "").rpartition("/")[2]
+    return "min" if name.startswith(LESS_IS_BETTER) or name.endswith(DEVIATION) else "max"
 
 
 def direction_of(mode: str) -> str:

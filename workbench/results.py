@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.program import INSTALLED, ROOT
+from workbench.cost import Cost
 from workbench.files import write_atomically, write_findings, write_json
 from workbench.members import resolved
 
@@ -20,6 +21,7 @@ PACKAGES = (
     "lightning",
     "timm",
     "torchmetrics",
+    "scikit-learn",
     "hydra-core",
     "widefield",
 )
@@ -46,6 +48,7 @@ def write_result(
     wall_s: float,
     device: torch.device,
     checkpoint: Path | None,
+    cost: Cost | None = None,
 ) -> dict[str, Any]:
     """Write `result.json` (contract: README, "What a run leaves behind") and return its content."""
     result = {
@@ -55,6 +58,7 @@ def write_result(
         "seed": cfg.seed,
         "data": {"source": source, "data_dir": data_dir},
         "params": params,
+        **(cost or Cost()).plain(),
         "epochs": epochs,
         "metrics": {name: _finite(value) for name, value in sorted(metrics.items())},
         "monitor": cfg.task.monitor,

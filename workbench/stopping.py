@@ -19,6 +19,7 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 TOLD = signal.SIGUSR2  # from one process of a distributed run to another: a signal has come
+UNHEEDED = b"\0"  # beside the numbers of signals: heed no more
 SAME = 0.5  # seconds in which a second signal is the first one, sent to the process and to its group
 PATIENCE = 12.0  # seconds that a step or a validation is given to end
 LEAVING = 6.0  # seconds that cleaning up is given, before the process ends wherever it is
@@ -130,6 +131,10 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(former)
+            with suppress(BlockingIOError):  # full of signals: its end must do
+                os.write(
+                    told, UNHEEDED
+                )  # its end alone never comes while a process started meanwhile holds it, too
             os.close(told)
             watch.join()
             self.heeding = False
@@ -179,6 +184,9 @@ class Stop:
                     if first == signal.SIGHUP:
                         _let_go_of(terminal)
                     self.tell()
+                if UNHEEDED[0] in numbers:
+                    os.close(heard)
+                    return
             if first is not None and not self._writing:
                 self._hurry(first)
 

@@ -21,6 +21,7 @@ from workbench.build import (
 from workbench.callbacks.predictions import Predictions
 from workbench.errors import UsageError
 from workbench.fit import Chosen, finish, metrics_of
+from workbench.info import number_of_parameters
 from workbench.other_data import data_to_test, same_facts
 from workbench.results import write_config
 
@@ -35,10 +36,12 @@ def test(cfg: DictConfig) -> float | None:
     if cfg.action.predictions:
         trainer.callbacks.append(Predictions(cfg.paths.run))  # type: ignore[attr-defined]
     write_config(own)
+    params = number_of_parameters(task.trained_module())
     trainer.test(task, datamodule=data, verbose=False)
     metrics = metrics_of(trainer, "test")
     value = metrics.get(own.task.monitor.replace("val/", "test/"))
-    finish(own, data, task, trainer, metrics, Chosen(checkpoint, metrics, value), time.monotonic() - started)
+    chosen = Chosen(checkpoint, metrics, value)
+    finish(own, data, task, trainer, metrics, chosen, params, time.monotonic() - started)
     return value
 
 

@@ -2,12 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from backbone import UniRepLKNet, load_weights
 from tasks.freezing import frozen_modules
 from tasks.task import Task, Training
 from workbench.build import MODEL_GROUPS, refused_settings
@@ -73,8 +72,7 @@ def _take(
     source = source_composition(cfg, stored["composition"])
     state: dict[str, Tensor] = content["state_dict"]
     label = f"{path} ({source.task.name})"
-    backbone = cast(UniRepLKNet, task.network.backbone)
-    loaded = load_weights(backbone, below(state, "network.backbone."), label)
+    loaded = task.network.backbone.load_weights(below(state, "network.backbone."), label)
     same_data = source.task.name == cfg.task.name and stored["facts"] == task.facts
     same_settings = plain(source, "modality.embedder") == plain(cfg, "modality.embedder")
     embedder: list[str] = []
@@ -147,12 +145,12 @@ def take_fitting(module: nn.Module, state: dict[str, Tensor], parameters_only: b
 def freeze(cfg: DictConfig, task: Training) -> None:
     """Keep the parts that `cfg.freeze` names as they are; says what is left to train."""
     spec = cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or [])
-    with refused_settings():
-        names = frozen_modules(spec)
+    for member in task.by_task().values():
+        with refused_settings():
+            names = frozen_modules(spec, member.network.backbone)
+        member.network.freeze(names)
     if not names:
         return
-    for member in task.by_task().values():
-        member.network.freeze(names)
     parameters = list(task.trained_module().parameters())
     total = sum(parameter.numel() for parameter in parameters)
     left = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

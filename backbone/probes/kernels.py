@@ -5,13 +5,11 @@ Shapes: C channels, K kernel size, R = K // 2 + 1 rings.
 
 import copy
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backbone.reparam import DilatedReparamBlock
-from backbone.unireplknet import UniRepLKNet
+from backbone.protocol import Backbone
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,16 @@ class MergedKernel:
         return self.weight_CKK.shape[-1]
 
 
-def merged_kernels(backbone: UniRepLKNet) -> list[MergedKernel]:
-    """Every depthwise kernel as the deploy form has it, from input to output; the network stays as it is.
+def merged_kernels(backbone: Backbone) -> list[MergedKernel]:
+    """Every square depthwise kernel as the deploy form has it, from input to output; the network stays as it is.
 
     Blocks without a convolution (K = 0) are left out.
     """
     merged = copy.deepcopy(backbone).reparameterize()
-    found = []
-    for number, stage in enumerate(merged.stages, start=1):
-        for position, block in enumerate(cast(nn.Sequential, stage), start=1):
-            conv = block.dwconv
-            if isinstance(conv, DilatedReparamBlock):
-                conv = conv.lk_origin
-            if isinstance(conv, nn.Conv2d):
-                weight_CKK = conv.weight.detach()[:, 0].float().cpu()
-                found.append(MergedKernel(number, position, weight_CKK))
-    return found
+    return [
+        MergedKernel(stage, block, conv.weight.detach()[:, 0].float().cpu())
+        for stage, block, conv in merged.depthwise_convs()
+    ]
 
 
 def energy_by_radius(weight_CKK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a probe taps a network: the four stages, or every block, without hooks.
+"""Where a probe taps a network: its stages, or every block, without hooks.
 
 Shapes: N maps, C channels, H height, W width.
 """
@@ -8,15 +8,15 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from backbone.unireplknet import UniRepLKNet
+from backbone.protocol import Backbone
 
 Features = Callable[[Tensor], Tensor]
 
 
-def stage_features(backbone: nn.Module, stage: int) -> Features:
-    """A function from maps ``(N, C, H, W)`` to the features of stage 1 to 4.
+def stage_features(backbone: Backbone | nn.Module, stage: int) -> Features:
+    """A function from maps ``(N, C, H, W)`` to the features of a stage, counted from 1.
 
-    Works for :class:`UniRepLKNet` and for timm's networks built with ``features_only=True``.
+    Works for every :class:`~backbone.protocol.Backbone` and for timm's networks built with ``features_only=True``.
 
     Raises:
         ValueError: there is no such stage.
@@ -25,22 +25,23 @@ def stage_features(backbone: nn.Module, stage: int) -> Features:
     if not 1 <= stage <= stages:
         raise ValueError(f"stage goes from 1 to {stages}, not {stage}")
 
+    run: Callable[[Tensor], list[Tensor]] = getattr(backbone, "forward_features", cast(Any, backbone))
+
     def features(x_NCHW: Tensor) -> Tensor:
-        run = backbone.forward_features if isinstance(backbone, UniRepLKNet) else backbone
         found: list[Tensor] = run(x_NCHW)
         return found[stage - 1]
 
     return features
 
 
-def strides(backbone: nn.Module) -> list[int]:
+def strides(backbone: Backbone | nn.Module) -> list[int]:
     """Map pixels a step of each stage's features."""
     info: Any = backbone.feature_info
     entries = info if isinstance(info, list) else [info[index] for index in range(len(info))]
     return [int(entry["reduction"]) for entry in entries]
 
 
-def centre_offset(backbone: nn.Module, stride: int) -> float:
+def centre_offset(backbone: Backbone | nn.Module, stride: int) -> float:
     """How many map pixels beyond ``stride`` times its place a feature looks at, right and down.
 
     0 for strided layers that are padded evenly (UniRepLKNet, ResNets); half a patch for networks that cut the map
@@ -64,7 +65,7 @@ def _first(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def deepest_first_match(backbone: nn.Module, stride: int) -> int:
+def deepest_first_match(backbone: Backbone | nn.Module, stride: int) -> int:
     """The first stage, counted from 1, whose features lie at ``stride`` or coarser; the last if none does.
 
     timm's ResNets count their stem as a stage, ConvNeXts do not: networks are compared by stride.
@@ -73,21 +74,6 @@ def deepest_first_match(backbone: nn.Module, stride: int) -> int:
     return next((stage for stage, own in enumerate(found, start=1) if own >= stride), len(found))
 
 
-def block_features(backbone: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """The output of the stem, of every downsampling and of every block, from input to output.
-
-    Names: ``stem``; ``1.1`` is the first block of stage 1; ``down 2`` the downsampling before stage 2. Of a
-    network that is no :class:`UniRepLKNet` the features of its stages: ``stage 1``, …
-    """
-    if not isinstance(backbone, UniRepLKNet):
-        return {f"stage {position}": value for position, value in enumerate(backbone(x_NCHW), start=1)}
-    found: dict[str, Tensor] = {}
-    for number, (downsample, stage) in enumerate(
-        zip(backbone.downsample_layers, backbone.stages, strict=True), start=1
-    ):
-        x_NCHW = downsample(x_NCHW)
-        found["stem" if number == 1 else f"down {number}"] = x_NCHW
-        for position, block in enumerate(cast(nn.Sequential, stage), start=1):
-            x_NCHW = block(x_NCHW)
-            found[f"{number}.{position}"] = x_NCHW
-    return found
+def block_features(backbone: Backbone, x_NCHW: Tensor) -> dict[str, Tensor]:
+    """The outputs of a network's layers by name, from input to output; of UniRepLKNet those of every block."""
+    return backbone.layer_outputs(x_NCHW)

@@ -31,7 +31,7 @@ def test_metrics_by_hand() -> None:
 def test_crops_are_averaged() -> None:
     task = given_task(3)
     crops = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
-    assert task.forward_crops(crops).tolist() == [[2.0, 1.5, 0.0]]
+    assert task(crops).tolist() == [[2.0, 1.5, 0.0]]
 
 
 def test_probabilities_of_crops_are_averaged_where_asked() -> None:
@@ -40,7 +40,7 @@ def test_probabilities_of_crops_are_averaged_where_asked() -> None:
     target = torch.tensor([1])
     for average, winner in (("logits", 0), ("probabilities", 1)):
         task = given_task(2, average=average)
-        output = task.forward_crops(crops)
+        output = task(crops)
         assert int(output.argmax()) == winner
         step = task.step(Batch(crops, target, torch.arange(1)), "test")
         assert float(task.epoch_metrics("test")["test/acc"]) == winner
@@ -49,7 +49,7 @@ def test_probabilities_of_crops_are_averaged_where_asked() -> None:
         torch.testing.assert_close(step["loss"], -mean[0, 1].log())
         (answer,) = task.answer(crops)
         assert answer.columns["probability"] == pytest.approx(float(mean.max()), abs=1e-6)
-    several = given_task(2, multilabel=True, average="probabilities").forward_crops(crops)
+    several = given_task(2, multilabel=True, average="probabilities")(crops)
     torch.testing.assert_close(several.sigmoid(), crops.sigmoid().mean(1))
     with pytest.raises(ValueError, match="average must be one of logits, probabilities"):
         given_task(2, average="votes")

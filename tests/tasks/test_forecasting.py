@@ -50,7 +50,7 @@ def network(embedder_class: type[Fold] | type[TokenMap], stem_stride: int = 4, *
 
 
 def example(model: Network, batch_size: int) -> dict[str, torch.Tensor]:
-    raw: dict[str, torch.Tensor] = model.embedder.example_raw(batch_size)  # type: ignore[operator]
+    raw: dict[str, torch.Tensor] = model.embedder.example_raw(batch_size)
     return raw
 
 
@@ -125,15 +125,15 @@ class Still(torch.nn.Module):
         self.embedder = Fold(look_back=48, horizon=30, **Fold.data_arguments(FACTS))
         self.level = torch.nn.Parameter(torch.ones(3))
 
-    def forward_maps(self, maps: torch.Tensor, context: Any) -> torch.Tensor:
-        return self.level.expand(len(maps), 30, 3)
+    def forward(self, raw: Any, augment: Any = None) -> torch.Tensor:
+        return self.level.expand(len(raw["values"]), 30, 3)
 
 
 @pytest.mark.parametrize(("loss_in", "power"), [("standardised", 2), ("own_units", 0)])
 def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power: int) -> None:
     """An error of 1 in each variate: its pull on the forecast is 1/std² standardised, the same in own units."""
     task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), facts=FACTS)  # type: ignore[arg-type]
-    raw = task.network.embedder.example_raw(2)  # type: ignore[operator]
+    raw = task.network.embedder.example_raw(2)
     batch = Batch(raw, torch.zeros(2, 30, 3), torch.arange(2))
     out = task.step(batch, "train")
     weight = torch.tensor(FACTS["std"]) ** -power

@@ -40,21 +40,21 @@ def network() -> Network:
     ],
 )
 def test_names(freeze: str | list[str] | None, names: list[str], network: Network) -> None:
-    assert frozen_modules(freeze) == names
+    assert frozen_modules(freeze, network.backbone) == names
     network.freeze(names)  # they exist
 
 
 @pytest.mark.parametrize(
     "freeze", ["stages", "stages.4", "stages.0-4", "stages.2-1", "head", ["all", "stem"]]
 )
-def test_other_words_are_refused(freeze: str | list[str]) -> None:
+def test_other_words_are_refused(freeze: str | list[str], network: Network) -> None:
     with pytest.raises(ValueError, match="is not one of none, all, embedder, stem"):
-        frozen_modules(freeze)
+        frozen_modules(freeze, network.backbone)
 
 
 @pytest.mark.parametrize("freeze", ["all", "stages.0-2", ["stem", "stages.1"]])
 def test_a_frozen_part_stays_bit_for_bit(freeze: str | list[str], network: Network) -> None:
-    names = frozen_modules(freeze)
+    names = frozen_modules(freeze, network.backbone)
     network.freeze(names)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -74,6 +74,6 @@ def test_a_frozen_part_stays_bit_for_bit(freeze: str | list[str], network: Netwo
 
 def test_frozen_everything_before_the_head_is_deterministic(network: Network) -> None:
     raw = torch.randn(4, 16000)
-    network.freeze(frozen_modules("all"))
+    network.freeze(frozen_modules("all", network.backbone))
     network.train()
     assert torch.equal(network(raw), network(raw)), "drop path and batch statistics rest"

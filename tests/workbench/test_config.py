@@ -1,6 +1,7 @@
 """Every YAML below conf/ composes, and what it describes can be built."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,11 +80,18 @@ def test_task_builds(composed: Compose, task: str) -> None:
 
 @pytest.mark.parametrize("backbone", names("backbone"))
 def test_backbone_builds(composed: Compose, backbone: str) -> None:
-    cfg = composed(f"backbone={backbone}")
-    assert cfg.backbone.name == backbone
+    words = ["backbone.name=resnet18"] if backbone == "timm" else []
+    cfg = composed(f"backbone={backbone}", *words)
+    assert words or cfg.backbone.name == backbone
     with torch.device("meta"):
-        model = instantiate(cfg.backbone.model, in_chans=1)
-    assert model.num_features == cfg.backbone.model.dims[-1]
+        model = instantiate(cfg.backbone.model, in_chans=3)
+    if "dims" in cfg.backbone.model:
+        assert model.num_features == cfg.backbone.model.dims[-1]
+    header = (CONF / "backbone" / f"{backbone}.yaml").read_text().partition("defaults:")[0]
+    if found := re.search(r"([\d.]+)M params", header):
+        # Merged networks are a little smaller than those that are trained.
+        millions = sum(value.numel() for value in model.parameters()) / 1e6
+        assert millions == pytest.approx(float(found[1]), rel=0.08)
 
 
 STEPS, PER_EPOCH = 10, 5

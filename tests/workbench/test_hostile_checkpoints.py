@@ -116,6 +116,8 @@ def entries(bad: Path | str, good: Path, clip: Path) -> dict[str, tuple[str, ...
         for name in ("test", "info", "probe_erf", "probe_kernels", "probe_cka", "probe_robustness")
     }
     ways["predict"] = ("trainer=cpu", "action=predict", f"ckpt={bad}", f"input={clip}")
+    ways["embed"] = ("trainer=cpu", "action=embed", f"ckpt={bad}", f"input={clip}")
+    ways["evaluate"] = ("trainer=cpu", "action=evaluate", f"ckpt={bad}")
     ways["export"] = ("action=export", "action.formats=[torch_export]", f"ckpt={bad}")
     ways["push"] = ("action=push", f"ckpt={bad}", "action.repo=me/words", "action.upload=false")
     ways["probe_shape_bias"] = ("action=probe_shape_bias", f"ckpt={bad}")

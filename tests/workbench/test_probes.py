@@ -189,7 +189,7 @@ def test_shape_bias_of_a_network_that_answers_by_texture(
             logits[row, self.class_names.index("star" if bright else "circle")] = 9.0
         return logits
 
-    monkeypatch.setattr(ClassificationTask, "forward_crops", by_brightness)
+    monkeypatch.setattr(ClassificationTask, "forward", by_brightness)
     folder = act("trainer=cpu", "action=probe_shape_bias", f"ckpt={image_run}", f"data_dir={tmp_path / 'pictures'}",
                  f"action.mapping={tmp_path / 'mapping.yaml'}")  # fmt: skip
     found = read(folder, "shape_bias")

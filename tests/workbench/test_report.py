@@ -123,6 +123,29 @@ def test_known_means_and_deviations(sweep: Path) -> None:
     assert "| 13 | 2 | **0.8500 ± 0.071** |" in audio.markdown()
 
 
+def test_what_networks_cost_beside_what_they_reach(tmp_path: Path) -> None:
+    """Two backbones of two seeds; one result of an earlier version says nothing of its cost."""
+    for backbone, macs, step_s in (("convnext_atto", 9.0e8, 0.020), ("resnet18", 1.8e9, 0.030)):
+        for seed, more in enumerate((0.0, 0.002)):
+            words = [f"backbone={backbone}", f"seed={seed}"]
+            cost = {"macs": macs, "step_s": step_s + more, "latency_s": None, "params": round(macs / 100)}
+            put_run(tmp_path / f"{backbone}_{seed}", words, 0.5 + 0.1 * seed, backbone=backbone, **cost)
+    put_run(tmp_path / "old", ["backbone=vit_tiny", "seed=0"], 0.4, backbone="vit_tiny")
+    runs = gather(tmp_path)
+    assert runs.axes == ["backbone"], "what a network costs is measured, not chosen"
+    (table,) = tables(runs)
+    assert table.columns[-4:] == ["parameters", "GMAC a sample", "training step (ms)", "wall time (s)"]
+    said = {row[0].text: [cell.text for cell in row[-3:-1]] for row in table.rows}
+    assert said == {
+        "convnext_atto": ["0.9", "21 ± 1.4"],
+        "resnet18": ["1.8", "31 ± 1.4"],
+        "vit_tiny": ["–", "–"],
+    }
+    drawn = {path.name for path in plots.draw(runs, tmp_path / "figures")}
+    assert {"metric_by_parameters.png", "metric_by_macs.png", "metric_by_training_step.png"} <= drawn
+    assert "metric_by_latency.png" not in drawn, "nothing was measured"
+
+
 def test_axes_are_what_varies(sweep: Path) -> None:
     runs = gather(sweep)
     assert runs.axes == ["modality", "kernel_size"], (

@@ -1,6 +1,7 @@
 """Signals, to one process or to all of a run: saved or ended within 20 s, and how to go on."""
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from tests_support import ROOT, TINY, only_run, weights
 from warm_runs import WarmRun, WarmRuns
 
 from workbench.files import remove_drafts
+from workbench.stopping import Stop
 
 WORDS = (
     *TINY,
@@ -325,3 +327,17 @@ def test_two_processes_that_compile_end_in_time(runs: WarmRuns, tmp_path: Path) 
     assert gone(found, 20)
     assert "Traceback" not in run.said
     assert run.said.count("stopped by SIGTERM") == 1
+
+
+def test_a_reader_that_lives_on_does_not_keep_an_action_from_ending() -> None:
+    """It was started meanwhile and holds the same pipe; an error would otherwise never reach the terminal."""
+    stop = Stop()
+    with stop.heeded():
+        reader = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
+        reader.start()
+    try:
+        assert reader.is_alive()
+        assert not stop.heeding
+    finally:
+        reader.kill()
+        reader.join()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -280,6 +281,25 @@ def test_every_sweep_composes(name: str, sweeper_of: Callable[..., Any]) -> None
     assert f"sweep={name}" in (ROOT / "conf" / "sweep" / f"{name}.yaml").read_text(), (
         "the header gives the command"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"), [("backbones", (3, 6), (0.3, 1.2)), ("backbones_30m", (21.5, 32), (4, 5))]
+)
+def test_compared_backbones_are_of_a_size(
+    name: str, params: tuple[float, float], macs: tuple[float, float], sweeper_of: Callable[..., Any]
+) -> None:
+    """By their headers, which `test_config` holds against the networks."""
+    axes, jobs = grid(sweeper_of(f"sweep={name}"))
+    assert axes == ["modality", "backbone", "seed"]
+    backbones = {
+        word.removeprefix("backbone=") for job in jobs for word in job.overrides if "backbone=" in word
+    }
+    assert len(backbones) >= 6
+    for backbone in backbones:
+        header = (ROOT / "conf" / "backbone" / f"{backbone}.yaml").read_text()
+        assert params[0] <= float(re.findall(r"([\d.]+)M params", header)[0]) <= params[1], backbone
+        assert macs[0] <= float(re.findall(r"([\d.]+) GMAC", header)[0]) <= macs[1], backbone
 
 
 def test_kernel_size_is_the_papers_ablation(sweeper_of: Callable[..., Any]) -> None:

@@ -41,6 +41,7 @@ KNOWN = {
     "tasks/datasets/shards/data.py": "a file in memory",
     "backbone/kernels/autotune.py": "a cache, done without",
     "workbench/files.py": "writing",
+    "workbench/representations/files.py": "write_atomically, in both who are called",
     "workbench/resolvers.py": "run_folder: Hydra makes it again, and plain_words tells",
     "workbench/doctor.py": "the places it tells of",
     "workbench/sweeps/folder.py": "writing",

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from backbone import UniRepLKNet
+from backbone import Backbone
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import collate, usable
 from tasks.task import Task
@@ -42,11 +42,9 @@ class Probed:
     trained: bool
 
     @property
-    def backbone(self) -> UniRepLKNet:
+    def backbone(self) -> Backbone:
         """The backbone of its network."""
-        backbone = self.task.network.backbone
-        assert isinstance(backbone, UniRepLKNet)
-        return backbone
+        return self.task.network.backbone
 
 
 def from_checkpoint(cfg: DictConfig, path: str) -> Probed:

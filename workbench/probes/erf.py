@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from backbone import UniRepLKNet
+from backbone import Backbone
 from backbone.probes import (
     ReceptiveField,
     centre_offset,
@@ -19,6 +19,7 @@ from backbone.probes import (
     stage_features,
     strides,
 )
+from backbone.timm_backbone import TimmBackbone
 from workbench import figures
 from workbench.build import refused_settings
 from workbench.checkpoint_files import find_checkpoint
@@ -52,7 +53,7 @@ def probe(cfg: DictConfig) -> float:
     with refused_settings():
         stage_features(probed.backbone, options.stage)  # refuses a stage that is not there, before any work
         stride = strides(probed.backbone)[options.stage - 1]
-        networks = {probed.name: in_form(probed.backbone, options.form)}
+        networks: dict[str, Backbone] = {probed.name: in_form(probed.backbone, options.form)}
         networks |= dict(compared(cfg, probed, name, options.form) for name in options.compare)
         maps = list(input_maps(cfg, probed, data))
         found: dict[str, ReceptiveField] = {}
@@ -84,13 +85,13 @@ def probe(cfg: DictConfig) -> float:
     return found[probed.name].areas[-1].ratio
 
 
-def in_form(backbone: nn.Module, form: str) -> nn.Module:
+def in_form(backbone: Backbone, form: str) -> Backbone:
     """A copy of the network in train or deploy form."""
     own = copy.deepcopy(backbone).eval()
-    return own.reparameterize() if form == "deploy" and isinstance(own, UniRepLKNet) else own
+    return own.reparameterize() if form == "deploy" else own
 
 
-def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str, nn.Module]:
+def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str, Backbone]:
     """A network to compare with, and its name: `untrained`, a checkpoint, or one of timm's."""
     if name == UNTRAINED:
         fresh = probed.cfg.copy()
@@ -108,19 +109,15 @@ def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str
     return timm_network(name, probed.backbone.in_chans, cfg.action.compare_pretrained, probed.task.device)
 
 
-def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.device) -> tuple[str, nn.Module]:
+def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.device) -> tuple[str, Backbone]:
     """One of timm's networks as a feature extractor, with random weights unless `pretrained`."""
     import timm
 
     if not timm.is_model(name):
         raise UsageError(f"action.compare: {name} is neither a checkpoint nor a network that timm knows")
-    try:
-        network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True)
-    except Exception as error:  # no features, no published weights, no network: timm raises whatever it meets
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"timm could not build {name}{' with its weights' if pretrained else ''}: {reason}"
-        ) from error
+    network = TimmBackbone(name, in_chans)
+    if pretrained:
+        network.load_pretrained(True)
     label = f"{name}, {'pretrained (timm)' if pretrained else UNTRAINED}"
     return label, network.to(device).eval()
 

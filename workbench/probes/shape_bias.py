@@ -132,7 +132,7 @@ def decide_all(
         if not read:
             continue
         raw = torch.stack([pixels for _, pixels in read]).to(task.device)
-        probabilities_NK = task.forward_crops(raw).float().softmax(dim=-1).cpu()
+        probabilities_NK = task(raw).float().softmax(dim=-1).cpu()
         decisions = decide(probabilities_NK, categories).tolist()
         best = probabilities_NK.argmax(dim=1).tolist()
         for (picture, _), decision, top in zip(read, decisions, best, strict=True):

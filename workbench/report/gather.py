@@ -30,6 +30,7 @@ log = logging.getLogger("widefield")
 # Folders that hold no runs.
 NOT_RUNS = {"checkpoints", "figures", "tensorboard", "conf", "report", "export", "wandb", "mlruns"}
 MOST_NOTES = 4  # about drawn data, side by side
+COSTS = ("macs", "step_s", "latency_s")  # what a result says beside parameters and time (`workbench.cost`)
 BASE = ["modality", "task", "backbone", "data"]  # axes that every result names, beside the seed
 # Column -> the beginnings of words that choose it.
 FILLED = {
@@ -41,6 +42,7 @@ FILLED = {
 # Columns that a setting's short name must not take.
 COLUMNS = {
     *("run", "status", "debug", "error", "metric", "score", "monitor", "best", "params", "epochs", "wall_s"),
+    *COSTS,
     *("drawn", "device", "precision", "git", "seed", *BASE),
 }
 
@@ -53,8 +55,8 @@ class Runs:
         folder: where it was looked for.
         table: a row a run: `run` (its folder below `folder`), `status`, `error`, what it was, its axes, `metric` (name
             of the test metric that belongs to what was monitored), `score` (its value), every metric by its full name,
-            `params`, `epochs`, `wall_s` (seconds) and where it ran; `debug`, which of `debug=` it was; `drawn`, what it
-            says of drawn data.
+            `params`, `macs`, `step_s` and `latency_s`, `epochs`, `wall_s` (seconds) and where it ran; `debug`, which
+            of `debug=` it was; `drawn`, what it says of drawn data.
         axes: columns in which the results differ and that tell settings apart; seeds and folds are repetitions.
         maximise: for each metric's full name, whether more is better.
     """
@@ -108,7 +110,19 @@ def gather(folder: Path) -> Runs:
     commands = [list(map(_writable, words)) for words in commands]
     if table.empty:
         return Runs(folder, table, [], {})
-    for column in ("run", "status", *BASE, "seed", "debug", "score", "metric", "params", "wall_s", "error"):
+    for column in (
+        "run",
+        "status",
+        *BASE,
+        "seed",
+        "debug",
+        "score",
+        "metric",
+        "params",
+        *COSTS,
+        "wall_s",
+        "error",
+    ):
         if column not in table:
             table[column] = None
     table["debug"] = pd.Series([debug_of(words) for words in commands], dtype=object)
@@ -210,7 +224,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         name = monitor.replace("val/", "test/")
         row |= {
             key: result.get(key)
-            for key in ("modality", "task", "backbone", "seed", "params", "epochs", "wall_s")
+            for key in ("modality", "task", "backbone", "seed", "params", *COSTS, "epochs", "wall_s")
         }
         row |= {key: result.get(key) for key in ("monitor", "best", "device", "precision", "git")}
         row["data"] = (result.get("data") or {}).get("source")

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ MOST_CURVES = 60  # runs in a panel of learning curves
 MOST_COLOURS = 10  # settings that a legend names
 MOST_NAMES = 40  # values of an axis of words
 MARKERS = "osD^vPX*<>"
+#: Cost -> factor and unit in which an axis names it.
+UNITS = {"params": (1e-6, "M"), "macs": (1e-9, "G"), "step_s": (1e3, "ms"), "latency_s": (1e3, "ms")}
 
 
 def draw(runs: Runs, folder: Path) -> list[Path]:
@@ -37,10 +39,14 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
                 drawn.append(path)
     for column, label, name in (
         ("params", "parameters", "metric_by_parameters"),
+        ("macs", "multiply-accumulates of a sample", "metric_by_macs"),
+        ("step_s", "time of a training step (s)", "metric_by_training_step"),
+        ("latency_s", "time until an answer (s)", "metric_by_latency"),
         ("wall_s", "wall time (s)", "metric_by_wall_time"),
     ):
-        drawn.append(folder / f"{name}.png")
-        _scatter(runs, column, label, drawn[-1])
+        if pd.to_numeric(done[column], errors="coerce").notna().any():
+            drawn.append(folder / f"{name}.png")
+            _scatter(runs, column, label, drawn[-1])
     curves = folder / "learning_curves.png"
     if _learning_curves(runs, curves):
         drawn.append(curves)
@@ -116,30 +122,63 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
 
 
 def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
-    panels = [(_title(rows), rows) for _, rows in _ordered(runs).groupby("task", sort=False)]
+    """The metric of each run against what it cost, with mean and standard deviation of each setting, both ways."""
+    done = _ordered(runs)
+    numbers = pd.to_numeric(done[column], errors="coerce")
+    done = done.assign(cost=numbers)[numbers.notna()]
+    panels = [(_title(rows), rows) for _, rows in done.groupby("task", sort=False)]
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
     figure, grid = _panels(len(panels))
     for panel, (name, rows) in zip(grid, panels, strict=False):
         colours = _settings(rows, axes)
-        groups = (
-            list(rows.groupby(colours, sort=False)) if colours.nunique() <= MOST_COLOURS else [("", rows)]
-        )
+        few = colours.nunique() <= MOST_COLOURS
+        groups = list(rows.groupby(colours, sort=False)) if few else [("", rows)]
         for position, (setting, group) in enumerate(groups):
+            colour, marker = f"C{position}", MARKERS[position % len(MARKERS)]
+            several = few and len(group) > 1
             panel.plot(
-                pd.to_numeric(group[column]),
+                group["cost"],
                 group["score"],
-                MARKERS[position % len(MARKERS)],
-                alpha=0.75,
+                marker,
+                color=colour,
+                alpha=0.3 if several else 0.75,
+                markersize=4 if several else 6,
                 markeredgewidth=0,
-                label=str(setting) or None,
+                label=None if several else str(setting) or None,
             )
-        if _spread(rows[column]) > 20:
+            if several:
+                _mean_of(panel, group, colour, marker, str(setting), runs.folds)
+        if _spread(rows["cost"]) > 20:
             panel.set_xscale("log")
-        elif column == "params":
-            panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
+        elif column in UNITS:
+            panel.xaxis.set_major_formatter(_in_unit(*UNITS[column]))
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {label}, a point a run", path, runs.note())
+    _close(figure, f"Test metric by {label} (mean ± std; points: runs)", path, runs.note())
+
+
+def _in_unit(factor: float, unit: str) -> Callable[[float, float], str]:
+    return lambda value, _: f"{value * factor:.3g} {unit}"
+
+
+def _mean_of(
+    panel: Axes, group: pd.DataFrame, colour: str, marker: str, label: str, folds: list[str]
+) -> None:
+    """Mean and standard deviation of one setting's runs, of cost and metric."""
+    (row,) = fold_means(group.assign(one=0), ["one"], ["cost", "score"], folds).to_dict("records")
+    spread = {key: 0.0 if pd.isna(row[key, "std"]) else row[key, "std"] for key in ("cost", "score")}
+    panel.errorbar(
+        row["cost", "mean"],
+        row["score", "mean"],
+        xerr=spread["cost"] or None,
+        yerr=spread["score"] or None,
+        color=colour,
+        marker=marker,
+        markersize=6,
+        capsize=3,
+        linestyle="",
+        label=label or None,
+    )
 
 
 def _learning_curves(runs: Runs, path: Path) -> bool:

@@ -14,7 +14,7 @@ from workbench.signatures import signature_of
 GROUPS = ("modality", "task", "backbone", "seed")  # words that a result says, too
 # Where objects of any name may stand.
 FREE = ("callbacks.", "task.members.", "modality.augment.")
-# Words of a command that do not change what is learnt.
+# Words of a command that do not change what is learnt …
 NO_AXES = (
     "paths.",
     "hydra",
@@ -27,6 +27,8 @@ NO_AXES = (
     "debug",
     "task.data.num_workers",
 )
+# … but for those that say which features are measured, and how (action=evaluate).
+OF_ACTIONS = ("action.protocol", "action.stage", "action.views", "action.gallery")
 
 
 def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> pd.DataFrame:
@@ -51,7 +53,11 @@ def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Key and value of every word that may change what is learnt."""
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if not key.startswith(NO_AXES) and not is_secret(key) and "${secret:" not in value:
+        if (
+            (key in OF_ACTIONS or not key.startswith(NO_AXES))
+            and not is_secret(key)
+            and "${secret:" not in value
+        ):
             yield key, value.strip("'\"")
 
 

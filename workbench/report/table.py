@@ -10,6 +10,12 @@ from workbench.sweeps.folder import DONE
 
 RUNS = "runs"
 FOLDS = "Mean ± standard deviation over folds, seeds of a fold averaged first"
+#: Cost of a network -> its heading and the factor to that unit.
+COSTS = {
+    "macs": ("GMAC a sample", 1e-9),
+    "step_s": ("training step (ms)", 1e3),
+    "latency_s": ("latency (ms)", 1e3),
+}
 MOST_ROWS = 100  # of a table in Markdown
 
 
@@ -91,7 +97,8 @@ def task_table(runs: Runs, task: str) -> Table:
     others = sorted(others, key=lambda metric: metric.startswith("val/"))
     measured = [*first, *others]
     keys = axes or ["task"]
-    found = summary(done, keys, [*measured, "params", "wall_s"], runs.folds)
+    costs = {name: head for name, head in COSTS.items() if done[name].notna().any()}
+    found = summary(done, keys, [*measured, "params", *costs, "wall_s"], runs.folds)
     if measured:
         sign = -1 if runs.maximise.get(measured[0], True) else 1
         found.sort(key=lambda row: sign * row[measured[0], "mean"])
@@ -101,7 +108,7 @@ def task_table(runs: Runs, task: str) -> Table:
     folds = any(fold in done and done[fold].nunique() > 1 for fold in runs.folds)
     columns = [*keys, "n", *(["folds"] if folds else []), *(["unfinished"] if any(missing) else [])]
     before = len(columns)
-    columns += [*measured, "parameters", "wall time (s)"]
+    columns += [*measured, "parameters", *(head for head, _ in costs.values()), "wall time (s)"]
     modality = done["modality"].dropna()
     table = Table(f"{modality.mode()[0]}: {task}" if len(modality) else task, columns)
     notes = [runs.note(done), FOLDS if folds else None]
@@ -115,6 +122,7 @@ def task_table(runs: Runs, task: str) -> Table:
             cells.append(Cell(str(unfinished) if unfinished else "", unfinished))
         cells += [_statistic(row, metric) for metric in measured]
         cells.append(Cell(f"{row['params', 'mean'] / 1e6:.2f} M", row["params", "mean"]))
+        cells += [_scaled(row, name, factor) for name, (_, factor) in costs.items()]
         cells.append(Cell(f"{row['wall_s', 'mean']:.0f}", row["wall_s", "mean"]))
         table.rows.append(cells)
     for position, metric in enumerate(measured, start=before):
@@ -152,6 +160,16 @@ def _statistic(row: dict[tuple[str, str], Any], name: str, show_n: bool = False)
         return Cell("–")
     number = f" ({count})" if show_n else ""
     return Cell(f"{mean:#.4g} ± {std:.2g}{number}" if count > 1 else f"{mean:#.4g}{number}", float(mean))
+
+
+def _scaled(row: dict[tuple[str, str], Any], name: str, factor: float) -> Cell:
+    """`mean ± sample standard deviation` in another unit; what is the same in all runs stands alone."""
+    mean, std, count = row[name, "mean"], row[name, "std"], row[name, "count"]
+    if count == 0:
+        return Cell("–")
+    varies = count > 1 and std > 0
+    text = f"{mean * factor:.3g} ± {std * factor:.2g}" if varies else f"{mean * factor:.3g}"
+    return Cell(text, float(mean))
 
 
 def axis_cell(value: Any) -> Cell:

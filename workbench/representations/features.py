@@ -1,0 +1,74 @@
+"""Raw batch -> features of one stage of the backbone, frozen.
+
+Shapes: B batch, V maps per sample, N = B·V; C, H, W of a feature map.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from tasks.network import Network
+from workbench.errors import UsageError
+
+LAST = "last"
+VIEWS = ("mean", "apart")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is taken of the backbone's maps.
+
+    Args:
+        stage: place in what `forward_features` returns; None: the last one.
+        pool: the mean over each map's places, (C,), instead of the map, (C, H, W).
+        views: `mean` over a sample's V maps, or `apart`: (V, …).
+    """
+
+    stage: int | None = None
+    pool: bool = True
+    views: str = "mean"
+
+    @classmethod
+    def asked(cls, action: DictConfig) -> "Features":
+        """What an action's settings ask for; raises `UsageError`."""
+        stage = action.stage
+        if stage != LAST and (type(stage) is not int or stage < 0):
+            raise UsageError(f"action.stage={stage}: it must be last, or the number of a stage from 0 on")
+        if action.views not in VIEWS:
+            raise UsageError(f"action.views={action.views} is none of {', '.join(VIEWS)}")
+        return cls(None if stage == LAST else stage, bool(action.get("pool", True)), action.views)
+
+    @torch.inference_mode()
+    def of(self, network: Network, raw: Any) -> Tensor:
+        """Features of a raw batch: (B, C), with `views=apart` (B, V, C); maps have H and W behind C.
+
+        Of several crops of a sample, raw (B, crops, …), they are averaged as a classifier's outputs are.
+
+        Raises:
+            UsageError: the backbone has no such stage.
+        """
+        embedder: Any = network.embedder
+        crops = raw.shape[:2] if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1 else None
+        maps_BVCHW: Tensor = embedder(raw if crops is None else raw.flatten(0, 1))
+        maps_NCHW = self._stage(network.backbone.forward_features(maps_BVCHW.flatten(0, 1)))
+        found = maps_NCHW.mean(dim=(-2, -1)) if self.pool else maps_NCHW
+        found = found.unflatten(0, (-1, maps_BVCHW.shape[1]))
+        found = found.mean(dim=1) if self.views == "mean" else found
+        return (found if crops is None else found.unflatten(0, crops).mean(dim=1)).float()
+
+    def _stage(self, maps: list[Tensor]) -> Tensor:
+        if self.stage is not None and self.stage >= len(maps):
+            raise UsageError(
+                f"action.stage={self.stage}: this backbone has {len(maps)} stages, take {LAST} or 0 to "
+                f"{len(maps) - 1}"
+            )
+        return maps[-1 if self.stage is None else self.stage]
+
+    def said(self) -> str:
+        """In words, for tables and titles."""
+        stage = "the last stage" if self.stage is None else f"stage {self.stage}"
+        views = "" if self.views == "mean" else ", each view apart"
+        return f"{'pooled features' if self.pool else 'feature maps'} of {stage}{views}"

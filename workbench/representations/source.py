@@ -1,0 +1,144 @@
+"""The network whose features are taken, and the data they are taken of."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from tasks.datasets.base import ClassificationData, DataModule, is_drawn
+from tasks.task import Task
+from workbench.build import Restored, build_data, build_task, restore
+from workbench.composition import built_from
+from workbench.console import printable
+from workbench.errors import UsageError
+from workbench.other_data import same_facts
+from workbench.provenance import data_read, model_read, provenance
+from workbench.resume import changed_data
+
+log = logging.getLogger("widefield")
+
+FORMS = ("deploy", "train")
+UNTRAINED = "untrained"
+
+
+@dataclass
+class Source:
+    """A frozen network and its data.
+
+    Args:
+        cfg: the composition it belongs to.
+        task: in evaluation mode, on the CPU.
+        data: read where splits are asked for; for files only what reads one.
+        weights: where its weights come from, in words.
+        checkpoint: the file; None: published or untrained weights.
+        measured: whether something of the network was measured on the data here (its embedder's statistics).
+    """
+
+    cfg: DictConfig
+    task: Task
+    data: DataModule
+    weights: str
+    checkpoint: Path | None = None
+    measured: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.cfg.backbone.name}, {self.weights}"
+
+    def params(self) -> int:
+        """Parameters of what makes the features: embedder and backbone."""
+        network = self.task.network
+        return sum(
+            weight.numel() for part in (network.embedder, network.backbone) for weight in part.parameters()
+        )
+
+
+def source_of_splits(cfg: DictConfig) -> Source:
+    """The network of `cfg.ckpt`, or without it the composed one (published weights or none), and its data, read.
+
+    The data may be others than the network was trained on. Their classes may be others, too: features know none.
+
+    Raises:
+        UsageError: the network cannot read these data, e.g. a forecaster those of another series.
+    """
+    if cfg.ckpt is not None:
+        restored = restore(cfg)
+        return _restored(restored, _data_for(restored))
+    return _composed(cfg, build_data(cfg))
+
+
+def source_of_files(cfg: DictConfig) -> Source:
+    """The network, and what reads files for it, as `action=predict` reads them."""
+    if cfg.ckpt is None:
+        with provenance():  # the files may be real where the data composed are drawn
+            data = build_data(cfg)
+        source = _composed(cfg, data)
+        if source.measured:
+            model_read(data.drawn)
+        return source
+    restored = restore(cfg)
+    with built_from(restored.checkpoint):
+        reader: DataModule = instantiate(restored.cfg.task.data)
+        reader.recall(restored.task.facts)
+    return _restored(restored, reader)
+
+
+def say_drawn(data: DataModule, files: list[Path]) -> None:
+    """Say that files are drawn, where any is."""
+    if any(is_drawn(folder) for folder in {file.parent for file in files}):
+        data_read([data.title])
+
+
+def check_reading(action: DictConfig) -> None:
+    """Raise a `UsageError` for settings of the reading that have no meaning."""
+    if action.form not in FORMS:
+        raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {action.form}")
+    size = action.batch_size
+    if size is not None and (type(size) is not int or size < 1):
+        raise UsageError(f"action.batch_size must be at least 1, not {size}")
+
+
+def _restored(restored: Restored[Task], data: DataModule) -> Source:
+    within = f" within {restored.joint}" if restored.joint else ""
+    weights = f"trained on {restored.cfg.task.name}{within}"
+    return Source(restored.cfg, restored.task.eval(), data, weights, restored.checkpoint)
+
+
+def _composed(cfg: DictConfig, data: DataModule) -> Source:
+    seed_everything(cfg.seed, verbose=False)
+    task = build_task(cfg, data.facts()).eval()
+    embedder: Any = task.network.embedder
+    measured = embedder.needs_statistics or not isinstance(data, ClassificationData)
+    if embedder.needs_statistics:
+        embedder.fit_statistics(data.training_raws())
+    pretrained = cfg.backbone.pretrained
+    if not pretrained:
+        log.info("no ckpt: the network is untrained")
+    weights = f"pretrained ({pretrained})" if pretrained else UNTRAINED
+    return Source(cfg, task, data, weights, measured=measured)
+
+
+def _data_for(restored: Restored[Task]) -> DataModule:
+    """The data of this command, read with what the checkpoint's reader knew; their class names are their own."""
+    data = build_data(restored.cfg)
+    known = restored.task.facts
+    if not isinstance(data, ClassificationData):
+        same_facts(restored, data.facts())
+        return data
+    changes = changed_data(known, data.facts(), {}, {})
+    if changes:
+        log.info(
+            "%s is other data than the model was trained on: %s; its features are taken as they are",
+            printable(data.place),
+            "; ".join(changes[:3]),
+        )
+        names = list(data.class_names)
+        data.recall(known)
+        data.class_names = names
+    return data
