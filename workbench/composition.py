@@ -161,7 +161,7 @@ def _checked(
         ):
             raise _Refused(
                 f"names {_shown(node['_target_'])} as {place}{slot}, which is no class for that: taken are our own and "
-                "those in the configuration (for a class of yours give its YAML with --config-dir)"
+                "those in the configuration (for a class of a plug-in install it, or give its YAML with --config-dir)"
             )
     for group in GROUPS:
         _plain_name(expanded[group].get("name"), f"{place}{group}.name")

@@ -70,7 +70,8 @@ class Model:
 
         Args:
             x: a file; an array as the embedder reads it, without the batch dimension (a waveform `(T,)` at the task's
-                sample rate, an image `(3, S, S)` uint8, a window `(T, variates)`, …); or a list of these.
+                sample rate, an image `(3, S, S)` uint8, …), where that is several arrays a
+                dictionary (a window of a series: `values` (T, variates), `calendar`, `date`); or a list of these.
             top_k: most classes to list.
             batch_size: samples at a time.
 
@@ -87,8 +88,11 @@ class Model:
         for start in range(0, len(x), batch_size):
             raws = [self._raw(one) for one in x[start : start + batch_size]]
             batch = self.task.transfer_batch_to_device(default_collate(raws), self.task.device, 0)
-            with torch.inference_mode():
-                answers += self.task.answer(batch, top_k)
+            try:
+                with torch.inference_mode():
+                    answers += self.task.answer(batch, top_k)
+            except KeyError as error:  # of a dictionary that was given
+                raise UsageError(f"a sample of {self.cfg.task.name} lacks {error.args[0]}") from error
         if not all(map(is_finite, answers)):
             raise UsageError(NOT_FINITE)
         return answers
@@ -100,6 +104,11 @@ class Model:
                 return self.data.read_file(file)
             except DataError as error:
                 raise type(error)(f"{file}: {error}") from error
+        like = self.task.network.embedder.example_raw(1)  # type: ignore[operator]
+        keys = sorted(like) if isinstance(like, dict) else []
+        if isinstance(x, dict) != bool(keys) or not set(keys) <= set(x if isinstance(x, dict) else ()):
+            kind = f"a dictionary with {', '.join(keys)}" if keys else "an array"
+            raise UsageError(f"a sample of {self.cfg.task.name} is {kind}, or a file")
         if isinstance(x, dict):
             return x
         raw = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)

@@ -43,7 +43,7 @@ def model_card(repo: str, stored: dict[str, Any], result: dict[str, Any], licens
     parts = [
         FRONT.format(modality=modality, backbone=backbone, license=license_line),
         f"# {task} with {backbone}\n",
-        f"A model of [Widefield](https://arxiv.org/abs/2410.08049): {modality} -> maps -> {backbone} -> {task}.\n",
+        f"Made with Widefield: {modality} -> maps -> {backbone} -> {task}.\n",
     ]
     drawn = Provenance(models=list(stored.get("drawn") or [])).note()
     if drawn:

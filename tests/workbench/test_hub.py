@@ -169,6 +169,20 @@ def test_what_cannot_be_asked_is_said(run: Path, tmp_path: Path) -> None:
         model.predict(np.zeros(16000, np.float32))
 
 
+def test_a_series_is_asked_by_its_table_or_by_windows(act: Act, samples: Path) -> None:
+    short = [f"trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
+    model = widefield.load(act("modality=time_series", *TINY, *short, "callbacks=[default]"))
+    table = samples / "etth1" / "ETTh1.csv"
+    answer = model.predict(table)
+    assert "forecast" in answer.tables
+    window = model.data.read_file(table)
+    assert model.predict([window, table]) == [answer, answer]
+    with pytest.raises(UsageError, match=r"a sample of etth1 is a dictionary with .*values.*, or a file"):
+        model.predict(window["values"])
+    with pytest.raises(UsageError, match="lacks date"):
+        model.predict({key: value for key, value in window.items() if key != "date"})
+
+
 def test_a_name_of_the_hub_is_enough(run: Path, hub: Path, act: Act, clip: Path) -> None:
     act("action=push", f"ckpt={run}", "action.repo=me/words")
     for name in ("me/words", "hf://me/words"):

@@ -78,6 +78,12 @@ def test_it_is_listed_and_completed(widefield: Widefield) -> None:
     ]
 
 
+def test_a_folder_that_is_named_is_completed(home: Path, tmp_path: Path) -> None:
+    line = f"python run.py --config-dir={EXAMPLE / 'widefield_eeg' / 'conf'} backbone=eeg"
+    said = commanded(home, tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert said.split() == ["backbone=eeg_net"]
+
+
 def test_typing_errors_know_it(widefield: Widefield) -> None:
     assert "did you mean eyes?" in widefield("modality=eeg", "task=eyess", code=1)
     assert "eyes" in widefield("modality=eeg", "task=esc50", "action=info", code=1)

@@ -166,12 +166,13 @@ def _installed() -> tuple[set[str], set[tuple[str, str]]]:
 
 @cache
 def _said_in(folders: tuple[Path, ...]) -> tuple[set[str], set[tuple[str, str]]]:
-    nodes = [
-        node
-        for folder in folders
-        for file in sorted(folder.rglob("*.yaml"))
-        for node in _nodes(read_yaml(file.read_text(encoding="utf-8")), "")
-    ]
+    nodes: list[tuple[str, Any]] = []
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            content = read_yaml(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            continue  # of a plug-in, and no configuration; Hydra says so where it is asked for
+        nodes += _nodes(content, "")
     texts = {value for _, value in nodes if isinstance(value, str) and "${" in value}
     return texts, {(at.rpartition(".")[2], repr(value)) for at, value in nodes}
 
