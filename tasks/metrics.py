@@ -83,7 +83,7 @@ class PixelConfusion(Metric):
         classes: K.
 
     Attributes:
-        counts: (K, K), true class by predicted class.
+        of_split: (K, K) after `compute`, true class by predicted class.
     """
 
     full_state_update = False
@@ -92,6 +92,7 @@ class PixelConfusion(Metric):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
+        self.of_split: Tensor | None = None
         self.add_state("counts", torch.zeros(classes, classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
@@ -99,13 +100,20 @@ class PixelConfusion(Metric):
         self.counts += confusion_of(predicted, target, len(self.counts))
 
     def compute(self) -> dict[str, Tensor]:
-        """`miou`, `macc` (means over the classes where they are defined) and `acc`; NaN without any pixel."""
-        counts_KK = self.counts.double()
-        return {
-            "miou": iou_of(counts_KK).nanmean(),
-            "macc": (counts_KK.diagonal() / counts_KK.sum(1)).nanmean(),
-            "acc": counts_KK.diagonal().sum() / counts_KK.sum(),
-        }
+        """See `measures_of`."""
+        self.of_split = self.counts.clone()
+        return measures_of(self.counts)
+
+
+def measures_of(counts_KK: Tensor) -> dict[str, Tensor]:
+    """`miou`, `macc` (means over the classes where they are defined) and `acc` of a confusion matrix; NaN where there
+    is no pixel."""
+    counts_KK = counts_KK.double()
+    return {
+        "miou": iou_of(counts_KK).nanmean(),
+        "macc": (counts_KK.diagonal() / counts_KK.sum(1)).nanmean(),
+        "acc": counts_KK.diagonal().sum() / counts_KK.sum(),
+    }
 
 
 def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -118,5 +126,5 @@ def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 
 def iou_of(counts_KK: Tensor) -> Tensor:
     """Intersection over union of each class, (K,); NaN where a class is neither there nor predicted."""
-    both_K = counts_KK.diagonal()
+    both_K = counts_KK.double().diagonal()
     return both_K / (counts_KK.sum(0) + counts_KK.sum(1) - both_K)
