@@ -163,7 +163,7 @@ def numbered(
     palette: Sequence[Colour] | None = None,
 ) -> MaskCoding:
     """Masks of the numbers `first`, `first + 1`, … for the classes in order; `void`: numbers without a class."""
-    values = {value: VOID for value in void} | {first + index: index for index in range(len(names))}
+    values = {first + index: index for index in range(len(names))} | {value: VOID for value in void}
     return MaskCoding(list(names), values, {}, list(palette or usual_palette(len(names))))
 
 

@@ -1,8 +1,8 @@
 """The embedded samples for segmentation: a few shapes on a textured ground, in the real data sets' formats and layouts.
 
-A shape's class is its outline: where it lies, its texture and its colours are drawn without regard to it. Colours tell
-a shape from the ground, as a lit thing before a backdrop, but no class of shapes from another. The outlines' pixels,
-and now and then a whole ellipse, have no class.
+A shape's class is its outline and its pattern: where it lies, how it is turned and its colours are drawn without regard
+to it, and the ground has any pattern. Colours tell a shape from the ground, as a lit thing before a backdrop, but no
+class of shapes from another. The outlines' pixels, and now and then a whole ellipse, have no class.
 
 Shapes: H and W in pixels.
 """
@@ -21,7 +21,7 @@ from tasks.datasets.image.sample import Pose, mask, save, texture
 
 SIX = ("circle", "cross", "ring", "square", "star", "triangle")
 CLASSES = ("ground", *SIX)
-COUNTS = (360, 40, 80)  # scenes for training, validation and testing
+COUNTS = (480, 40, 80)  # scenes for training, validation and testing
 FEW = (24, 8, 8)
 EDGE = (0.1, 0.9)  # a pixel that a shape covers so far has no class
 OBJECTS = (2, 3)
@@ -40,11 +40,28 @@ def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np
         side = min(width, height) * rng.uniform(0.30, 0.40)
         pose = Pose(x, y, side, rng.uniform(-0.6, 0.6), rng.uniform(0.88, 1.14))
         covered_HW = mask("ellipse" if thing < 0 else SIX[thing], pose, width, height)
-        thing_HW3 = texture(width, height, rng.uniform(135, 235, 3), rng)
+        thing_HW3 = patterned(thing, width, height, rng)
         pixels = covered_HW[..., None] * thing_HW3 + (1 - covered_HW[..., None]) * pixels
         classes[covered_HW >= 0.5] = VOID if thing < 0 else thing + 1
         classes[(covered_HW > EDGE[0]) & (covered_HW < EDGE[1])] = VOID
     return pixels.round().clip(0, 255).astype(np.uint8), classes
+
+
+def patterned(thing: int, width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The pattern of one of `SIX` in any light colour, (H, W, 3); of anything else (-1) none."""
+    turn, period = rng.uniform(0, np.pi), rng.uniform(6, 9)
+    y, x = np.mgrid[:height, :width] / period
+    u, v = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+    strength = {
+        0: np.clip(4 * (0.35 - np.hypot(u % 1 - 0.5, v % 1 - 0.5)) + 0.5, 0, 1),  # dots
+        1: 0.5 + 0.5 * np.sin(2 * np.pi * u),  # stripes
+        2: ((np.floor(u) + np.floor(v)) % 2).astype(np.float64),  # checks
+        4: np.maximum(np.sin(2 * np.pi * u), np.sin(2 * np.pi * v)) * 0.5 + 0.5,  # a mesh
+        5: rng.uniform(0, 1, (height, width)),  # grain
+    }.get(thing, np.full((height, width), 0.5))  # the square is plain
+    change = rng.choice([-1, 1]) * rng.uniform(70, 110)
+    pixels: NDArray[np.float64] = rng.uniform(150, 225, 3) + (strength[..., None] - 0.5) * change
+    return pixels + rng.normal(0, 4, (height, width, 3))
 
 
 def _places(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float]]:
