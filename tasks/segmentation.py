@@ -260,7 +260,7 @@ class SegmentationTask(Task):
         if len(areas) <= MOST_COLUMNS:
             columns |= {f"area({name})": area for name, area in zip(self.class_names, areas, strict=True)}
         pixels = classes_HW.numel()
-        table = {
+        table: dict[str, list[Any]] = {
             "class": [self.class_names[index] for index in there],
             "pixels": [round(areas[index] * pixels) for index in there],
             "area": [areas[index] for index in there],

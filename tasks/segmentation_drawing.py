@@ -182,14 +182,10 @@ def _legend(figure: "Figure", labels: Mapping[int, str], palette: Palette) -> No
     from matplotlib.patches import Patch
 
     shown = list(labels.items())[:MOST_IN_LEGEND]
-    handles = [
-        Patch(
-            facecolor=np.asarray(VOID_COLOUR if index == VOID else palette[index]) / 255,
-            edgecolor="0.3",
-            label=label,
-        )
-        for index, label in shown
-    ]
+    handles = []
+    for index, label in shown:
+        red, green, blue = (part / 255 for part in (VOID_COLOUR if index == VOID else palette[index]))
+        handles.append(Patch(facecolor=(red, green, blue), edgecolor="0.3", label=label))
     if len(labels) > len(shown):
         handles.append(Patch(alpha=0, label=f"and {len(labels) - len(shown)} more"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)

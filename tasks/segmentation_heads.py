@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone import CheckpointError
+
 POOLED_TO = (1, 2, 3, 6)
 
 
@@ -213,7 +215,7 @@ class SegmentationHead(nn.Module):
         Where the classes are others, all but the scores is taken. Returns whether the scores were, too.
 
         Raises:
-            ValueError: a head of another kind or width: tensors are missing, unknown or of other shapes.
+            CheckpointError: a head of another kind or width: tensors are missing, unknown or of other shapes.
         """
         wanted = self.state_dict()
         given = {
@@ -236,7 +238,7 @@ class SegmentationHead(nn.Module):
             name for name in expected ^ set(fitting) if not name.endswith("num_batches_tracked")
         ) + sorted(name for name in expected & set(fitting) if fitting[name].shape != wanted[name].shape)
         if wrong:
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint's head is another than this: {', '.join(wrong[:3])}"
                 f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} differ: say its task/head= and width"
             )

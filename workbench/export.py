@@ -38,8 +38,8 @@ def export(cfg: DictConfig) -> None:
     network = restored.task.network
     merged = copy.deepcopy(network).reparameterize().eval()
     torch.manual_seed(0)
-    raw = network.embedder.example_raw(3)  # type: ignore[operator]
     free = restored.task.free_axes
+    raw = _fitted(network.embedder.example_raw(3), free)  # type: ignore[operator]
     checked = [raw, *([_longer(raw, free)] if len(free) > 1 else [])]
     with torch.inference_mode():
         wanted = [network(each) for each in checked]
@@ -68,6 +68,21 @@ def export(cfg: DictConfig) -> None:
     print_table("Exported (raw input, merged form)", rows, ("file", "size", "largest relative difference"))
 
 
+def _fitted(raw: Any, free: Free) -> Any:
+    """A raw batch whose free axes are multiples of what they must be, and at least two of them: exporters take a length
+    of one for a constant."""
+
+    def cut(value: Tensor) -> Tensor:
+        for axis, multiple in free.items():
+            if multiple > 1:
+                times = -(-2 * multiple // value.shape[axis])
+                value = value.repeat([times if place == axis else 1 for place in range(value.ndim)])
+                value = value.narrow(axis, 0, value.shape[axis] // multiple * multiple)
+        return value
+
+    return tree_map(cut, raw)
+
+
 def _longer(raw: Any, free: Free) -> Any:
     """A raw batch whose free axes are longer: each sample of it so many times."""
 
@@ -90,7 +105,10 @@ def _said_shape(value: Tensor, free: Free) -> list[int | str]:
 
 def _dynamic_shapes(raw: Any, free: Free) -> Any:
     """What the exporters are told of each tensor's axes."""
-    dims = {axis: torch.export.Dim(AXES.get(axis, f"axis{axis}"), min=1, max=4096) for axis in free}
+    dims = {
+        axis: torch.export.Dim(AXES.get(axis, f"axis{axis}"), min=1 if multiple == 1 else 2, max=4096)
+        for axis, multiple in free.items()
+    }
     lengths = {axis: multiple * dims[axis] if multiple > 1 else dims[axis] for axis, multiple in free.items()}
     return tree_map(
         lambda value: {axis: length for axis, length in lengths.items() if axis < value.ndim}, raw

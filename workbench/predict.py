@@ -4,6 +4,8 @@ import glob
 import logging
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +153,15 @@ def write_answers(folder: Path, rows: list[dict[str, Any]], first: int, files: i
             row["files"] += figures.draw_report(answer.report, place / "figures")
         for pattern, write in answer.files.items():
             row["files"].append(folder / pattern.format(name=name))
-            write_atomically(row["files"][-1], lambda draft, write=write: write(draft, note()))
+            write_atomically(row["files"][-1], partial(_write_said, write))
         for pattern, draw in answer.figures.items():
             row["files"].append(folder / pattern.format(name=name))
             figures.save(draw(), row["files"][-1])
+
+
+def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:
+    """Let `write` fill a draft, told what is to be said of drawn data."""
+    write(draft, note())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

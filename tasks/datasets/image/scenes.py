@@ -21,7 +21,7 @@ from tasks.datasets.image.sample import Pose, mask, save, texture
 
 SIX = ("circle", "cross", "ring", "square", "star", "triangle")
 CLASSES = ("ground", *SIX)
-COUNTS = (480, 40, 80)  # scenes for training, validation and testing
+COUNTS = (560, 40, 80)  # scenes for training, validation and testing
 FEW = (24, 8, 8)
 EDGE = (0.1, 0.9)  # a pixel that a shape covers so far has no class
 OBJECTS = (2, 3)
@@ -92,14 +92,14 @@ def _scenes(
 
 
 def mask_folder(root: Path, counts: Sequence[int] = COUNTS) -> None:
-    """images/ and masks/ with train/, val/ and test/, masks in colours, which classes.csv names; 88 to 104 pixels a
+    """images/ and masks/ with train/, val/ and test/, masks in colours, which classes.csv names; 72 to 88 pixels a
     side."""
     palette = {name: (0, 0, 0) for name in CLASSES[:1]} | dict(zip(SIX, usual_palette(len(SIX)), strict=True))
     rows = [*((name, *colour) for name, colour in palette.items()), ("void", 255, 255, 255)]
     colours = np.full((256, 3), 255, dtype=np.uint8)
     colours[: len(CLASSES)] = list(palette.values())
     for part, (split, count) in enumerate(zip(("train", "val", "test"), counts, strict=True)):
-        for index, (picture, classes) in enumerate(_scenes(41, part, count, (88, 104))):
+        for index, (picture, classes) in enumerate(_scenes(41, part, count, (72, 88))):
             suffix = ".jpg" if index % 3 else ".png"
             save(picture, root / "images" / split / f"scene_{index:03d}{suffix}")
             save(Image.fromarray(colours[classes]), root / "masks" / split / f"scene_{index:03d}.png")
