@@ -27,6 +27,7 @@ from backbone.sizes import HUB_REPO, NAMES, PUBLISHED, SIZES
 
 _FIRST_CONV = "downsample_layers.0.0.weight"
 _HEAD = re.compile(r"(norm\d?|head)\.")
+_FEATURE_NORM = re.compile(r"norm\d\.")
 
 
 class CheckpointError(ValueError):
@@ -304,7 +305,10 @@ def _load(
 
     missing = [n for n in own if n not in fitted]
     report.initial = [n for n in missing if _HEAD.match(n)]
-    wrong = [n for n in missing if not _HEAD.match(n) and not n.endswith(".num_batches_tracked")]
+    # Norms of the features are in the dense networks' files alone, and there all of them.
+    dense = any(_FEATURE_NORM.match(n) for n in fitted)
+    report.initial = [n for n in report.initial if not (dense and _FEATURE_NORM.match(n))]
+    wrong = [n for n in missing if n not in report.initial and not n.endswith(".num_batches_tracked")]
     wrong += [n for n in fitted if n not in own or own[n].shape != fitted[n].shape]
     if wrong:
         raise CheckpointError(

@@ -3,7 +3,7 @@
 Shapes: B batch, H and W in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class Pixels(Embedder):
     """RGB pixels, normalised channel by channel: ``(B, 3, H, W)`` in 0..255 -> ``(B, 1, 3, H, W)``.
 
     Pixels travel to the device as uint8, a quarter of float32; augmentation may hand over floats on the same
-    scale. ``forward`` takes any size.
+    scale. ``forward`` takes any size. Pictures of several sizes in one batch come as ``{"pixels": (B, 3, H, W),
+    "size": (B, 2)}``, the height and width of each; beyond its size a map is 0, the mean colour.
 
     Args:
         size: usual side (or height and width) in pixels, for tracing, counting and export.
@@ -54,9 +55,12 @@ class Pixels(Embedder):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1))
 
-    def forward(self, raw: Tensor) -> Tensor:
-        x_B3HW = raw.to(self.mean.dtype)
-        return ((x_B3HW - self.mean) / self.std)[:, None]
+    def forward(self, raw: Tensor | Mapping[str, Tensor]) -> Tensor:
+        pixels = raw if isinstance(raw, Tensor) else raw["pixels"]
+        x_B3HW = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        if not isinstance(raw, Tensor):
+            x_B3HW = x_B3HW * inside(raw["size"], *x_B3HW.shape[-2:])[:, None].to(x_B3HW.dtype)
+        return x_B3HW[:, None]
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
         shape = (batch_size, 3, self.height, self.width)
@@ -64,3 +68,10 @@ class Pixels(Embedder):
 
     def map_axes(self) -> MapAxes:
         return MapAxes(x="x (pixels)", y="y (pixels)", value="(pixel − mean) / std", square=True)
+
+
+def inside(size_B2: Tensor, height: int, width: int) -> Tensor:
+    """Where a picture of each size lies in a batch of padded ones: ``(B, height, width)``, true inside it."""
+    row_H1 = torch.arange(height, device=size_B2.device)[:, None]
+    column_W = torch.arange(width, device=size_B2.device)
+    return (row_H1 < size_B2[:, 0, None, None]) & (column_W < size_B2[:, 1, None, None])

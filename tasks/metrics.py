@@ -1,6 +1,6 @@
 """Means over classes in which a class counts only where it is defined, instead of as zero.
 
-Shapes: B batch, K classes.
+Shapes: B batch, K classes. What a segmentation measures is made of one confusion matrix of pixels.
 """
 
 import warnings
@@ -74,3 +74,57 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
             values_K = super().compute()
         self.of_classes = torch.where(self.positives > 0, values_K, torch.nan)
         return self.of_classes.nanmean()
+
+
+class PixelConfusion(Metric):
+    """How many pixels of each true class are given each class, over a whole split; IoU and accuracies from it.
+
+    Args:
+        classes: K.
+
+    Attributes:
+        of_split: (K, K) after `compute`, true class by predicted class.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.of_split: Tensor | None = None
+        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Class indices of any shape; a target that is none of the K classes (void) does not count."""
+        self.counts += confusion_of(predicted, target, len(self.counts))
+
+    def compute(self) -> dict[str, Tensor]:
+        """See `measures_of`."""
+        self.of_split = self.counts.clone()
+        return measures_of(self.counts)
+
+
+def measures_of(counts_KK: Tensor) -> dict[str, Tensor]:
+    """`miou`, `macc` (means over the classes where they are defined) and `acc` of a confusion matrix; NaN where there
+    is no pixel."""
+    counts_KK = counts_KK.double()
+    return {
+        "miou": iou_of(counts_KK).nanmean(),
+        "macc": (counts_KK.diagonal() / counts_KK.sum(1)).nanmean(),
+        "acc": counts_KK.diagonal().sum() / counts_KK.sum(),
+    }
+
+
+def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Pixels of each true class that are given each class, (K, K); targets that are no class are left out."""
+    predicted, target = predicted.flatten().long(), target.flatten().long()
+    known = (target >= 0) & (target < classes)
+    pairs = target[known] * classes + predicted[known]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def iou_of(counts_KK: Tensor) -> Tensor:
+    """Intersection over union of each class, (K,); NaN where a class is neither there nor predicted."""
+    both_K = counts_KK.double().diagonal()
+    return both_K / (counts_KK.sum(0) + counts_KK.sum(1) - both_K)

@@ -59,6 +59,39 @@ def exponential(
     return LambdaLR(optimizer, factor)
 
 
+def poly(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_steps: int = 1500,
+    warmup_ratio: float = 1e-6,
+    power: float = 1.0,
+    min_ratio: float = 0.0,
+) -> LambdaLR:
+    """From 1 down to `min_ratio` as (1 - step / total) to a power, in the warm-up times a line that rises to 1.
+
+    As in the official recipes of segmentation (mmcv's `poly` policy, counted by steps). The warm-up never takes more
+    than half of the run.
+
+    Args:
+        optimizer: whose groups' learning rates are the peak.
+        total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
+        warmup_steps: length of the warm-up.
+        warmup_ratio: where its line begins.
+        power: 1: a straight line.
+        min_ratio: what is left at the end.
+    """
+    warmup = min(warmup_steps, total_steps // 2)
+
+    def factor(step: int) -> float:
+        left = max(1 - step / max(total_steps, 1), 0.0) ** power
+        rise = 1 - (1 - step / warmup) * (1 - warmup_ratio) if step < warmup else 1.0
+        return (min_ratio + (1 - min_ratio) * left) * rise
+
+    return LambdaLR(optimizer, factor)
+
+
 def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
     """The same learning rate throughout."""
     return LambdaLR(optimizer, lambda step: 1.0)

@@ -6,7 +6,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
@@ -22,6 +23,9 @@ from tasks.network import Network
 from tasks.optimizers import learning_rates
 from tasks.progress import begun_states, go_on
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass
 class Answer:
@@ -32,12 +36,17 @@ class Answer:
         shown: the same in a few words, for the terminal.
         tables: answers too long for a row: name -> columns, each written as `<name>.csv`.
         report: what to draw of it, as plain values with the keys of `Task.test_report`.
+        files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
+            written by a function of its path and of what is to be said of drawn data (None: nothing).
+        figures: likewise, made by a function.
     """
 
     columns: dict[str, Any]
     shown: str
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Callable[[Path, str | None], None]] = field(default_factory=dict)
+    figures: "dict[str, Callable[[], Figure]]" = field(default_factory=dict)
 
 
 class Augment(nn.Module):
@@ -291,6 +300,16 @@ class Task(Training):
     def test_report(self) -> dict[str, Any]:
         """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
         return {}
+
+    def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
+        """The figures of a test's report, by name, that are the task's own (`workbench.figures` draws what tasks share:
+        confusion matrices, forecasts)."""
+        return {}
+
+    @property
+    def free_axes(self) -> dict[int, int]:
+        """The axes of a raw batch that an exported model takes at any length, each with what that is a multiple of."""
+        return {0: 1}
 
     def preview(self, batch: Batch, most: int) -> tuple[Any, list[str]]:
         """The first samples of a training batch as training sees them, with captions."""

@@ -187,14 +187,16 @@ def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) 
     augment = cfg.modality.augment
     # Called by hand: objects passed through `instantiate` would be copied.
     make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
-    return make_task(
-        network=build_network(cfg, facts, pretrained),
-        facts=facts,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
-        augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
-        composition=plain_config(cfg),
-    )
+    network = build_network(cfg, facts, pretrained)
+    with refused_settings():
+        return make_task(
+            network=network,
+            facts=facts,
+            optimizer=instantiate(cfg.optimizer),
+            scheduler=instantiate(cfg.scheduler),
+            augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
+            composition=plain_config(cfg),
+        )
 
 
 def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task | JointTask:

@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from workbench.provenance import FIELD, note
 
 log = logging.getLogger("widefield")
 
+Free = Mapping[int, int]  # axis of a raw batch that may have any length -> what that is a multiple of
+BATCH_ALONE: Free = {0: 1}
+AXES = {0: "batch", 2: "height", 3: "width"}  # what free axes are called
+
 
 def export(cfg: DictConfig) -> None:
     """Write `export/model.pt2` and/or `export/model.onnx`, each checked against the model it came from."""
@@ -34,16 +39,19 @@ def export(cfg: DictConfig) -> None:
     network = restored.task.network
     merged = copy.deepcopy(network).reparameterize().eval()
     torch.manual_seed(0)
-    raw = network.embedder.example_raw(3)
+    free = restored.task.free_axes
+    raw = _fitted(network.embedder.example_raw(3), free)
+    checked = [raw, *([_longer(raw, free)] if len(free) > 1 else [])]
     with torch.inference_mode():
-        wanted = network(raw)
+        wanted = [network(each) for each in checked]
     folder = Path(cfg.paths.run) / "export"
     rows = []
     for name in cfg.action.formats:
         path = folder / FILES[name]
-        got = WRITERS[name](merged, raw, path)
-        scale = float(wanted.abs().max())
-        difference = float((got.detach() - wanted).abs().max()) / max(scale, 1e-12)
+        read_back = WRITERS[name](merged, raw, path, free)
+        difference = max(
+            _difference(read_back(each), right) for each, right in zip(checked, wanted, strict=True)
+        )
         if not difference <= cfg.action.tolerance:
             path.unlink()
             raise TrainingError(
@@ -53,20 +61,67 @@ def export(cfg: DictConfig) -> None:
     about = {
         "task": restored.cfg.task.name,
         "checkpoint": str(restored.checkpoint),
-        "input": tree_map(lambda value: ["batch", *value.shape[1:]], raw),
-        "output": ["batch", *wanted.shape[1:]],
+        "input": tree_map(lambda value: _said_shape(value, free), raw),
+        "output": _said_shape(wanted[0], free),
         "facts": restored.task.facts,
     }
     write_findings(folder / "model.json", about)
     print_table("Exported (raw input, merged form)", rows, ("file", "size", "largest relative difference"))
 
 
-def write_torch_export(network: Network, raw: Any, path: Path) -> Tensor:
-    """Write a `torch.export` program with a free batch size; returns what the file read back answers."""
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    shapes = tree_map(lambda value: {0: batch}, raw)
+def _fitted(raw: Any, free: Free) -> Any:
+    """A raw batch whose free axes are multiples of what they must be, and at least two of them: exporters take a length
+    of one for a constant."""
+
+    def cut(value: Tensor) -> Tensor:
+        for axis, multiple in free.items():
+            if multiple > 1:
+                times = -(-2 * multiple // value.shape[axis])
+                value = value.repeat([times if place == axis else 1 for place in range(value.ndim)])
+                value = value.narrow(axis, 0, value.shape[axis] // multiple * multiple)
+        return value
+
+    return tree_map(cut, raw)
+
+
+def _longer(raw: Any, free: Free) -> Any:
+    """A raw batch whose free axes are longer: each sample of it so many times."""
+
+    def repeated(value: Tensor) -> Tensor:
+        return value.repeat([2 if axis in free else 1 for axis in range(value.ndim)])
+
+    return tree_map(repeated, raw)
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((got.detach() - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-12)
+
+
+def _said_shape(value: Tensor, free: Free) -> list[int | str]:
+    return [
+        AXES.get(axis, f"axis {axis}") if axis in free else length for axis, length in enumerate(value.shape)
+    ]
+
+
+def _dynamic_shapes(raw: Any, free: Free) -> Any:
+    """What the exporters are told of each tensor's axes."""
+    dims = {
+        axis: torch.export.Dim(AXES.get(axis, f"axis{axis}"), min=1 if multiple == 1 else 2, max=4096)
+        for axis, multiple in free.items()
+    }
+    lengths = {axis: multiple * dims[axis] if multiple > 1 else dims[axis] for axis, multiple in free.items()}
+    return tree_map(
+        lambda value: {axis: length for axis, length in lengths.items() if axis < value.ndim}, raw
+    )
+
+
+def write_torch_export(
+    network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE
+) -> Callable[[Any], Tensor]:
+    """Write a `torch.export` program with free axes; returns what answers as the file does."""
     with torch.no_grad():
-        program = torch.export.export(network, (raw,), dynamic_shapes=(shapes,))
+        program = torch.export.export(network, (raw,), dynamic_shapes=(_dynamic_shapes(raw, free),))
 
     def write(draft: Path) -> None:
         # Into memory first: where a disk is full, PyTorch's writer of these archives ends the whole process.
@@ -75,7 +130,8 @@ def write_torch_export(network: Network, raw: Any, path: Path) -> Tensor:
         draft.write_bytes(archive.getbuffer())
 
     write_atomically(path, write)
-    return torch.export.load(path).module()(raw)
+    read_back: Callable[[Any], Tensor] = torch.export.load(path).module()
+    return read_back
 
 
 def provenance_entries() -> dict[str, str]:
@@ -84,26 +140,32 @@ def provenance_entries() -> dict[str, str]:
     return {FIELD: said} if said else {}
 
 
-def write_onnx(network: Network, raw: Any, path: Path) -> Tensor:
-    """Write an ONNX model with a free batch size; returns what onnxruntime answers."""
+def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE) -> Callable[[Any], Tensor]:
+    """Write an ONNX model with free axes; returns what answers as onnxruntime does with it."""
     import onnxruntime
 
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    shapes = tree_map(lambda value: {0: batch}, raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's deprecations are not the user's
         # By name: the exporter takes a dict at the end of the positional arguments for keyword arguments.
         program = torch.onnx.export(
-            network, kwargs={"raw": raw}, dynamo=True, dynamic_shapes={"raw": shapes}, verbose=False
+            network,
+            kwargs={"raw": raw},
+            dynamo=True,
+            dynamic_shapes={"raw": _dynamic_shapes(raw, free)},
+            verbose=False,
         )
     assert program is not None
     program.model.metadata_props.update(provenance_entries())
     write_atomically(path, lambda draft: program.save(str(draft), external_data=False))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    leaves = torch.utils._pytree.tree_leaves(raw)
     names = [wanted.name for wanted in session.get_inputs()]
-    answer = session.run(None, {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)})[0]
-    return torch.as_tensor(answer)
+
+    def read_back(raw: Any) -> Tensor:
+        leaves = torch.utils._pytree.tree_leaves(raw)
+        given = {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
+        return torch.as_tensor(session.run(None, given)[0])
+
+    return read_back
 
 
 FILES = {"torch_export": "model.pt2", "onnx": "model.onnx"}

@@ -4,13 +4,14 @@ import glob
 import logging
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
 from tasks.datasets.listing import Listing, list_files
@@ -20,8 +21,8 @@ from workbench.build import restore
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
-from workbench.files import write_table
-from workbench.provenance import data_read
+from workbench.files import write_atomically, write_table
+from workbench.provenance import data_read, note
 
 log = logging.getLogger("widefield")
 
@@ -45,12 +46,13 @@ def predict(cfg: DictConfig) -> None:
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
-        rows += answer_files(restored.task.to(device), data, part, cfg.action.top_k)
+        answered = answer_files(restored.task.to(device), data, part, cfg.action.top_k)
+        write_answers(Path(cfg.paths.run), answered, start, len(files))
+        rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
-    write_answers(Path(cfg.paths.run), rows)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "answer"))
     if len(rows) > SHOWN:
@@ -95,7 +97,7 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
         rows[position]["error"] = error
         log.warning("broken file: %s: %s", files[position], error)
     if raws:
-        batch = task.transfer_batch_to_device(default_collate(list(raws.values())), task.device, 0)
+        batch = task.transfer_batch_to_device(data.join_raws(list(raws.values())), task.device, 0)
         with torch.inference_mode():
             answers = task.answer(batch, top_k)
         for position, answer in zip(raws, answers, strict=True):
@@ -133,23 +135,43 @@ def is_finite(answer: Answer) -> bool:
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
 
 
-def write_answers(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the tables and draw the pictures of the answers that have any; with several files, a folder for each."""
-    for number, row in enumerate(rows):
-        answer = row.get("answer")
-        if not isinstance(answer, Answer) or not (answer.tables or answer.report):
+def write_answers(folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
+    """Write the tables and files and draw the pictures of the answers that have any, and let go of the answers.
+
+    Args:
+        folder: of the run; with several files tables and reports lie in a folder for each below it.
+        rows: as answered; each gets the `files` that were written.
+        first: number of the first one.
+        files: how many are answered in all.
+    """
+    for number, row in enumerate(rows, start=first):
+        answer = row.pop("answer", None)
+        if not isinstance(answer, Answer):
             continue
-        place = folder / f"{number:03d}_{Path(row['path']).stem}" if len(rows) > 1 else folder
-        row["files"] = [place / f"{name}.csv" for name in answer.tables]
+        stem = Path(row["path"]).stem
+        name = f"{number:03d}_{stem}" if files > 1 else stem
+        place = folder / name if files > 1 else folder
+        row["files"] = [place / f"{table}.csv" for table in answer.tables]
         for file, table in zip(row["files"], answer.tables.values(), strict=True):
             lines = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
             write_table(file, lines, list(table))
         if answer.report:
             row["files"] += figures.draw_report(answer.report, place / "figures")
+        for pattern, write in answer.files.items():
+            row["files"].append(folder / pattern.format(name=name))
+            write_atomically(row["files"][-1], partial(_write_said, write))
+        for pattern, draw in answer.figures.items():
+            row["files"].append(folder / pattern.format(name=name))
+            figures.save(draw(), row["files"][-1])
+
+
+def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:
+    """Let `write` fill a draft, told what is to be said of drawn data."""
+    write(draft, note())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV; the columns are those of all rows, `error` last."""
-    hidden = ("error", "shown", "answer", "files")
+    hidden = ("error", "shown", "files")
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden))
     write_table(path, rows, [*columns, "error"])

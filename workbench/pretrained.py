@@ -1,4 +1,5 @@
-"""`backbone.pretrained=https://…` or `hf://OWNER/REPOSITORY/FILE`: weights at an address, downloaded once."""
+"""`backbone.pretrained=https://…` or `hf://OWNER/REPOSITORY/FILE`: weights at an address, downloaded once; also those
+of dense networks, by name."""
 
 import os
 import re
@@ -8,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from omegaconf import DictConfig
 
+from backbone.published_dense import dense_address
 from tasks.datasets.download import Source, download
 from tasks.datasets.names import plain_name
 from tasks.disk import writing
@@ -20,7 +22,8 @@ HUB = "https://huggingface.co"
 
 
 def weights_file(cfg: DictConfig) -> str | Literal[True]:
-    """`cfg.backbone.pretrained`: true or a name, or the file of this machine where it is an address.
+    """`cfg.backbone.pretrained`: true or a name, or the file of this machine where it is an address or the name of a
+    dense network's published weights (`backbone.published_dense`).
 
     An address may end in `#sha256=…`, the checksum that its file must have. A file is kept in
     `data/weights/HOST/…`, and read as any other checkpoint is: tensors only.
@@ -32,6 +35,10 @@ def weights_file(cfg: DictConfig) -> str | Literal[True]:
     if cfg.backbone.pretrained is True:
         return True
     said = str(cfg.backbone.pretrained)
+    try:
+        said = dense_address(str(cfg.backbone.get("name", "")), said) or said
+    except ValueError as error:
+        raise UsageError(f"backbone.pretrained: {error}") from error
     if "://" not in said:
         return said
     source = _source(said)

@@ -282,6 +282,10 @@ class DataModule(LightningDataModule):
         """The targets of some samples -> the target of their batch: stacked, unless their kind wants otherwise."""
         return default_collate(targets)
 
+    def join_raws(self, raws: list[Any]) -> Any:
+        """The raw data of some samples -> the raw batch: stacked, unless their sizes differ."""
+        return default_collate(raws)
+
     def read_file(self, path: Path) -> Any:
         """Read a user's file for prediction, as `read_item` does at test time; raises `ReadError`."""
         raise NotImplementedError
@@ -427,7 +431,7 @@ class DataModule(LightningDataModule):
             dataset,
             batch_sampler=self._batches(split, train, batch_size),
             num_workers=workers,
-            collate_fn=partial(collate, join=self.join_targets),
+            collate_fn=partial(collate, join=self.join_targets, join_raws=self.join_raws),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -448,7 +452,8 @@ class DataModule(LightningDataModule):
         dataset = ItemDataset(chosen, self._reader(train=False), self.seed)
         for start in range(0, len(chosen), self.batch_size):
             stop = min(start + self.batch_size, len(chosen))
-            batch = usable(collate([dataset[index, 0] for index in range(start, stop)], self.join_targets))
+            read = [dataset[index, 0] for index in range(start, stop)]
+            batch = usable(collate(read, self.join_targets, self.join_raws))
             if len(batch):
                 yield batch.raw
 

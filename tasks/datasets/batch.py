@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from tasks.datasets.errors import DataError
 
-Joined = Callable[[list[Any]], Any]  # the targets of some samples -> the target of their batch
+Joined = Callable[[list[Any]], Any]  # the targets (or raw data) of some samples -> those of their batch
 
 
 class Copies(list[Any]):
@@ -58,7 +58,7 @@ class Batch:
     """Samples side by side, in the order in which they were asked for.
 
     Args:
-        raw: of B samples, stacked; None where B is 0.
+        raw: of B samples, joined as their kind says (`DataModule.join_raws`); None where B is 0.
         target: of B samples, joined as their kind says (`DataModule.join_targets`); None where nothing is known.
         index: (B,), places of the items in their split.
         failures: what is said of each item that could not be read.
@@ -91,12 +91,15 @@ class Batch:
 Read = Sample | Failure | Unusable
 
 
-def collate(samples: Sequence[Read], join: Joined = default_collate) -> Batch | Unusable:
+def collate(
+    samples: Sequence[Read], join: Joined = default_collate, join_raws: Joined = default_collate
+) -> Batch | Unusable:
     """The batch of the readable samples, copies of an item one after the other, and the failures of the others.
 
     Args:
         samples: as read, in order.
         join: joins their targets.
+        join_raws: joins their raw data.
     """
     for sample in samples:
         if isinstance(sample, Unusable):
@@ -107,7 +110,7 @@ def collate(samples: Sequence[Read], join: Joined = default_collate) -> Batch | 
         return Batch(None, None, torch.empty(0, dtype=torch.long), failures)
     targets, mixed = [one.target for one in read], [one.mixed_target for one in read]
     return Batch(
-        default_collate([one.raw for one in read]),
+        join_raws([one.raw for one in read]),
         None if targets[0] is None else join(targets),
         torch.tensor([one.index for one in read]),
         failures,

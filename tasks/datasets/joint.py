@@ -141,15 +141,18 @@ class JointDataset(Dataset[tuple[str, Read]]):
         return name, self.members[name][own]
 
 
-def collate_task(samples: list[tuple[str, Read]], join: Mapping[str, Joined]) -> Batch | Unusable:
+def collate_task(
+    samples: list[tuple[str, Read]], join: Mapping[str, Joined], join_raws: Mapping[str, Joined]
+) -> Batch | Unusable:
     """A batch of one task, which it names.
 
     Args:
         samples: each with the name of its task.
         join: task -> what joins its targets.
+        join_raws: task -> what joins its raw data.
     """
     name = samples[0][0]
-    batch = collate([sample for _, sample in samples], join[name])
+    batch = collate([sample for _, sample in samples], join[name], join_raws[name])
     return batch if isinstance(batch, Unusable) else replace(batch, task=name)
 
 
@@ -265,7 +268,9 @@ class JointData(LightningDataModule):
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=partial(
-                collate_task, join={n: member.join_targets for n, member in self.members.items()}
+                collate_task,
+                join={n: member.join_targets for n, member in self.members.items()},
+                join_raws={n: member.join_raws for n, member in self.members.items()},
             ),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,

@@ -146,7 +146,7 @@ def test_items_read_alike_twice_and_fit_the_embedder(cfg: DictConfig, data: Data
             for one, other in zip(tree_leaves(read[0]), tree_leaves(read[1]), strict=True):
                 assert np.array_equal(one, other, equal_nan=True), "the generator given decides"
             samples.append(Sample(read[0], None, index))
-        raw = usable(collate(samples)).raw
+        raw = usable(collate(samples, join_raws=data.join_raws)).raw
         if split == "train":
             with torch.no_grad():
                 maps = embedder.eval()(raw)

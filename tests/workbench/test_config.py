@@ -108,6 +108,10 @@ def factor_of(node: DictConfig, step: int) -> float:
         return float(node.min_ratio + (1 - node.min_ratio) * half)
     if name == "exponential":
         return float(node.gamma ** max(0, step // PER_EPOCH - node.start_epoch + 1))
+    if name == "poly":
+        warmup = min(node.warmup_steps, STEPS // 2)
+        rise = 1 - (1 - step / warmup) * (1 - node.warmup_ratio) if step < warmup else 1
+        return float((node.min_ratio + (1 - node.min_ratio) * (1 - step / STEPS) ** node.power) * rise)
     assert name == "constant", f"the formula of {name} belongs into this test"
     return 1.0
 

@@ -97,3 +97,43 @@ def test_weights_that_are_altered_later_are_noticed(server: Server, tmp_path: Pa
     path.write_bytes(b"others!")
     with pytest.raises(DataError, match="when it was first downloaded"):
         weights_file(cfg)
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "file"),
+    [
+        ("unireplknet_s", "upernet_ade20k", "upernet_unireplknet_s_512_160k_ade20k_miou50.46.pth"),
+        (
+            "unireplknet_xl",
+            "upernet_ade20k_in22k_640",
+            "upernet_unireplknet_xl_in22k_640_160k_ade20k_miou55.18.pth",
+        ),
+    ],
+)
+def test_dense_networks_come_by_name_and_their_checksum_is_held(
+    server: Server, tmp_path: Path, size: str, name: str, file: str
+) -> None:
+    server.files[f"/DingXiaoH/UniRepLKNet/resolve/main/{file}"] = b"something else"
+    cfg = asking(name, tmp_path)
+    cfg.backbone.name = size
+    with pytest.raises(DataError, match=r"checksum|SHA-256"):
+        weights_file(cfg)
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "message"),
+    [
+        ("unireplknet_t", "upernet_ade20k", r"the checksum of upernet_unireplknet_t_512\S* is not known"),
+        (
+            "unireplknet_b",
+            "upernet_ade20k",
+            "not published for unireplknet_b; there are: upernet_ade20k_in22k_640",
+        ),
+        ("widefield_nano", "upernet_x", "not published for widefield_nano; there are: none"),
+    ],
+)
+def test_dense_networks_that_are_not_published(tmp_path: Path, size: str, name: str, message: str) -> None:
+    cfg = asking(name, tmp_path)
+    cfg.backbone.name = size
+    with pytest.raises(UsageError, match=message):
+        weights_file(cfg)

@@ -98,7 +98,7 @@ def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Itera
     chosen = [position * count // most for position in range(most)]
     for start in range(0, most, batch_size):
         read = [dataset[index, 0] for index in chosen[start : start + batch_size]]
-        batch = usable(collate(read, data.join_targets))
+        batch = usable(collate(read, data.join_targets, data.join_raws))
         for error in batch.failures:
             log.warning("broken file: %s", error)
         if len(batch):

@@ -82,6 +82,25 @@ def open_image(path: Path, options: PictureOptions | None = None) -> "Image.Imag
         raise ReadError(_why_unreadable(path, error)) from error
 
 
+def open_unchanged(path: Path, options: PictureOptions | None = None) -> "Image.Image":
+    """Read a picture in the mode that its file has: a palette's indices stay indices.
+
+    Raises:
+        ReadError: the file is missing, empty, no picture, cut off, broken or absurdly large.
+    """
+    options = options or PictureOptions()
+    check_file(path)
+    try:
+        with _opened(path, options) as file:
+            options.check(file.size)
+            file.load()
+            return file.copy()
+    except ReadError:
+        raise
+    except Exception as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
 @contextmanager
 def _opened(path: Path, options: PictureOptions) -> "Iterator[Image.Image]":
     """An open picture, its size known; Pillow's own limit stands behind ours."""

@@ -1,0 +1,230 @@
+"""Pictures with masks: what every source for segmentation shares.
+
+A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`, its target the class of each pixel, `(H, W)` uint8, or
+`VOID`. In training both are crops of one size; otherwise they are as large as the picture.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from typing_extensions import Unpack
+
+from tasks.datasets.base import (
+    DIGESTED,
+    SPLITS,
+    CommonSettings,
+    DataError,
+    DataModule,
+    Item,
+    Whole,
+    refuse_unknown,
+    spread,
+)
+from tasks.datasets.image.dense_transforms import (
+    VOID,
+    SegmentationTransforms,
+    join_masks,
+    join_pictures,
+    padded,
+)
+from tasks.datasets.image.files import seeded_by
+from tasks.datasets.image.masks import MaskCoding
+from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.splits import held_out_files
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, its mask, and the split that it was given (`None`: by name)."""
+
+    picture: Path
+    mask: Path
+    split: str | None = None
+
+
+class MaskData(DataModule):
+    """A source whose items are pictures with masks.
+
+    A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
+
+    Facts: `class_names`, and `palette`, the colour of each class.
+
+    Args:
+        transforms: of training; `None` takes `SegmentationTransforms`' own values.
+        val_part: part of the training pictures to validate on, where no split for it is stated.
+        test_part: likewise for testing.
+        **common: see `DataModule`.
+    """
+
+    modality = "image"
+    extensions = EXTENSIONS
+    unit = "images"
+
+    coding: MaskCoding
+
+    def __init__(
+        self,
+        *,
+        transforms: SegmentationTransforms | None = None,
+        val_part: float = 0.1,
+        test_part: float = 0.1,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(**common)
+        if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
+            raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
+        self.transforms = transforms or SegmentationTransforms()
+        self.val_part = val_part
+        self.test_part = test_part
+        self._train = self.transforms.for_training()
+        self.class_names: list[str] = []
+        self.palette: list[list[int]] = []
+
+    # -- what a subclass implements ------------------------------------------------------------------------------
+
+    def read_pairs(self, root: Path) -> tuple[MaskCoding, Sequence[Pair]]:
+        """What masks mean, and all pictures with theirs, below `root`; raises `DataError`."""
+        raise NotImplementedError
+
+    # -- what a data module is asked -----------------------------------------------------------------------------
+
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
+        self._take(*self.read_pairs(root))
+        stated = {pair.split for pair in self.pairs}
+        parts: dict[Path, str] = {}
+        for split, part in (("test", self.test_part), ("val", self.val_part)):
+            free = [p.picture for p in self.pairs if p.split in (None, "train") and p.picture not in parts]
+            if split not in stated and len(free) > 1:
+                names = {os.path.relpath(path, root): path for path in free}
+                parts |= {names[name]: split for name in held_out_files((("", n) for n in names), part)}
+        return {
+            split: [
+                self._item(pair)
+                for pair in self.pairs
+                if parts.get(pair.picture, pair.split or "train") == split
+            ]
+            for split in SPLITS
+        }
+
+    def _take(self, coding: MaskCoding, pairs: Sequence[Pair]) -> None:
+        self.coding, self.pairs = coding, sorted(pairs, key=lambda pair: pair.picture.parts)
+        self.class_names = list(coding.names)
+        self.palette = [list(colour) for colour in coding.palette]
+
+    def _item(self, pair: Pair) -> Item:
+        return Item(pair.picture, where={"mask": str(pair.mask)})
+
+    def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Tensor]:
+        image = open_image(item.path, self.transforms.reading)
+        mask = torch.from_numpy(
+            self.coding.read(Path(item.where["mask"]), image.size, self.transforms.reading)
+        )
+        pixels = _pixels(image)
+        if not train:
+            return _raw(pixels), mask
+        with seeded_by(rng):
+            drawn, drawn_mask = self._train(tv_tensors.Image(pixels), tv_tensors.Mask(mask))
+        size = self.transforms.crop
+        raw = _raw(drawn.as_subclass(Tensor))
+        raw["pixels"] = padded(raw["pixels"], size)
+        return raw, padded(drawn_mask.as_subclass(Tensor), size, VOID)
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
+        raw: dict[str, Tensor] = self.read_pair(item, train, rng)[0]
+        return raw
+
+    def read_file(self, path: Path) -> dict[str, Tensor]:
+        return _raw(_pixels(open_image(path, self.transforms.reading)))
+
+    def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
+        return join_pictures(raws)
+
+    def join_targets(self, targets: list[Any]) -> Tensor:
+        return join_masks(targets)
+
+    def facts(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        self.class_names = list(facts["class_names"])
+        self.palette = [list(colour) for colour in facts["palette"]]
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        known = list(facts["class_names"])
+        refuse_unknown(self.class_names, known, self.place)
+        self.coding = self.coding.renumbered(known)
+        self.recall(facts)
+
+    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+        if not self.root.is_dir():
+            raise self.bad_layout(f"{self.root} is not a folder")
+        self._take(*self.read_pairs(self.root))
+        self.adopt(facts)
+        tested = [pair for pair in self.pairs if pair.split == "test"]
+        said = f"of {len(self.pairs):,} pictures the {len(tested):,} of its test split are tested"
+        if not tested:
+            tested, said = list(self.pairs), f"all {len(self.pairs):,} pictures are tested"
+        return Whole([self._item(pair) for pair in tested], said)
+
+    def digest(self) -> str:
+        """As of any source, with the names and sizes of the masks, which are the targets."""
+        found, root = hashlib.sha256(super().digest().encode()), f"{self.root}{os.sep}"
+        for split in SPLITS:
+            for item in spread(self.splits[split], DIGESTED):
+                mask = Path(item.where["mask"])
+                size = mask.stat().st_size if mask.is_file() else 0
+                found.update(f"{str(mask).removeprefix(root)}\0{size}\0".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()[:32]
+
+    def details(self) -> str:
+        return f", {len(self.class_names)} classes"
+
+
+def _pixels(image: Any) -> Tensor:
+    """An RGB picture of Pillow's as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:
+    return {"pixels": pixels_3HW, "size": torch.tensor(pixels_3HW.shape[-2:])}
+
+
+def paired(
+    pictures: Iterable[tuple[str, Path]], masks: Iterable[tuple[str, Path]], split: str | None, place: str
+) -> list[Pair]:
+    """Pictures and masks of the same key.
+
+    Args:
+        pictures, masks: each with its key.
+        split: of all of them.
+        place: what to call where they lie.
+
+    Raises:
+        DataError: a picture without a mask, or two files of one key; the first is named.
+    """
+    found: dict[str, Path] = {}
+    for key, mask in masks:
+        if key in found:
+            raise DataError(f"{place}: {found[key].name} and {mask.name} are both the mask of {key}")
+        found[key] = mask
+    pairs, seen, without = [], dict[str, Path](), []
+    for key, picture in pictures:
+        if key in seen:
+            raise DataError(f"{place}: {seen[key].name} and {picture.name} have the same mask {key}")
+        seen[key] = picture
+        if key in found:
+            pairs.append(Pair(picture, found[key], split))
+        else:
+            without.append(picture)
+    if without:
+        more = f" and {len(without) - 1:,} more pictures have" if len(without) > 1 else " has"
+        raise DataError(f"{without[0]}{more} no mask of the same name")
+    return pairs

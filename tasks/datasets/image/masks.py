@@ -1,0 +1,304 @@
+"""Masks: a picture that says of each pixel of another one which class it has, by numbers or by colours.
+
+Shapes: H and W in pixels, K classes.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.image.dense_transforms import VOID
+from tasks.datasets.image.reading import PictureOptions, open_unchanged
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that keep every pixel as it is
+VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
+MOST_CLASSES = 254
+TABLES = ("classes.csv", "classes.json", "class_dict.csv")
+LARGEST_TABLE = 2**24  # bytes
+Colour = tuple[int, int, int]
+_COLUMNS = {
+    "name": ("name", "class", "label"),
+    "index": ("index", "id", "value"),
+    "colour": ("colour", "color", "rgb"),
+    "r": ("r", "red"),
+    "g": ("g", "green"),
+    "b": ("b", "blue"),
+}
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """What the pixels of masks mean.
+
+    Args:
+        names: of the K classes.
+        values: pixel value -> class index or `VOID`, of masks of numbers.
+        colours: colour -> class index or `VOID`, of masks of colours.
+        palette: a colour for each class, to draw it in.
+    """
+
+    names: Sequence[str]
+    values: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+    palette: Sequence[Colour] = ()
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= MOST_CLASSES:
+            raise DataError(f"masks have between 2 and {MOST_CLASSES} classes, not {len(self.names)}")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if list(self.names).count(name) > 1)
+            raise DataError(f"the class {twice} is named twice")
+
+    def renumbered(self, names: Sequence[str]) -> "MaskCoding":
+        """The same masks for a model that knows these classes, ours among them."""
+        place = {index: list(names).index(name) for index, name in enumerate(self.names)} | {VOID: VOID}
+        return replace(
+            self,
+            names=list(names),
+            values={value: place[index] for value, index in self.values.items()},
+            colours={colour: place[index] for colour, index in self.colours.items()},
+        )
+
+    def read(self, path: Path, size: tuple[int, int], options: PictureOptions) -> NDArray[np.uint8]:
+        """A mask, (H, W), as class indices and `VOID`.
+
+        Args:
+            path: its file.
+            size: width and height that it must have.
+            options: how pictures are read.
+
+        Raises:
+            ReadError: unreadable, of another size, or with a pixel that is no class; the place is named.
+        """
+        try:
+            image = open_unchanged(path, options)
+        except ReadError as error:
+            raise ReadError(f"its mask {path}: {error}") from error
+        if image.size != size:
+            raise ReadError(
+                f"its mask {path} has {image.width}×{image.height} pixels, the picture {size[0]}×{size[1]}"
+            )
+        try:
+            return self.decoded(image)
+        except ReadError as error:
+            raise ReadError(f"its mask {path}: {error}") from error
+
+    def decoded(self, image: "Image.Image") -> NDArray[np.uint8]:
+        """A picture's pixels as class indices and `VOID`, (H, W); raises `ReadError`."""
+        numbers = image.mode in ("1", "L", "P") or image.mode.startswith("I")
+        if numbers and self.values:
+            return self._of_numbers(np.asarray(image).astype(np.int64))
+        pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+        if self.colours:
+            return self._of_colours(pixels)
+        if (pixels[..., :1] == pixels).all():  # numbers, saved as grey in three channels
+            return self._of_numbers(pixels[..., 0])
+        raise ReadError(
+            "it has colours, and no table of classes says what they mean: give task.data.classes=FILE"
+        )
+
+    def _of_numbers(self, values_HW: NDArray[np.int64]) -> NDArray[np.uint8]:
+        meaning = np.full(2**16 + 1, _UNKNOWN, dtype=np.int64)
+        for value, index in self.values.items():
+            meaning[value] = index
+        found_HW = meaning[np.clip(values_HW, 0, 2**16)]
+        if places := _first(found_HW):
+            y, x, count = places
+            raise ReadError(f"the value {values_HW[y, x]} at x={x}, y={y} is that of no class{_more(count)}")
+        return found_HW.astype(np.uint8)
+
+    def _of_colours(self, pixels_HW3: NDArray[np.int64]) -> NDArray[np.uint8]:
+        keys = np.array([_key(colour) for colour in self.colours], dtype=np.int64)
+        order = np.argsort(keys)
+        indices = np.array(list(self.colours.values()), dtype=np.int64)[order]
+        keys = keys[order]
+        wanted_HW = (pixels_HW3[..., 0] << 16) | (pixels_HW3[..., 1] << 8) | pixels_HW3[..., 2]
+        place_HW = np.searchsorted(keys, wanted_HW).clip(max=len(keys) - 1)
+        found_HW = np.where(keys[place_HW] == wanted_HW, indices[place_HW], _UNKNOWN)
+        if places := _first(found_HW):
+            y, x, count = places
+            colour = tuple(int(part) for part in pixels_HW3[y, x])
+            raise ReadError(f"the colour {colour} at x={x}, y={y} is that of no class{_more(count)}")
+        return found_HW.astype(np.uint8)
+
+
+def _key(colour: Colour) -> int:
+    return (colour[0] << 16) | (colour[1] << 8) | colour[2]
+
+
+def _first(found_HW: NDArray[np.int64]) -> tuple[int, int, int] | None:
+    """Row and column of the first pixel that is no class, and how many there are."""
+    wrong = np.flatnonzero(found_HW == _UNKNOWN)
+    if not len(wrong):
+        return None
+    y, x = divmod(int(wrong[0]), found_HW.shape[1])
+    return y, x, len(wrong)
+
+
+def _more(count: int) -> str:
+    return f" (of {count:,} such pixels the first)" if count > 1 else ""
+
+
+# -- which classes there are ---------------------------------------------------------------------------------
+
+
+def numbered(
+    names: Sequence[str],
+    void: Iterable[int] = (VOID,),
+    *,
+    first: int = 0,
+    palette: Sequence[Colour] | None = None,
+) -> MaskCoding:
+    """Masks of the numbers `first`, `first + 1`, … for the classes in order; `void`: numbers without a class."""
+    values = {first + index: index for index in range(len(names))} | {value: VOID for value in void}
+    return MaskCoding(list(names), values, {}, list(palette or usual_palette(len(names))))
+
+
+def read_class_table(path: Path, reduce_zero_label: bool = False) -> MaskCoding:
+    """A table of classes: CSV with a header, or JSON.
+
+    CSV: the columns `name` and `r,g,b` (or `colour` as `#rrggbb`) or `index`, or all of them. JSON: a list of such
+    objects (`colour` may be `[r, g, b]`), or an object of name: colour. Rows named `void`, `unlabelled` or `ignore` are
+    no class. Without `index` the rows are numbered from 0 in their order, those without a class left out.
+
+    Args:
+        path: its file.
+        reduce_zero_label: the number 0 is no class, and rows are numbered from 1.
+
+    Raises:
+        DataError: unreadable, or not such a table; the row is named.
+    """
+    rows = _rows_of(path)
+    names: list[str] = []
+    values: dict[int, int] = {VOID: VOID, 0: VOID} if reduce_zero_label else {VOID: VOID}
+    colours: dict[Colour, int] = {}
+    palette: list[Colour | None] = []
+    for number, row in enumerate(rows, start=1):
+        where = f"row {number} of {path}"
+        name = str(row.get("name") or "").strip()
+        if not name:
+            raise DataError(f"{where} names no class")
+        colour = _colour_of(row, where)
+        is_void = name.lower() in VOID_NAMES
+        index = VOID if is_void else len(names)
+        value = (
+            _number(row["index"], f"{where}: index", 2**16 - 1)
+            if row.get("index") not in (None, "")
+            else None
+        )
+        if value is None and not is_void:
+            value = index + int(reduce_zero_label)
+        if value is not None:
+            if values.get(value, index) != index:
+                raise DataError(f"{where} gives {name} the number {value}, which is taken")
+            values[value] = index
+        if colour is not None:
+            if colour in colours:
+                raise DataError(f"{where} gives {name} the colour {colour}, which another class has")
+            colours[colour] = index
+        if not is_void:
+            names.append(name)
+            palette.append(colour)
+    if colours and None in palette:
+        raise DataError(f"{path} gives some classes a colour, but not {names[palette.index(None)]}")
+    drawn = [colour for colour in palette if colour is not None] or usual_palette(len(names))
+    # With colours and no numbers the masks are of colours, whatever the file's mode.
+    if colours and not any(row.get("index") not in (None, "") for row in rows):
+        values = {}
+    return MaskCoding(names, values, colours, drawn)
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.stat().st_size > LARGEST_TABLE:
+            raise DataError(f"{path} is too large for a table of classes")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the table of classes {path} cannot be read ({error})") from error
+    if path.suffix.lower() == ".json":
+        return _rows_of_json(path, text)
+    separator = max(",;\t|", key=text.partition("\n")[0].count)
+    lines = [
+        line
+        for line in csv.reader(io.StringIO(text), delimiter=separator)
+        if any(cell.strip() for cell in line)
+    ]
+    if not lines:
+        raise DataError(f"the table of classes {path} is empty")
+    header = [cell.strip().lower() for cell in lines[0]]
+    roles = {
+        role: next((header.index(name) for name in names if name in header), None)
+        for role, names in _COLUMNS.items()
+    }
+    if roles["name"] is None:
+        raise DataError(f"{path} has no column name: its first line is {', '.join(lines[0])}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(header):
+            raise DataError(f"row {number} of {path} has {len(line)} cells, its header {len(header)}")
+        rows.append({role: line[place].strip() for role, place in roles.items() if place is not None})
+    return rows
+
+
+def _rows_of_json(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the table of classes {path} is no JSON ({error})") from error
+    if isinstance(content, dict):
+        content = [{"name": name, "colour": colour} for name, colour in content.items()]
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise DataError(f"{path} is neither a list of classes nor an object of name: colour")
+    other = {name: role for role, names in _COLUMNS.items() for name in names}
+    return [{other.get(str(key).lower(), str(key)): value for key, value in row.items()} for row in content]
+
+
+def _colour_of(row: Mapping[str, Any], where: str) -> Colour | None:
+    parts = [row.get(part) for part in "rgb"]
+    if any(part not in (None, "") for part in parts):
+        r, g, b = (_number(part, f"{where}: {name}", 255) for part, name in zip(parts, "rgb", strict=True))
+        return r, g, b
+    said = row.get("colour")
+    if said in (None, ""):
+        return None
+    if isinstance(said, list | tuple) and len(said) == 3:
+        r, g, b = (_number(part, f"{where}: colour", 255) for part in said)
+        return r, g, b
+    if isinstance(said, str) and (
+        found := re.fullmatch(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", said)
+    ):
+        return int(found[1], 16), int(found[2], 16), int(found[3], 16)
+    raise DataError(f"{where} has the colour {said!r}: write #rrggbb, or r, g and b from 0 to 255")
+
+
+def _number(said: Any, what: str, most: int) -> int:
+    text = str(said).strip()
+    if isinstance(said, bool) or not re.fullmatch(r"\d{1,6}", text) or int(text) > most:
+        raise DataError(f"{what} is {said!r}, not a whole number from 0 to {most}")
+    return int(text)
+
+
+def usual_palette(classes: int) -> list[Colour]:
+    """Colours that are told apart well, those of PASCAL VOC: the bits of a number, spread over red, green and blue."""
+    palette: list[Colour] = []
+    for number in range(1, classes + 1):
+        colour, rest = [0, 0, 0], number
+        for bit in range(7, -1, -1):
+            for channel in range(3):
+                colour[channel] |= ((rest >> channel) & 1) << bit
+            rest >>= 3
+        palette.append((colour[0], colour[1], colour[2]))
+    return palette

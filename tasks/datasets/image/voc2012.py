@@ -1,0 +1,92 @@
+"""PASCAL VOC 2012 (Everingham et al. 2015): photographs of twenty kinds of objects on a background."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.image.dense_transforms import SegmentationTransforms
+from tasks.datasets.image.mask_data import MaskData, Pair
+from tasks.datasets.image.masks import MaskCoding, numbered, usual_palette
+
+FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
+CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+)
+
+
+class VOC2012(MaskData):
+    """VOC 2012's segmentation: 1,464 pictures for training, 1,449 for validation.
+
+    Tested on `val`, as published figures are (the labels of the official test set were never released); a part of
+    `train` is held out to choose the checkpoint.
+
+    Args:
+        val_part: that part.
+        lists: names of the lists below ImageSets/Segmentation to train on; `trainaug` has those of SBD, whose masks
+            then lie in SegmentationClassAug/.
+        transforms, **common: see `MaskData` and `DataModule`.
+    """
+
+    title = "PASCAL VOC 2012"
+    layout = (
+        "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt"
+    )
+    homepage = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+
+    def __init__(
+        self,
+        *,
+        val_part: float = 0.05,
+        lists: str = "train",
+        transforms: SegmentationTransforms | None = None,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(transforms=transforms, val_part=val_part, **common)
+        self.lists = lists
+
+    def write_sample(self, root: Path) -> None:
+        from tasks.datasets.image.scenes import voc2012
+
+        voc2012(root)
+
+    def looks_complete(self, root: Path) -> bool:
+        return _find(root) is not None
+
+    def read_pairs(self, root: Path) -> tuple[MaskCoding, Sequence[Pair]]:
+        found = _find(root)
+        if found is None:
+            raise self.bad_layout(f"no ImageSets/Segmentation in {root}")
+        augmented = found / "SegmentationClassAug"
+        folders = [found / "SegmentationClass", *([augmented] if augmented.is_dir() else [])]
+        pairs = []
+        for split, name in (("train", self.lists), ("test", "val")):
+            file = found / "ImageSets" / "Segmentation" / f"{name}.txt"
+            if not file.is_file():
+                raise self.bad_layout(f"{file} does not exist")
+            for key in file.read_text(encoding="utf-8").split():
+                masks = [folder / f"{key}.png" for folder in folders]
+                mask = next((path for path in masks if path.is_file()), None)
+                if mask is None:
+                    raise DataError(f"{file} names {key}, which has no mask {masks[-1]}")
+                pairs.append(Pair(found / "JPEGImages" / f"{key}.jpg", mask, split))
+        palette = [(0, 0, 0), *usual_palette(len(CLASSES) - 1)]
+        return numbered(CLASSES, palette=palette), pairs
+
+
+def _find(root: Path) -> Path | None:
+    places = (root / name for name in FOLDERS)
+    return next((place for place in places if (place / "ImageSets" / "Segmentation").is_dir()), None)

@@ -1,0 +1,170 @@
+"""From a picture of any size to scores at each of its pixels: scaling, padding, windows, several scales, mirroring.
+
+Shapes: B pictures of one size, K classes, H and W in pixels of the picture, h and w of what the network reads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MODES = ("whole", "slide")
+FITS = ("pad", "resize")
+
+Scores = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+@dataclass(frozen=True)
+class DenseInference:
+    """How scores of a whole picture are made with a network that reads pictures of any size.
+
+    Args:
+        resize: the picture is scaled, its shape kept, until it fits into this longer and this shorter side; `None`: it
+            keeps its size.
+        mode: `whole`: the picture is read at once; `slide`: in windows that overlap, their scores averaged.
+        multiple: the sides that the network reads are multiples of this.
+        fit: how they become so: `pad` (right and below, with the mean colour) or `resize` (slightly larger, as the
+            official recipe does).
+        crop: side of a window, or height and width.
+        stride: from one window to the next.
+        ratios: the picture is read at its size times each of these.
+        flip: and each once more mirrored; probabilities are averaged at the picture's own size.
+
+    Raises:
+        ValueError: settings that make no sense.
+    """
+
+    resize: Sequence[int] | None = None
+    mode: str = "whole"
+    multiple: int = 32
+    fit: str = "pad"
+    crop: int | Sequence[int] = 512
+    stride: int | Sequence[int] = 341
+    ratios: Sequence[float] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES or self.fit not in FITS:
+            raise ValueError(
+                f"task.inference.mode takes {' or '.join(MODES)} and fit {' or '.join(FITS)}, not {self.mode} and "
+                f"{self.fit}"
+            )
+        sides = [*pair(self.crop), *pair(self.stride), self.multiple, *(self.resize or (1, 1))]
+        if min(sides) < 1 or any(s > c for s, c in zip(pair(self.stride), pair(self.crop), strict=True)):
+            raise ValueError("task.inference: sides are at least 1, and a stride is no larger than the crop")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"task.inference.ratios takes factors above 0, not {list(self.ratios)}")
+
+    def __call__(self, scores: Scores, pixels_B3HW: Tensor) -> Tensor:
+        """Scores (logits, or logarithms of averaged probabilities) of every pixel, `(B, K, H, W)`.
+
+        Args:
+            scores: (pictures (B, 3, h', w'), the height and width inside them that are no padding) -> scores of any
+                stride.
+            pixels_B3HW: pictures, uint8 or float on the scale 0..255.
+        """
+        size: tuple[int, int] = (pixels_B3HW.shape[-2], pixels_B3HW.shape[-1])
+        views = list(self._views(pixels_B3HW))
+        if len(views) == 1:
+            return resized(self._scores(scores, views[0][0]), size)
+        mean: Tensor | None = None
+        for picture_B3hw, mirrored in views:
+            found_BKhw = self._scores(scores, picture_B3hw)
+            found_BKhw = found_BKhw.flip(-1) if mirrored else found_BKhw
+            probs_BKHW = resized(found_BKhw, size).float().softmax(dim=1) / len(views)
+            mean = probs_BKHW if mean is None else mean + probs_BKHW
+        assert mean is not None
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
+    def _views(self, pixels_B3HW: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """The pictures to read, and whether each is mirrored."""
+        height, width = pixels_B3HW.shape[-2:]
+        for ratio in self.ratios:
+            limits = self.resize or (max(height, width), min(height, width))
+            size = fitted(height, width, [max(int(side * ratio), 1) for side in limits])
+            if self.fit == "resize":
+                size = (up_to(size[0], self.multiple), up_to(size[1], self.multiple))
+            picture_B3hw = resized(pixels_B3HW.float(), size)
+            yield picture_B3hw, False
+            if self.flip:
+                yield picture_B3hw.flip(-1), True
+
+    def _scores(self, scores: Scores, picture_B3hw: Tensor) -> Tensor:
+        """Scores of the size of the picture that is read."""
+        if self.mode == "whole":
+            return read_padded(scores, picture_B3hw, self.multiple)
+        return slide(
+            lambda window: read_padded(scores, window, self.multiple),
+            picture_B3hw,
+            pair(self.crop),
+            pair(self.stride),
+        )
+
+
+def read_padded(scores: Scores, picture_B3hw: Tensor, multiple: int) -> Tensor:
+    """Scores of the size of a picture that is filled up to multiples on the right and below, and cut again."""
+    height, width = picture_B3hw.shape[-2:]
+    whole = (up_to(height, multiple), up_to(width, multiple))
+    filled = F.pad(picture_B3hw, (0, whole[1] - width, 0, whole[0] - height))
+    return resized(scores(filled, (height, width)), whole)[..., :height, :width]
+
+
+def slide(
+    read: Callable[[Tensor], Tensor], picture_B3hw: Tensor, crop: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """Scores of windows that cover a picture, averaged where they overlap; the last of a row is moved inside.
+
+    Args:
+        read: window -> scores of its size.
+        picture_B3hw: a picture smaller than a window is one.
+        crop, stride: height and width.
+    """
+    height, width = picture_B3hw.shape[-2:]
+    total: Tensor | None = None
+    count = picture_B3hw.new_zeros(height, width)
+    for top in starts(height, crop[0], stride[0]):
+        for left in starts(width, crop[1], stride[1]):
+            place = (..., slice(top, min(top + crop[0], height)), slice(left, min(left + crop[1], width)))
+            found = read(picture_B3hw[place])
+            if total is None:
+                total = found.new_zeros(*found.shape[:-2], height, width)
+            total[place] += found
+            count[place] += 1
+    assert total is not None
+    return total / count
+
+
+def starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where the windows along one side begin.
+
+    >>> starts(10, 4, 3), starts(11, 4, 3), starts(3, 4, 3)
+    ([0, 3, 6], [0, 3, 6, 7], [0])
+    """
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    return [max(min(number * stride, length - crop), 0) for number in range(count)]
+
+
+def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners not aligned, not antialiased; as it is where the size is right."""
+    if tuple(x_BCHW.shape[-2:]) == size:
+        return x_BCHW
+    return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def fitted(height: int, width: int, limits: Sequence[int]) -> tuple[int, int]:
+    """The size, shape kept, at which a picture just fits into a longer and a shorter side."""
+    factor = min(max(limits) / max(height, width), min(limits) / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def up_to(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
+
+
+def pair(side: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (side, side) if isinstance(side, int) else side
+    return height, width

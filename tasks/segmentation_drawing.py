@@ -1,0 +1,191 @@
+"""Pictures of a segmentation: classes in their colours, with a legend; where an answer is wrong; IoU of each class.
+
+Shapes: H and W in pixels, K classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.segmentation_losses import VOID
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Palette = Sequence[Sequence[int]]
+VOID_COLOUR = (224, 224, 224)
+SHARE = 0.55  # of a class's colour in an overlay
+MOST_IN_LEGEND = 24
+MOST_NAMED = 60  # classes up to which axes name each
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a test: its place in the split, pixels (H, W, 3), truth and prediction (H, W)."""
+
+    index: int
+    pixels: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+
+
+def coloured(classes_HW: NDArray[np.uint8], palette: Palette) -> NDArray[np.uint8]:
+    """Classes in their colours, (H, W, 3); `VOID` light grey."""
+    table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
+    shown: NDArray[np.uint8] = table[classes_HW]
+    return shown
+
+
+def overlaid(pixels_HW3: NDArray[Any], classes_HW: NDArray[np.uint8], palette: Palette) -> NDArray[np.uint8]:
+    """A picture through which the colours of its classes show, (H, W, 3)."""
+    mixed = SHARE * coloured(classes_HW, palette) + (1 - SHARE) * pixels_HW3.astype(np.float64)
+    shown: NDArray[np.uint8] = mixed.round().clip(0, 255).astype(np.uint8)
+    return shown
+
+
+def write_mask(
+    classes_HW: NDArray[np.uint8], palette: Palette, names: Sequence[str], path: Path, note: str | None
+) -> None:
+    """Classes as a PNG with a palette: its indices are the classes' numbers.
+
+    Args:
+        note: what is to be said of the data that it comes from; kept in the file as text, as the names are.
+    """
+    from PIL import Image, PngImagePlugin
+
+    image = Image.fromarray(classes_HW)
+    image.putpalette(
+        [part for colour in palette for part in colour] + [0] * 3 * (255 - len(palette)) + [*VOID_COLOUR]
+    )
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("classes", ", ".join(names))
+    if note:
+        about.add_itxt("drawn", note)
+    image.save(path, "PNG", pnginfo=about)
+
+
+def mask_writer(
+    classes_HW: NDArray[np.uint8], palette: Palette, names: Sequence[str]
+) -> Callable[[Path, str | None], None]:
+    """`write_mask` of these classes."""
+    return lambda path, note: write_mask(classes_HW, palette, names, path, note)
+
+
+def draw_overlay(
+    pixels_HW3: NDArray[np.uint8], classes_HW: NDArray[np.uint8], names: Sequence[str], palette: Palette
+) -> "Figure":
+    """A picture with its classes laid over it, and a legend of those that are there, the largest first."""
+    height, width = classes_HW.shape
+    figure = _figure((6.4 + 1.8, min(max(6.4 * height / width, 2.0), 12.0) + 0.4))
+    panel = figure.subplots()
+    panel.imshow(overlaid(pixels_HW3, classes_HW, palette))
+    panel.axis("off")
+    counts = np.bincount(classes_HW.reshape(-1), minlength=256)[: len(names)]
+    there = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    labels = {index: f"{names[index]} {counts[index] / classes_HW.size:.1%}" for index in there}
+    _legend(figure, labels, palette)
+    return figure
+
+
+def draw_pictures(pictures: Sequence[Picture], names: Sequence[str], palette: Palette) -> "Figure":
+    """A row a picture: what was read, the truth, the prediction, and where that is wrong."""
+    pictures = sorted(pictures, key=lambda picture: picture.index)
+    figure = _figure((11.5, 2.4 * len(pictures) + 0.7))
+    grid = figure.subplots(len(pictures), 4, squeeze=False)
+    there: set[int] = set()
+    for row, picture in zip(grid, pictures, strict=True):
+        known = picture.truth != VOID
+        wrong = known & (picture.truth != picture.predicted)
+        share = wrong.sum() / max(int(known.sum()), 1)
+        marked = np.where(wrong[..., None], (214, 39, 40), picture.pixels // 2 + 110)
+        marked = np.where(known[..., None], marked, VOID_COLOUR)
+        parts = (
+            picture.pixels,
+            coloured(picture.truth, palette),
+            coloured(picture.predicted, palette),
+            marked,
+        )
+        titles = (f"picture {picture.index}", "truth", "prediction", f"wrong: {share:.1%} of its pixels")
+        for panel, part, title in zip(row, parts, titles, strict=True):
+            panel.imshow(part.astype(np.uint8), interpolation="nearest")
+            panel.set_title(title, fontsize=9)
+            panel.axis("off")
+        there |= {
+            int(index) for index in np.unique(np.stack([picture.truth, picture.predicted])) if index != VOID
+        }
+    labels: dict[int, str] = {index: names[index] for index in sorted(there)}
+    _legend(figure, {**labels, VOID: "no class"}, palette)
+    return figure
+
+
+def draw_iou(iou: Mapping[str, float | None], palette: Palette) -> "Figure":
+    """IoU of each class, the largest first; a class where it is not defined has no bar."""
+    order = sorted(range(len(iou)), key=lambda index: -(list(iou.values())[index] or 0.0))
+    names, values = [list(iou)[index] for index in order], [list(iou.values())[index] for index in order]
+    shown = [value for value in values if value is not None]
+    figure = _figure((6.4, min(max(0.24 * len(names) + 1.4, 2.6), 30.0)))
+    panel = figure.subplots()
+    colours = [np.asarray(palette[index]) / 255 for index in order]
+    panel.barh(
+        range(len(names)), [value or 0.0 for value in values], color=colours, edgecolor="0.3", linewidth=0.5
+    )
+    panel.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= MOST_NAMED else 5)
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1)
+    panel.set_xlabel("intersection over union, over the whole test split")
+    panel.set_ylabel("class")
+    panel.grid(axis="x", alpha=0.3)
+    if shown:
+        mean = sum(shown) / len(shown)
+        panel.axvline(mean, color="black", linestyle="--", linewidth=1)
+        panel.set_title(f"mean IoU {mean:.1%} of {len(shown)} classes", fontsize=10)
+    return figure
+
+
+def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "Figure":
+    """Which class the pixels of each class are given, as shares of the true class."""
+    counts = np.asarray(pixels, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = float(np.clip(0.24 * len(names) + 2.5, 4.5, 16))
+    figure = _figure((size + 1, size))
+    panel = figure.subplots()
+    shown = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    if len(names) <= MOST_NAMED:
+        panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+    if len(names) <= 15:
+        for row, column in np.ndindex(*shares.shape):
+            if counts[row, column]:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                text = f"{100 * shares[row, column]:.0f}"
+                panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+    panel.set_xlabel("predicted class")
+    panel.set_ylabel("true class")
+    accuracy = counts.trace() / max(counts.sum(), 1)
+    panel.set_title(f"Pixels of the test split (% of a true class; {accuracy:.1%} of all right)", fontsize=10)
+    figure.colorbar(shown, ax=panel, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _legend(figure: "Figure", labels: Mapping[int, str], palette: Palette) -> None:
+    from matplotlib.patches import Patch
+
+    shown = list(labels.items())[:MOST_IN_LEGEND]
+    handles = []
+    for index, label in shown:
+        red, green, blue = (part / 255 for part in (VOID_COLOUR if index == VOID else palette[index]))
+        handles.append(Patch(facecolor=(red, green, blue), edgecolor="0.3", label=label))
+    if len(labels) > len(shown):
+        handles.append(Patch(alpha=0, label=f"and {len(labels) - len(shown)} more"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)

@@ -1,0 +1,165 @@
+"""Losses of segmentation: of logits at every pixel and the class that it has, or none.
+
+Shapes: B batch, K classes, H and W in pixels, P pixels that have a class.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.losses import BALANCED, ClassificationLoss, Weights
+
+VOID = 255  # of a pixel that has no class
+DIVISORS = ("all", "labelled")
+
+
+class PixelLoss(ClassificationLoss):
+    """What the losses share: `(B, K, H, W)` logits, `(B, H, W)` class indices or `VOID` -> a scalar.
+
+    Args:
+        weight: None; a list with one number a class, in the order of the class names; or class name -> number (others
+            1).
+    """
+
+    def __init__(self, weight: Weights = None) -> None:
+        if weight == BALANCED:
+            raise ValueError("class weights of a segmentation are a list of numbers or class name: number")
+        super().__init__(weight)
+
+    def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        """-> loss, a scalar; 0 where no pixel has a class."""
+        raise NotImplementedError
+
+
+class PixelCrossEntropy(PixelLoss):
+    """Cross-entropy of every pixel.
+
+    Args:
+        divisor: `all`: the mean over all pixels, those without a class counted as 0, as the official recipe has it; or
+            `labelled`: over those that have a class (with weights, over their sum).
+        weight: see `PixelLoss`; multiplies each pixel's loss.
+        label_smoothing: the part of a target that is spread over all classes.
+    """
+
+    def __init__(self, divisor: str = "all", weight: Weights = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(weight)
+        if divisor not in DIVISORS:
+            raise ValueError(f"task.loss.divisor must be one of {', '.join(DIVISORS)}, not {divisor!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), not {label_smoothing}")
+        self.divisor = divisor
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        weight_K = None if self.weight is None else self.class_weight
+        total = F.cross_entropy(
+            logits_BKHW,
+            target_BHW,
+            weight_K,
+            ignore_index=VOID,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        if self.divisor == "all":
+            return total / target_BHW.numel()
+        labelled = target_BHW != VOID
+        if weight_K is None:
+            return total / labelled.sum().clamp(min=1)
+        each_BHW = weight_K[torch.where(labelled, target_BHW, 0)] * labelled
+        return total / each_BHW.sum().clamp(min=torch.finfo(total.dtype).tiny)
+
+
+class SoftDice(PixelLoss):
+    """1 - Dice coefficient of the softmax (Milletari et al. 2016, arXiv 1606.04797: squares in the divisor).
+
+    For each class 2·sum(p·t) / (sum(p²) + sum(t²)) over all pixels of a batch that have a class; the mean over the
+    classes that occur in it.
+
+    Args:
+        weight: see `PixelLoss`; of the mean over classes.
+        smooth: added to both sides of the fraction.
+    """
+
+    def __init__(self, weight: Weights = None, smooth: float = 1.0) -> None:
+        super().__init__(weight)
+        if smooth < 0:
+            raise ValueError(f"task.loss.smooth must be at least 0, not {smooth}")
+        self.smooth = smooth
+
+    def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        probs_PK, target_P = labelled_pixels(logits_BKHW.softmax(dim=1), target_BHW)
+        truth_PK = F.one_hot(target_P, probs_PK.shape[1]).to(probs_PK.dtype)
+        both_K = 2 * (probs_PK * truth_PK).sum(0) + self.smooth
+        each_K = probs_PK.square().sum(0) + truth_PK.sum(0) + self.smooth
+        loss_K = 1 - both_K / each_K.clamp(min=torch.finfo(each_K.dtype).tiny)
+        return _mean_of_present(
+            loss_K, truth_PK.sum(0) > 0, None if self.weight is None else self.class_weight
+        )
+
+
+class LovaszSoftmax(PixelLoss):
+    """Lovász-softmax (Berman et al. 2018, arXiv 1705.08790, equation 13): a convex surrogate of 1 - mean IoU.
+
+    Over all pixels of a batch together; the mean over the classes that occur in it.
+
+    Args:
+        weight: see `PixelLoss`; of the mean over classes.
+    """
+
+    def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        probs_PK, target_P = labelled_pixels(logits_BKHW.softmax(dim=1), target_BHW)
+        classes = probs_PK.shape[1]
+        truth_PK = F.one_hot(target_P, classes).to(probs_PK.dtype)
+        errors_PK, order_PK = (truth_PK - probs_PK).abs().sort(dim=0, descending=True)
+        loss_K = (errors_PK * _jaccard_steps(truth_PK.gather(0, order_PK))).sum(0)
+        return _mean_of_present(
+            loss_K, truth_PK.sum(0) > 0, None if self.weight is None else self.class_weight
+        )
+
+
+class Summed(PixelLoss):
+    """A weighted sum of losses, such as cross-entropy and Dice.
+
+    Args:
+        losses: by name.
+        factors: name -> factor; others 1.
+    """
+
+    def __init__(self, losses: dict[str, PixelLoss], factors: dict[str, float] | None = None) -> None:
+        super().__init__(None)
+        if not losses or (unknown := [name for name in factors or {} if name not in losses]):
+            raise ValueError(f"a sum of losses needs some, and no factors of others ({', '.join(unknown)})")
+        self.losses = nn.ModuleDict(dict(losses))
+        self.factors = {name: float((factors or {}).get(name, 1.0)) for name in losses}
+
+    def set_classes(self, names: list[str]) -> None:  # type: ignore[override]
+        for loss in self.losses.values():
+            loss.set_classes(names)  # type: ignore[operator]
+
+    def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        return torch.stack(
+            [factor * self.losses[name](logits_BKHW, target_BHW) for name, factor in self.factors.items()]
+        ).sum()
+
+
+def labelled_pixels(values_BKHW: Tensor, target_BHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The values `(P, K)` and classes `(P,)` of the pixels that have a class."""
+    labelled_BHW = target_BHW != VOID
+    return values_BKHW.permute(0, 2, 3, 1)[labelled_BHW], target_BHW[labelled_BHW]
+
+
+def _jaccard_steps(truth_PK: Tensor) -> Tensor:
+    """Of each class, by how much its Jaccard loss rises with each further error, `(P, K)`; pixels by falling error."""
+    if len(truth_PK) == 0:
+        return truth_PK
+    total_1K = truth_PK.sum(0, keepdim=True)
+    intersection_PK = total_1K - truth_PK.cumsum(0)
+    union_PK = total_1K + (1 - truth_PK).cumsum(0)
+    jaccard_PK = 1 - intersection_PK / union_PK
+    return torch.cat([jaccard_PK[:1], jaccard_PK.diff(dim=0)])
+
+
+def _mean_of_present(loss_K: Tensor, present_K: Tensor, weight_K: Tensor | None) -> Tensor:
+    """The (weighted) mean over the classes that occur; 0 where none does."""
+    share_K = present_K.to(loss_K.dtype) * (1 if weight_K is None else weight_K)
+    return (loss_K * share_K).sum() / share_K.sum().clamp(min=torch.finfo(loss_K.dtype).tiny)
