@@ -183,6 +183,8 @@ def test_a_model_trained_on_a_drawn_sample(
     "words",
     [
         ("action=test",),
+        ("action=embed",),
+        ("action=evaluate", "action.protocol=all"),
         ("action=probe_erf", "action.inputs=2", "action.batch_size=2"),
         pytest.param(
             ("action=probe_cka", "action.inputs=4", "action.batch_size=4", "action.against=[untrained]"),
