@@ -202,7 +202,9 @@ class SegmentationHead(nn.Module):
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
 
-    def forward(self, features: Sequence[Tensor], views: int) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Sequence[Tensor], views: int, context: dict[str, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Feature maps of N = B·V maps -> logits `(B, K, H, W)`; in training with an auxiliary head those of both."""
         logits = _of_samples(self.decode_head(features), views)
         if not self.training or self.auxiliary_head is None:

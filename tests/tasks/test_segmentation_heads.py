@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbone.unireplknet import SIZES, UniRepLKNet
+from backbone.sizes import SIZES
+from backbone.unireplknet import UniRepLKNet
 from tasks.network import Network
 from tasks.segmentation_heads import FCNNetHead, MLPNetHead, PooledTo, SegmentationHead, UPerNetHead
 
