@@ -104,7 +104,7 @@ class Model:
                 return self.data.read_file(file)
             except DataError as error:
                 raise type(error)(f"{file}: {error}") from error
-        like = self.task.network.embedder.example_raw(1)  # type: ignore[operator]
+        like = self.task.network.embedder.example_raw(1)
         keys = sorted(like) if isinstance(like, dict) else []
         if isinstance(x, dict) != bool(keys) or not set(keys) <= set(x if isinstance(x, dict) else ()):
             kind = f"a dictionary with {', '.join(keys)}" if keys else "an array"
