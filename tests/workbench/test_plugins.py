@@ -97,6 +97,7 @@ def test_a_run_is_tested_asked_and_exported(widefield: Widefield, run: Path, hom
     (folder,) = (home / "runs" / "predict").iterdir()
     header = (folder / "predictions.csv").read_text().splitlines()[0]
     assert "entropy" in header
+    widefield(*EEG, *SHORT, f"init_from={run}", "freeze=stages.0-1", "paths.runs=started")
     widefield("action=export", f"ckpt={run}", "action.formats=[torch_export]")
     assert list((home / "runs" / "export").glob("*/export/model.pt2"))
 

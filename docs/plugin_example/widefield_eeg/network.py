@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backbone import CheckpointError
+from backbone import CheckpointError, LoadReport
+from backbone.fitting import take_weights
 
 
 class EegNet(nn.Module):
@@ -98,8 +99,8 @@ class EegNet(nn.Module):
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
-    def load_pretrained(self, source: str | Path | bool) -> Any:
+    def load_pretrained(self, source: str | Path | bool) -> LoadReport:
         raise CheckpointError(f"backbone.pretrained={source}: no weights of EegNet have been published")
 
-    def load_weights(self, state: Mapping[str, Any], label: str) -> Any:
-        raise CheckpointError(f"{label} is of another network than EegNet")
+    def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
+        return take_weights(self, state, label, "EegNet", [self.first_conv])

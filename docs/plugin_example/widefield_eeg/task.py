@@ -28,7 +28,7 @@ class PooledHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * in_features, num_classes)
 
-    def forward(self, features: list[Tensor], views: int) -> Tensor:
+    def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor] | None = None) -> Tensor:
         x_NCHW = features[-1]
         pooled_NC = torch.cat([x_NCHW.mean(dim=(-2, -1)), x_NCHW.amax(dim=(-2, -1))], dim=1)
         return self.linear(self.dropout(self.norm(pooled_NC.unflatten(0, (-1, views)).mean(dim=1))))
