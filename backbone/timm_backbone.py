@@ -18,7 +18,7 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.models import group_parameters
-from timm.models._manipulate import reparameterize_model
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from backbone.checkpoints import CheckpointError, LoadReport, read_safely, weights_in
