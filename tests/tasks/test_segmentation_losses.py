@@ -120,6 +120,13 @@ def test_a_sum_of_losses() -> None:
     both.set_classes(NAMES)
     wanted = PixelCrossEntropy()(logits, target) + 0.5 * SoftDice()(logits, target)
     assert both(logits, target).item() == pytest.approx(wanted.item())
+    weights = [1.0, 0.0, 3.0, 1.0]
+    weighted, parts = Summed({"ce": PixelCrossEntropy(), "dice": SoftDice()}, weight=weights), 0.0
+    weighted.set_classes(NAMES)
+    for part in (PixelCrossEntropy(weight=weights), SoftDice(weight=weights)):
+        part.set_classes(NAMES)
+        parts += part.double()(logits, target).item()
+    assert weighted.double()(logits, target).item() == pytest.approx(parts)
     for wrong in ({"lovasz": 1.0}, {"ce": 1.0, "x": 2.0}):
         with pytest.raises(ValueError, match="factors of others"):
             Summed({"ce": PixelCrossEntropy()}, wrong)
