@@ -28,7 +28,7 @@ class DenseInference:
         fit: how they become so: `pad` (right and below, with the mean colour) or `resize` (slightly larger, as the
             official recipe does).
         crop: side of a window, or height and width.
-        stride: from one window to the next.
+        stride: from one window to the next; `None`: two thirds of the window.
         ratios: the picture is read at its size times each of these.
         flip: and each once more mirrored; probabilities are averaged at the picture's own size.
 
@@ -41,7 +41,7 @@ class DenseInference:
     multiple: int = 32
     fit: str = "pad"
     crop: int | Sequence[int] = 512
-    stride: int | Sequence[int] = 341
+    stride: int | Sequence[int] | None = None
     ratios: Sequence[float] = (1.0,)
     flip: bool = False
 
@@ -51,11 +51,19 @@ class DenseInference:
                 f"task.inference.mode takes {' or '.join(MODES)} and fit {' or '.join(FITS)}, not {self.mode} and "
                 f"{self.fit}"
             )
-        sides = [*pair(self.crop), *pair(self.stride), self.multiple, *(self.resize or (1, 1))]
-        if min(sides) < 1 or any(s > c for s, c in zip(pair(self.stride), pair(self.crop), strict=True)):
+        sides = [*pair(self.crop), *self.strides, self.multiple, *(self.resize or (1, 1))]
+        if min(sides) < 1 or any(s > c for s, c in zip(self.strides, pair(self.crop), strict=True)):
             raise ValueError("task.inference: sides are at least 1, and a stride is no larger than the crop")
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"task.inference.ratios takes factors above 0, not {list(self.ratios)}")
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Height and width from one window to the next."""
+        if self.stride is not None:
+            return pair(self.stride)
+        height, width = pair(self.crop)
+        return max(height * 2 // 3, 1), max(width * 2 // 3, 1)
 
     def __call__(self, scores: Scores, pixels_B3HW: Tensor) -> Tensor:
         """Scores (logits, or logarithms of averaged probabilities) of every pixel, `(B, K, H, W)`.
@@ -99,7 +107,7 @@ class DenseInference:
             lambda window: read_padded(scores, window, self.multiple),
             picture_B3hw,
             pair(self.crop),
-            pair(self.stride),
+            self.strides,
         )
 
 

@@ -3,6 +3,8 @@
 Shapes: B batch, K classes, H and W in pixels, P pixels that have a class.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -123,18 +125,28 @@ class Summed(PixelLoss):
     Args:
         losses: by name.
         factors: name -> factor; others 1.
+        weight: see `PixelLoss`; of all of them.
     """
 
-    def __init__(self, losses: dict[str, PixelLoss], factors: dict[str, float] | None = None) -> None:
-        super().__init__(None)
-        if not losses or (unknown := [name for name in factors or {} if name not in losses]):
+    def __init__(
+        self,
+        losses: Mapping[str, PixelLoss],
+        factors: Mapping[str, float] | None = None,
+        weight: Weights = None,
+    ) -> None:
+        super().__init__(weight)
+        unknown = [name for name in factors or {} if name not in losses]
+        if not losses or unknown:
             raise ValueError(f"a sum of losses needs some, and no factors of others ({', '.join(unknown)})")
         self.losses = nn.ModuleDict(dict(losses))
         self.factors = {name: float((factors or {}).get(name, 1.0)) for name in losses}
 
-    def set_classes(self, names: list[str]) -> None:  # type: ignore[override]
+    def set_classes(self, names: Sequence[str]) -> None:
         for loss in self.losses.values():
-            loss.set_classes(names)  # type: ignore[operator]
+            assert isinstance(loss, PixelLoss)
+            if self.weight is not None:
+                loss.weight = self.weight
+            loss.set_classes(names)
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         return torch.stack(

@@ -70,6 +70,12 @@ def test_windows_by_hand(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(read, total / count, atol=1e-5)
 
 
+def test_windows_go_on_by_two_thirds() -> None:
+    assert DenseInference(crop=640).strides == (426, 426)
+    assert DenseInference(crop=[512, 1024]).strides == (341, 682)
+    assert DenseInference(crop=[512, 1024], stride=100).strides == (100, 100)
+
+
 def test_windows_cover_every_place_once_at_least() -> None:
     for length, crop, stride in itertools.product(range(1, 40), (1, 5, 12), (1, 4, 5, 12)):
         if stride > crop:
