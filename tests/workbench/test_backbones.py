@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from backbone.checkpoints import adapt_first_conv
 from tasks.datasets.base import DataModule
 from workbench.build import build_data, build_task
+from workbench.conf_folders import CONF
 from workbench.cost import count_macs
-from workbench.yaml_targets import CONF
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]
