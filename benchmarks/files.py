@@ -13,6 +13,7 @@ out where it does not read the file, or not all of it.
 
 import argparse
 import csv
+import importlib.util
 import struct
 import subprocess
 import sys
@@ -292,24 +293,21 @@ def kinds() -> dict[tuple[str, str], tuple[str, Draw]]:
 def reader(modality: str) -> Read:
     """How a file of the modality is read, by functions that every checkout has."""
     if modality == "point_cloud":
-        from tasks.datasets.point_cloud.files import read_cloud
-
-        return read_cloud
+        read: Read = found_in("read_cloud", "point_cloud.files", "point_files")
+        return read
     if modality == "time_series":
-        from tasks.datasets.time_series.table import read_csv
+        return found_in("read_csv", "time_series.table", "series_table")
+    kind = {"audio": "AudioFolder", "image": "ImageFolder", "video": "VideoFolder"}[modality]
+    source = found_in(kind, f"{modality}.folder", f"{modality}_folder")
+    return source(name=f"{modality}_folder", data_dir=".", num_workers=0).read_file
 
-        return read_csv
-    if modality == "audio":
-        from tasks.datasets.audio.folder import AudioFolder
 
-        return AudioFolder(name="audio_folder", data_dir=".", num_workers=0).read_file
-    if modality == "image":
-        from tasks.datasets.image.folder import ImageFolder
-
-        return ImageFolder(name="image_folder", data_dir=".", num_workers=0).read_file
-    from tasks.datasets.video.folder import VideoFolder
-
-    return VideoFolder(name="video_folder", data_dir=".", num_workers=0).read_file
+def found_in(name: str, *modules: str) -> Any:
+    """A name from the first of these modules of `tasks.datasets` that the checkout has."""
+    for module in modules:
+        if importlib.util.find_spec(f"tasks.datasets.{module.partition('.')[0]}"):
+            return getattr(importlib.import_module(f"tasks.datasets.{module}"), name)
+    raise ModuleNotFoundError(f"no {' or '.join(modules)} in tasks.datasets")
 
 
 def amount(found: Any) -> str:

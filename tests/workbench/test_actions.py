@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     assert not [file for file in files if "/." in f"/{file}"], "no drafts are left"
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {
+        *("macs", "step_s", "latency_s"),
         *("modality", "task", "backbone", "seed", "data", "params", "epochs", "metrics", "monitor"),
         *("best", "best_epoch", "wall_s", "device", "precision", "git", "versions", "checkpoint", "drawn"),
     }
