@@ -99,19 +99,29 @@ Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, targ
 
 
 class ItemDataset(Dataset[Read]):
-    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone."""
+    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone.
 
-    def __init__(self, items: Sequence[Item], read: Reader, seed: int) -> None:
+    Args:
+        items: of the split.
+        read: reads one.
+        seed: of its random choices.
+        draws: whether there are any; a generator for each item takes longer than a slice of memory.
+    """
+
+    def __init__(self, items: Sequence[Item], read: Reader, seed: int, draws: bool = True) -> None:
         self.items = items
         self.read = read
         self.seed = seed
+        self.only = None if draws else np.random.default_rng(seed)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Read:
         index, epoch, *before = key
-        rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
+        rng = self.only
+        if rng is None:
+            rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
         try:
             return self.sample(index, rng)
         except UnreadableItem as error:
@@ -222,6 +232,7 @@ class DataModule(LightningDataModule):
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
     format: str = "files"  # a source of shards has another
+    draws: ClassVar[bool] = True  # whether `read_item` makes random choices
     sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
 
     def __init__(
@@ -461,7 +472,7 @@ class DataModule(LightningDataModule):
 
     def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
         """What reads these items."""
-        return ItemDataset(items, self._reader(train), self.seed)
+        return ItemDataset(items, self._reader(train), self.seed, self.draws)
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """Which items make up each batch."""

@@ -22,7 +22,7 @@ class Copies(list[Any]):
     """Several raw samples of one item, e.g. differently augmented; each is a sample of the batch by itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sample:
     """One item as read.
 
@@ -101,11 +101,15 @@ def collate(
         join: joins their targets.
         join_raws: joins their raw data.
     """
+    read: list[Sample] = []
+    failures: list[str] = []
     for sample in samples:
-        if isinstance(sample, Unusable):
+        if isinstance(sample, Sample):
+            read += _apart(sample) if isinstance(sample.raw, Copies) else [sample]
+        elif isinstance(sample, Failure):
+            failures.append(sample.said)
+        else:
             return sample
-    failures = [sample.said for sample in samples if isinstance(sample, Failure)]
-    read = [one for sample in samples if isinstance(sample, Sample) for one in _apart(sample)]
     if not read:
         return Batch(None, None, torch.empty(0, dtype=torch.long), failures)
     targets, mixed = [one.target for one in read], [one.mixed_target for one in read]
@@ -126,7 +130,5 @@ def usable(batch: Batch | Unusable) -> Batch:
 
 
 def _apart(sample: Sample) -> list[Sample]:
-    """The samples of one item."""
-    if isinstance(sample.raw, Copies):
-        return [replace(sample, raw=one) for one in sample.raw]
-    return [sample]
+    """The samples of an item that was read as several."""
+    return [replace(sample, raw=one) for one in sample.raw]

@@ -82,6 +82,7 @@ class SeriesData(DataModule):
     """
 
     modality = "time_series"
+    draws = False
     unit = "windows"
     extensions = (".csv",)
     file: Path | None = None  # the CSV the series was read from
@@ -153,6 +154,12 @@ class SeriesData(DataModule):
         self.masked = bool(self.known.get("gaps")) or bool(np.isnan(self.arrays.values_TN).any())
         self.truth_TN = (
             torch.from_numpy(self.arrays.values_TN.astype(kind)) if self.masked else self.values_TN
+        )
+        if self.masked:
+            self.observed_TN = (~torch.isnan(self.truth_TN)).float()  # 1 where a value is known
+        arrays = self.arrays
+        self.covariates = (
+            arrays.known_TK is not None or arrays.past_TP is not None or arrays.static_RS.shape[1] > 0
         )
         self.calendar_TF = torch.from_numpy(self.arrays.calendar_TF)
         self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
@@ -309,14 +316,16 @@ class SeriesData(DataModule):
             "date": self.dates_T[start:end],
         }
         if self.masked:
-            raw["observed"] = (~torch.isnan(self.truth_TN[start:now])).float()
+            raw["observed"] = self.observed_TN[start:now]
         if arrays.offsets_T is not None:
             raw["offset"] = torch.from_numpy(arrays.offsets_T[start:end])
         series = item.where.get("number", 0)
         if known.get("scaled"):
             raw |= {"level": raw["values"][-1], "unit": torch.from_numpy(arrays.unit_RN[series])}
             raw["values"] = in_units(raw["values"], raw)
-        return raw | self._covariates(arrays.known_TK, arrays.past_TP, arrays.static_RS[series], start)
+        if self.covariates:
+            raw |= self._covariates(arrays.known_TK, arrays.past_TP, arrays.static_RS[series], start)
+        return raw
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
         """A window, and its future on the scale of its values."""
