@@ -184,6 +184,17 @@ def test_numbers_of_frames_that_no_file_holds_do_not_end_the_process(tmp_path: P
     assert run.stdout.strip() == "24", run.stderr
 
 
+def test_an_avi_that_states_more_frames_than_it_holds_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    write_video(path, greys(24), "mpeg4")
+    assert struct.unpack_from("<I", path.read_bytes(), path.read_bytes().index(b"strh") + 40)[0] == 24
+    patched(path, b"strh", 40 - 4, struct.pack("<I", 0x7FFFFFFF))
+    run = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout.strip() == "24", run.stderr
+
+
 def test_pictures_of_no_known_codec_are_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.avi"
     write_video(path, np.zeros((8, 32, 32, 3), np.uint8), "mpeg4")

@@ -27,7 +27,7 @@ from tasks.datasets.image.files import seeded_by
 from tasks.datasets.reading import available, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
-from tasks.datasets.video import mp4_header
+from tasks.datasets.video import avi_header, mp4_header
 from tasks.datasets.video.mp4_header import Header, read_header
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
@@ -412,6 +412,8 @@ def _open(path: Path, header: Header | None) -> Video:
     decord = available("decord")
     # Decord shows the frames that an edit list hides, and some numbers of frames bring the process down.
     if decord is None or (header and (header.may_hide_frames or not header.counts_agree)):
+        return _open_with_av(path)
+    if not avi_header.is_plausible(path):
         return _open_with_av(path)
     try:
         return _open_with_decord(path, decord)
