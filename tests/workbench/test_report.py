@@ -307,7 +307,7 @@ def test_action(sweep: Path, composed: Callable[..., DictConfig]) -> None:
         run_action(composed("action=report", "input=/does/not/exist", f"paths.run={sweep / 'other'}"))
 
 
-@pytest.mark.parametrize("kind", ["grid", "search"])
+@pytest.mark.parametrize("kind", ["grid", pytest.param("search", marks=pytest.mark.slow)])
 def test_ten_thousand_results_in_ten_seconds(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(10_000):

@@ -149,7 +149,7 @@ def test_predict_writes_masks_overlays_and_areas(
     assert (scores.argmax(1)[0].numpy() == said).mean() > 0.999
 
 
-@pytest.mark.parametrize("head", ["mlp", "upernet"])
+@pytest.mark.parametrize("head", ["mlp", pytest.param("upernet", marks=pytest.mark.slow)])
 def test_export_takes_pictures_of_any_size(head: str, run: Path, act: Act) -> None:
     checkpoint = run / "checkpoints" / "best.ckpt"
     if head != "mlp":

@@ -82,6 +82,7 @@ def test_very_long_clips_are_not_filled_up_to(clips: Path) -> None:
         opened(clips, "all")
 
 
+@pytest.mark.slow
 def test_from_training_to_export(act: Act, clips: Path, tmp_path: Path) -> None:
     sizes = ("modality.embedder.sample_rate=4000", "task.data.batch_size=4", "task.data.num_workers=0")
     words = (*TINY, *sizes, "task=audio_folder", f"data_dir={clips}", "task.data.seconds=full")
