@@ -29,7 +29,7 @@ class Painted(Network):
         super().__init__(Pixels(32), nn.Identity(), nn.Identity())
         self.asked: list[tuple[int, ...]] = []
 
-    def forward(self, raw: Any) -> Tensor:
+    def forward(self, raw: Any, augment: Any = None) -> Tensor:
         self.asked.append(tuple(raw["pixels"].shape))
         said = (raw["pixels"][:, 0].float() / 10).round().long()
         return 50.0 * nn.functional.one_hot(said, len(NAMES)).permute(0, 3, 1, 2).float()
@@ -129,6 +129,9 @@ def test_an_auxiliary_answer_counts_in_training() -> None:
     """Loss of the answer, and 0.4 times that of the auxiliary head's, each brought to the pictures' size."""
 
     class Both(Painted):
+        def forward(self, raw: Any, augment: Any = None) -> Tensor:
+            return Network.forward(self, raw, augment)
+
         def forward_maps(self, maps: Tensor, context: Any = None) -> Any:
             torch.manual_seed(1)
             return torch.randn(3, 4, 10, 13), torch.randn(3, 4, 3, 4)
