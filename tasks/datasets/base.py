@@ -460,7 +460,7 @@ class DataModule(LightningDataModule):
         """Raw batches of the training part, un-augmented, at most about `most` samples spread over it."""
         items = self.splits["train"]
         chosen = items[:: max(1, len(items) // most)][:most]
-        dataset = ItemDataset(chosen, self._reader(train=False), self.seed)
+        dataset = self._dataset(chosen, train=False)
         for start in range(0, len(chosen), self.batch_size):
             stop = min(start + self.batch_size, len(chosen))
             read = [dataset[index, 0] for index in range(start, stop)]

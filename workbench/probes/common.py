@@ -108,11 +108,8 @@ def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Itera
 @torch.no_grad()
 def maps_of(task: Task, raw: Any) -> Tensor:
     """Raw batch -> maps (B, V, C, H, W); of several crops of a sample the first."""
-    embedder: Any = task.network.embedder
-    if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1:
-        raw = raw[:, 0]
-    maps_BVCHW: Tensor = embedder(raw)
-    return maps_BVCHW
+    network = task.network
+    return network.maps(raw[:, 0] if network.crops(raw) else raw)
 
 
 def to_channels(maps_NCHW: Tensor, channels: int) -> Tensor:

@@ -50,14 +50,13 @@ class Features:
         Raises:
             UsageError: the backbone has no such stage.
         """
-        embedder: Any = network.embedder
-        crops = raw.shape[:2] if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1 else None
-        maps_BVCHW: Tensor = embedder(raw if crops is None else raw.flatten(0, 1))
+        crops = network.crops(raw)
+        maps_BVCHW = network.maps(raw.flatten(0, 1) if crops else raw)
         maps_NCHW = self._stage(network.backbone.forward_features(maps_BVCHW.flatten(0, 1)))
         found = maps_NCHW.mean(dim=(-2, -1)) if self.pool else maps_NCHW
         found = found.unflatten(0, (-1, maps_BVCHW.shape[1]))
         found = found.mean(dim=1) if self.views == "mean" else found
-        return (found if crops is None else found.unflatten(0, crops).mean(dim=1)).float()
+        return (found.unflatten(0, (-1, crops)).mean(dim=1) if crops else found).float()
 
     def _stage(self, maps: list[Tensor]) -> Tensor:
         if self.stage is not None and self.stage >= len(maps):

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import default_collate
-
 from tasks.datasets.base import DataModule, Item
 from tasks.datasets.batch import Batch as ReadBatch
 from tasks.datasets.labelled_files import readable_name
@@ -88,7 +86,7 @@ def file_batches(data: DataModule, files: list[Path], batch_size: int) -> Genera
             Place(FILES, start + position, readable_name(str(file))) for position, file in enumerate(part)
         ]
         raws, errors = read_raws(data, part)
-        yield Batch(places, list(raws), default_collate(list(raws.values())) if raws else None, errors)
+        yield Batch(places, list(raws), data.join_raws(list(raws.values())) if raws else None, errors)
 
 
 def _place(split: str, index: int, item: Item) -> Place:

@@ -157,9 +157,10 @@ class SeriesData(DataModule):
         )
         if self.masked:
             self.observed_TN = (~torch.isnan(self.truth_TN)).float()  # 1 where a value is known
-        arrays = self.arrays
         self.covariates = (
-            arrays.known_TK is not None or arrays.past_TP is not None or arrays.static_RS.shape[1] > 0
+            self.arrays.known_TK is not None
+            or self.arrays.past_TP is not None
+            or self.arrays.static_RS.shape[1] > 0
         )
         self.calendar_TF = torch.from_numpy(self.arrays.calendar_TF)
         self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
