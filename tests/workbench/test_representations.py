@@ -15,9 +15,11 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from PIL import Image
 from tests_support import TINY
 from torch import Tensor, nn
 
+from tasks.datasets.image.mask_folder import MaskFolder
 from tasks.network import Network
 from workbench import provenance
 from workbench.actions import run_action
@@ -27,7 +29,7 @@ from workbench.report.gather import gather
 from workbench.representations import files
 from workbench.representations.extract import Embedded, embedded
 from workbench.representations.features import Features
-from workbench.representations.samples import Batch, Place
+from workbench.representations.samples import Batch, Place, file_batches
 from workbench.resolvers import mode_of
 
 Act = Callable[..., Path]
@@ -581,3 +583,13 @@ def test_drawn_data_are_said_in_both_files(tmp_path: Path) -> None:
     assert set(pd.read_parquet(tmp_path / "e.parquet")["drawn"]) == {"drawn sample, not ESC-50"}
     with np.load(tmp_path / "e.npz") as found:
         assert str(found["drawn"]) == "drawn sample, not ESC-50"
+
+
+def test_files_are_joined_as_their_source_wants(tmp_path: Path) -> None:
+    """Pictures of a source with masks have sizes of their own, which stacking alone would refuse."""
+    for name, size in (("a", (40, 30)), ("b", (20, 50))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    (batch,) = file_batches(MaskFolder(name="mask_folder", data_dir=str(tmp_path)), files, 2)
+    assert batch.read == [0, 1]
+    assert batch.raw["size"].tolist() == [[30, 40], [50, 20]]
