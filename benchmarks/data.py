@@ -83,7 +83,7 @@ def measure(cfg: DictConfig, workers: list[int], seconds: float, device: torch.d
     data.prepare_data()
     data.setup()
     torch.manual_seed(0)
-    task = build_task(cfg, data.facts(), pretrained=False)
+    task = build_task(cfg, data.info(), pretrained=False)
     embedder: Any = task.network.embedder
     if embedder.needs_statistics:
         embedder.fit_statistics(data.training_raws(64))

@@ -98,8 +98,10 @@ class LogMel(Embedder):
         self.normalize = Normalize(mean, None if std is None else 2 * std)
 
     @classmethod
-    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        return super().data_arguments(facts) | ({"seconds": facts["seconds"]} if "seconds" in facts else {})
+    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(data_info) | (
+            {"seconds": data_info["seconds"]} if "seconds" in data_info else {}
+        )
 
     def forward(self, raw: Tensor) -> Tensor:
         with torch.autocast(raw.device.type, enabled=False):  # a logarithm of small sums: bf16 is not enough

@@ -50,8 +50,8 @@ class Embedder(nn.Module):
     raw_projection: str | None = None  # of the panel draw_raw draws on; "3d" for points in space
 
     @classmethod
-    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        """What the constructor takes from the data (a data module's `facts`) rather than from the configuration."""
+    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        """What the constructor takes from the data (a data module's `data_info`) rather than from the configuration."""
         return {}
 
     def forward(self, raw: Any) -> Tensor:

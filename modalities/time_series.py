@@ -80,16 +80,16 @@ class SeriesEmbedder(Embedder):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     @classmethod
-    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        count = len(facts["mean"])
-        scaled = facts.get("scaled", False)  # by the data already, in double precision
+    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        count = len(data_info["mean"])
+        scaled = data_info.get("scaled", False)  # by the data already, in double precision
         return {
-            "mean": [0.0] * count if scaled else facts["mean"],
-            "std": [1.0] * count if scaled else facts["std"],
-            "num_calendar": len(facts["calendar"]),
-            "step": facts["frequency"],
-            "masked": facts.get("gaps", False),
-            "covariates": facts.get("covariates"),
+            "mean": [0.0] * count if scaled else data_info["mean"],
+            "std": [1.0] * count if scaled else data_info["std"],
+            "num_calendar": len(data_info["calendar"]),
+            "step": data_info["frequency"],
+            "masked": data_info.get("gaps", False),
+            "covariates": data_info.get("covariates"),
         }
 
     @property
@@ -205,8 +205,8 @@ class Fold(SeriesEmbedder):
             self.out_chans += self.covariates.count
 
     @classmethod
-    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        return super().data_arguments(facts) | {"found": facts["period"]}
+    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(data_info) | {"found": data_info["period"]}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -339,8 +339,8 @@ class TokenMap(SeriesEmbedder):
         self.shift = nn.Parameter(torch.zeros(self.group)) if affine else None
 
     @classmethod
-    def data_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        return super().data_arguments(facts) | {"positions": facts.get("positions", ())}
+    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        return super().data_arguments(data_info) | {"positions": data_info.get("positions", ())}
 
     def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.factor is None or self.shift is None:

@@ -16,7 +16,7 @@ from tasks.datasets.batch import Batch
 from tasks.heads import one_hot
 from tasks.losses import ClassificationLoss, CrossEntropy
 from tasks.metrics import MeanAveragePrecision, MeanClassAccuracy
-from tasks.task import Answer, Task, as_plain
+from tasks.task import Prediction, Task, as_plain
 
 log = logging.getLogger("widefield")
 
@@ -40,10 +40,10 @@ def mean_probabilities_of_several(output_BcK: Tensor) -> Tensor:
 class ClassificationTask(Task):
     """Learns class names.
 
-    Targets are class indices (B,), or multi-hot (B, K) when `facts["multilabel"]`. The loss is always given
+    Targets are class indices (B,), or multi-hot (B, K) when `data_info["multilabel"]`. The loss is always given
     targets of shape (B, K), so that cross-entropy, binary cross-entropy and mixed-up targets go one way.
 
-    Facts: `class_names` (list of K names), `multilabel` (bool).
+    Data info: `class_names` (list of K names), `multilabel` (bool).
 
     Args:
         loss: (logits (B, K), targets (B, K)) -> scalar, see `tasks.losses`.
@@ -58,8 +58,8 @@ class ClassificationTask(Task):
             raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
         self.average = average
         self.loss = loss
-        self.class_names: list[str] = list(self.facts["class_names"])
-        self.multilabel = bool(self.facts["multilabel"])
+        self.class_names: list[str] = list(self.data_info["class_names"])
+        self.multilabel = bool(self.data_info["multilabel"])
         if average == "probabilities":
             self.network.average_crops = (
                 mean_probabilities_of_several if self.multilabel else mean_probabilities
@@ -93,14 +93,14 @@ class ClassificationTask(Task):
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     @classmethod
-    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
-        if facts["multilabel"]:
+    def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
+        if data_info["multilabel"]:
             return ("map", "loss")
-        return ("acc", "macc", *(["acc_top5"] if len(facts["class_names"]) > 5 else []), "loss")
+        return ("acc", "macc", *(["acc_top5"] if len(data_info["class_names"]) > 5 else []), "loss")
 
     @classmethod
-    def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
-        return {"num_classes": len(facts["class_names"])}
+    def head_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
+        return {"num_classes": len(data_info["class_names"])}
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         train = split == "train"
@@ -168,12 +168,12 @@ class ClassificationTask(Task):
         if self.confusion is not None:
             self.confusion.reset()
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
         logits_BK = self(raw).float()
         probs_BK = logits_BK.sigmoid() if self.multilabel else logits_BK.softmax(dim=-1)
-        return [self._answer(probs_K, top_k) for probs_K in probs_BK.cpu()]
+        return [self._prediction(probs_K, top_k) for probs_K in probs_BK.cpu()]
 
-    def _answer(self, probs_K: Tensor, top_k: int) -> Answer:
+    def _prediction(self, probs_K: Tensor, top_k: int) -> Prediction:
         values, indices = torch.sort(probs_K, descending=True, stable=True)
         ranked = [(self.class_names[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)][
             :top_k
@@ -181,7 +181,7 @@ class ClassificationTask(Task):
         columns: dict[str, Any] = {"label": ranked[0][0], "probability": round(ranked[0][1], 6)}
         for rank, (name, probability) in enumerate(ranked, start=1):
             columns |= {f"top{rank}": name, f"top{rank}_probability": round(probability, 6)}
-        return Answer(columns, "  ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
+        return Prediction(columns, "  ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
 
     def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
         logits_BK = output.float()

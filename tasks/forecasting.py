@@ -16,7 +16,7 @@ from backbone.protocol import Backbone
 from modalities.embedder import Embedder
 from tasks.datasets.batch import Batch
 from tasks.datasets.time_series.dates import NO_ZONE
-from tasks.task import Answer, Task
+from tasks.task import Prediction, Task
 
 log = logging.getLogger("widefield")
 
@@ -79,7 +79,8 @@ class ForecastingTask(Task):
     Where samples come on a scale of their own (`level` and `unit`, see `SeriesData`) the network answers on that
     scale, which is the standardised one, and answers are brought back to own units in double precision.
 
-    Facts: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`; `scaled`, `gaps`.
+    Data info: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`;
+    `scaled`, `gaps`.
 
     Args:
         loss: (forecast (B, T, N), truth (B, T, N)) -> scalar, e.g. `torch.nn.MSELoss`.
@@ -99,14 +100,16 @@ class ForecastingTask(Task):
             raise ValueError(f"loss_in must be one of {', '.join(LOSS_SCALES)}, not {loss_in!r}")
         self.loss = loss
         self.loss_in = loss_in
-        self.variates: list[str] = list(self.facts["variates"])
-        self.season = int(self.facts["season"])
+        self.variates: list[str] = list(self.data_info["variates"])
+        self.season = int(self.data_info["season"])
         count = len(self.variates)
-        scaled = self.facts.get("scaled", False)
-        mean, std = ([0.0] * count, [1.0] * count) if scaled else (self.facts["mean"], self.facts["std"])
+        scaled = self.data_info.get("scaled", False)
+        mean, std = (
+            ([0.0] * count, [1.0] * count) if scaled else (self.data_info["mean"], self.data_info["std"])
+        )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
-        size = (int(self.facts["horizon"]), count)
+        size = (int(self.data_info["horizon"]), count)
         names = ("train", "val", "test", "own", *BASELINES)
         self.errors = nn.ModuleDict({f"{name}_errors": ForecastErrors(*size) for name in names})
         self.examples: list[dict[str, Any]] = []
@@ -115,7 +118,7 @@ class ForecastingTask(Task):
         self.own_units: tuple[Tensor, Tensor] | None = None  # MSE and MAE of every variate, in own units
 
     @classmethod
-    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+    def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
         return ("mse", "mae", "loss")
 
     @classmethod
@@ -123,19 +126,19 @@ class ForecastingTask(Task):
         return bool(getattr(embedder, "has_future", False))
 
     @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
+    def head_sizes(cls, data_info: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
         stages = backbone.feature_info
         parts: Any = embedder
-        kinds = facts.get("covariates", {})
+        kinds = data_info.get("covariates", {})
         counts = tuple(len(kinds.get(kind, {}).get("names", ())) for kind in ("known", "static"))
-        extra = {"covariates": counts, "variates": len(facts["variates"])} if any(counts) else {}
+        extra = {"covariates": counts, "variates": len(data_info["variates"])} if any(counts) else {}
         if not parts.has_future:
             size = tuple(-(-side // stages[-1]["reduction"]) for side in parts.map_size)
             return {
                 "in_features": backbone.num_features,
                 "size": size,
                 "group": parts.group,
-                "horizon": facts["horizon"],
+                "horizon": data_info["horizon"],
                 **extra,
             }
         stride = stages[0]["reduction"]
@@ -147,7 +150,7 @@ class ForecastingTask(Task):
             "widths": [stage["num_chs"] for stage in stages],
             "grid": parts.grid,
             "cell": stride // parts.pixel,
-            "horizon": facts["horizon"],
+            "horizon": data_info["horizon"],
             **extra,
         }
 
@@ -180,7 +183,7 @@ class ForecastingTask(Task):
     def _loss(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> Tensor:
         """The loss of the observed targets; 0 where a batch has none."""
         # New data may have gaps where those of the training had none.
-        if self.facts.get("gaps", False) or (not self.training and bool(torch.isnan(truth_BTN).any())):
+        if self.data_info.get("gaps", False) or (not self.training and bool(torch.isnan(truth_BTN).any())):
             seen_BTN = ~torch.isnan(truth_BTN)
             if not seen_BTN.any():
                 return (forecast_BTN * 0.0).sum()
@@ -222,7 +225,7 @@ class ForecastingTask(Task):
             self.found[name] = (mse_TN, mae_TN)
             values |= {f"test/mse_{name}": mse_TN.nanmean(), f"test/mae_{name}": mae_TN.nanmean()}
         seen, missing = errors.observed()
-        if missing or self.facts.get("gaps", False):
+        if missing or self.data_info.get("gaps", False):
             log.info("test: %s targets observed; %s missing ones do not count", f"{seen:,}", f"{missing:,}")
             values["test/observed_targets"] = torch.tensor(float(seen))
         return values
@@ -249,7 +252,7 @@ class ForecastingTask(Task):
         past_LN = in_own_units(raw["values"], raw)
         return {
             "variates": self.variates[-SHOWN_VARIATES:],
-            "step": self.facts["frequency"],
+            "step": self.data_info["frequency"],
             "period": self.season,
             "start": dates_of(raw)[len(past_LN)],
             "past": columns(past_LN)[-SHOWN_VARIATES:],
@@ -273,18 +276,18 @@ class ForecastingTask(Task):
                     self.variates, *(_none_for_nan(part.tolist()) for part in (mse_N, mae_N)), strict=True
                 )
             },
-            "error_by_step": {"step": self.facts["frequency"], "season": self.season, "mse": by_step},
+            "error_by_step": {"step": self.data_info["frequency"], "season": self.season, "mse": by_step},
             "forecasts": self.examples,
         }
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
         forecast_BTN = self(raw).float()
         return [
-            self._answer({name: value[position] for name, value in raw.items()}, forecast_BTN[position])
+            self._prediction({name: value[position] for name, value in raw.items()}, forecast_BTN[position])
             for position in range(len(forecast_BTN))
         ]
 
-    def _answer(self, raw: dict[str, Tensor], forecast_TN: Tensor) -> Answer:
+    def _prediction(self, raw: dict[str, Tensor], forecast_TN: Tensor) -> Prediction:
         dates = dates_of(raw)[len(raw["values"]) :]
         digits_N = digits(raw, len(self.variates))
         values = [
@@ -299,7 +302,7 @@ class ForecastingTask(Task):
             for name, part, digits in list(zip(self.variates, values, digits_N, strict=True))[-3:]
         )
         example = self._example(raw, forecast_TN)
-        return Answer(
+        return Prediction(
             row, f"{dates[0]} to {dates[-1]}: {summary}", {"forecast": table}, {"forecasts": [example]}
         )
 

@@ -95,8 +95,8 @@ class JointTask(Training):
         scheduler: Callable[..., Any] | None = None,
         composition: dict[str, Any] | None = None,
     ) -> None:
-        facts = {name: member.facts for name, member in members.items()}
-        super().__init__(facts, optimizer, scheduler, composition)
+        data_info = {name: member.data_info for name, member in members.items()}
+        super().__init__(data_info, optimizer, scheduler, composition)
         self.members = nn.ModuleDict(dict(members))
         self.monitors = dict(monitors)
         self.weighting = weighting

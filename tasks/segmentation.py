@@ -25,7 +25,7 @@ from tasks.segmentation_drawing import (
     mask_writer,
 )
 from tasks.segmentation_losses import VOID
-from tasks.task import Answer, Task, as_plain
+from tasks.task import Prediction, Task, as_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ class SegmentationTask(Task):
     class, both filled up to one size. In training the network reads a batch as it is. Otherwise it reads pictures of
     one size together, each as `inference` says, and answers at the pictures' own sizes.
 
-    Facts: `class_names` (list of K names), `palette` (a colour for each).
+    Data info: `class_names` (list of K names), `palette` (a colour for each).
 
     Args:
         loss: (logits (B, K, H, W), targets (B, H, W)) -> scalar, see `tasks.segmentation_losses`.
@@ -75,8 +75,8 @@ class SegmentationTask(Task):
         self.loss = loss
         self.auxiliary_weight = auxiliary_weight
         self.inference = DenseInference(**dict(inference or {}))
-        self.class_names: list[str] = list(self.facts["class_names"])
-        self.palette: list[list[int]] = [list(colour) for colour in self.facts["palette"]]
+        self.class_names: list[str] = list(self.data_info["class_names"])
+        self.palette: list[list[int]] = [list(colour) for colour in self.data_info["palette"]]
         if isinstance(loss, ClassificationLoss):
             loss.set_classes(self.class_names)
         classes = len(self.class_names)
@@ -89,15 +89,15 @@ class SegmentationTask(Task):
         self.pictures: list[Picture] = []
 
     @classmethod
-    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+    def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
         return ("miou", "macc", "acc", "loss")
 
     @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
+    def head_sizes(cls, data_info: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
         backbone.make_pyramid()
         return {
             "in_channels": list(widths_of(backbone)),
-            "num_classes": len(facts["class_names"]),
+            "num_classes": len(data_info["class_names"]),
         }
 
     # -- steps -----------------------------------------------------------------------------------------------------
@@ -240,20 +240,22 @@ class SegmentationTask(Task):
             figures["predictions"] = draw_pictures(self.pictures, self.class_names, self.palette)
         return figures
 
-    # -- answers ---------------------------------------------------------------------------------------------------
+    # -- predictions ---------------------------------------------------------------------------------------------------
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
         sizes: list[list[int]] = raw["size"].tolist()
-        answers: list[Answer | None] = [None] * len(sizes)
+        predictions: list[Prediction | None] = [None] * len(sizes)
         for places, logits_bKHW in self._read(raw, sizes):
             height, width = sizes[places[0]]
             sure_bHW, classes_bHW = logits_bKHW.softmax(dim=1).max(dim=1)
             for place, sure_HW, classes_HW in zip(places, sure_bHW, classes_bHW, strict=True):
                 pixels_3HW = raw["pixels"][place, :, :height, :width]
-                answers[place] = self._answer(pixels_3HW, classes_HW, float(sure_HW.mean()), top_k)
-        return [answer for answer in answers if answer is not None]
+                predictions[place] = self._prediction(pixels_3HW, classes_HW, float(sure_HW.mean()), top_k)
+        return [prediction for prediction in predictions if prediction is not None]
 
-    def _answer(self, pixels_3HW: Tensor, classes_HW: Tensor, probability: float, top_k: int) -> Answer:
+    def _prediction(
+        self, pixels_3HW: Tensor, classes_HW: Tensor, probability: float, top_k: int
+    ) -> Prediction:
         areas = self._areas(classes_HW)
         ranked = sorted(range(len(areas)), key=lambda index: (-areas[index], index))
         there = [index for index in ranked if areas[index] > 0]
@@ -269,7 +271,7 @@ class SegmentationTask(Task):
         classes = classes_HW.to("cpu", torch.uint8).numpy()
         picture = pixels_3HW.cpu().numpy().transpose(1, 2, 0)
         shown = "  ".join(f"{self.class_names[index]} {areas[index]:.1%}" for index in there[:top_k])
-        return Answer(
+        return Prediction(
             columns,
             shown,
             tables={"areas": table},

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Answer:
+class Prediction:
     """What a model says about one sample.
 
     Args:
         columns: the row of `predictions.csv`, best first.
         shown: the same in a few words, for the terminal.
-        tables: answers too long for a row: name -> columns, each written as `<name>.csv`.
+        tables: predictions too long for a row: name -> columns, each written as `<name>.csv`.
         report: what to draw of it, as plain values with the keys of `Task.test_report`.
         files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
             written by a function of its path and of what is to be said of drawn data (None: nothing).
@@ -71,7 +71,7 @@ class Training(LightningModule):
     """Steps, logs and the optimiser, for one task or for several that are trained together.
 
     Args:
-        facts: what the data module knows and the answers need (class names, units, …); plain values, kept in
+        data_info: what the data module knows and the predictions need (class names, units, …); plain values, kept in
             every checkpoint so that predictions need no data set.
         optimizer: module -> optimiser of its parameters.
         scheduler: optimiser, total_steps, steps_per_epoch -> learning-rate schedule.
@@ -84,13 +84,13 @@ class Training(LightningModule):
 
     def __init__(
         self,
-        facts: dict[str, Any],
+        data_info: dict[str, Any],
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
         composition: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.facts = facts
+        self.data_info = data_info
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.composition = composition or {}
@@ -202,7 +202,7 @@ class Training(LightningModule):
         checkpoint["widefield"] = {
             "format": 1,
             "composition": self.composition,
-            "facts": self.facts,
+            "facts": self.data_info,
             "drawn": list(self.drawn),
             "trained_on": self.trained_on,
             "max_epochs": self.trainer.max_epochs,
@@ -226,7 +226,7 @@ class Task(Training):
     Args:
         network: embedder, backbone, head.
         augment: what happens to training batches on the device.
-        facts, optimizer, scheduler, composition: see `Training`.
+        data_info, optimizer, scheduler, composition: see `Training`.
     """
 
     # Whether the loss is a squared error of numbers rather than a cross-entropy of classes.
@@ -235,13 +235,13 @@ class Task(Training):
     def __init__(
         self,
         network: Network,
-        facts: dict[str, Any],
+        data_info: dict[str, Any],
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
         augment: Augment | None = None,
         composition: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(facts, optimizer, scheduler, composition)
+        super().__init__(data_info, optimizer, scheduler, composition)
         self.network = network
         self.augment = augment or Augment()
         self.losses = nn.ModuleDict(
@@ -249,7 +249,7 @@ class Task(Training):
         )
 
     @classmethod
-    def metric_names(cls, facts: dict[str, Any]) -> tuple[str, ...]:
+    def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
         """What a validation measures, without the split (`acc` for `val/acc`); the first is monitored unless another is
         asked for. Empty: not known before it is measured."""
         return ()
@@ -260,14 +260,14 @@ class Task(Training):
         return False
 
     @classmethod
-    def head_arguments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+    def head_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
         """What the head's constructor needs to know of the data."""
         raise NotImplementedError
 
     @classmethod
-    def head_sizes(cls, facts: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
+    def head_sizes(cls, data_info: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
         """What the head's constructor needs to know of the data and of the parts before it."""
-        return {"in_features": backbone.num_features, **cls.head_arguments(facts)}
+        return {"in_features": backbone.num_features, **cls.head_arguments(data_info)}
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
@@ -280,8 +280,8 @@ class Task(Training):
     def begin_test(self, samples: int) -> None:
         """Forget the last test; there will be so many samples."""
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
-        """Raw batch -> one answer per sample that a person can read; `top_k` limits lists of candidates."""
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
+        """Raw batch -> one prediction per sample that a person can read; `top_k` limits lists of candidates."""
         raise NotImplementedError
 
     def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
@@ -349,8 +349,8 @@ class Task(Training):
         assert isinstance(metric, MeanMetric)
         return metric
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Answer]:
-        return self.answer(batch.raw)
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:
+        return self.predict(batch.raw)
 
     def embed(self, raw: Any, train: bool) -> Tensor:
         """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""

@@ -50,8 +50,10 @@ class Pass(nn.Module):
 
 def given_task(classes: int, multilabel: bool = False, average: str = "logits") -> ClassificationTask:
     loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
-    facts = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
-    return ClassificationTask(loss, average, network=Network(Given(), Identity(), Pass()), facts=facts)
+    data_info = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
+    return ClassificationTask(
+        loss, average, network=Network(Given(), Identity(), Pass()), data_info=data_info
+    )
 
 
 def logits_batch(logits: Tensor, target: Tensor) -> Batch:

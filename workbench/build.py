@@ -149,13 +149,15 @@ def refused_settings() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Network:
+def build_network(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Network:
     """Embedder, backbone and head; each takes its sizes from the one before."""
     embedder_class = cast(type[Embedder], get_class(cfg.modality.embedder._target_))
     task_class = cast(type[Task], get_class(cfg.task.model._target_))
     # Sizes are handed over by hand: through `instantiate` long lists would become configuration nodes.
     with refused_settings():
-        embedder = instantiate(cfg.modality.embedder, _partial_=True)(**embedder_class.data_arguments(facts))
+        embedder = instantiate(cfg.modality.embedder, _partial_=True)(
+            **embedder_class.data_arguments(data_info)
+        )
         backbone: Backbone = instantiate(cfg.backbone.model, in_chans=embedder.out_chans)
         if task_class.wants_pyramid(embedder):
             backbone.make_pyramid()
@@ -163,7 +165,9 @@ def build_network(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tru
             height, width = example_maps(embedder).shape[-2:]
         if change := backbone.fit_input(height, width):
             log.info("backbone: maps of %d×%d pixels %s", height, width, change)
-        head = instantiate(cfg.task.head, _partial_=True)(**task_class.head_sizes(facts, embedder, backbone))
+        head = instantiate(cfg.task.head, _partial_=True)(
+            **task_class.head_sizes(data_info, embedder, backbone)
+        )
     network = Network(embedder, backbone, head)
     if pretrained and cfg.backbone.pretrained:
         take_pretrained(cfg, network)
@@ -179,19 +183,19 @@ def take_pretrained(cfg: DictConfig, network: Network) -> bool:
     return answers
 
 
-def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task:
+def build_task(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Task:
     """The whole task, ready to train."""
     refuse_joint(cfg)
     task_class = cast(type[Task], get_class(cfg.task.model._target_))
-    settle(cfg, [f"val/{name}" for name in task_class.metric_names(facts)])
+    settle(cfg, [f"val/{name}" for name in task_class.metric_names(data_info)])
     augment = cfg.modality.augment
     # Called by hand: objects passed through `instantiate` would be copied.
     make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
-    network = build_network(cfg, facts, pretrained)
+    network = build_network(cfg, data_info, pretrained)
     with refused_settings():
         return make_task(
             network=network,
-            facts=facts,
+            data_info=data_info,
             optimizer=instantiate(cfg.optimizer),
             scheduler=instantiate(cfg.scheduler),
             augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
@@ -199,12 +203,12 @@ def build_task(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) 
         )
 
 
-def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = True) -> Task | JointTask:
+def build_training(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Task | JointTask:
     """The task of a run, or all tasks of a joint run around one backbone."""
     if not is_joint(cfg):
-        return build_task(cfg, facts, pretrained)
+        return build_task(cfg, data_info, pretrained)
     own = member_cfgs(cfg)
-    members = {name: build_task(member, facts[name], pretrained) for name, member in own.items()}
+    members = {name: build_task(member, data_info[name], pretrained) for name, member in own.items()}
     backbones = [member.network.backbone for member in members.values()]
     with refused_settings():
         share(
@@ -216,7 +220,7 @@ def build_training(cfg: DictConfig, facts: dict[str, Any], pretrained: bool = Tr
         weighting = make_weighting(cfg.task.weighting, weights)
     measured = ["val/score", "val/loss"]
     for name, member in members.items():
-        measured += [f"val/{name}/{metric}" for metric in member.metric_names(facts[name])]
+        measured += [f"val/{name}/{metric}" for metric in member.metric_names(data_info[name])]
     settle(cfg, measured)
     return JointTask(
         members,

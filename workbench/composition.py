@@ -1,6 +1,6 @@
 """What a file says a model is: checked here, in one place, before anything is resolved or built from it.
 
-Compositions and facts come from checkpoints and run folders, that is, from anybody (docs/SECURITY.md). Allowed are
+Compositions and data info come from checkpoints and run folders, that is, from anybody (docs/SECURITY.md). Allowed are
 plain values, classes of their slots (`workbench.targets`), and references such as `${task.data.seconds}` to what the
 file itself says or to this command's paths. No resolver runs, nothing comes from the environment, and where files are
 written this command decides.
@@ -56,11 +56,11 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
                 f"is of format {_shown(stored.get('format'))}, this version reads {', '.join(map(str, FORMATS))}"
             )
         composition = check_composition_of_file(stored.get("composition"), path, cfg)
-        facts = _node(stored.get("facts"), "facts")
-        check_plain(facts, "facts", interpolations=True, text=None)
+        data_info = _node(stored.get("facts"), "facts")
+        check_plain(data_info, "facts", interpolations=True, text=None)
         members = composition["task"].get("members")
         for name in members or ():
-            _node(facts.get(name), f"facts.{name}")
+            _node(data_info.get(name), f"data_info.{name}")
         _checked_record(stored)
         state = content.get("state_dict")
         if not isinstance(state, Mapping) or not all(
@@ -75,7 +75,10 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
         epoch = content.get("epoch", 0)
         if type(epoch) is not int or epoch < 0:
             raise _Refused(f"has no epoch {_shown(epoch)}")
-    return {**content, "widefield": {**stored, "composition": composition, "facts": facts, "drawn": drawn}}
+    return {
+        **content,
+        "widefield": {**stored, "composition": composition, "facts": data_info, "drawn": drawn},
+    }
 
 
 def check_record(stored: Any, path: Path) -> None:
@@ -203,7 +206,7 @@ def check_plain(value: Any, place: str, interpolations: bool, text: int | None =
     Args:
         place: what to call it.
         interpolations: whether `${…}` may stand in its texts (each is looked at later).
-        text: the longest text; None: any, and tuples are plain too (facts).
+        text: the longest text; None: any, and tuples are plain too (data_info).
     """
     _Plain(interpolations, text).check(value, place, 0)
 

@@ -63,7 +63,7 @@ def export(cfg: DictConfig) -> None:
         "checkpoint": str(restored.checkpoint),
         "input": tree_map(lambda value: _said_shape(value, free), raw),
         "output": _said_shape(wanted[0], free),
-        "facts": restored.task.facts,
+        "facts": restored.task.data_info,
     }
     write_findings(folder / "model.json", about)
     print_table("Exported (raw input, merged form)", rows, ("file", "size", "largest relative difference"))

@@ -53,7 +53,7 @@ def _fit(cfg: DictConfig) -> float | None:
     if resume:
         same_data(cfg, data, resume)
     seed_everything(cfg.seed, verbose=False)
-    task = build_training(cfg, data.facts(), pretrained=resume is None)
+    task = build_training(cfg, data.info(), pretrained=resume is None)
     task.trained_on = data.record()
     trainer = build_trainer(cfg)
     if resume:
@@ -99,7 +99,7 @@ def _fit(cfg: DictConfig) -> float | None:
         path = str(chosen.path) if chosen.epoch is not None else None
         if is_sharded(trainer.strategy):  # a whole network to test; the one trained is in parts
             path = str(chosen.path)
-            task = build_training(cfg, data.facts(), pretrained=False)
+            task = build_training(cfg, data.info(), pretrained=False)
             task.drawn = known()
         trainer.test(task, datamodule=data, ckpt_path=path, verbose=False)
         metrics |= metrics_of(trainer, "test")

@@ -24,10 +24,10 @@ def info(cfg: DictConfig) -> None:
         return
     if cfg.ckpt:
         restored = restore(cfg)
-        cfg, network, facts = restored.cfg, restored.task.network, restored.task.facts
+        cfg, network, data_info = restored.cfg, restored.task.network, restored.task.data_info
     else:
-        facts = build_data(cfg).facts()
-        network = build_network(cfg, facts, pretrained=False)
+        data_info = build_data(cfg).info()
+        network = build_network(cfg, data_info, pretrained=False)
     merged = copy.deepcopy(network).reparameterize()
     raw = network.embedder.example_raw(1)
     reach = merged.backbone.receptive_fields()
@@ -44,7 +44,7 @@ def info(cfg: DictConfig) -> None:
     ]
     if reach is not None:
         rows.append(("receptive field by stage", ", ".join(f"{pixels} px" for pixels in reach)))
-    for name, value in facts.items():
+    for name, value in data_info.items():
         rows.append((name, _short(value)))
     print_table("Composition", rows, ("", "value"))
     if not cfg.ckpt:
@@ -54,7 +54,7 @@ def info(cfg: DictConfig) -> None:
 
 def joint_info(cfg: DictConfig) -> None:
     """Print a row for each member, and what sharing the backbone saves."""
-    training = build_training(cfg, build_all_data(cfg).facts(), pretrained=False)
+    training = build_training(cfg, build_all_data(cfg).info(), pretrained=False)
     rows, alone = [], 0
     for name, task in training.by_task().items():
         network = task.network

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataError, DataModule
-from tasks.task import Answer, Task
+from tasks.task import Prediction, Task
 from workbench.build import Restored, restore
 from workbench.composition import built_from
 from workbench.conf_folders import CONF
@@ -53,19 +53,19 @@ class Model:
         return self.restored.cfg
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """What it knows of its data: class names, names and statistics of variates."""
-        return self.task.facts
+        return self.task.data_info
 
     @overload
-    def predict(self, x: Input, *, top_k: int = 5, batch_size: int = 16) -> Answer: ...
+    def predict(self, x: Input, *, top_k: int = 5, batch_size: int = 16) -> Prediction: ...
 
     @overload
-    def predict(self, x: list[OneInput], *, top_k: int = 5, batch_size: int = 16) -> list[Answer]: ...
+    def predict(self, x: list[OneInput], *, top_k: int = 5, batch_size: int = 16) -> list[Prediction]: ...
 
     def predict(
         self, x: Input | list[OneInput], *, top_k: int = 5, batch_size: int = 16
-    ) -> Answer | list[Answer]:
+    ) -> Prediction | list[Prediction]:
         """What the model says of one sample, or of each of several.
 
         Args:
@@ -79,23 +79,23 @@ class Model:
             For each sample its `columns` (label, probabilities, values) and the same in words, `shown`.
 
         Raises:
-            UsageError: an array of another number of dimensions, or an answer that is not finite.
+            UsageError: an array of another number of dimensions, or a prediction that is not finite.
             DataError: a file that cannot be read.
         """
         if isinstance(x, str | Path | np.ndarray | Tensor | dict):
             return self.predict([x], top_k=top_k, batch_size=batch_size)[0]
-        answers: list[Answer] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(x), batch_size):
             raws = [self._raw(one) for one in x[start : start + batch_size]]
             batch = self.task.transfer_batch_to_device(default_collate(raws), self.task.device, 0)
             try:
                 with torch.inference_mode():
-                    answers += self.task.answer(batch, top_k)
+                    predictions += self.task.predict(batch, top_k)
             except KeyError as error:  # of a dictionary that was given
                 raise UsageError(f"a sample of {self.cfg.task.name} lacks {error.args[0]}") from error
-        if not all(map(is_finite, answers)):
+        if not all(map(is_finite, predictions)):
             raise UsageError(NOT_FINITE)
-        return answers
+        return predictions
 
     def _raw(self, x: Input) -> Any:
         if isinstance(x, str | Path):
@@ -154,7 +154,7 @@ def load(
         restored = restore(compose("config", overrides=words))
         with built_from(restored.checkpoint):
             data: DataModule = instantiate(restored.cfg.task.data)
-            data.recall(restored.task.facts)
+            data.recall(restored.task.data_info)
     restored.task.to(device)
     return Model(restored, data)
 

@@ -41,12 +41,12 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
         return _test_split(restored, same)
     if not was_said("task.data.limit="):
         data.limit = None  # that of the training
-    whole = data.read_whole(restored.task.facts)
+    whole = data.read_whole(restored.task.data_info)
     if whole is None:
         if asked == "all":
             raise UsageError(f"action.split=all: {data.name} has a test split of its own, leave it out")
         return _test_split(restored, same)
-    data.take_whole(whole, restored.task.facts)
+    data.take_whole(whole, restored.task.data_info)
     log.info(
         "%s is other data than the model was trained on: %s, with the model's own statistics and classes%s",
         *(printable(data.place), printable(whole.said)),
@@ -64,21 +64,21 @@ def _is_that_of(data: DataModule, restored: Restored[Any]) -> bool:
         data.setup()
     except DataError:  # too little for a training, say; read as a whole they may do
         return False
-    same = not changed_data(restored.task.facts, data.facts(), {}, {})
+    same = not changed_data(restored.task.data_info, data.info(), {}, {})
     return same and (not record or record.get("digest") == data.digest())  # none: of an earlier version
 
 
 def _trained_on(restored: Restored[Any]) -> DataModule:
     data = build_data(restored.cfg)
-    same_facts(restored, data.facts())
+    same_facts(restored, data.info())
     return data
 
 
 def _test_split(restored: Restored[Any], same: bool) -> DataModule:
     """The test split as a training draws it, for the classes and with the statistics of the model."""
     data = build_data(restored.cfg)
-    facts, known, record = data.facts(), restored.task.facts, restored.trained_on
-    changes = changed_data(known, facts, record, data.record())
+    data_info, known, record = data.info(), restored.task.data_info, restored.trained_on
+    changes = changed_data(known, data_info, record, data.record())
     if not changes:
         return data
     data.adopt(known)
@@ -93,9 +93,9 @@ def _test_split(restored: Restored[Any], same: bool) -> DataModule:
     return data
 
 
-def same_facts(restored: Restored[Any], facts: dict[str, Any]) -> None:
+def same_facts(restored: Restored[Any], data_info: dict[str, Any]) -> None:
     """Raise a `UsageError` where the data are not those a checkpoint was trained on."""
-    changes = changed_data(restored.task.facts, facts, {}, {})
+    changes = changed_data(restored.task.data_info, data_info, {}, {})
     if changes:
         raise UsageError(
             f"{restored.checkpoint} was trained on other data than this: {'; '.join(changes[:3])}"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
 from tasks.datasets.listing import Listing, list_files
-from tasks.task import Answer, Task
+from tasks.task import Prediction, Task
 from workbench import figures
 from workbench.build import restore
 from workbench.composition import built_from
@@ -27,8 +27,8 @@ from workbench.provenance import data_read, note
 log = logging.getLogger("widefield")
 
 SHOWN = 40
-EVERY = 10  # seconds between two writings of the answers so far
-NOT_FINITE = "the model's answer is not finite (NaN or infinite): its weights or this sample are damaged"
+EVERY = 10  # seconds between two writings of the predictions so far
+NOT_FINITE = "the model's prediction is not finite (NaN or infinite): its weights or this sample are damaged"
 
 
 def predict(cfg: DictConfig) -> None:
@@ -36,7 +36,7 @@ def predict(cfg: DictConfig) -> None:
     restored = restore(cfg)
     with built_from(restored.checkpoint):
         data: DataModule = instantiate(restored.cfg.task.data)
-        data.recall(restored.task.facts)
+        data.recall(restored.task.data_info)
     files = find_files(cfg.input, data.extensions)
     if any(is_drawn(folder) for folder in {file.parent for file in files}):
         data_read([data.title])
@@ -46,18 +46,18 @@ def predict(cfg: DictConfig) -> None:
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
-        answered = answer_files(restored.task.to(device), data, part, cfg.action.top_k)
-        write_answers(Path(cfg.paths.run), answered, start, len(files))
+        answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
+        write_predictions(Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
-    print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "answer"))
+    print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "prediction"))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
-    console.print(f"all answers: {path}", highlight=False, soft_wrap=True)
+    console.print(f"all predictions: {path}", highlight=False, soft_wrap=True)
     for file in [file for row in rows for file in row.get("files", ())][:SHOWN]:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
@@ -89,7 +89,7 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) -> list[dict[str, Any]]:
+def predict_files(task: Task, data: DataModule, files: list[Path], top_k: int) -> list[dict[str, Any]]:
     """One row per file, in order; unreadable files carry `error`."""
     rows: list[dict[str, Any]] = [{"path": str(file)} for file in files]
     raws, errors = read_raws(data, files)
@@ -99,10 +99,10 @@ def answer_files(task: Task, data: DataModule, files: list[Path], top_k: int) ->
     if raws:
         batch = task.transfer_batch_to_device(data.join_raws(list(raws.values())), task.device, 0)
         with torch.inference_mode():
-            answers = task.answer(batch, top_k)
-        for position, answer in zip(raws, answers, strict=True):
-            if is_finite(answer):
-                rows[position].update(answer.columns, shown=answer.shown, answer=answer)
+            predictions = task.predict(batch, top_k)
+        for position, prediction in zip(raws, predictions, strict=True):
+            if is_finite(prediction):
+                rows[position].update(prediction.columns, shown=prediction.shown, prediction=prediction)
             else:
                 rows[position]["error"] = NOT_FINITE
                 log.warning("%s: %s", files[position], NOT_FINITE)
@@ -125,18 +125,18 @@ def read_raws(data: DataModule, files: list[Path]) -> tuple[dict[int, Any], dict
     return raws, errors
 
 
-def is_finite(answer: Answer) -> bool:
-    """Whether all numbers of an answer are finite: a damaged or diverged model answers NaN beside a label."""
+def is_finite(prediction: Prediction) -> bool:
+    """Whether all numbers of a prediction are finite: a damaged or diverged model predicts NaN beside a label."""
     columns = [
-        *answer.columns.values(),
-        *(value for table in answer.tables.values() for value in table.values()),
+        *prediction.columns.values(),
+        *(value for table in prediction.tables.values() for value in table.values()),
     ]
     values = [value for column in columns for value in (column if isinstance(column, list) else [column])]
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
 
 
-def write_answers(folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
-    """Write the tables and files and draw the pictures of the answers that have any, and let go of the answers.
+def write_predictions(folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
+    """Write the tables and files and draw the pictures of the predictions that have any, and let go of the predictions.
 
     Args:
         folder: of the run; with several files tables and reports lie in a folder for each below it.
@@ -145,22 +145,22 @@ def write_answers(folder: Path, rows: list[dict[str, Any]], first: int, files: i
         files: how many are answered in all.
     """
     for number, row in enumerate(rows, start=first):
-        answer = row.pop("answer", None)
-        if not isinstance(answer, Answer):
+        prediction = row.pop("prediction", None)
+        if not isinstance(prediction, Prediction):
             continue
         stem = Path(row["path"]).stem
         name = f"{number:03d}_{stem}" if files > 1 else stem
         place = folder / name if files > 1 else folder
-        row["files"] = [place / f"{table}.csv" for table in answer.tables]
-        for file, table in zip(row["files"], answer.tables.values(), strict=True):
+        row["files"] = [place / f"{table}.csv" for table in prediction.tables]
+        for file, table in zip(row["files"], prediction.tables.values(), strict=True):
             lines = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
             write_table(file, lines, list(table))
-        if answer.report:
-            row["files"] += figures.draw_report(answer.report, place / "figures")
-        for pattern, write in answer.files.items():
+        if prediction.report:
+            row["files"] += figures.draw_report(prediction.report, place / "figures")
+        for pattern, write in prediction.files.items():
             row["files"].append(folder / pattern.format(name=name))
             write_atomically(row["files"][-1], partial(_write_said, write))
-        for pattern, draw in answer.figures.items():
+        for pattern, draw in prediction.figures.items():
             row["files"].append(folder / pattern.format(name=name))
             figures.save(draw(), row["files"][-1])
 

@@ -34,7 +34,7 @@ class Resumed:
 
     Args:
         path: its checkpoint.
-        stored: what the checkpoint says of the run: `facts`, `trained_on`, `max_epochs`.
+        stored: what the checkpoint says of the run: `data_info`, `trained_on`, `max_epochs`.
         epochs: how many are complete.
         planned: how many it was to have.
     """
@@ -163,14 +163,14 @@ def _leaves(node: Any, path: str) -> list[str]:
 
 def same_data(cfg: DictConfig, data: DataModule | JointData, resumed: Resumed) -> None:
     """Raise a `UsageError` where the data are not those that the run has been trained on so far."""
-    facts, record = data.facts(), data.record()
-    stored_facts, stored_record = resumed.stored["facts"], resumed.stored.get("trained_on") or {}
+    data_info, record = data.info(), data.record()
+    stored_info, stored_record = resumed.stored["facts"], resumed.stored.get("trained_on") or {}
     for name in data.by_task():
         if name:
-            known, was = stored_facts.get(name, {}), stored_record.get(name, {})
-            changes = changed_data(known, facts[name], was, record[name])
+            known, was = stored_info.get(name, {}), stored_record.get(name, {})
+            changes = changed_data(known, data_info[name], was, record[name])
         else:
-            changes = changed_data(stored_facts, facts, stored_record, record)
+            changes = changed_data(stored_info, data_info, stored_record, record)
         if changes:
             of = f" of {name}" if name else ""
             raise UsageError(
@@ -179,22 +179,22 @@ def same_data(cfg: DictConfig, data: DataModule | JointData, resumed: Resumed) -
             )
 
 
-COUNTED = ("test_crops",)  # facts that follow from the clips tested: other ones make them no other data
+COUNTED = ("test_crops",)  # data info that follow from the clips tested: other ones make them no other data
 
 
 def changed_data(
-    known: dict[str, Any], facts: dict[str, Any], was: dict[str, Any], record: dict[str, Any]
+    known: dict[str, Any], data_info: dict[str, Any], was: dict[str, Any], record: dict[str, Any]
 ) -> list[str]:
     """What differs between two data sets, in words.
 
     Args:
-        known, facts: what a checkpoint and the data say a model must know (`DataModule.facts`).
+        known, data_info: what a checkpoint and the data say a model must know (`DataModule.data_info`).
         was, record: likewise of the items (`DataModule.record`); those of earlier versions lack some of it.
     """
     changes = [
-        _changed(key, known.get(key), facts.get(key))
+        _changed(key, known.get(key), data_info.get(key))
         for key in known  # a later version may ask for more
-        if key not in COUNTED and known.get(key) != facts.get(key)
+        if key not in COUNTED and known.get(key) != data_info.get(key)
     ]
     if not was:
         return changes

@@ -52,7 +52,7 @@ def trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
     """The model of a checkpoint, of a joint one the member asked about, and its data."""
     restored = restore(cfg)
     data = build_data(restored.cfg)
-    same_facts(restored, data.facts())
+    same_facts(restored, data.info())
     return restored.cfg, data, restored.task, restored.checkpoint
 
 
@@ -61,13 +61,13 @@ def _trained(cfg: DictConfig) -> Found:
     if not isinstance(restored.task, JointTask):
         return restored.cfg, data_to_test(cfg, restored), restored.task, restored.checkpoint
     data = build_all_data(restored.cfg)
-    same_facts(restored, data.facts())
+    same_facts(restored, data.info())
     return restored.cfg, data, restored.task, restored.checkpoint
 
 
 def _published(cfg: DictConfig) -> Found:
     data = build_data(cfg)
-    task = build_task(cfg, data.facts(), pretrained=False)
+    task = build_task(cfg, data.info(), pretrained=False)
     if not take_pretrained(cfg, task.network):
         raise UsageError(
             f"backbone.pretrained={cfg.backbone.pretrained} holds no classifier of as many classes as "

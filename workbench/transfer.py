@@ -73,7 +73,7 @@ def _take(
     state: dict[str, Tensor] = content["state_dict"]
     label = f"{path} ({source.task.name})"
     loaded = task.network.backbone.load_weights(below(state, "network.backbone."), label)
-    same_data = source.task.name == cfg.task.name and stored["facts"] == task.facts
+    same_data = source.task.name == cfg.task.name and stored["facts"] == task.data_info
     same_settings = plain(source, "modality.embedder") == plain(cfg, "modality.embedder")
     embedder: list[str] = []
     if source.modality.embedder._target_ == cfg.modality.embedder._target_:

@@ -334,24 +334,24 @@ class DataModule(LightningDataModule):
         """The sources in it, by name; the name of an only one is empty."""
         return {"": self}
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
         return {}
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        """Take over the facts of a checkpoint before `read_file`, where a reader needs them (names of columns, …)."""
+    def recall(self, data_info: dict[str, Any]) -> None:
+        """Take over what a checkpoint says of its data before `read_file`, where a reader needs it (columns, …)."""
 
-    def adopt(self, facts: dict[str, Any]) -> None:
-        """Make the test split one for a model of these facts, which was trained on other data.
+    def adopt(self, data_info: dict[str, Any]) -> None:
+        """Make the test split one for a model of this data, which was trained on other data.
 
         Raises:
             DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
         """
-        if facts != self.facts():
+        if data_info != self.info():
             raise DataError(f"{self.place} is other data than the model was trained on, and of another kind")
 
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        """All labelled items to test a model of these facts on, or those of a test split that the data themselves
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        """All labelled items to test a model of this data on, or those of a test split that the data themselves
         state; None: the source has but one test split, that of `setup` (benchmarks).
 
         Raises:
@@ -359,13 +359,13 @@ class DataModule(LightningDataModule):
         """
         return None
 
-    def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
+    def take_whole(self, whole: Whole, data_info: dict[str, Any]) -> None:
         """Make these items the test split, and the only one."""
-        self.recall(facts)
+        self.recall(data_info)
         self.splits = {"test": spread(whole.items, self.limit)}
 
     def record(self) -> dict[str, Any]:
-        """What data these are, to be compared later (plain values; kept in every checkpoint beside the facts).
+        """What data these are, to be compared later (plain values; kept in every checkpoint beside the data_info).
 
         `place` and `digest` are hashes: of the folder's path, and of the names and targets of the items.
         """
@@ -616,17 +616,17 @@ class ClassificationData(DataModule):
         self.mixup = mixup
         self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "multilabel": self.multilabel}
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        self.class_names = list(facts["class_names"])
+    def recall(self, data_info: dict[str, Any]) -> None:
+        self.class_names = list(data_info["class_names"])
 
-    def adopt(self, facts: dict[str, Any]) -> None:
-        own, known = list(self.class_names), list(facts["class_names"])
-        if self.multilabel != facts["multilabel"]:
+    def adopt(self, data_info: dict[str, Any]) -> None:
+        own, known = list(self.class_names), list(data_info["class_names"])
+        if self.multilabel != data_info["multilabel"]:
             raise DataError(
-                f"the model gives each sample {'several labels' if facts['multilabel'] else 'one label'}, "
+                f"the model gives each sample {'several labels' if data_info['multilabel'] else 'one label'}, "
                 f"{self.place} {'several' if self.multilabel else 'one'}"
             )
         refuse_unknown(own, known, self.place)

@@ -196,9 +196,9 @@ class JointData(LightningDataModule):
     def by_task(self) -> dict[str, DataModule]:
         return self.members
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """Task -> what its data module knows."""
-        return {name: member.facts() for name, member in self.members.items()}
+        return {name: member.info() for name, member in self.members.items()}
 
     def record(self) -> dict[str, Any]:
         """Task -> what data these are (`DataModule.record`)."""

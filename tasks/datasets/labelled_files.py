@@ -443,10 +443,10 @@ class FromLabelledFiles(ClassificationData):
         self.notes += self.files.notes
         return splits
 
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         if self.format != "files":
             return None
-        whole = self.files.read_whole(self.root, facts["class_names"], self.bad_layout)
+        whole = self.files.read_whole(self.root, data_info["class_names"], self.bad_layout)
         self.notes = list(self.files.notes)
         return whole
 

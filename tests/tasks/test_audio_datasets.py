@@ -574,11 +574,11 @@ def test_crops_cover_the_longest_clip(tmp_path: Path) -> None:
         soundfile.info(item.path).duration for split in ("val", "test") for item in data.splits[split]
     )
     assert longest > 1.5
-    assert data.test_crops == data.facts()["test_crops"] == int(np.ceil(longest / 0.5))
+    assert data.test_crops == data.info()["test_crops"] == int(np.ceil(longest / 0.5))
     raw = next(iter(data.loader("test"))).raw
     assert raw.shape[:2] == (2, data.test_crops)
     other = AudioFolder(name="audio_folder", data_dir=str(tmp_path), seconds=0.5, test_crops="full")
-    other.recall(data.facts())
+    other.recall(data.info())
     assert other.read_file(data.splits["test"][0].path).shape[0] == data.test_crops
     with pytest.raises(DataError, match="a number or full, not 'all'"):
         folder(tmp_path, test_crops="all")

@@ -263,7 +263,7 @@ def test_the_task_learns_what_is_in_a_clip(
         data = build_data(cfg)
     assert "clips are there" in caplog.text
     torch.manual_seed(0)
-    task = build_task(cfg, data.facts())
+    task = build_task(cfg, data.info())
     optimizer = torch.optim.AdamW(task.network.parameters(), 3e-3)
     task.train()
     losses: list[float] = []

@@ -47,8 +47,8 @@ def test_probabilities_of_crops_are_averaged_where_asked() -> None:
         mean = crops.mean(1).softmax(-1) if average == "logits" else crops.softmax(-1).mean(1)
         torch.testing.assert_close(output.softmax(-1), mean)
         torch.testing.assert_close(step["loss"], -mean[0, 1].log())
-        (answer,) = task.answer(crops)
-        assert answer.columns["probability"] == pytest.approx(float(mean.max()), abs=1e-6)
+        (prediction,) = task.predict(crops)
+        assert prediction.columns["probability"] == pytest.approx(float(mean.max()), abs=1e-6)
     several = given_task(2, multilabel=True, average="probabilities")(crops)
     torch.testing.assert_close(several.sigmoid(), crops.sigmoid().mean(1))
     with pytest.raises(ValueError, match="average must be one of logits, probabilities"):
@@ -69,16 +69,16 @@ def test_several_labels_need_a_binary_loss() -> None:
         ClassificationTask(
             nn.CrossEntropyLoss(),
             network=Network(Given(), Identity(), Pass()),
-            facts={"class_names": ["a", "b"], "multilabel": True},
+            data_info={"class_names": ["a", "b"], "multilabel": True},
         )
 
 
 def test_answers_are_ranked() -> None:
-    (answer,) = given_task(3).answer(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2)
-    assert answer.columns["label"] == answer.columns["top1"] == "c1"
-    assert answer.columns["top2"] == "c2"
-    assert "top3" not in answer.columns
-    assert answer.columns["probability"] == pytest.approx(0.6652, abs=1e-4)
+    (prediction,) = given_task(3).predict(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2)
+    assert prediction.columns["label"] == prediction.columns["top1"] == "c1"
+    assert prediction.columns["top2"] == "c2"
+    assert "top3" not in prediction.columns
+    assert prediction.columns["probability"] == pytest.approx(0.6652, abs=1e-4)
 
 
 @pytest.mark.parametrize("how", ["mean", "max", "attention"])

@@ -113,7 +113,7 @@ def test_nothing_depends_on_the_order_a_disk_lists_files_in(
     monkeypatch.setattr(os, "scandir", lambda *folder: Backwards(scandir(*folder)))
     again = built(cfg)
     monkeypatch.undo()
-    assert again.facts() == data.facts()
+    assert again.info() == data.info()
     for split in SPLITS:
         ours, theirs = data.splits[split], again.splits[split]
         assert [identity(item) for item in ours] == [identity(item) for item in theirs]
@@ -122,15 +122,15 @@ def test_nothing_depends_on_the_order_a_disk_lists_files_in(
 
 
 def test_facts_are_plain_values(data: DataModule) -> None:
-    facts = data.facts()
-    assert facts
-    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    data_info = data.info()
+    assert data_info
+    assert json.loads(json.dumps(data_info, allow_nan=False)) == data_info
 
 
 def test_items_read_alike_twice_and_fit_the_embedder(cfg: DictConfig, data: DataModule) -> None:
     embedder_class: Any = get_class(cfg.modality.embedder._target_)
     embedder: Any = instantiate(cfg.modality.embedder, _partial_=True)(
-        **embedder_class.data_arguments(data.facts())
+        **embedder_class.data_arguments(data.info())
     )
     for split in SPLITS:
         items, samples = data.splits[split], []
@@ -161,7 +161,7 @@ def test_a_file_reads_for_prediction(data: DataModule) -> None:
     if file is None:
         pytest.skip("its files hold many samples")
     assert file.exists()
-    data.recall(data.facts())
+    data.recall(data.info())
     assert tree_leaves(data.read_file(file))
 
 

@@ -132,7 +132,7 @@ class Still(torch.nn.Module):
 @pytest.mark.parametrize(("loss_in", "power"), [("standardised", 2), ("own_units", 0)])
 def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power: int) -> None:
     """An error of 1 in each variate: its pull on the forecast is 1/std² standardised, the same in own units."""
-    task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), facts=FACTS)  # type: ignore[arg-type]
+    task = ForecastingTask(torch.nn.MSELoss(), loss_in=loss_in, network=Still(), data_info=FACTS)  # type: ignore[arg-type]
     raw = task.network.embedder.example_raw(2)
     batch = Batch(raw, torch.zeros(2, 30, 3), torch.arange(2))
     out = task.step(batch, "train")
@@ -148,7 +148,7 @@ def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power:
 
 def test_an_unknown_scale_of_the_loss_is_named() -> None:
     with pytest.raises(ValueError, match="loss_in must be one of standardised, own_units, not 'tenths'"):
-        ForecastingTask(torch.nn.MSELoss(), loss_in="tenths", network=Still(), facts=FACTS)  # type: ignore[arg-type]
+        ForecastingTask(torch.nn.MSELoss(), loss_in="tenths", network=Still(), data_info=FACTS)  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=20)
@@ -216,9 +216,9 @@ def test_the_naive_errors_are_those_of_all_test_windows(run: Path, samples: Path
     data = CsvForecast(name="csv_forecast", look_back=56, horizon=14, samples_dir=str(samples))
     data.prepare_data()
     data.setup()
-    facts = data.facts()
-    values = (data.values_TN.numpy() - facts["mean"]) / np.array(facts["std"])
-    truth = (data.truth_TN.numpy() - facts["mean"]) / np.array(facts["std"])
+    data_info = data.info()
+    values = (data.values_TN.numpy() - data_info["mean"]) / np.array(data_info["std"])
+    truth = (data.truth_TN.numpy() - data_info["mean"]) / np.array(data_info["std"])
     squares = np.stack(
         [
             (values[row + 55] - truth[row + 56 : row + 70]) ** 2

@@ -604,7 +604,7 @@ def test_pictures_of_ones_own_with_several_labels(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     data = built(ImageFolder, tmp_path, csv="labels.csv", multilabel=True)
     assert data.class_names == ["cat", "dog", "red"]
-    assert data.facts()["multilabel"]
+    assert data.info()["multilabel"]
     assert next(iter(data.loader("test"))).target.tolist() == [[0, 0, 0]]
     assert next(iter(data.loader("train", train=False))).target.tolist() == [[1, 0, 1], [0, 1, 0]]
 
@@ -729,8 +729,8 @@ def test_official_classifier_is_taken_over_whole(composed: Callable[..., DictCon
     cfg = composed(
         *TINY, "modality=image", "task=imagenet", f"backbone.pretrained={tmp_path / 'official.pth'}"
     )
-    facts = {"class_names": [str(number) for number in range(1000)], "multilabel": False}
-    network = build_network(cfg, facts).eval()
+    data_info = {"class_names": [str(number) for number in range(1000)], "multilabel": False}
+    network = build_network(cfg, data_info).eval()
     raw = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         wanted = reference(network.embedder(raw)[:, 0])
@@ -746,8 +746,8 @@ def test_pretrained_norm_is_kept_and_another_classifier_starts_anew(
 
     reference = official(tmp_path / "official.pth", 50)
     words = [*TINY, "modality=image", "task=imagenet", f"backbone.pretrained={tmp_path / 'official.pth'}"]
-    facts = {"class_names": [str(number) for number in range(10)], "multilabel": False}
-    networks = [build_network(composed(*words, f"task.head.init_scale={s}"), facts) for s in (1, 0.001)]
+    data_info = {"class_names": [str(number) for number in range(10)], "multilabel": False}
+    networks = [build_network(composed(*words, f"task.head.init_scale={s}"), data_info) for s in (1, 0.001)]
     for network in networks:
         head: Any = network.head
         torch.testing.assert_close(head.norm.weight, reference.norm.weight)
@@ -790,12 +790,12 @@ def test_official_weights_are_tested_without_training(
 def test_head_starts_as_small_as_asked(composed: Callable[..., DictConfig]) -> None:
     from workbench.build import build_network
 
-    facts = {"class_names": list("abc"), "multilabel": False}
+    data_info = {"class_names": list("abc"), "multilabel": False}
     scale = {}
     for init_scale in (1.0, 0.001):
         torch.manual_seed(0)
         cfg = composed(*TINY, "modality=image", f"task.head.init_scale={init_scale}")
-        head: Any = build_network(cfg, facts).head
+        head: Any = build_network(cfg, data_info).head
         scale[init_scale] = head.linear.weight.abs().mean().item()
     assert scale[0.001] == pytest.approx(0.001 * scale[1.0])
 
@@ -809,8 +809,8 @@ def test_thousands_of_classes_are_tested_without_a_confusion_matrix() -> None:
 
     for classes, kept in ((MOST_CONFUSED, True), (MOST_CONFUSED + 1, False)):
         network = Network(Pixels(32), UniRepLKNet(num_classes=0, **TINY_NET), ClassificationHead(16, classes))
-        facts = {"class_names": [str(number) for number in range(classes)], "multilabel": False}
-        task = ClassificationTask(CrossEntropy(), network=network, facts=facts).eval()
+        data_info = {"class_names": [str(number) for number in range(classes)], "multilabel": False}
+        task = ClassificationTask(CrossEntropy(), network=network, data_info=data_info).eval()
         target = torch.arange(4)
         batch = Batch(torch.zeros(4, 3, 32, 32), target, target)
         with torch.no_grad():

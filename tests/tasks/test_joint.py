@@ -223,8 +223,8 @@ def joint() -> JointTask:
             in_chans=embedder.out_chans, num_classes=0, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)
         )
         network = Network(embedder, backbone, ClassificationHead(16, 3))
-        facts = {"class_names": ["x", "y", "z"], "multilabel": False}
-        members[name] = ClassificationTask(nn.CrossEntropyLoss(), network=network, facts=facts)
+        data_info = {"class_names": ["x", "y", "z"], "multilabel": False}
+        members[name] = ClassificationTask(nn.CrossEntropyLoss(), network=network, data_info=data_info)
     share([member.network.backbone for member in members.values()], batch_norm=False)  # type: ignore[misc]
     monitors = {"audio": ("acc", "max"), "image": ("loss", "min")}
     return JointTask(members, monitors, FixedWeights({"audio": 2.0, "image": 3.0}))
@@ -278,7 +278,7 @@ def test_a_member_is_an_ordinary_task(joint: JointTask) -> None:
     alone = ClassificationTask(
         nn.CrossEntropyLoss(),
         network=Network(Pixels(32), backbone, ClassificationHead(16, 3)),
-        facts=member.facts,
+        data_info=member.data_info,
     ).eval()
     alone.load_state_dict(member_state(joint.state_dict(), "image"))
     raw = batch_of("image").raw

@@ -24,8 +24,10 @@ def tiny(in_chans: int) -> UniRepLKNet:
 def classifier(embedder: nn.Module, maps: nn.Module | None = None) -> ClassificationTask:
     torch.manual_seed(0)
     network = Network(embedder, tiny(embedder.out_chans), ClassificationHead(16, 3))
-    facts = {"class_names": ["a", "b", "c"], "multilabel": False}
-    return ClassificationTask(nn.CrossEntropyLoss(), network=network, facts=facts, augment=Augment(maps=maps))
+    data_info = {"class_names": ["a", "b", "c"], "multilabel": False}
+    return ClassificationTask(
+        nn.CrossEntropyLoss(), network=network, data_info=data_info, augment=Augment(maps=maps)
+    )
 
 
 def folding() -> Fold:
@@ -42,7 +44,7 @@ def test_series_folded_into_maps_can_be_classified_in_every_split(split: str) ->
     raw = task.network.embedder.example_raw(4)
     out = task.step(Batch(raw, torch.tensor([0, 1, 2, 0]), torch.arange(4)), split)
     assert out["output"].shape == (4, 3)
-    assert task.answer(raw)[0].columns["label"] in task.class_names
+    assert task.predict(raw)[0].columns["label"] in task.class_names
 
 
 class Told(nn.Module):
@@ -103,7 +105,7 @@ def test_another_runner_is_taken_on_every_way() -> None:
     batch = Batch(raw, torch.tensor([0, 1]), torch.arange(2))
     for split in ("train", "val", "test"):
         task.step(batch, split)
-    task.answer(raw)
+    task.predict(raw)
     assert len(calls) == 4
 
 

@@ -258,7 +258,7 @@ def check_splits(data: DataModule, sizes: tuple[int, int, int]) -> None:
     assert sum(map(len, keys.values())) == sum(sizes), "nothing is twice in a split"
     assert len(set.union(*keys.values())) == sum(sizes), "nothing is in two splits"
     for split in ("train", "test"):
-        assert {item.target for item in data.splits[split]} == set(range(len(data.facts()["class_names"])))
+        assert {item.target for item in data.splits[split]} == set(range(len(data.info()["class_names"])))
 
 
 def test_modelnet_meshes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The segmentation task on a network whose answers are given: sizes, void, metrics, rows, answers."""
+"""The segmentation task on a network whose predictions are given: sizes, void, metrics, rows, predictions."""
 
 import logging
 from pathlib import Path
@@ -39,7 +39,7 @@ def task_of(**options: Any) -> SegmentationTask:
     return SegmentationTask(
         PixelCrossEntropy(),
         network=Painted(),
-        facts={"class_names": NAMES, "palette": PALETTE},
+        data_info={"class_names": NAMES, "palette": PALETTE},
         **options,
     )
 
@@ -112,21 +112,21 @@ def test_rows_have_the_areas_of_one_picture() -> None:
 def test_answers_are_masks(tmp_path: Path) -> None:
     batch, said, _ = painted()
     with torch.no_grad():
-        answers = task_of().answer(batch.raw)
-    for one, answer in zip(said, answers, strict=True):
-        answer.files["masks/{name}.png"](tmp_path / "mask", "drawn, not real")
+        predictions = task_of().predict(batch.raw)
+    for one, prediction in zip(said, predictions, strict=True):
+        prediction.files["masks/{name}.png"](tmp_path / "mask", "drawn, not real")
         with Image.open(tmp_path / "mask") as image:
             assert np.array_equal(np.asarray(image), one.numpy())
             assert image.text == {"classes": ", ".join(NAMES), "drawn": "drawn, not real"}  # type: ignore[attr-defined]
             palette = image.getpalette()
         assert palette is not None
         assert [palette[3 * k : 3 * k + 3] for k in range(4)] == PALETTE
-        assert sum(answer.tables["areas"]["pixels"]) == one.numel()
-        assert answer.columns["area(road)"] == pytest.approx(float((one == 1).float().mean()), abs=1e-6)
+        assert sum(prediction.tables["areas"]["pixels"]) == one.numel()
+        assert prediction.columns["area(road)"] == pytest.approx(float((one == 1).float().mean()), abs=1e-6)
 
 
 def test_an_auxiliary_answer_counts_in_training() -> None:
-    """Loss of the answer, and 0.4 times that of the auxiliary head's, each brought to the pictures' size."""
+    """Loss of the prediction, and 0.4 times that of the auxiliary head's, each brought to the pictures' size."""
 
     class Both(Painted):
         def forward(self, raw: Any, augment: Any = None) -> Tensor:

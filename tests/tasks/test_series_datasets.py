@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_contract(name: str, folder: Path) -> None:
     data = ready(SOURCES[name](folder))
     again = ready(SOURCES[name](folder))
-    assert data.facts() == again.facts()
+    assert data.info() == again.info()
     rows: dict[str, set[int]] = {}
     for split in SPLITS:
         starts = [item.where["row"] for item in data.splits[split]]
@@ -82,18 +82,18 @@ def test_contract(name: str, folder: Path) -> None:
     assert max(rows["train"]) < min(rows["val"]) <= max(rows["val"]) < min(rows["test"])
     training = data.truth_TN[: max(rows["train"]) + 1].double().numpy()
     training = pd.DataFrame(training).interpolate(limit_direction="both").to_numpy()
-    np.testing.assert_allclose(data.facts()["mean"], training.mean(0), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(data.facts()["std"], training.std(0), rtol=1e-4)
+    np.testing.assert_allclose(data.info()["mean"], training.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(data.info()["std"], training.std(0), rtol=1e-4)
     batch = next(iter(data.loader("train")))
-    length, variates = data.look_back + data.horizon, len(data.facts()["variates"])
+    length, variates = data.look_back + data.horizon, len(data.info()["variates"])
     assert batch.raw["values"].shape == (32, data.look_back, variates)
-    assert batch.raw["calendar"].shape == (32, length, len(data.facts()["calendar"]))
+    assert batch.raw["calendar"].shape == (32, length, len(data.info()["calendar"]))
     assert batch.target.shape == (32, data.horizon, variates)
     first = int(batch.index[0])
     item = data.splits["train"][first].where["row"]
     truth = data.truth_TN[item + data.look_back : item + length]
     torch.testing.assert_close(batch.target[0], truth, rtol=0, atol=0, equal_nan=True)
-    assert 1 <= data.facts()["season"] <= data.look_back
+    assert 1 <= data.info()["season"] <= data.look_back
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
@@ -128,11 +128,11 @@ def test_the_published_borders_of_exchange(tmp_path: Path) -> None:
 
 def test_statistics_do_not_see_validation_and_test(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "ETTh1.csv", 1000)
-    before = ready(ETT(name="etth1", data_dir=str(path))).facts()
+    before = ready(ETT(name="etth1", data_dir=str(path))).info()
     frame = pd.read_csv(path)
     frame.iloc[600:, 1:] += 1000
     frame.to_csv(path, index=False)
-    assert ready(ETT(name="etth1", data_dir=str(path))).facts() == before
+    assert ready(ETT(name="etth1", data_dir=str(path))).info() == before
 
 
 @pytest.mark.parametrize("name", ["etth1", "exchange", "global_temp", "csv_forecast"])
@@ -260,7 +260,7 @@ def test_a_users_file_is_read_like_a_test_window(folder: Path, tmp_path: Path) -
     frame = pd.read_csv(data.file).iloc[: item.where["row"] + data.look_back]
     frame[["OT", "date", *frame.columns[1:-1]]].to_csv(tmp_path / "mine.csv", index=False)
     other = ETT(name="etth1")
-    other.recall(data.facts())
+    other.recall(data.info())
     found = other.read_file(tmp_path / "mine.csv")
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key])
@@ -309,7 +309,7 @@ def test_stations_are_in_degrees(folder: Path) -> None:
     data = ready(SOURCES["global_temp"](folder))
     raw = np.load(data.root / "temp_global_hourly_train.npy")
     np.testing.assert_allclose(data.values_TN[:10], raw[:10, :, 0] / 10, rtol=1e-5)
-    assert np.asarray(data.facts()["positions"]).shape == (22, 3)
+    assert np.asarray(data.info()["positions"]).shape == (22, 3)
 
 
 def test_pickled_arrays_are_read_but_run_nothing(tmp_path: Path) -> None:

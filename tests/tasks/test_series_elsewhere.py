@@ -25,11 +25,11 @@ def opened(place: Path, **options: object) -> CsvForecast:
     return data
 
 
-def whole(place: Path, facts: dict[str, object], **options: object) -> CsvForecast:
+def whole(place: Path, data_info: dict[str, object], **options: object) -> CsvForecast:
     data = CsvForecast(name="csv_forecast", data_dir=str(place), look_back=12, horizon=4, **options)  # type: ignore[arg-type]
-    found = data.read_whole(facts)
+    found = data.read_whole(data_info)
     assert found is not None
-    data.take_whole(found, facts)
+    data.take_whole(found, data_info)
     return data
 
 
@@ -53,33 +53,33 @@ def test_files_of_splits_are_no_series(tmp_path: Path, names: tuple[str, str]) -
 
 
 def test_one_scale_for_the_test_split_the_whole_and_the_last_window(tmp_path: Path) -> None:
-    facts = opened(write(tmp_path / "a.csv", 4e8 + NOISE)).facts()
-    assert facts["scaled"]
+    data_info = opened(write(tmp_path / "a.csv", 4e8 + NOISE)).info()
+    assert data_info["scaled"]
     other = write(tmp_path / "b.csv", 4e8 + 10 * NOISE)
     adopted = opened(other)
-    adopted.adopt(facts)
-    tested = whole(other, facts)
-    np.testing.assert_allclose(adopted.arrays.unit_RN, [facts["std"]])
-    np.testing.assert_allclose(tested.arrays.unit_RN, [facts["std"]])
-    np.testing.assert_allclose(tested.read_file(other)["unit"].numpy(), facts["std"])
+    adopted.adopt(data_info)
+    tested = whole(other, data_info)
+    np.testing.assert_allclose(adopted.arrays.unit_RN, [data_info["std"]])
+    np.testing.assert_allclose(tested.arrays.unit_RN, [data_info["std"]])
+    np.testing.assert_allclose(tested.read_file(other)["unit"].numpy(), data_info["std"])
 
 
 def test_a_level_that_the_model_cannot_read_is_refused(tmp_path: Path) -> None:
-    facts = opened(write(tmp_path / "a.csv", NOISE)).facts()
+    data_info = opened(write(tmp_path / "a.csv", NOISE)).info()
     large = write(tmp_path / "b.csv", 2e9 + NOISE)
     with pytest.raises(DataError, match="its level is too large for a model trained on values near"):
-        whole(large, facts)
+        whole(large, data_info)
     with pytest.raises(ReadError, match="its level is too large"):
-        whole(tmp_path / "a.csv", facts).read_file(large)
+        whole(tmp_path / "a.csv", data_info).read_file(large)
 
 
 def test_other_columns_are_left_alone_where_the_names_are_there(tmp_path: Path) -> None:
-    facts = opened(write(tmp_path / "a.csv", NOISE)).facts()
+    data_info = opened(write(tmp_path / "a.csv", NOISE)).info()
     other = write(tmp_path / "b.csv", np.stack([NOISE, NOISE], axis=1), ("load", "note"))
     frame = pd.read_csv(other)
     frame["note"] = "a remark"
     frame.to_csv(other, index=False)
-    assert len(whole(other, facts).splits["test"]) == 285
+    assert len(whole(other, data_info).splits["test"]) == 285
 
 
 def test_a_covariate_is_filled_with_what_was_known_before(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_covariate_is_filled_with_what_was_known_before(tmp_path: Path) -> Non
 def test_weeks_from_any_day_on(tmp_path: Path) -> None:
     frame = pd.DataFrame({"date": pd.date_range("2002-01-01", periods=300, freq="W-TUE"), "load": NOISE})
     frame.to_csv(tmp_path / "a.csv", index=False)
-    assert opened(tmp_path / "a.csv").facts()["frequency"] == "W-TUE"
+    assert opened(tmp_path / "a.csv").info()["frequency"] == "W-TUE"
 
 
 @pytest.mark.parametrize("names", [("load",), ("heat", "load"), ("load", "heat")])
@@ -101,9 +101,9 @@ def test_other_data_are_read_once_and_kept_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     values = np.stack([NOISE, NOISE[::-1], np.arange(300.0)], axis=1)
-    facts = opened(write(tmp_path / "a.csv", values[:, : len(names)], names)).facts()
+    data_info = opened(write(tmp_path / "a.csv", values[:, : len(names)], names)).info()
     other = write(tmp_path / "b.csv", values, ("load", "heat", "hour"))
-    expected = whole(other, facts)
+    expected = whole(other, data_info)
     reads: list[Path] = []
 
     def counted(path: Path, *rest: object) -> object:
@@ -112,12 +112,12 @@ def test_other_data_are_read_once_and_kept_once(
 
     monkeypatch.setattr(csv_forecast, "read_series", counted)
     data = opened(other)  # as a test does that looks whether the model was trained on these
-    found = data.read_whole(facts)
+    found = data.read_whole(data_info)
     assert found is not None
     assert reads == [other]
     assert data.tables is not None
     assert [table.variates for table in data.tables[1]] == [names]
-    data.take_whole(found, facts)
+    data.take_whole(found, data_info)
     for item, wanted in zip(data.splits["test"], expected.splits["test"], strict=True):
         mine, right = (part.read_item(item, False, np.random.default_rng(0)) for part in (data, expected))
         np.testing.assert_array_equal(mine["values"], right["values"])

@@ -44,11 +44,11 @@ def small_task(
     data: CsvForecast, embedder_class: type[Fold] | type[TokenMap], **sizes: Any
 ) -> ForecastingTask:
     torch.manual_seed(0)
-    facts = data.facts()
-    embedder = embedder_class(look_back=28, horizon=7, **sizes, **embedder_class.data_arguments(facts))
+    data_info = data.info()
+    embedder = embedder_class(look_back=28, horizon=7, **sizes, **embedder_class.data_arguments(data_info))
     backbone = UniRepLKNet(in_chans=embedder.out_chans, num_classes=0, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
-    head = forecast_head(hidden=16, **ForecastingTask.head_sizes(facts, embedder, backbone))
-    return ForecastingTask(torch.nn.MSELoss(), network=Network(embedder, backbone, head), facts=facts)
+    head = forecast_head(hidden=16, **ForecastingTask.head_sizes(data_info, embedder, backbone))
+    return ForecastingTask(torch.nn.MSELoss(), network=Network(embedder, backbone, head), data_info=data_info)
 
 
 def trained_error(data: CsvForecast, embedder_class: type[Fold] | type[TokenMap], **sizes: Any) -> float:
@@ -98,8 +98,8 @@ def test_a_known_covariate_determines_the_forecast(
     if embedder == "fold":
         more = covariate_table(tmp_path / "b.csv", rows=60, to_come=7)
         checkpoint = f"ckpt={folder / 'checkpoints' / 'last.ckpt'}"
-        answers = act("action=predict", checkpoint, "trainer=cpu", f"input={more}", folder="answers")
-        table = pd.read_csv(answers / "forecast.csv")
+        predictions = act("action=predict", checkpoint, "trainer=cpu", f"input={more}", folder="predictions")
+        table = pd.read_csv(predictions / "forecast.csv")
         event = pd.read_csv(more)["event"].tail(7).to_numpy()
         assert (
             table["date"].tolist()
@@ -120,7 +120,7 @@ def ready(path: Path, **settings: Any) -> CsvForecast:
 def test_covariates_lie_beside_their_steps(tmp_path: Path) -> None:
     path = covariate_table(tmp_path / "a.csv", to_come=10)
     data = ready(path, known=["event"], past=["noise"], static=["area"])
-    assert data.facts()["variates"] == ["y"]
+    assert data.info()["variates"] == ["y"]
     assert len(data.dates_T) == 490, "rows to come are neither learnt nor tested"
     frame = pd.read_csv(path)
     raw = data.read_item(data.splits["test"][3], False, np.random.default_rng(0))
@@ -128,7 +128,7 @@ def test_covariates_lie_beside_their_steps(tmp_path: Path) -> None:
     np.testing.assert_allclose(raw["known"][:, 0], frame["event"][row : row + 35].astype(float))
     np.testing.assert_allclose(raw["past"][:, 0], frame["noise"][row : row + 28], rtol=1e-5)
     assert raw["static"].tolist() == [3.5]
-    embedder = Fold(look_back=28, horizon=7, periods=[7], **Fold.data_arguments(data.facts()))
+    embedder = Fold(look_back=28, horizon=7, periods=[7], **Fold.data_arguments(data.info()))
     batch = {name: value[None] for name, value in raw.items()}
     maps = embedder(batch)
     assert maps.shape == (1, 1, embedder.out_chans, 5, 7)
@@ -196,17 +196,17 @@ def test_a_zone_and_a_level_last_from_input_to_answer(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch in data.loader("test", batch_size=100):
             task.step(batch, "test")
-        (answer,) = task.answer(usable(collate([Sample(data.read_file(path))])).raw)
+        (prediction,) = task.predict(usable(collate([Sample(data.read_file(path))])).raw)
     metrics = task.epoch_metrics("test")
     assert float(metrics["test/mse_naive"]) == pytest.approx(1.1, rel=0.2)
-    std = float(data.facts()["std"][0])
+    std = float(data.info()["std"][0])
     assert float(metrics["test/mse_own_units"]) == pytest.approx(
         float(metrics["test/mse"]) * std**2, rel=1e-3
     )
     targets = torch.cat([batch.target for batch in data.loader("test")])
     assert int(metrics["test/observed_targets"]) == int((~targets.isnan()).sum()) < targets.numel()
     assert all(abs(np.array(example["past"]) - 4e8).max() < 2 for example in task.test_report()["forecasts"])
-    table = answer.tables["forecast"]
+    table = prediction.tables["forecast"]
     assert table["date"][:2] == ["2022-11-20T01:00:00+01:00", "2022-11-20T02:00:00+01:00"]
     assert len(set(table["kw"])) == 7
     assert np.abs(np.array(table["kw"]) - 4e8).max() < 50
@@ -222,8 +222,8 @@ def test_a_zone_and_a_level_last_from_input_to_forecast_csv(act: Callable[..., P
     checkpoint = f"ckpt={folder / 'checkpoints' / 'best.ckpt'}"
     again = act("action=test", checkpoint, "trainer=cpu", folder="again")
     assert mse(again) == pytest.approx(metrics["test/mse"], rel=1e-5)
-    answers = act("action=predict", checkpoint, "trainer=cpu", f"input={path}", folder="answers")
-    table = pd.read_csv(answers / "forecast.csv")
+    predictions = act("action=predict", checkpoint, "trainer=cpu", f"input={path}", folder="predictions")
+    table = pd.read_csv(predictions / "forecast.csv")
     assert table["date"].iloc[:2].tolist() == ["2022-11-20T01:00:00+01:00", "2022-11-20T02:00:00+01:00"]
     assert table["kw"].nunique() == 7
     assert (table["kw"] - 4e8).abs().max() < 10

@@ -168,9 +168,9 @@ def test_day_first_is_cut_like_the_same_dates_year_first(tmp_path: Path) -> None
     ]
     one = ready(write(tmp_path / "iso.csv", dates.astype(str).tolist(), values))
     other = ready(write(tmp_path / "day.csv", dates.strftime("%d/%m/%Y").tolist(), values))
-    assert one.facts() == other.facts()
+    assert one.info() == other.info()
     assert [len(other.splits[split]) for split in ("train", "val", "test")] == [316, 44, 94]
-    assert other.facts()["season"] == 7
+    assert other.info()["season"] == 7
 
 
 def test_an_ambiguous_order_is_refused_and_settled(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_named_zone_reads_local_times_and_knows_changes_to_come(tmp_path: Path
     data = ready(path, time_zone="Europe/Berlin")
     raw = data.read_file(path)
     assert raw["offset"].tolist()[-7:] == [7200] * 3 + [3600] * 4
-    assert data.facts()["time_zone"] == "Europe/Berlin"
+    assert data.info()["time_zone"] == "Europe/Berlin"
     with pytest.raises(DataError, match="no time zone named 'Berlin'"):
         ready(path, time_zone="Berlin")
 
@@ -341,8 +341,8 @@ def series_of(values: np.ndarray, path: Path, step: str = "h") -> Path:
 
 def naive_mse(data: CsvForecast) -> float:
     """Of the forecast that repeats the last value, on the standardised scale, from the batches a model gets."""
-    scaled = data.facts().get("scaled", False)
-    std = 1.0 if scaled else float(data.facts()["std"][0])
+    scaled = data.info().get("scaled", False)
+    std = 1.0 if scaled else float(data.info()["std"][0])
     errors = [
         ((batch.raw["values"][:, -1:] - batch.target) / std).double().square()
         for batch in data.test_dataloader()
@@ -358,9 +358,9 @@ def test_a_large_level_blurs_nothing(level: float, tmp_path: Path) -> None:
     far = ready(series_of(wave + level, tmp_path / "far.csv"))
     assert naive_mse(far) == pytest.approx(naive_mse(near), rel=1e-4)
     assert naive_mse(far) > 0.5
-    assert far.facts()["scaled"] is True
-    assert "scaled" not in near.facts()
-    assert far.facts()["season"] == near.facts()["season"] == 24
+    assert far.info()["scaled"] is True
+    assert "scaled" not in near.info()
+    assert far.info()["season"] == near.info()["season"] == 24
     raw = far.read_file(tmp_path / "far.csv")
     own = raw["values"].double() * raw["unit"] + raw["level"]
     np.testing.assert_allclose(own[:, 0].numpy() - level, wave[-28:], atol=1e-5 + 1e-16 * abs(level))
@@ -380,7 +380,7 @@ def test_a_missing_target_counts_nowhere_and_a_fill_never_looks_ahead(tmp_path: 
             if time_step >= 320:
                 errors.append((values[time_step] - last) ** 2)
             last = values[time_step]
-    assert naive_mse(data) == pytest.approx(np.mean(errors) / data.facts()["std"][0] ** 2, rel=1e-4)
+    assert naive_mse(data) == pytest.approx(np.mean(errors) / data.info()["std"][0] ** 2, rel=1e-4)
     assert "240 of 400 values missing" in data.describe().replace(str(holes.sum()), "240")
     # What comes after a window's end changes nothing in it.
     item = data.splits["train"][40]
@@ -424,7 +424,7 @@ def long_table(path: Path, names: Sequence[object], key: str = "unique_id", scal
 @pytest.mark.parametrize("names", [["a", "b", "c"], [1, 2, 3]])
 def test_the_long_format_is_several_series(names: list[object], tmp_path: Path) -> None:
     data = ready(long_table(tmp_path / "a.csv", names))
-    assert data.facts()["variates"] == ["y"]
+    assert data.info()["variates"] == ["y"]
     assert len(data.splits["train"]) == 3 * (140 - 34)
     assert len(data.splits["test"]) == 3 * 34
     assert {item.where["series"] for item in data.splits["test"]} == set(map(str, names))

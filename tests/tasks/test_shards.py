@@ -162,7 +162,7 @@ def origin(item: Any) -> str:
 
 def test_shards_hold_what_the_files_hold(files: Path, place: tuple[str, Path | None]) -> None:
     ours, theirs = sounds(files), from_shards(place[0], cache=place[1])
-    assert theirs.facts() == ours.facts()
+    assert theirs.info() == ours.info()
     for split in SPLITS:
         assert [origin(item) for item in theirs.splits[split]] == [
             origin(item) for item in ours.splits[split]
@@ -194,7 +194,7 @@ def test_embedded_sample_in_shards(composed: Callable[..., DictConfig], samples:
         data[format].setup()
     ours, theirs = data["files"], data["webdataset"]
     assert isinstance(theirs, ShardableData)
-    assert theirs.facts() == ours.facts()
+    assert theirs.info() == ours.info()
     assert "embedded sample of" in theirs.describe()
     assert len(theirs.shard_set.shards) > 3  # type: ignore[union-attr]
     for split in SPLITS:
@@ -221,7 +221,7 @@ def test_several_labels(tmp_path: Path, files: Path) -> None:
     data = sounds(files, csv=str(tmp_path / "labels.csv"), multilabel=True)
     write_shards(data, data.splits, Storage(str(tmp_path / "shards")), shuffle=False)
     again = from_shards(tmp_path / "shards")
-    assert again.facts() == data.facts()
+    assert again.info() == data.info()
     assert again.multilabel
     for one, other in zip(data.splits["train"], again.splits["train"], strict=True):
         assert other.target.dtype == np.float32

@@ -107,7 +107,7 @@ def test_predict_survives_broken_files(
     with torch.inference_mode():
         probs_BK = task(raw).softmax(dim=1)
     values_BK, order_BK = probs_BK.sort(dim=1, descending=True)
-    names = task.facts["class_names"]
+    names = task.data_info["class_names"]
     assert good["label"].tolist() == [names[best] for best in order_BK[:, 0].tolist()]
     for rank in range(5):
         shown = good[f"top{rank + 1}_probability"].to_numpy()

@@ -83,7 +83,7 @@ def test_two_steps_of_every_backbone_on_every_modality(
         f"modality={modality}", f"backbone={backbone}", "optimizer.lr=1e-3", "optimizer.layer_decay=0.9"
     )
     torch.manual_seed(0)
-    task = build_task(cfg, data.facts())
+    task = build_task(cfg, data.info())
     batch = next(iter(data.loader("train")))
     assert task.make_optimizer is not None
     optimizer = task.make_optimizer(task.network)
@@ -101,8 +101,8 @@ def test_two_steps_of_every_backbone_on_every_modality(
         if name.startswith("backbone.")
     ]
     assert np.mean(moved) > 0.9, "it learns from the stem to the last stage"
-    answers = task.eval().answer(batch.raw)
-    assert len(answers) == len(batch)
+    predictions = task.eval().predict(batch.raw)
+    assert len(predictions) == len(batch)
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_published_weights_are_taken(
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
     caplog.set_level(logging.INFO)
     cfg = composed("modality=video", "backbone=resnet18", "backbone.pretrained=true")
-    network = build_task(cfg, data_of("video").facts()).network
+    network = build_task(cfg, data_of("video").info()).network
     assert torch.equal(
         network.backbone.state_dict()["model.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"]
     )

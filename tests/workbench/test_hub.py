@@ -148,8 +148,8 @@ def test_a_run_is_loaded_and_asked(run: Path, clip: Path) -> None:
     one = model.predict(clip)
     waveform, _ = soundfile.read(clip, dtype="float32")
     several = model.predict([str(clip), waveform, torch.from_numpy(waveform), waveform.astype(np.float64)])
-    assert [answer.columns["label"] for answer in several] == [one.columns["label"]] * 4
-    assert one.columns["label"] in model.facts["class_names"]
+    assert [prediction.columns["label"] for prediction in several] == [one.columns["label"]] * 4
+    assert one.columns["label"] in model.data_info["class_names"]
     assert len(model.predict([waveform] * 5, batch_size=2)) == 5
     assert not model.task.training
     assert "audio + audio_folder + widefield_nano" in repr(model)
@@ -173,10 +173,10 @@ def test_a_series_is_asked_by_its_table_or_by_windows(act: Act, samples: Path) -
     short = [f"trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
     model = widefield.load(act("modality=time_series", *TINY, *short, "callbacks=[default]"))
     table = samples / "etth1" / "ETTh1.csv"
-    answer = model.predict(table)
-    assert "forecast" in answer.tables
+    prediction = model.predict(table)
+    assert "forecast" in prediction.tables
     window = model.data.read_file(table)
-    assert model.predict([window, table]) == [answer, answer]
+    assert model.predict([window, table]) == [prediction, prediction]
     with pytest.raises(UsageError, match=r"a sample of etth1 is a dictionary with .*values.*, or a file"):
         model.predict(window["values"])
     with pytest.raises(UsageError, match="lacks date"):

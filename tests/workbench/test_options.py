@@ -112,7 +112,7 @@ def test_statistics_come_from_the_training_part(composed: Callable[..., DictConf
 
     cfg = composed("task=audio_folder", "backbone=widefield_nano", f"paths.samples={samples}")
     data = build_data(cfg)
-    embedder = build_network(cfg, data.facts()).embedder
+    embedder = build_network(cfg, data.info()).embedder
     assert embedder.needs_statistics
     data.splits["val"], data.splits["test"] = [], []  # whatever they hold, it is not looked at
     embedder.fit_statistics(data.training_raws())  # type: ignore[operator]

@@ -194,8 +194,8 @@ def test_all_rows_of_another_series_are_tested(
     rows = pd.read_csv(folder / "predictions.csv")
     assert len(rows) == 46 * 7
     assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6, 7] * 46
-    facts = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["widefield"]["facts"]
-    errors = (rows["kw forecast"] - rows["kw"]) / facts["std"][0]
+    data_info = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["widefield"]["facts"]
+    errors = (rows["kw forecast"] - rows["kw"]) / data_info["std"][0]
     assert result(folder)["test/mse"] == pytest.approx((errors**2).mean(), rel=1e-4)
     truth = pd.read_csv(shorter)["kw"].to_numpy()
     assert rows.loc[rows["step"] == 1, "kw"].to_numpy() == pytest.approx(truth[28:-6], rel=1e-5)
@@ -206,12 +206,12 @@ def test_columns_rows_and_steps_of_another_series(
     forecaster: tuple[Path, Path], data_of: DataOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, trained_on = forecaster
-    facts = data_of(run, f"data_dir={trained_on}").facts()
+    data_info = data_of(run, f"data_dir={trained_on}").info()
     assert "other data" not in caplog.text
     renamed = table(tmp_path / "renamed.csv", "power", 80, level=6.0)
     data = data_of(run, f"data_dir={renamed}")
     assert "its columns power are taken for kw" in caplog.text
-    assert (data.facts(), len(data.splits["test"])) == (facts, 46)
+    assert (data.info(), len(data.splits["test"])) == (data_info, 46)
     frame = pd.read_csv(renamed)
     more = frame.assign(kw=frame["power"] + 1)
     for name, rows, said in (
@@ -249,13 +249,13 @@ def listed(root: Path, ending: str, labels: tuple[str, ...]) -> Path:
 def test_folders_of_every_modality_as_a_whole(
     task: str, modality: str, ending: str, composed: Compose, tmp_path: Path
 ) -> None:
-    facts = {"class_names": ["ant", "bee", "cow"], "multilabel": False}
+    data_info = {"class_names": ["ant", "bee", "cow"], "multilabel": False}
 
     def whole(root: Path) -> tuple[list[Any], str]:
         data = instantiate(composed(f"modality={modality}", f"task={task}", f"data_dir={root}").task.data)
-        found = data.read_whole(facts)
-        data.take_whole(found, facts)
-        assert data.facts() == facts
+        found = data.read_whole(data_info)
+        data.take_whole(found, data_info)
+        assert data.info() == data_info
         assert f"{len(found.items)} test" in data.describe()
         return [(item.path.relative_to(root).parts, item.target) for item in data.splits["test"]], found.said
 

@@ -154,14 +154,14 @@ def test_changes_are_seen_in_every_modality(
 
     def read() -> tuple[dict[str, Any], dict[str, Any]]:
         data = build_data(composed(*words, f"data_dir={root}"))
-        return data.facts(), data.record()
+        return data.info(), data.record()
 
-    facts, record = read()
+    data_info, record = read()
     json.dumps(record, allow_nan=False)
-    assert changed_data(facts, facts, record, read()[1]) == []
+    assert changed_data(data_info, data_info, record, read()[1]) == []
     change(root)
     now = read()
-    assert any(said in sentence for sentence in changed_data(facts, now[0], record, now[1]))
+    assert any(said in sentence for sentence in changed_data(data_info, now[0], record, now[1]))
 
 
 def test_runs_of_an_earlier_version_go_on(composed: Callable[..., DictConfig]) -> None:
@@ -182,9 +182,9 @@ def test_runs_of_an_earlier_version_go_on(composed: Callable[..., DictConfig]) -
     old.scheduler = None
     with pytest.raises(UsageError, match="scheduler"):
         _same_command(now, old)
-    facts, record = {"classes": 2}, {"source": "real", "samples": {"train": 3}, "digest": "x"}
-    assert changed_data(facts, facts | {"later": 1}, {"source": "real"}, record) == []
-    assert changed_data(facts, facts, {"source": "real", "digest": "y"}, record)
+    data_info, record = {"classes": 2}, {"source": "real", "samples": {"train": 3}, "digest": "x"}
+    assert changed_data(data_info, data_info | {"later": 1}, {"source": "real"}, record) == []
+    assert changed_data(data_info, data_info, {"source": "real", "digest": "y"}, record)
 
 
 def test_what_is_said_now_is_compared_with_an_earlier_version(
@@ -219,7 +219,7 @@ def test_a_changed_member_of_a_joint_run_is_named(
         f"task.members.time_series.data_dir={tmp_path / 'table'}",
     )
     data = build_all_data(cfg)
-    run = Resumed("last.ckpt", {"facts": data.facts(), "trained_on": data.record()}, epochs=1, planned=2)
+    run = Resumed("last.ckpt", {"facts": data.info(), "trained_on": data.record()}, epochs=1, planned=2)
     same_data(cfg, data, run)
     _other_class(tmp_path / "sounds")
     with pytest.raises(

@@ -32,9 +32,9 @@ def test_a_step_sees_16_pictures(composed: Compose, size: str) -> None:
 def test_the_network_is_the_published_one(composed: Compose, size: str) -> None:
     """Built as the experiment says; the deploy form without the auxiliary head has the published size."""
     cfg = composed(f"experiment=segmentation/ade20k_upernet_{size}", "+backbone.model.deploy=true")
-    facts = {"class_names": [str(index) for index in range(150)], "palette": [[0, 0, 0]] * 150}
+    data_info = {"class_names": [str(index) for index in range(150)], "palette": [[0, 0, 0]] * 150}
     with torch.device("meta"):
-        network = build_network(cfg, facts, pretrained=False)
+        network = build_network(cfg, data_info, pretrained=False)
     head: Any = network.head
     parts: tuple[nn.Module, ...] = (network.backbone, head.decode_head)
     count = sum(parameter.numel() for part in parts for parameter in part.parameters())

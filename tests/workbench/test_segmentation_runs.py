@@ -273,8 +273,8 @@ def test_an_official_checkpoint_is_tested_as_it_is(composed: Compose, act: Act, 
     path = tmp_path / "upernet.pth"
     state = official_checkpoint(path)
     words = (*WORDS, *OFFICIAL, f"backbone.pretrained={path}")
-    facts = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
-    network = build_network(composed(*words), facts)
+    data_info = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
+    network = build_network(composed(*words), data_info)
     ours = {
         name.removeprefix("head.") if name.startswith("head.") else name: value
         for name, value in network.state_dict().items()
@@ -292,17 +292,17 @@ def test_an_official_checkpoint_that_does_not_fit_is_refused(composed: Compose, 
 
     path = tmp_path / "upernet.pth"
     words = (*WORDS, *OFFICIAL, f"backbone.pretrained={path}")
-    facts = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
+    data_info = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
     for missing in ("decode_head.bottleneck.conv.weight", "auxiliary_head.conv_seg.bias"):
         official_checkpoint(path, drop=missing)
         with pytest.raises((UsageError, TrainingError, CheckpointError), match=missing):
-            build_network(composed(*words), facts)
+            build_network(composed(*words), data_info)
     for missing in ("backbone.norm2.bias", "backbone.stages.2.0.norm.weight"):
         official_checkpoint(path, drop=missing)
         with pytest.raises(
             (UsageError, TrainingError, CheckpointError), match=missing.removeprefix("backbone.")
         ):
-            build_network(composed(*words), facts)
+            build_network(composed(*words), data_info)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -324,9 +324,9 @@ def test_settings_that_make_no_sense_are_one_sentence(
 ) -> None:
     from workbench.build import build_task
 
-    facts = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
+    data_info = {"class_names": list("abcdefg"), "palette": [[0, 0, 0]] * 7}
     with pytest.raises((UsageError, InstantiationException)) as caught:
-        build_task(composed(*WORDS, *words), facts)
+        build_task(composed(*WORDS, *words), data_info)
     assert re.search(message, sentence(caught.value) or ""), sentence(caught.value)
 
 

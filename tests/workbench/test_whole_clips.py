@@ -46,8 +46,8 @@ def opened(root: Path, seconds: float | str, **options: int | str) -> AudioFolde
 
 def test_every_clip_is_read_whole(clips: Path) -> None:
     full, middle = opened(clips, "full", batch_size=4), opened(clips, 0.5, batch_size=4)
-    assert full.seconds == full.facts()["seconds"] == 2.0
-    assert "seconds" not in middle.facts()
+    assert full.seconds == full.info()["seconds"] == 2.0
+    assert "seconds" not in middle.info()
     (note,) = full.notes
     assert "clips last 0.5 / 1.2" in note
     assert "each is read whole, with silence up to 2 s" in note
@@ -66,7 +66,7 @@ def test_every_clip_is_read_whole(clips: Path) -> None:
 def test_a_longer_file_is_one_sentence(clips: Path, tmp_path: Path) -> None:
     data = opened(clips, "full")
     other = AudioFolder(name="audio_folder", data_dir=str(clips), sample_rate=RATE, seconds="full")
-    other.recall(data.facts())
+    other.recall(data.info())
     assert other.read_file(clip(tmp_path / "fits.wav", 1.7, 1.0)).shape == (2 * RATE,)
     with pytest.raises(
         ReadError, match=r"it lasts 3 s, longer than any clip .* \(task.data.seconds=full: 2 s\)"
@@ -107,8 +107,8 @@ def test_from_training_to_export(act: Act, clips: Path, tmp_path: Path) -> None:
 def test_the_number_of_crops_is_no_other_data(clips: Path) -> None:
     """It follows from the clips that are tested: what a model must know is the same."""
     data = opened(clips, 0.5, test_crops="full")
-    fewer = data.facts() | {"test_crops": data.test_crops - 1}
+    fewer = data.info() | {"test_crops": data.test_crops - 1}
     assert data.test_crops == 4
-    assert changed_data(fewer, data.facts(), data.record(), data.record()) == []
-    other = data.facts() | {"class_names": ["high", "mid"]}
-    assert changed_data(other, data.facts(), data.record(), data.record()) != []
+    assert changed_data(fewer, data.info(), data.record(), data.record()) == []
+    other = data.info() | {"class_names": ["high", "mid"]}
+    assert changed_data(other, data.info(), data.record(), data.record()) != []

@@ -7,8 +7,8 @@
 
 from backbone import CheckpointError
 from tasks.datasets.base import DataError
-from tasks.task import Answer
+from tasks.task import Prediction
 from workbench.errors import UsageError
 from workbench.loading import Input, Model, load
 
-__all__ = ["Answer", "CheckpointError", "DataError", "Input", "Model", "UsageError", "load"]
+__all__ = ["CheckpointError", "DataError", "Input", "Model", "Prediction", "UsageError", "load"]

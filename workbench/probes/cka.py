@@ -89,7 +89,7 @@ def probe(cfg: DictConfig) -> None:
 def _untrained(probed: Probed) -> Probed:
     fresh = probed.cfg.copy()
     fresh.backbone.pretrained = None
-    twin = composed_network(fresh, probed.task.facts)
+    twin = composed_network(fresh, probed.task.data_info)
     twin.task.network.embedder = probed.task.network.embedder  # the same maps: only the backbone is another
     return twin
 

@@ -57,10 +57,10 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     return Probed(restored.cfg, restored.task.to(device_of(cfg)).eval(), name, True)
 
 
-def composed_network(cfg: DictConfig, facts: dict[str, Any]) -> Probed:
+def composed_network(cfg: DictConfig, data_info: dict[str, Any]) -> Probed:
     """The network of this command line: official weights where `backbone.pretrained` names some, else untrained."""
     seed_everything(cfg.seed, verbose=False)
-    task = build_task(cfg, facts).to(device_of(cfg)).eval()
+    task = build_task(cfg, data_info).to(device_of(cfg)).eval()
     pretrained = cfg.backbone.pretrained
     name = f"{cfg.backbone.name}, {f'pretrained ({pretrained})' if pretrained else UNTRAINED}"
     return Probed(cfg, task, name, bool(pretrained))
@@ -72,7 +72,7 @@ def asked_about(cfg: DictConfig) -> tuple[Probed, DataModule]:
         probed = from_checkpoint(cfg, cfg.ckpt)
         return probed, build_data(probed.cfg)
     data = build_data(cfg)
-    probed = composed_network(cfg, data.facts())
+    probed = composed_network(cfg, data.info())
     embedder: Any = probed.task.network.embedder
     if embedder.needs_statistics:
         embedder.fit_statistics(data.training_raws())

@@ -96,7 +96,7 @@ def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str
     if name == UNTRAINED:
         fresh = probed.cfg.copy()
         fresh.backbone.pretrained = None
-        twin = composed_network(fresh, probed.task.facts)
+        twin = composed_network(fresh, probed.task.data_info)
         return twin.name, in_form(twin.backbone, form)
     if find_checkpoint(name)[0].is_file():
         other = from_checkpoint(cfg, name)

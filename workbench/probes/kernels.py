@@ -26,7 +26,7 @@ def probe(cfg: DictConfig) -> float | None:
     fresh = probed.cfg.copy()
     fresh.backbone.pretrained = None
     kernels = merged_kernels(probed.backbone)
-    before = merged_kernels(composed_network(fresh, probed.task.facts).backbone)
+    before = merged_kernels(composed_network(fresh, probed.task.data_info).backbone)
     if not kernels:
         raise UsageError("this network has no depthwise convolution (every kernel size is 0)")
     rows: list[dict[str, Any]] = []

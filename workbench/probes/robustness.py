@@ -112,7 +112,7 @@ def report(
 ) -> float | None:
     """Write what was found and show it."""
     # Guessing finds one of K classes with equal chance; for other metrics no such floor is known.
-    floor = 1 / len(task.facts["class_names"]) if metric == "test/acc" else 0.0
+    floor = 1 / len(task.data_info["class_names"]) if metric == "test/acc" else 0.0
     rows = [
         {"corruption": name, "severity": severity, metric: value, "relative": relative}
         for name, curve in found.items()

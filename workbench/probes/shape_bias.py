@@ -50,7 +50,7 @@ def probe(cfg: DictConfig) -> float | None:
     pictures = read_cue_conflict(root)
     mapping = read_mapping(Path(cfg.action.mapping).expanduser()) if cfg.action.mapping else None
     names = sorted({picture.shape for picture in pictures} | {picture.texture for picture in pictures})
-    categories = classes_of(names, probed.task.facts["class_names"], mapping)
+    categories = classes_of(names, probed.task.data_info["class_names"], mapping)
     log.info(
         "data: %d cue-conflict pictures of %d categories in %s (%s)", len(pictures), len(names), root, source
     )
@@ -100,7 +100,7 @@ def classifier(cfg: DictConfig) -> Probed:
         raise UsageError(
             "action=probe_shape_bias needs ckpt=PATH, a trained classifier, or backbone.pretrained=in1k"
         )
-    right = isinstance(probed.task, ClassificationTask) and not probed.task.facts["multilabel"]
+    right = isinstance(probed.task, ClassificationTask) and not probed.task.data_info["multilabel"]
     if probed.cfg.modality.name != "image" or not right:
         raise UsageError(
             f"shape bias is that of a classifier of images with one class each, not of "
@@ -143,7 +143,7 @@ def decide_all(
                     "texture": picture.texture,
                     "decision": names[decision],
                     "cue": cue(names[decision], picture),
-                    "top_class": task.facts["class_names"][top],
+                    "top_class": task.data_info["class_names"][top],
                 }
             )
     if not rows:

@@ -85,7 +85,7 @@ def source_of_files(cfg: DictConfig) -> Source:
     restored = restore(cfg)
     with built_from(restored.checkpoint):
         reader: DataModule = instantiate(restored.cfg.task.data)
-        reader.recall(restored.task.facts)
+        reader.recall(restored.task.data_info)
     return _restored(restored, reader)
 
 
@@ -112,7 +112,7 @@ def _restored(restored: Restored[Task], data: DataModule) -> Source:
 
 def _composed(cfg: DictConfig, data: DataModule) -> Source:
     seed_everything(cfg.seed, verbose=False)
-    task = build_task(cfg, data.facts()).eval()
+    task = build_task(cfg, data.info()).eval()
     embedder: Any = task.network.embedder
     measured = embedder.needs_statistics or not isinstance(data, ClassificationData)
     if embedder.needs_statistics:
@@ -127,11 +127,11 @@ def _composed(cfg: DictConfig, data: DataModule) -> Source:
 def _data_for(restored: Restored[Task]) -> DataModule:
     """The data of this command, read with what the checkpoint's reader knew; their class names are their own."""
     data = build_data(restored.cfg)
-    known = restored.task.facts
+    known = restored.task.data_info
     if not isinstance(data, ClassificationData):
-        same_facts(restored, data.facts())
+        same_facts(restored, data.info())
         return data
-    changes = changed_data(known, data.facts(), {}, {})
+    changes = changed_data(known, data.info(), {}, {})
     if changes:
         log.warning(
             "%s is other data than the model was trained on: %s; its features are taken as they are",

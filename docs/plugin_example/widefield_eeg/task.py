@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.classification import ClassificationTask
-from tasks.task import Answer
+from tasks.task import Prediction
 
 
 class PooledHead(nn.Module):
@@ -47,18 +47,18 @@ class StateTask(ClassificationTask):
         super().__init__(**settings)
         self.unsure_above = unsure_above
 
-    def answer(self, raw: Any, top_k: int = 5) -> list[Answer]:
-        answers = super().answer(raw, top_k=len(self.class_names))
-        return [self._with_doubt(answer, top_k) for answer in answers]
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
+        predictions = super().predict(raw, top_k=len(self.class_names))
+        return [self._with_doubt(prediction, top_k) for prediction in predictions]
 
-    def _with_doubt(self, answer: Answer, top_k: int) -> Answer:
+    def _with_doubt(self, prediction: Prediction, top_k: int) -> Prediction:
         """Entropy of all probabilities, and whether that is too much; then only the first classes are listed."""
         ranks = range(1, len(self.class_names) + 1)
-        probabilities = torch.tensor([answer.columns[f"top{rank}_probability"] for rank in ranks])
+        probabilities = torch.tensor([prediction.columns[f"top{rank}_probability"] for rank in ranks])
         entropy = float(torch.special.entr(probabilities).sum()) / math.log(max(len(ranks), 2))
         for rank in ranks[top_k:]:
-            del answer.columns[f"top{rank}"], answer.columns[f"top{rank}_probability"]
-        answer.columns |= {"entropy": round(entropy, 6), "unsure": entropy > self.unsure_above}
+            del prediction.columns[f"top{rank}"], prediction.columns[f"top{rank}_probability"]
+        prediction.columns |= {"entropy": round(entropy, 6), "unsure": entropy > self.unsure_above}
         if entropy > self.unsure_above:
-            answer.shown = f"unsure: {answer.shown}"
-        return answer
+            prediction.shown = f"unsure: {prediction.shown}"
+        return prediction

@@ -97,21 +97,21 @@ class AudioData(ShardableData):
         if fresh:
             self.notes += self._lengths_note()
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         own: dict[str, Any] = {"seconds": self.seconds} if self.whole_clips else {}
-        return super().facts() | own | ({"test_crops": self.test_crops} if self.covering else {})
+        return super().info() | own | ({"test_crops": self.test_crops} if self.covering else {})
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        super().recall(facts)
-        self.seconds = facts.get("seconds", self.seconds)
-        self.test_crops = facts.get("test_crops", self.test_crops)
+    def recall(self, data_info: dict[str, Any]) -> None:
+        super().recall(data_info)
+        self.seconds = data_info.get("seconds", self.seconds)
+        self.test_crops = data_info.get("test_crops", self.test_crops)
 
-    def adopt(self, facts: dict[str, Any]) -> None:
-        super().adopt(facts)
-        self.seconds = facts.get("seconds", self.seconds)
+    def adopt(self, data_info: dict[str, Any]) -> None:
+        super().adopt(data_info)
+        self.seconds = data_info.get("seconds", self.seconds)
 
-    def take_whole(self, whole: Whole, facts: dict[str, Any]) -> None:
-        super().take_whole(whole, facts)
+    def take_whole(self, whole: Whole, data_info: dict[str, Any]) -> None:
+        super().take_whole(whole, data_info)
         if self.covering:
             self.test_crops = self._covering_crops()
         self.notes += self._lengths_note()

@@ -55,7 +55,7 @@ class MaskData(DataModule):
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
 
-    Facts: `class_names`, and `palette`, the colour of each class.
+    Data info: `class_names`, and `palette`, the colour of each class.
 
     Args:
         transforms: of training; `None` takes `SegmentationTransforms`' own values.
@@ -150,24 +150,24 @@ class MaskData(DataModule):
     def join_targets(self, targets: list[Any]) -> Tensor:
         return join_masks(targets)
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        self.class_names = list(facts["class_names"])
-        self.palette = [list(colour) for colour in facts["palette"]]
+    def recall(self, data_info: dict[str, Any]) -> None:
+        self.class_names = list(data_info["class_names"])
+        self.palette = [list(colour) for colour in data_info["palette"]]
 
-    def adopt(self, facts: dict[str, Any]) -> None:
-        known = list(facts["class_names"])
+    def adopt(self, data_info: dict[str, Any]) -> None:
+        known = list(data_info["class_names"])
         refuse_unknown(self.class_names, known, self.place)
         self.coding = self.coding.renumbered(known)
-        self.recall(facts)
+        self.recall(data_info)
 
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         if not self.root.is_dir():
             raise self.bad_layout(f"{self.root} is not a folder")
         self._take(*self.read_pairs(self.root))
-        self.adopt(facts)
+        self.adopt(data_info)
         tested = [pair for pair in self.pairs if pair.split == "test"]
         said = f"of {len(self.pairs):,} pictures the {len(tested):,} of its test split are tested"
         if not tested:

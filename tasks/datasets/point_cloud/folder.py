@@ -86,16 +86,16 @@ class PointFolder(FromLabelledFiles, PointData):
         self.notes += looked.notes
         return splits
 
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
-        self.recall(facts)
-        return super().read_whole(facts)
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        self.recall(data_info)
+        return super().read_whole(data_info)
 
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | ({"color_scale": self.color_scale} if self.color_scale else {})
+    def info(self) -> dict[str, Any]:
+        return super().info() | ({"color_scale": self.color_scale} if self.color_scale else {})
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        super().recall(facts)
-        self.color_scale = facts.get("color_scale", self.color_scale)
+    def recall(self, data_info: dict[str, Any]) -> None:
+        super().recall(data_info)
+        self.color_scale = data_info.get("color_scale", self.color_scale)
 
     def read_file(self, path: Path) -> Tensor:
         pool = self.pool_of(path)

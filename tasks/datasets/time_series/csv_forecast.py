@@ -107,12 +107,12 @@ class CsvForecast(SeriesData):
     def read_tables(self, root: Path) -> list[Table]:
         return self._read(root, self.columns)
 
-    def read_whole(self, facts: dict[str, Any]) -> Whole | None:
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         try:
-            tables = self._read(self.root, replace(self.columns, target=tuple(facts["variates"])))
+            tables = self._read(self.root, replace(self.columns, target=tuple(data_info["variates"])))
         except DataError:  # its columns have other names: all with numbers, in their order
             tables = self._read(self.root, replace(self.columns, target=None))
-        return self.whole(tables, facts)
+        return self.whole(tables, data_info)
 
     def _read(self, root: Path, columns: Columns) -> list[Table]:
         if self.tables is None or self.tables[0] != columns:

@@ -61,7 +61,7 @@ class SeriesData(DataModule):
 
     A raw sample is `{"values": (L, N), "calendar": (X, F), "date": (X,)}`, its target (H, N): values in the
     data's own units, dates in seconds since 1970. Mean, standard deviation and periods come from the training
-    rows alone. What only some data have, the facts say, and the sample holds it too:
+    rows alone. What only some data have, the data info says, and the sample holds it too:
 
     - gaps (`gaps`): `observed` (L, N), 1 where a value is known; missing values are the last observed ones, missing
       targets NaN.
@@ -88,7 +88,7 @@ class SeriesData(DataModule):
     file: Path | None = None  # the CSV the series was read from
     positions: list[list[float]] | None = None  # coordinates of the variates, where they have a place
     form = Format()  # how a user's file is written
-    columns = Columns()  # the covariates; the targets are those of the facts
+    columns = Columns()  # the covariates; the targets are those of the data info
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class SeriesData(DataModule):
         return self._windows(root)
 
     def _take(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
-        """Make these the series that windows are cut from, as the facts ask for it."""
+        """Make these the series that windows are cut from, as the data info asks for it."""
         self.series, self.trains = tables, trains
         self.arrays = join(tables, trains, self.known["calendar"])
         kind = np.float64 if self.known.get("scaled") else np.float32
@@ -165,16 +165,18 @@ class SeriesData(DataModule):
         self.calendar_TF = torch.from_numpy(self.arrays.calendar_TF)
         self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
 
-    def _take_as_known(self, tables: Sequence[Table], trains: Sequence[int], facts: dict[str, Any]) -> None:
-        """Make these the series of windows for a model of these facts: its scale is that of its training."""
-        self.known = facts
+    def _take_as_known(
+        self, tables: Sequence[Table], trains: Sequence[int], data_info: dict[str, Any]
+    ) -> None:
+        """Make these the series of windows for a model of this data: its scale is that of its training."""
+        self.known = data_info
         for table in tables:
-            refusal = _too_large(table, facts)
+            refusal = _too_large(table, data_info)
             if refusal:
                 raise DataError(f"{self.place}: {refusal}")
         self._take(tables, trains)
-        if facts.get("scaled") and "series" not in facts:  # the one series that the model knows
-            unit_N = positive(np.array(facts["std"], dtype=np.float64))
+        if data_info.get("scaled") and "series" not in data_info:  # the one series that the model knows
+            unit_N = positive(np.array(data_info["std"], dtype=np.float64))
             self.arrays = replace(self.arrays, unit_RN=np.tile(unit_N, (len(tables), 1)))
 
     def _windows(self, root: Path) -> dict[str, list[Item]]:
@@ -351,19 +353,19 @@ class SeriesData(DataModule):
             raw["static"] = torch.from_numpy(static_S)
         return raw
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return self.known
 
-    def recall(self, facts: dict[str, Any]) -> None:
-        self.known = facts
-        self.look_back, self.horizon = facts["look_back"], facts["horizon"]
+    def recall(self, data_info: dict[str, Any]) -> None:
+        self.known = data_info
+        self.look_back, self.horizon = data_info["look_back"], data_info["horizon"]
 
-    def adopt(self, facts: dict[str, Any]) -> None:
+    def adopt(self, data_info: dict[str, Any]) -> None:
         for key in ("variates", "frequency", "look_back", "horizon"):
-            own, known = self.known[key], facts[key]
+            own, known = self.known[key], data_info[key]
             if own != known:
                 raise DataError(f"the {key} of {self.place} are {_shown(own)}, the model's {_shown(known)}")
-        self._take_as_known(self.series, self.trains, facts)
+        self._take_as_known(self.series, self.trains, data_info)
         self.splits = {"test": self._windows(self.root)["test"]}
 
     def digest(self) -> str:
@@ -371,18 +373,18 @@ class SeriesData(DataModule):
         found.update(self.dates_T.numpy().tobytes())
         return found.hexdigest()[:32]
 
-    def whole(self, tables: Sequence[Table], facts: dict[str, Any]) -> Whole:
-        """All windows of series for a model of these facts: columns by name, or where none is there by order."""
-        self.look_back, self.horizon = facts["look_back"], facts["horizon"]
+    def whole(self, tables: Sequence[Table], data_info: dict[str, Any]) -> Whole:
+        """All windows of series for a model of this data: columns by name, or where none is there by order."""
+        self.look_back, self.horizon = data_info["look_back"], data_info["horizon"]
         length = self.look_back + self.horizon
-        found = [self._as_known(table, facts) for table in tables]
+        found = [self._as_known(table, data_info) for table in tables]
         fitting = [table for table, _ in found if len(table.dates) >= length]
         if not fitting:
             raise DataError(
                 f"{self.place} has {max(len(table.dates) for table in tables):,} rows; a window of the model is "
                 f"{self.look_back} + {self.horizon} rows"
             )
-        self._take_as_known(fitting, [len(table.dates) for table in fitting], facts)
+        self._take_as_known(fitting, [len(table.dates) for table in fitting], data_info)
         self._say_what_was_read(fitting)
         items = [
             self._window(self.root, table, number, first + start)
@@ -394,9 +396,9 @@ class SeriesData(DataModule):
         left_out = f"; {short:,} of {len(tables):,} series are too short" if short else ""
         return Whole(items, f"all {rows:,} rows are tested, {len(items):,} windows{found[0][1]}{left_out}")
 
-    def _as_known(self, table: Table, facts: dict[str, Any]) -> tuple[Table, str]:
+    def _as_known(self, table: Table, data_info: dict[str, Any]) -> tuple[Table, str]:
         """A series with the model's variates, and what columns were taken for them where their names differ."""
-        known, own = list(facts["variates"]), list(table.variates)
+        known, own = list(data_info["variates"]), list(table.variates)
         renamed = ""
         if set(known) <= set(own):
             columns = [own.index(name) for name in known]
@@ -407,10 +409,10 @@ class SeriesData(DataModule):
             raise DataError(
                 f"{self.place} has the columns {_shown(own)}, the model forecasts {_shown(known)}"
             )
-        if table.frequency != facts["frequency"]:
+        if table.frequency != data_info["frequency"]:
             raise DataError(
-                f"a step is {table.frequency} in {self.place} and was {facts['frequency']} in the data the model was "
-                "trained on"
+                f"a step is {table.frequency} in {self.place} and was {data_info['frequency']} in the data the model "
+                "was trained on"
             )
         return replace(table, values_TN=table.values_TN[:, columns], variates=tuple(known)), renamed
 
@@ -443,8 +445,8 @@ class SeriesData(DataModule):
             raise ReadError(f"it has {rows} rows; the model looks {length} rows back")
         if table.frequency != known["frequency"]:
             raise ReadError(
-                f"a step is {table.frequency} in it and was {known['frequency']} in the data the model was "
-                "trained on"
+                f"a step is {table.frequency} in it and was {known['frequency']} in the data the model "
+                "was trained on"
             )
         window = slice(rows - length, rows)
         if np.isnan(table.values_TN[window]).all():
@@ -495,12 +497,12 @@ class SeriesData(DataModule):
         return self.num_workers or 0  # windows are slices of memory: a worker would only copy them
 
 
-def _too_large(table: Table, facts: dict[str, Any]) -> str | None:
+def _too_large(table: Table, data_info: dict[str, Any]) -> str | None:
     """Why single precision, in which the model reads, would blur a series; None: it does not."""
-    if facts.get("scaled") or not has_large_level(table.values_TN):
+    if data_info.get("scaled") or not has_large_level(table.values_TN):
         return None
     return (
-        f"its level is too large for a model trained on values near {_shown(facts['mean'])}, which reads in single "
+        f"its level is too large for a model trained on values near {_shown(data_info['mean'])}, which reads in single "
         "precision: train on these data"
     )
 
