@@ -11,6 +11,7 @@ from workbench.build import check_composition
 from workbench.console import quiet_libraries, short
 from workbench.errors import kept_errors, plain_errors
 from workbench.old_names import take_current_names
+from workbench.other_backbone import leave_out_others_settings
 from workbench.provenance import provenance
 from workbench.secret_words import give_back
 from workbench.stopping import STOP
@@ -31,6 +32,7 @@ def run_action(cfg: DictConfig) -> float | None:
         with kept_errors(Path(cfg.paths.run)):
             take_current_names(cfg)
             give_back(cfg)
+            leave_out_others_settings(cfg)
             check_composition(cfg)
             value: float | None = get_method(cfg.action._target_)(cfg)
     return value

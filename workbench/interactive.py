@@ -17,6 +17,7 @@ from workbench.console import console, quiet_libraries
 from workbench.errors import UsageError, kept_errors
 from workbench.fit import fit
 from workbench.members import is_joint, member_cfgs
+from workbench.other_backbone import leave_out_others_settings
 from workbench.provenance import provenance
 from workbench.resolvers import run_folder
 
@@ -85,6 +86,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
         if cfg.get("callbacks"):
             cfg.callbacks.pop("progress", None)
     with kept_errors(Path(cfg.paths.run)), silence(), provenance():
+        leave_out_others_settings(cfg)
         check_composition(cfg)
         fit(cfg)
     return cfg

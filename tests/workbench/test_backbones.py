@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 
 from backbone.checkpoints import adapt_first_conv
 from tasks.datasets.base import DataModule
-from workbench.build import build_data, build_task
+from workbench.build import build_data, build_network, build_task
 from workbench.conf_folders import CONF
 from workbench.cost import count_macs
+from workbench.other_backbone import leave_out_others_settings
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]
@@ -326,3 +327,31 @@ def test_a_checkpoint_may_not_name_what_timm_would_fetch(
             act("trainer=cpu", "action=test", f"ckpt={tmp_path / 'changed.ckpt'}", folder="changed")
         (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
         assert "timm knows no network" in error or "is not for the network to say" in error
+
+
+RECIPE = "experiment=segmentation/camvid"
+
+
+def test_a_recipe_takes_another_backbone(composed: Compose, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says of its own network is left out, and said; what it says of every network is kept."""
+    cfg = composed(RECIPE, "backbone=convnext_atto")
+    assert cfg.backbone.model.feature_norms, "the recipe sets it"
+    with caplog.at_level(logging.INFO, "widefield"):
+        leave_out_others_settings(cfg)
+    assert caplog.messages == [
+        "backbone: convnext_atto has no feature_norms, layer_scale_init_value: left out"
+    ]
+    assert "feature_norms" not in cfg.backbone.model
+    assert cfg.backbone.model.drop_path_rate == 0.1
+    network = build_network(cfg, {"class_names": list("abc"), "palette": [[0, 0, 0]] * 3})
+    assert network.backbone.feature_info[-1]["num_chs"] == 320
+
+
+def test_only_what_other_backbones_know_is_left_out(composed: Compose) -> None:
+    own = composed(RECIPE)
+    before = dict(own.backbone.model)
+    leave_out_others_settings(own)
+    assert dict(own.backbone.model) == before
+    cfg = composed(RECIPE, "backbone=convnext_atto", "+backbone.model.feature_norm=true")
+    leave_out_others_settings(cfg)
+    assert cfg.backbone.model.feature_norm, "nobody's setting is refused where the network is built"
