@@ -567,3 +567,17 @@ def test_many_runs_in_a_browser(page: Any, tmp_path: Path) -> None:
     bar.locator("button:text-is('next ›')").click()
     assert texts(page, "Runs", "run")[-1] == "449"
     assert bar.locator("button:text-is('next ›')").is_disabled()
+
+
+def test_settings_of_a_figure_are_told_apart() -> None:
+    """No two look the same, and a legend too long for every panel stands once, beside them."""
+    assert len({plots._style(position) for position in range(plots.MOST_COLOURS)}) == plots.MOST_COLOURS
+    for settings, beside in ((plots.IN_PANEL, 0), (plots.IN_PANEL + 1, 1)):
+        figure, panels = plots._panels(2)
+        for panel in panels[:2]:
+            for position in range(settings):
+                panel.plot([0, 1], [0, position], label=f"backbone=network{position}")
+            panel.legend()
+        plots._share_legend(figure)
+        assert len(figure.legends) == beside
+        assert [panel.get_legend() is None for panel in panels[:2]] == [bool(beside)] * 2

@@ -19,9 +19,11 @@ from workbench.report.table import fold_means
 from workbench.resolvers import folder_name
 
 MOST_CURVES = 60  # runs in a panel of learning curves
-MOST_COLOURS = 10  # settings that a legend names
+MOST_COLOURS = 20  # settings that a legend names
+IN_PANEL = 8  # settings that a panel's own legend has room for
 MOST_NAMES = 40  # values of an axis of words
 MARKERS = "osD^vPX*<>"
+LINES = ("-", "--", ":")  # one for each round through the colours
 #: Cost -> factor to the unit in which it is drawn.
 UNITS = {"macs": 1e-9, "step_s": 1e3, "latency_s": 1e3}
 
@@ -92,7 +94,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
             # Beside each other where the axis has no room between its values.
             shift = 0.0 if numeric else (position - (len(groups) - 1) / 2) * min(0.12, 0.6 / len(groups))
             x = places.loc[group.index] + shift
-            colour, marker = f"C{position}", MARKERS[position % len(MARKERS)]
+            colour, marker = _style(position)
             panel.plot(
                 x,
                 group["score"],
@@ -134,7 +136,7 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
         few = colours.nunique() <= MOST_COLOURS
         groups = list(rows.groupby(colours, sort=False)) if few else [("", rows)]
         for position, (setting, group) in enumerate(groups):
-            colour, marker = f"C{position}", MARKERS[position % len(MARKERS)]
+            colour, marker = _style(position)
             several = few and len(group) > 1
             panel.plot(
                 group["cost"],
@@ -155,6 +157,11 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
     _close(figure, f"Test metric by {label} (mean ± std; points: runs)", path, runs.note())
+
+
+def _style(position: int) -> tuple[str, str]:
+    """Colour and marker of a setting; no two of `MOST_COLOURS` have both in common."""
+    return f"C{position}", MARKERS[(position + position // len(MARKERS)) % len(MARKERS)]
 
 
 def _mean_of(
@@ -209,6 +216,7 @@ def _learning_curves(runs: Runs, path: Path) -> bool:
                 epochs,
                 values,
                 color=f"C{position}" if few else "0.4",
+                linestyle=LINES[position // len(MARKERS) % len(LINES)],
                 marker="." if len(epochs) < 30 else "",
                 markersize=4,
                 linewidth=1.1,
@@ -216,7 +224,8 @@ def _learning_curves(runs: Runs, path: Path) -> bool:
             )
         if few and len(names) > 1:
             for position, setting in enumerate(names):
-                panel.plot([], [], color=f"C{position}", label=setting)
+                line = LINES[position // len(MARKERS) % len(LINES)]
+                panel.plot([], [], color=f"C{position}", linestyle=line, label=setting)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel("epoch")
         shown = "" if len(histories) == count else f" ({len(histories)} of {count} runs)"
@@ -307,7 +316,21 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
         panel.legend(fontsize=7.5)
 
 
+def _share_legend(figure: Figure) -> None:
+    """Put a legend that all panels have in common, and that is too long for them, beside them."""
+    legends = [legend for panel in figure.axes if (legend := panel.get_legend()) is not None]
+    named = {tuple(text.get_text() for text in legend.get_texts()) for legend in legends}
+    if len(named) != 1 or len(*named) <= IN_PANEL:
+        return
+    handles, labels = next(panel for panel in figure.axes if panel.get_legend()).get_legend_handles_labels()
+    for legend in legends:
+        legend.remove()
+    figure.set_figwidth(figure.get_figwidth() + 0.5 + 0.06 * max(map(len, labels)))
+    figure.legend(handles, labels, loc="outside right center", fontsize=7.5)
+
+
 def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
+    _share_legend(figure)
     figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
     for text in figure.findobj(Text):
         if (

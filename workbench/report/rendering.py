@@ -16,6 +16,7 @@ from workbench.files import write_atomically
 DARK = "_dark"  # ends the name of the rendering for dark pages
 SUFFIXES = (".png", ".svg", ".pdf")
 BLACKEST, WHITEST = 0.09, 0.92  # of a dark page
+DPI = 120
 MOST_SHAPES = 500  # marks of a line that are single shapes in SVG and PDF
 
 
@@ -24,6 +25,7 @@ def save(figure: Figure, path: Path, note: str | None) -> None:
     figures.say_provenance(figure, note)
     for line in figure.findobj(Line2D):
         line.set_rasterized(len(line.get_xdata()) > MOST_SHAPES)  # type: ignore[arg-type]
+    figure.set_dpi(DPI)  # text is a little wider or narrower at another one
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for all files
     # Text stays text; the same figure is the same file.
@@ -37,7 +39,7 @@ def save(figure: Figure, path: Path, note: str | None) -> None:
 def _write(figure: Figure, path: Path) -> None:
     kind = path.suffix.removeprefix(".")
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    write_atomically(path, lambda draft: figure.savefig(draft, dpi=120, format=kind, metadata=undated))
+    write_atomically(path, lambda draft: figure.savefig(draft, dpi=DPI, format=kind, metadata=undated))
 
 
 def darken(figure: Figure) -> None:
