@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tasks.program import ROOT
+from workbench.checkpoint_words import take_checkpoint_words
 from workbench.conf_folders import CONF, check_plugins
 from workbench.errors import kept_errors, plain_errors
 from workbench.flags import answer_flags
@@ -63,6 +64,7 @@ def obey() -> None:
         take_secrets()
         take_arguments()
         take_run_words()
+        take_checkpoint_words()
         take_secrets()  # of the words that a run's folder has added
         quote_arguments()
         check_secrets()

@@ -85,7 +85,7 @@ def explained(error: BaseException, words: list[str]) -> str:
     said = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").partition("/")
-        if names := _options(group):
+        if names := options(group):
             return f"{group}={name} is not there: {choices(name, names)}"
     if isinstance(error, OverrideParseException):
         return unreadable(str(error.override))
@@ -330,7 +330,7 @@ def _groups() -> list[str]:
     return sorted({entry.name for folder in conf_folders() for entry in folder.glob("*") if entry.is_dir()})
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
     """The files of a group, or where it has only folders, those in them; none that begin with `_`."""
     names: set[str] = set()
     for pattern in ("*.yaml", "*/*.yaml"):
