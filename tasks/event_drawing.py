@@ -134,7 +134,7 @@ def draw_psd_curve(curve: Mapping[str, Any]) -> "Figure":
     area = float((np.diff(points) * np.array(effective[:-1])).sum() / points[-1])
     panel.set_title(f"PSDS {area:.3f} (the area below the black line)", fontsize=10)
     panel.set_xlim(0, points[-1])
-    panel.set_ylim(min(0.0, float(np.nanmin([*effective, 0.0]))), 1.02)
+    panel.set_ylim(0, 1.02)
     panel.set_xlabel("effective false positives an hour")
     panel.set_ylabel("true positive rate")
     panel.grid(alpha=0.3)

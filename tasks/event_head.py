@@ -11,10 +11,11 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 READS = ("pyramid", "last")
+POOLS = ("mean", "max", "both")
 
 
 class EventHead(nn.Module):
-    """Mean over frequency -> one width -> the time of the finest map -> convolution over time -> scores of frames.
+    """Frequency pooled -> one width -> the time of the finest map -> convolution over time -> scores of frames.
 
     Several classes may sound at once: a score is the logit of one class alone.
 
@@ -24,6 +25,7 @@ class EventHead(nn.Module):
         num_classes: K, from the data.
         channels: C.
         reads: `pyramid`: all feature maps; `last`: the last one.
+        pool: over frequency: `mean`, `max`, or `both` side by side.
         kernel_size: steps of the finest map that the convolution sees.
         dropout: before the scores.
         prior: probability that is said of every class before anything is learnt: most frames are silent.
@@ -39,6 +41,7 @@ class EventHead(nn.Module):
         num_classes: int,
         channels: int = 64,
         reads: str = "pyramid",
+        pool: str = "both",
         kernel_size: int = 5,
         dropout: float = 0.0,
         prior: float = 0.05,
@@ -46,6 +49,8 @@ class EventHead(nn.Module):
         super().__init__()
         if reads not in READS:
             raise ValueError(f"task.head.reads must be one of {', '.join(READS)}, not {reads!r}")
+        if pool not in POOLS:
+            raise ValueError(f"task.head.pool must be one of {', '.join(POOLS)}, not {pool!r}")
         if kernel_size < 1 or kernel_size % 2 == 0 or channels < 1:
             raise ValueError(
                 f"task.head needs channels of at least 1 and an odd kernel_size, not {channels} and {kernel_size}"
@@ -54,7 +59,11 @@ class EventHead(nn.Module):
             raise ValueError("task.head.dropout must lie in [0, 1), prior between 0 and 1")
         self.first = 0 if reads == "pyramid" else len(in_channels) - 1
         self.stride = int(strides[self.first])
-        self.linears = nn.ModuleList(nn.Conv1d(width, channels, 1) for width in in_channels[self.first :])
+        self.pool = pool
+        parts = 2 if pool == "both" else 1
+        self.linears = nn.ModuleList(
+            nn.Conv1d(parts * width, channels, 1) for width in in_channels[self.first :]
+        )
         self.mix = nn.Conv1d(
             len(self.linears) * channels, channels, kernel_size, padding=kernel_size // 2, bias=False
         )
@@ -69,7 +78,7 @@ class EventHead(nn.Module):
     ) -> Tensor:
         """Feature maps of N = B·V maps -> logits ``(B, F, K)``; F is the map's width, rounded up to the stride."""
         rows_NCT = [
-            linear(x_NCHW.mean(dim=-2))
+            linear(self.pooled(x_NCHW))
             for linear, x_NCHW in zip(self.linears, features[self.first :], strict=True)
         ]
         size = rows_NCT[0].shape[-1]
@@ -78,6 +87,13 @@ class EventHead(nn.Module):
         logits_NKF = stretched(self.scores(x_NCT), size * self.stride)
         logits_BKF = logits_NKF if views == 1 else logits_NKF.unflatten(0, (-1, views)).mean(dim=1)
         return logits_BKF.transpose(1, 2)
+
+    def pooled(self, x_NCHW: Tensor) -> Tensor:
+        """A feature map without its rows, ``(N, C, W)``, or ``(N, 2C, W)`` with both poolings."""
+        if self.pool == "mean":
+            return x_NCHW.mean(dim=-2)
+        largest_NCW = x_NCHW.amax(dim=-2)
+        return largest_NCW if self.pool == "max" else torch.cat([x_NCHW.mean(dim=-2), largest_NCW], dim=1)
 
 
 def stretched(x_NCT: Tensor, size: int) -> Tensor:

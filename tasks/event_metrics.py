@@ -253,9 +253,8 @@ def psd_curve(counts: PSDCounts, settings: PSDSettings | None = None) -> tuple[C
         rate_MK = counts.found / counts.events
         false_MK = counts.false * HOUR / counts.seconds
     if settings.alpha_ct:
-        others_KK = ~np.eye(rate_MK.shape[1], dtype=bool) & (counts.sounding > 0)[None, :]
         cross_MKK = counts.cross * HOUR / np.where(counts.sounding > 0, counts.sounding, 1.0)
-        crossed = (cross_MKK * others_KK).sum(axis=2) / np.maximum(others_KK.sum(axis=1), 1)
+        crossed = cross_MKK.sum(axis=2) / max(cross_MKK.shape[2] - 1, 1)  # no class crosses itself
         false_MK = false_MK + settings.alpha_ct * crossed
     points = np.unique(np.concatenate([[0.0], false_MK.reshape(-1), [settings.e_max]]))
     points = points[points <= settings.e_max]
@@ -267,7 +266,7 @@ def psd_curve(counts: PSDCounts, settings: PSDSettings | None = None) -> tuple[C
     if not there.any():
         return points, rates, np.full(len(points), np.nan)
     mean, deviation = rates[:, there].mean(axis=1), rates[:, there].std(axis=1)
-    return points, rates, mean - settings.alpha_st * deviation
+    return points, rates, (mean - settings.alpha_st * deviation).clip(min=0)  # as sed_scores_eval has it
 
 
 def _best_so_far(false_M: Counts, rate_M: Counts, points: Counts) -> Counts:

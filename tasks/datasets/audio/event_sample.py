@@ -89,7 +89,7 @@ def recording(seconds: float, empty: bool, rng: np.random.Generator) -> tuple[Wa
         first, count = round(onset * RATE), round(length * RATE)
         sound = draw(count, rng)
         fade = np.minimum(1, np.minimum(np.arange(count), np.arange(count)[::-1]) / (0.01 * RATE))
-        level = 0.05 * 10 ** (rng.uniform(-3, 9) / 20)
+        level = 0.05 * 10 ** (rng.uniform(0, 10) / 20)
         clip[first : first + count] += level * fade * sound / np.sqrt(np.mean(sound**2))
         events.append((first / RATE, (first + count) / RATE, kind))
         free[kind] = onset + length + APART

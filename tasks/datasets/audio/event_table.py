@@ -105,6 +105,11 @@ def read_event_table(
     if separator != ",":
         notes.append(f"{table.name} is separated by {spoken(separator)}")
     place = {role: header.index(name) for role, name in roles.items()}
+    for line, cells in body:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"line {line} of {table} has {len(cells)} cells, the header {len(header)}: quote what holds a separator"
+            )
     rows = [
         _Row(line, {role: cells[index].strip() for role, index in place.items() if index < len(cells)})
         for line, cells in body
@@ -192,7 +197,8 @@ class _Reader:
             raise ValueError(f"ends at {offset:g} s, not after it begins at {onset:g} s")
         if offset > recording.seconds + SLACK or onset >= recording.seconds:
             raise ValueError(
-                f"lasts from {onset:g} to {offset:g} s, but {recording.entry.path.name} ends at {recording.seconds:.6g} s"
+                f"lasts from {onset:g} to {offset:g} s, but {recording.entry.path.name} ends at "
+                f"{recording.seconds:.6g} s"
             )
         if offset > recording.seconds:
             self.cut += 1

@@ -81,7 +81,10 @@ class SoundEvents(DataModule):
     extensions = EXTENSIONS
     unit = "windows and recordings"
     title = "recordings of your own with events"
-    layout = "audio files and events.csv (task.data.csv=FILE) with the columns path,onset,offset,label[,split|fold|group]"
+    layout = (
+        "audio files and a table events.csv (task.data.csv=FILE) with the columns "
+        "path,onset,offset,label[,split|fold|group]"
+    )
 
     def __init__(
         self,
