@@ -101,6 +101,7 @@ def test_a_test_has_a_row_for_each_event(run: Path, checkpoint: Path, act: Act, 
     assert np.nanmean(f1_of(counts)) == pytest.approx(metrics["test/event_f1"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_decoding_may_be_set_anew_for_a_test(
     run: Path, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_predict_writes_one_table_of_events_and_pictures(
     assert np.allclose(own[["onset", "offset"]].to_numpy(), wanted[:, :2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_recording_in_which_nothing_sounds_leaves_an_empty_table(
     checkpoint: Path, command: Callable[..., subprocess.CompletedProcess[str]], samples: Path, tmp_path: Path
 ) -> None:
@@ -168,10 +170,16 @@ def test_a_recording_in_which_nothing_sounds_leaves_an_empty_table(
 
 
 def test_export_answers_as_the_model(checkpoint: Path, act: Act) -> None:
-    folder = act("trainer=cpu", "action=export", f"ckpt={checkpoint}", folder="exported")
+    words = ("trainer=cpu", "action=export", f"ckpt={checkpoint}", "action.formats=[torch_export]")
+    folder = act(*words, folder="exported")
     about = json.loads((folder / "export" / "model.json").read_text())
     assert about["input"] == ["batch", 48000]
     assert about["output"] == ["batch", 188, 6]  # 186 frames, up to the stride of 4
+
+
+@pytest.mark.slow
+def test_both_exports_answer_alike(checkpoint: Path, act: Act) -> None:
+    folder = act("trainer=cpu", "action=export", f"ckpt={checkpoint}", folder="exported")
     program = torch.export.load(folder / "export" / "model.pt2").module()
     import onnxruntime
 
@@ -179,9 +187,8 @@ def test_export_answers_as_the_model(checkpoint: Path, act: Act) -> None:
         folder / "export" / "model.onnx", providers=["CPUExecutionProvider"]
     )
     wave = 0.1 * torch.randn(2, 48000)
-    out = program(wave).detach().numpy()
     (onnx,) = session.run(None, {session.get_inputs()[0].name: wave.numpy()})
-    assert np.allclose(onnx, out, atol=1e-3)
+    assert np.allclose(onnx, program(wave).detach().numpy(), atol=1e-3)
 
 
 def test_info_counts_the_whole(act: Act, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +218,7 @@ def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_starting_from_a_classifier_with_frozen_stages(act: Act) -> None:
     classifier = act(
         *TINY, "task=audio_folder", "task.data.limit=16", "action.test_after=false", folder="classifier"
@@ -223,6 +231,7 @@ def test_starting_from_a_classifier_with_frozen_stages(act: Act) -> None:
     assert all(after[name].equal(before[name]) for name in stages)
 
 
+@pytest.mark.slow
 def test_joint_with_a_classification(act: Act) -> None:
     folder = act(
         *TINY,
@@ -250,6 +259,7 @@ def test_on_other_backbones(backbone: str, act: Act) -> None:
     assert np.isfinite(result(folder)["metrics"]["test/loss"])
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_event_f1(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
