@@ -50,7 +50,8 @@ def test_loudness_does_not_tell_when_something_sounds() -> None:
             anything = truth * [1, 1, 0]
             counts += event_counts(anything, found, 1)[0]
             named += sum(
-                event_counts(truth, found + [0, 0, label], len(NAMES))[0] * (np.arange(len(NAMES)) == label)
+                event_counts(truth, np.add(found, [0, 0, label]), len(NAMES))[0]
+                * (np.arange(len(NAMES)) == label)
                 for label in range(len(NAMES))
             )
         best = max(best, micro_f1_of(counts))

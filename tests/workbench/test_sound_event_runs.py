@@ -155,6 +155,21 @@ def test_predict_writes_one_table_of_events_and_pictures(
     assert np.allclose(own[["onset", "offset"]].to_numpy(), wanted[:, :2], atol=1e-3)
 
 
+def test_a_loaded_model_takes_files_and_waveforms_of_any_length(run: Path, samples: Path) -> None:
+    from workbench.loading import load
+
+    model = load(run)
+    files = [samples / "sound_events" / "test" / f"recording_{number:03d}.wav" for number in (0, 5)]
+    import soundfile
+
+    waves = [soundfile.read(file, dtype="float32")[0] for file in files]
+    assert len(waves[0]) != len(waves[1])
+    said = model.predict(files)
+    heard = model.predict(waves)
+    assert [one.shared for one in said] == [one.shared for one in heard]
+    assert model.predict(waves[0][:4000]).columns["events"] >= 0
+
+
 @pytest.mark.slow
 def test_a_recording_in_which_nothing_sounds_leaves_an_empty_table(
     checkpoint: Path, command: Callable[..., subprocess.CompletedProcess[str]], samples: Path, tmp_path: Path

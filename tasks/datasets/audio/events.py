@@ -238,7 +238,8 @@ class SoundEvents(DataModule):
         return _raw(waveform, len(waveform))
 
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
-        """Waveforms (B, T) with silence behind the shorter ones, lengths (B,)."""
+        """Waveforms (B, T) with silence behind the shorter ones, lengths (B,); from a bare waveform, too."""
+        raws = [_raw(raw, len(raw)) if isinstance(raw, Tensor) else raw for raw in raws]
         waveforms = [raw["waveform"] for raw in raws]
         return {
             "waveform": torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
