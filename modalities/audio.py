@@ -4,7 +4,7 @@ Shapes: B batch, T samples, N frames, L samples per frame, K frequencies of the 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class LogMel(Embedder):
     """Log-mel filter bank energies as Kaldi computes them, batched and on the batch's device.
 
     ``(B, T)`` waveforms in [-1, 1] -> ``(B, 1, 1, F, N)`` maps, ``(x - mean) / (2 std)``; row 0 is the lowest
-    frequency. Equal to ``torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, dither=0)``:
+    frequency. Recordings of different lengths come as ``{"waveform": (B, T), "length": (B,)}``, with silence behind the
+    shorter ones. Equal to ``torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, dither=0)``:
     frames without padding at the edges, each frame less its mean, pre-emphasis 0.97, power spectrum, natural
     logarithm. The recipe of AST (Gong et al. 2021, arXiv 2104.01778), which UniRepLKNet follows, also
     subtracts the mean of the whole waveform first; since every frame loses its own mean that changes nothing,
@@ -103,9 +104,12 @@ class LogMel(Embedder):
             {"seconds": data_info["seconds"]} if "seconds" in data_info else {}
         )
 
-    def forward(self, raw: Tensor) -> Tensor:
-        with torch.autocast(raw.device.type, enabled=False):  # a logarithm of small sums: bf16 is not enough
-            x_BNF = self.log_energies(raw)
+    def forward(self, raw: Tensor | Mapping[str, Tensor]) -> Tensor:
+        raw_BT = raw if isinstance(raw, Tensor) else raw["waveform"]
+        with torch.autocast(
+            raw_BT.device.type, enabled=False
+        ):  # a logarithm of small sums: bf16 is not enough
+            x_BNF = self.log_energies(raw_BT)
             if self.num_frames is not None:
                 x_BNF = fn.pad(
                     x_BNF[:, : self.num_frames], (0, 0, 0, max(self.num_frames - x_BNF.shape[1], 0))
@@ -129,9 +133,10 @@ class LogMel(Embedder):
         return not bool(self.normalize.fitted)
 
     @torch.no_grad()
-    def fit_statistics(self, raws: Iterable[Tensor]) -> None:
+    def fit_statistics(self, raws: Iterable[Tensor | Mapping[str, Tensor]]) -> None:
         """Measure mean and std of the log energies of ``(..., T)`` batches, before any filling up."""
-        self.normalize.fit(self.log_energies(raw.to(self.fourier.device)) for raw in raws)
+        parts = (part for raw in raws for part in unfilled(raw))
+        self.normalize.fit(self.log_energies(part.to(self.fourier.device)) for part in parts)
         self.normalize.std.mul_(2)
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
@@ -156,6 +161,16 @@ class LogMel(Embedder):
             y_ticks=tuple(ticks),
             value="log energy, (x − mean) / 2 std",
             origin="lower",
+        )
+
+
+def unfilled(raw: Tensor | Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """The waveforms of a raw batch, (..., T), without what fills them up."""
+    if isinstance(raw, Tensor):
+        yield raw
+    else:
+        yield from (
+            wave[:length] for wave, length in zip(raw["waveform"], raw["length"].tolist(), strict=True)
         )
 
 

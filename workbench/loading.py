@@ -14,7 +14,6 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from tasks.datasets.base import DataError, DataModule
 from tasks.task import Prediction, Task
@@ -87,7 +86,7 @@ class Model:
         predictions: list[Prediction] = []
         for start in range(0, len(x), batch_size):
             raws = [self._raw(one) for one in x[start : start + batch_size]]
-            batch = self.task.transfer_batch_to_device(default_collate(raws), self.task.device, 0)
+            batch = self.task.transfer_batch_to_device(self.data.join_raws(raws), self.task.device, 0)
             try:
                 with torch.inference_mode():
                     predictions += self.task.predict(batch, top_k)

@@ -42,23 +42,26 @@ def predict(cfg: DictConfig) -> None:
         data_read([data.title])
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
+    common: dict[str, dict[str, list[Any]]] = {}  # columns of the tables that all files share
     path = Path(cfg.paths.run) / "predictions.csv"
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
+        join_shared(common, answered)
         write_predictions(Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
+    shared = [write_shared(Path(cfg.paths.run) / f"{name}.csv", table) for name, table in common.items()]
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "prediction"))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
     console.print(f"all predictions: {path}", highlight=False, soft_wrap=True)
-    for file in [file for row in rows for file in row.get("files", ())][:SHOWN]:
+    for file in [*shared, *(file for row in rows for file in row.get("files", ()))][:SHOWN]:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
     if len(broken) == len(rows):
@@ -130,6 +133,7 @@ def is_finite(prediction: Prediction) -> bool:
     columns = [
         *prediction.columns.values(),
         *(value for table in prediction.tables.values() for value in table.values()),
+        *(value for table in prediction.shared.values() for value in table.values()),
     ]
     values = [value for column in columns for value in (column if isinstance(column, list) else [column])]
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
@@ -163,6 +167,24 @@ def write_predictions(folder: Path, rows: list[dict[str, Any]], first: int, file
         for pattern, draw in prediction.figures.items():
             row["files"].append(folder / pattern.format(name=name))
             figures.save(draw(), row["files"][-1])
+
+
+def join_shared(common: dict[str, dict[str, list[Any]]], rows: list[dict[str, Any]]) -> None:
+    """Add to tables that all files share, name -> columns, what the predictions of some of them hold."""
+    for row in rows:
+        prediction = row.get("prediction")
+        for name, own in prediction.shared.items() if isinstance(prediction, Prediction) else ():
+            table = common.setdefault(name, {"path": [], **{column: [] for column in own}})
+            table["path"] += [row["path"]] * len(next(iter(own.values()), []))
+            for column, values in own.items():
+                table[column] += values
+
+
+def write_shared(path: Path, table: dict[str, list[Any]]) -> Path:
+    """Write such a table."""
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    write_table(path, rows, list(table))
+    return path
 
 
 def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:

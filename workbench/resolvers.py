@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 # Beginnings of metrics' names.
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
-MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score")
+MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score", "event_f1", "segment_f1", "frame_f1", "psds")
 DEVIATION = "_sd"  # the end of a standard deviation's name
 
 

@@ -67,13 +67,13 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] 
     Raises:
         DataError: no such file, no text, no such columns, or a line with more or fewer cells than the header.
     """
-    text, encoding = _decoded(table)
-    separator, lines = _separated(table, text)
+    text, encoding = decoded(table)
+    separator, lines = separated(table, text)
     if not lines:
         raise DataError(f"the table {table} is empty")
     header = [cell.strip() for cell in lines[0][1]]
     notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
-    roles = _roles(table, header, dict(columns or {}))
+    roles = roles_of(table, header, dict(columns or {}), COLUMNS)
     body = lines[1:]
     if not {"path", "label"} <= set(roles):
         roles, body = _without_header(table, root, header, roles, lines), lines
@@ -82,7 +82,7 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] 
     elif named := [f"{name} = {role}" for role, name in roles.items() if name.casefold() != role]:
         notes.append(f"columns of {table.name}: {', '.join(named)}")
     if separator != ",":
-        notes.append(f"{table.name} is separated by {_spoken(separator)}")
+        notes.append(f"{table.name} is separated by {spoken(separator)}")
     place = {role: header.index(name) for role, name in roles.items()}
     rows = [_row(table, line, cells, len(header), place) for line, cells in body]
     return LabelTable(rows, roles, notes)
@@ -96,7 +96,8 @@ def existing(root: Path, name: str) -> Path:
     return path
 
 
-def _decoded(table: Path) -> tuple[str, str]:
+def decoded(table: Path) -> tuple[str, str]:
+    """The text of a table, and the encoding that it was read in; raises `DataError`."""
     if not table.is_file():
         raise DataError(f"the table {table} does not exist")
     if table.stat().st_size > LARGEST_TABLE:
@@ -120,7 +121,7 @@ def _text(table: Path, raw: bytes, encoding: str) -> str:
         raise DataError(f"{table} is no text in UTF-8, UTF-16 or Windows-1252 ({error.reason})") from error
 
 
-def _separated(table: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
+def separated(table: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
     """The separator, and the cells of every line that has any, with its number."""
     first = next(iter(text.splitlines()), "")
     skipped = int(
@@ -148,17 +149,32 @@ def _cells(line: str, separator: str) -> int:
         return 0
 
 
-def _roles(table: Path, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
-    """The header's name of every role that is found."""
-    unknown = sorted(set(wanted) - set(COLUMNS))
+def roles_of(
+    table: Path,
+    header: Sequence[str],
+    wanted: Mapping[str, str | None],
+    columns: Mapping[str, tuple[str, ...]],
+) -> dict[str, str]:
+    """The header's name of every role that is found.
+
+    Args:
+        table: named in messages.
+        header: its first line.
+        wanted: the header's name of some roles; `None`: no column has it.
+        columns: what each role's column may be called (compared without case, spaces, "-" and "_").
+
+    Raises:
+        DataError: roles or names that there are not, or a name that stands twice.
+    """
+    unknown = sorted(set(wanted) - set(columns))
     if unknown:
-        raise DataError(f"csv_columns takes {', '.join(COLUMNS)}, not {', '.join(unknown)}")
+        raise DataError(f"csv_columns takes {', '.join(columns)}, not {', '.join(unknown)}")
     for role, name in wanted.items():
         if name is not None and name not in header:
             raise DataError(f"{table} has no column {name!r} ({role}); it has {', '.join(header)}")
     plain = {_plain(name): name for name in reversed(header)}
     roles = {}
-    for role, names in COLUMNS.items():
+    for role, names in columns.items():
         if role in wanted and wanted[role] is None:
             continue
         found = wanted.get(role) or next((plain[name] for name in names if name in plain), None)
@@ -202,5 +218,6 @@ def _plain(name: str) -> str:
     return name.casefold().translate(str.maketrans("", "", " -_"))
 
 
-def _spoken(separator: str) -> str:
+def spoken(separator: str) -> str:
+    """What a separator is called."""
     return {";": "semicolons", "\t": "tabs", "|": "bars"}.get(separator, repr(separator))

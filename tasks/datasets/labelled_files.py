@@ -170,7 +170,7 @@ class LabelledFiles:
         classes = sorted({label for entry in entries for label in entry.labels})
         if entries and len(classes) < 2:
             raise bad_layout(f"all files in {root} belong to one class ({', '.join(classes)})")
-        splits = self._split(root, entries)
+        splits = self.split(root, entries)
         trained = {label for entry in splits["train"] for label in entry.labels}
         untrained = [name for name in classes if name not in trained]
         if trained and untrained:
@@ -335,7 +335,7 @@ class LabelledFiles:
     def _files(self, folder: Path) -> list[Path]:
         return sorted(list_files(folder, self.extensions, self.listing), key=self.order)
 
-    def _split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
+    def split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
         """Given splits stay; `val` and `test` are taken from the rest where nothing gives them."""
         names = [_below(entry.path, root) for entry in entries]
         given = [self._given_split(name, entry) for name, entry in zip(names, entries, strict=True)]

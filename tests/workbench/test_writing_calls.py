@@ -20,6 +20,7 @@ OURS = {
 KNOWN = {
     "tasks/disk.py": "itself",
     "tasks/datasets/audio/sample.py": "draw_once",
+    "tasks/datasets/audio/event_sample.py": "draw_once",
     "tasks/datasets/image/sample.py": "draw_once",
     "tasks/datasets/image/scenes.py": "draw_once",
     "tasks/datasets/image/cue_conflict_sample.py": "draw_once",
