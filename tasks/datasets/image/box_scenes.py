@@ -231,7 +231,8 @@ def voc(root: Path, year: int, counts: dict[str, int]) -> None:
             file.write_text(_xml(names[-1], year, picture, things, shapes), encoding="utf-8")
         (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
     both = [(lists / f"{split}.txt").read_text() for split in ("train", "val") if split in counts]
-    (lists / "trainval.txt").write_text("".join(both))
+    if both:
+        (lists / "trainval.txt").write_text("".join(both))
 
 
 def _xml(name: str, year: int, picture: Image.Image, things: Sequence[Thing], shapes: Sequence[str]) -> str:
