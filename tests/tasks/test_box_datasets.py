@@ -712,3 +712,11 @@ def test_the_digest_follows_boxes_and_outlines(tmp_path: Path) -> None:
     digests.append(built(coco_folder(tmp_path, content)).digest())
     assert len(set(digests)) == 3
     assert digests[-1] == built(tmp_path).digest()
+
+
+def test_a_polygon_is_cut_off_at_the_border_not_bent() -> None:
+    """Half of a triangle that reaches beyond the picture; moving its corner to the border would leave a quarter."""
+    triangle = Outline((np.array([0, 0, 40, 20, 0, 40], dtype=np.float32),))
+    whole, part = triangle.mask(40, 40), triangle.mask(40, 20)
+    assert part.sum() == pytest.approx(whole[:, :20].sum(), abs=45)
+    assert whole[:, :20].sum() == pytest.approx(600, abs=45)

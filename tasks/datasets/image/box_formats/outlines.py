@@ -35,7 +35,9 @@ class Outline:
 
         # A corner far outside would cost memory in proportion to its distance.
         within = [
-            np.stack([each[0::2].clip(0, width), each[1::2].clip(0, height)], axis=1).reshape(-1)
+            np.stack(
+                [each[0::2].clip(-width, 2 * width), each[1::2].clip(-height, 2 * height)], axis=1
+            ).reshape(-1)
             for each in self.polygons
         ]
         pieces = coco.frPyObjects([each.astype(np.float64).tolist() for each in within], height, width)
