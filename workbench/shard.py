@@ -19,6 +19,8 @@ from workbench.errors import UsageError
 from workbench.quoting import command
 from workbench.shard_settings import split_settings
 
+SHARDED = ("audio", "image", "video")
+
 
 def shard(cfg: DictConfig) -> None:
     """Write all splits to `cfg.action.out`, print what was written and how to train from it."""
@@ -29,6 +31,11 @@ def shard(cfg: DictConfig) -> None:
         raise UsageError("action.shard_mb must be above 0 and action.shard_samples at least 1")
     data = build_data(cfg)
     if not isinstance(data, ShardableData):
+        if cfg.modality.name in SHARDED:
+            raise UsageError(
+                f"action=shard writes sounds, pictures and videos with classes; {cfg.task.name}'s have masks or boxes "
+                "and are read from files only"
+            )
         raise UsageError(f"action=shard writes sounds, pictures and videos, not {cfg.modality.name}")
     if data.storage is not None:
         raise UsageError("action=shard reads files: leave task.data.format out")

@@ -10,6 +10,7 @@ from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.imagenet import pictures
 from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import MaskCoding, numbered
+from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "ADEChallengeData2016", "ade/ADEChallengeData2016")
 #: In the order of the masks' numbers, from 1.
@@ -80,12 +81,5 @@ class ADE20K(MaskData):
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next(
-        (
-            p
-            for p in places
-            if (p / "images" / "training").is_dir() and (p / "annotations" / "training").is_dir()
-        ),
-        None,
-    )
+    wanted = ("images/training", "annotations/training")
+    return usual_place(root, FOLDERS, lambda place: all((place / name).is_dir() for name in wanted))

@@ -9,6 +9,7 @@ from tasks.datasets.base import CommonSettings, DataError
 from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair
 from tasks.datasets.image.masks import MaskCoding, numbered, usual_palette
+from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 CLASSES = (
@@ -88,5 +89,4 @@ class VOC2012(MaskData):
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next((place for place in places if (place / "ImageSets" / "Segmentation").is_dir()), None)
+    return usual_place(root, FOLDERS, lambda place: (place / "ImageSets" / "Segmentation").is_dir())
