@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,7 +67,8 @@ class BoxData(DataModule):
 
     Args:
         transforms: of training; `None` takes `DetectionTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated.
+        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
+            suits the source.
         test_part: likewise for testing.
         **common: see `DataModule`.
     """
@@ -75,16 +76,18 @@ class BoxData(DataModule):
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"
+    usual_val_part: ClassVar[float] = 0.1
 
     def __init__(
         self,
         *,
         transforms: DetectionTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = None,
         test_part: float = 0.1,
         **common: Unpack[CommonSettings],
     ) -> None:
         super().__init__(**common)
+        val_part = self.usual_val_part if val_part is None else val_part
         if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
             raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
         self.transforms = transforms or DetectionTransforms()

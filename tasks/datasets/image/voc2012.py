@@ -46,12 +46,13 @@ class VOC2012(MaskData):
     layout = (
         "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt"
     )
+    usual_val_part = 0.05
     homepage = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 
     def __init__(
         self,
         *,
-        val_part: float = 0.05,
+        val_part: float | None = None,
         lists: str = "train",
         transforms: SegmentationTransforms | None = None,
         **common: Unpack[CommonSettings],

@@ -27,6 +27,7 @@ class VOCBoxes(BoxData):
         transforms, **common: see `BoxData` and `DataModule`.
     """
 
+    usual_val_part: ClassVar[float] = 0.05
     year: ClassVar[int]
     archives: ClassVar[Mapping[str, Source]]  # folder -> what is unpacked into it
     lists: ClassVar[Mapping[str, str]]
@@ -35,7 +36,7 @@ class VOCBoxes(BoxData):
         self,
         *,
         lists: Mapping[str, str] | None = None,
-        val_part: float = 0.05,
+        val_part: float | None = None,
         transforms: DetectionTransforms | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
