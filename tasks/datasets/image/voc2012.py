@@ -5,11 +5,12 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import DataError
 from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair
 from tasks.datasets.image.masks import MaskCoding, numbered, usual_palette
 from tasks.datasets.listing import usual_place
+from tasks.datasets.shards.data import ShardSettings
 
 FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 CLASSES = (
@@ -55,7 +56,7 @@ class VOC2012(MaskData):
         val_part: float | None = None,
         lists: str = "train",
         transforms: SegmentationTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardSettings],
     ) -> None:
         super().__init__(transforms=transforms, val_part=val_part, **common)
         self.lists = lists
