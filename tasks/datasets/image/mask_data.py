@@ -5,14 +5,17 @@ A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`, its target the clas
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import Unpack
@@ -22,12 +25,13 @@ from tasks.datasets.base import (
     SPLITS,
     CommonSettings,
     DataError,
-    DataModule,
     Item,
+    ReadError,
     Whole,
     refuse_unknown,
     spread,
 )
+from tasks.datasets.batch import Sample
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
@@ -36,9 +40,13 @@ from tasks.datasets.image.dense_transforms import (
     padded,
 )
 from tasks.datasets.image.files import seeded_by
-from tasks.datasets.image.masks import MaskCoding
-from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.image.masks import MaskCoding, numbered
+from tasks.datasets.image.reading import EXTENSIONS, open_image, size_of
+from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
+from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
+
+COUNTED = 1000  # training masks whose pixels are counted for class weights
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Pair:
     split: str | None = None
 
 
-class MaskData(DataModule):
+class MaskData(ReadsShards):
     """A source whose items are pictures with masks.
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
@@ -59,14 +67,18 @@ class MaskData(DataModule):
 
     Args:
         transforms: of training; `None` takes `SegmentationTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated.
+        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
+            suits the source.
         test_part: likewise for testing.
+        format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
     """
 
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"
+    beside = True
+    usual_val_part: ClassVar[float] = 0.1
 
     coding: MaskCoding
 
@@ -74,11 +86,15 @@ class MaskData(DataModule):
         self,
         *,
         transforms: SegmentationTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = None,
         test_part: float = 0.1,
+        format: str = "files",
+        shards: ShardOptions | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
         super().__init__(**common)
+        self.open_shards(format, shards, common.get("data_dir"))
+        val_part = self.usual_val_part if val_part is None else val_part
         if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
             raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
         self.transforms = transforms or SegmentationTransforms()
@@ -150,6 +166,18 @@ class MaskData(DataModule):
     def join_targets(self, targets: list[Any]) -> Tensor:
         return join_masks(targets)
 
+    def class_counts(self) -> tuple[NDArray[np.int64], int]:
+        """Pixels of each class, (K,), and all pixels with a class, in at most `COUNTED` training masks."""
+        classes = len(self.class_names)
+        pixels_K = np.zeros(classes, dtype=np.int64)
+        items = spread(self.splits["train"], COUNTED)
+        dataset = self._dataset(items, train=False)
+        for index in range(len(items)):
+            read = dataset[index, 0]
+            if isinstance(read, Sample):  # what cannot be read is named in training
+                pixels_K += np.bincount(read.target.numpy().reshape(-1), minlength=VOID + 1)[:classes]
+        return pixels_K, int(pixels_K.sum())
+
     def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}
 
@@ -164,6 +192,8 @@ class MaskData(DataModule):
         self.recall(data_info)
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        if self.storage is not None:
+            return None
         if not self.root.is_dir():
             raise self.bad_layout(f"{self.root} is not a folder")
         self._take(*self.read_pairs(self.root))
@@ -176,6 +206,8 @@ class MaskData(DataModule):
 
     def digest(self) -> str:
         """As of any source, with the names and sizes of the masks, which are the targets."""
+        if self.storage is not None:
+            return super().digest()
         found, root = hashlib.sha256(super().digest().encode()), f"{self.root}{os.sep}"
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):
@@ -185,7 +217,49 @@ class MaskData(DataModule):
         return found.hexdigest()[:32]
 
     def details(self) -> str:
-        return f", {len(self.class_names)} classes"
+        return f", {len(self.class_names)} classes{self.in_shards}"
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def know(self, found: ShardSet) -> None:
+        palette = found.data_info.get("palette")
+        plain = isinstance(palette, list) and len(palette) == len(found.class_names)
+        if not plain or not all(_is_colour(colour) for colour in palette or ()):
+            raise DataError(f"{self.place} does not say the colours of its classes: write the shards again")
+        self.coding = numbered(found.class_names)
+        self.recall({"class_names": found.class_names, "palette": palette})
+
+    def pack_beside(self, item: Item) -> tuple[str, bytes]:
+        """The mask as a picture of class indices; one that cannot be read as it is, to be named when its turn comes."""
+        mask = Path(item.where["mask"])
+        try:
+            size = size_of(item.path, self.transforms.reading)
+            packed = io.BytesIO()
+            Image.fromarray(self.coding.read(mask, size, self.transforms.reading)).save(packed, "PNG")
+            return "mask.png", packed.getvalue()
+        except ReadError:
+            try:
+                return f"mask{mask.suffix}", mask.read_bytes()
+            except OSError as error:
+                raise DataError(f"{mask} cannot be read ({error.strerror})") from error
+
+    def read_packed(
+        self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
+    ) -> tuple[Any, Tensor]:
+        ending = item.path.suffix.lower()
+        masks = [name for name in parts if name.startswith(".mask.")]
+        if ending not in parts or not masks:
+            raise ReadError("it is no picture with its mask")
+        with as_file(parts[ending], ending) as picture, as_file(parts[masks[0]], masks[0]) as mask:
+            return self.read_pair(replace(item, path=picture, where={"mask": str(mask)}), train, rng)
+
+
+def _is_colour(said: Any) -> bool:
+    return (
+        isinstance(said, list)
+        and len(said) == 3
+        and all(type(part) is int and 0 <= part < 256 for part in said)
+    )
 
 
 def _pixels(image: Any) -> Tensor:
