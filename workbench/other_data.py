@@ -7,10 +7,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from tasks.datasets.base import DataError, DataModule
-from workbench.build import Restored, build_data, ready, was_said
+from workbench.build import build_data, ready
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
+from workbench.overrides import was_said
+from workbench.restore import Restored
 from workbench.resume import changed_data
 
 log = logging.getLogger("widefield")
@@ -39,7 +41,7 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
     same = _is_that_of(data, restored)
     if asked == "test" or (asked == "auto" and same):
         return _test_split(restored, same)
-    if not was_said("task.data.limit="):
+    if not was_said(cfg, "task.data.limit="):
         data.limit = None  # that of the training
     whole = data.read_whole(restored.task.data_info)
     if whole is None:

@@ -17,12 +17,12 @@ from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unex
 from tasks.datasets.listing import Listing, list_files
 from tasks.task import Prediction, Task
 from workbench import figures
-from workbench.build import restore
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_atomically, write_table
 from workbench.provenance import data_read, note
+from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from tasks.datasets.base import SPLITS, ClassificationData, DataModule, Item
 from tasks.datasets.batch import Sample, collate, usable
-from workbench.build import tasks_of
+from workbench.checking import tasks_of
 
 MODALITIES = sorted(file.stem for file in (ROOT / "conf" / "modality").glob("*.yaml") if file.stem[0] != "_")
 TASKS = [(modality, task) for modality in MODALITIES for task in tasks_of(modality)]

@@ -41,7 +41,8 @@ from tasks.datasets.video.hmdb51 import HMDB51
 from tasks.datasets.video.kinetics400 import Kinetics400, read_list
 from tasks.datasets.video.sample import MOTIONS, OPPOSITE, clip, write_video
 from tasks.datasets.video.ucf101 import UCF101
-from workbench.build import build_data, restore
+from workbench.build import build_data
+from workbench.restore import restore
 
 
 @pytest.fixture(params=["decord", "PyAV alone"], autouse=True)

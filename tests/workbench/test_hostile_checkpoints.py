@@ -301,7 +301,7 @@ def test_our_own_checkpoints_hold_no_resolver(run: Path) -> None:
 def test_what_a_resolver_gives_is_stored_as_a_value(
     composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench.build import plain_config
+    from workbench.stored_config import plain_config
 
     monkeypatch.setenv("WIDEFIELD_TEST_SECRET", "/data/table.csv")
     word = "task.data.csv='${oc.env:WIDEFIELD_TEST_SECRET}'"

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY
 
 from tasks.datasets.base import DataError, DataModule
-from workbench.build import restore
 from workbench.errors import UsageError
 from workbench.other_data import data_to_test
+from workbench.restore import restore
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]

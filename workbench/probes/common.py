@@ -16,9 +16,10 @@ from backbone import Backbone
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import collate, usable
 from tasks.task import Task
-from workbench.build import build_data, build_task, restore
+from workbench.build import build_data, build_task
 from workbench.console import console
 from workbench.errors import UsageError
+from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 

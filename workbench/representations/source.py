@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 
 from tasks.datasets.base import ClassificationData, DataModule, is_drawn
 from tasks.task import Task
-from workbench.build import Restored, build_data, build_task, restore
+from workbench.build import build_data, build_task
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
 from workbench.other_data import same_facts
 from workbench.provenance import data_read, model_read, provenance
+from workbench.restore import Restored, restore
 from workbench.resume import changed_data
 
 log = logging.getLogger("widefield")
