@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tasks.datasets.base import DataError, DataModule
+from tasks.datasets.base import DataModule
+from tasks.datasets.errors import DataError
 from tasks.task import Prediction, Task
 from workbench.composition import built_from
 from workbench.errors import UsageError

@@ -6,7 +6,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tasks.datasets.base import DataError, DataModule
+from tasks.datasets.base import DataModule
+from tasks.datasets.errors import DataError
 from workbench.build import build_data, ready
 from workbench.composition import built_from
 from workbench.console import printable

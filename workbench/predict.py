@@ -13,8 +13,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
+from tasks.datasets.base import DataModule
+from tasks.datasets.drawn import is_drawn
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.listing import Listing, list_files
+from tasks.datasets.reading import unexpected
 from tasks.task import Prediction, Task
 from workbench import figures
 from workbench.composition import built_from

@@ -5,13 +5,10 @@ benchmark's file format and folder layout, and read by the very reader that read
 """
 
 import hashlib
-import json
 import logging
 import os
-import shlex
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -20,58 +17,35 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from typing_extensions import Unpack
 
-from tasks.datasets.batch import Failure, Read, Sample, Unusable, collate, usable
+from tasks.datasets.batch import collate, usable
+from tasks.datasets.class_names import not_there as not_there
+from tasks.datasets.class_names import refuse_unknown as refuse_unknown
+from tasks.datasets.drawn import draw_once as draw_once
+from tasks.datasets.drawn import is_drawn as is_drawn
 from tasks.datasets.errors import DataError as DataError
 from tasks.datasets.errors import ReadError as ReadError
 from tasks.datasets.errors import UnreadableItem as UnreadableItem
+from tasks.datasets.item_dataset import ItemDataset as ItemDataset
+from tasks.datasets.item_dataset import MixedDataset
+from tasks.datasets.item_dataset import Reader as Reader
+from tasks.datasets.items import SPLITS as SPLITS
+from tasks.datasets.items import Item as Item
+from tasks.datasets.items import Whole as Whole
+from tasks.datasets.items import spread as spread
 from tasks.datasets.locks import locked
-from tasks.datasets.mixing import Mixup, multi_hot
-from tasks.datasets.sampling import (
-    BalancedBatches,
-    EpochBatches,
-    Key,
-    ResumableLoader,
-    label_weights,
-    labels_of,
-)
-from tasks.disk import WriteError, draft_of, filling, writing
+from tasks.datasets.mixing import Mixup
+from tasks.datasets.reading import check_file as check_file
+from tasks.datasets.reading import unexpected as unexpected
+from tasks.datasets.sampling import BalancedBatches, EpochBatches, ResumableLoader, label_weights, labels_of
+from tasks.disk import writing
 
 log = logging.getLogger("widefield")
 
-SPLITS = ("train", "val", "test")
 DIGESTED = 10_000  # items of a split, evenly spread, that the digest of a data set looks at
 BALANCES = ("none", "labels")
-ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample on disk: its file, its target (class index, multi-hot array, …) and where in the file it lies."""
-
-    path: Path
-    target: Any = None
-    where: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What a message calls it."""
-        return str(self.path)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Labelled items for a test of a model that was trained on other data.
-
-    Args:
-        items: their targets are those of the model.
-        said: which they are, in words that follow the sentence's subject (`all 60 files are tested`).
-    """
-
-    items: Sequence[Item]
-    said: str
 
 
 class CommonSettings(TypedDict, total=False):
@@ -95,96 +69,6 @@ class ClassificationSettings(CommonSettings, total=False):
     mixup: Mixup | None
 
 
-Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, target)
-
-
-class ItemDataset(Dataset[Read]):
-    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone.
-
-    Args:
-        items: of the split.
-        read: reads one.
-        seed: of its random choices.
-        draws: whether there are any; a generator for each item takes longer than a slice of memory.
-    """
-
-    def __init__(self, items: Sequence[Item], read: Reader, seed: int, draws: bool = True) -> None:
-        self.items = items
-        self.read = read
-        self.seed = seed
-        self.only = None if draws else np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: Key) -> Read:
-        index, epoch, *before = key
-        rng = self.only
-        if rng is None:
-            rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
-        try:
-            return self.sample(index, rng)
-        except UnreadableItem as error:
-            return Failure(str(error))
-        except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
-            return Unusable(str(error))
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
-        raw, target = self.pair(self.items[index], rng)
-        return Sample(raw, target, index)
-
-    def pair(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Raw data and target of an item; raises `UnreadableItem`."""
-        try:
-            return self.read(item, rng)
-        except ReadError as error:
-            raise UnreadableItem(f"{item.name}: {error}") from error
-        except OSError as error:  # deleted, or made unreadable, since it was listed
-            raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
-        except (DataError, WriteError):  # the data as a whole cannot be used, or a disk refuses
-            raise
-        except Exception as error:  # one file never takes the others along, whatever its reader comes across
-            raise UnreadableItem(f"{item.name}: {unexpected(error)}") from error
-
-
-class MixedDataset(ItemDataset):
-    """Training items mixed with each other; a sample has `mixed_target`, (K,), beside its own `target`.
-
-    Args:
-        items, read, seed: see `ItemDataset`.
-        mixup: draws the partners.
-        classes: K.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        read: Reader,
-        seed: int,
-        *,
-        mixup: Mixup,
-        classes: int,
-    ) -> None:
-        super().__init__(items, read, seed)
-        self.mixup = mixup
-        self.classes = classes
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        sample = super().sample(index, rng)
-
-        def other(partner: int) -> tuple[Any, Any]:
-            raw, target = self.pair(self.items[partner], rng)
-            return raw, multi_hot(target, self.classes)
-
-        own_K = multi_hot(sample.target, self.classes)
-        try:
-            raw, mixed_K = self.mixup(sample.raw, own_K, len(self), other, rng)
-        except TypeError as error:
-            raise DataError(f"task.data.mixup: {error}") from error
-        return replace(sample, raw=raw, mixed_target=mixed_K)
-
-
 Loader = TypeVar("Loader", bound=ResumableLoader)
 
 
@@ -193,16 +77,6 @@ def limited(loader: Loader, data: LightningDataModule) -> Loader:
     if data.trainer is not None:
         loader.limit = data.trainer.limit_train_batches
     return loader
-
-
-T = TypeVar("T")
-
-
-def spread(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
-    if most is None or most >= len(items):
-        return items
-    return [items[position * len(items) // most] for position in range(most)]
 
 
 class DataModule(LightningDataModule):
@@ -506,79 +380,6 @@ def _of_a_download(path: Path) -> bool:
     return path.name.startswith(".") or path.name.endswith((".part", ".part.json", ".sha256"))
 
 
-def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Let `write` fill the folder `root`, unless it already holds what `stamp` says.
-
-    An older sample gives way to the new one; nothing else does.
-
-    Raises:
-        DataError: something lies there that was not drawn by us.
-        WriteError: the disk refuses; nothing is left of the attempt.
-    """
-    root = root.resolve()
-    marker = root / "SAMPLE.json"
-    if _stamp(marker) == stamp:
-        return
-    refuse_strangers(root)
-    # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
-    draft = draft_of(root)
-    try:
-        with writing(root, ELSEWHERE):
-            draft.mkdir(parents=True)
-            with filling(root, ELSEWHERE):
-                write(draft)
-            (draft / "SAMPLE.json").write_text(json.dumps(stamp))
-            if root.exists():
-                refuse_strangers(root)
-                root.rename(draft.with_name(f"{draft.name}-old"))
-            draft.rename(root)
-    except (OSError, WriteError):
-        if not marker.is_file():  # otherwise a parallel run was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
-
-
-def _stamp(marker: Path) -> dict[str, Any] | None:
-    """What a drawn sample says of itself; None: it is none."""
-    try:
-        said = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) and {"task", "version"} <= set(said) else None
-
-
-def is_drawn(path: Path) -> bool:
-    """Whether a file or folder is a sample drawn by us, or lies in one."""
-    return any(_stamp(folder / "SAMPLE.json") for folder in (path, *path.absolute().parents))
-
-
-def refuse_strangers(root: Path) -> None:
-    """Raise a `DataError` where `root` holds anything but a sample drawn by us."""
-    if not root.exists() or _stamp(root / "SAMPLE.json") or (root.is_dir() and not any(root.iterdir())):
-        return
-    raise DataError(
-        f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
-        f"draw elsewhere, or {shlex.quote(f'data_dir={root}')} to read it as your data"
-    )
-
-
-def unexpected(error: Exception) -> str:
-    """One sentence for an error that the reader of a file did not foresee."""
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"it cannot be read ({type(error).__name__}{f': {reason}' if reason else ''})"
-
-
-def check_file(path: Path) -> None:
-    """Raise a `ReadError` unless a regular file with content is there; a pipe or a device could block for ever."""
-    if not path.is_file():
-        what = " (it is a folder, pipe or device)" if path.exists() else ""
-        raise ReadError(f"there is no such file{what}")
-    if path.stat().st_size == 0:
-        raise ReadError("the file is empty (0 bytes)")
-
-
 class _Reader:
     """`read_pair` of a data module with the train flag fixed (a class, so that workers can pickle it)."""
 
@@ -664,28 +465,3 @@ class ClassificationData(DataModule):
         if self._weights is None or len(self._weights) != len(self.splits[split]):
             self._weights = label_weights(self.labels(split), len(self.class_names))
         return BalancedBatches(self._weights, batch_size, seed=self.seed)
-
-
-def refuse_unknown(own: Sequence[str], known: Sequence[str], place: str) -> None:
-    """Raise a `DataError` for classes that a model does not know."""
-    unknown = sorted(set(own) - set(known))
-    if unknown:
-        raise DataError(
-            f"{place} has classes that the model does not know: {_listed(unknown)}; it knows {_listed(known)}"
-        )
-
-
-def not_there(own: Iterable[str], known: Sequence[str]) -> str:
-    """The classes of a model that its test data lack, in words; empty where there are none.
-
-    >>> not_there(["cat"], ["cat", "cow", "dog"])
-    '; there is nothing of cow, dog, which it knows'
-    """
-    there = set(own)
-    absent = [name for name in known if name not in there]
-    return f"; there is nothing of {_listed(absent)}, which it knows" if absent else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"

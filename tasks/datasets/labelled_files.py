@@ -14,7 +14,10 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ClassificationData, DataError, Item, Whole, not_there, refuse_unknown
+from tasks.datasets.base import ClassificationData
+from tasks.datasets.class_names import not_there, refuse_unknown
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item, Whole
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction

@@ -195,7 +195,7 @@ PAYLOADS: dict[str, tuple[str, Any]] = {
     "recursive": ("task.loss._recursive_", False),
     "convert": ("task.loss._convert_", "all"),
     "module of a module": ("task.loss", node("tasks.heads.os.mkdir", path="MARKER")),
-    "module of a data set": ("task.data", node("tasks.datasets.base.shutil.rmtree", path="MARKER")),
+    "module of a data set": ("task.data", node("tasks.datasets.drawn.shutil.rmtree", path="MARKER")),
     "imported class": ("task.head", node("tasks.heads.nn.Linear", in_features=1, out_features=1)),
     "imported name": ("task.head", node("tasks.heads.Tensor")),
     "private": ("task.data", node("tasks.datasets.base._Reader")),

@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from tasks.datasets.base import ClassificationData, DataModule, is_drawn
+from tasks.datasets.base import ClassificationData, DataModule
+from tasks.datasets.drawn import is_drawn
 from tasks.task import Task
 from workbench.build import build_data, build_task
 from workbench.composition import built_from

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from tasks.datasets.audio.files import EXTENSIONS, AudioData
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import stable_fraction

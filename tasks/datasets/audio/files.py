@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError, Whole, check_file, spread
-from tasks.datasets.reading import require
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item, Whole, spread
+from tasks.datasets.reading import check_file, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings, as_file
 from tasks.datasets.shards.layout import ShardItem
 

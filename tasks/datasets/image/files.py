@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
+from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.reading import depth_notes
+from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 

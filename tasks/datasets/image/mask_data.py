@@ -17,17 +17,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import Unpack
 
-from tasks.datasets.base import (
-    DIGESTED,
-    SPLITS,
-    CommonSettings,
-    DataError,
-    DataModule,
-    Item,
-    Whole,
-    refuse_unknown,
-    spread,
-)
+from tasks.datasets.base import DIGESTED, CommonSettings, DataModule
+from tasks.datasets.class_names import refuse_unknown
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
@@ -38,6 +30,7 @@ from tasks.datasets.image.dense_transforms import (
 from tasks.datasets.image.files import seeded_by
 from tasks.datasets.image.masks import MaskCoding
 from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.items import SPLITS, Item, Whole, spread
 from tasks.datasets.splits import held_out_files
 
 

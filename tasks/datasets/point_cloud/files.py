@@ -12,7 +12,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
-from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item
+from tasks.datasets.base import ClassificationData, ClassificationSettings
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.point_cloud.cache import cached
 from tasks.datasets.point_cloud.choice import farthest_points, sample_surface, turned_z_up
 from tasks.datasets.point_cloud.formats.cloud import MAX_POINTS, Cloud, Floats, ReadOptions

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
+from tasks.datasets.base import ClassificationData, ClassificationSettings
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item
 from tasks.datasets.splits import held_out_groups
 
 COLUMNS = ("velocity", "intensity", "time")

@@ -14,17 +14,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import (
-    SPLITS,
-    ClassificationData,
-    ClassificationSettings,
-    DataError,
-    Item,
-    Reader,
-    ReadError,
-    draw_once,
-    spread,
-)
+from tasks.datasets.base import ClassificationData, ClassificationSettings
+from tasks.datasets.drawn import draw_once
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.item_dataset import Reader
+from tasks.datasets.items import SPLITS, Item, spread
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.layout import (

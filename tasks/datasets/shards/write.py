@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from tasks.datasets.base import SPLITS, DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import SPLITS, Item
 from tasks.datasets.shards.layout import ABOUT, COLUMNS, FORMAT, INDEX, Shard, write_index
 from tasks.datasets.shards.storage import Storage
 

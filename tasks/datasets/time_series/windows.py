@@ -22,14 +22,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.time_series import find_period
-from tasks.datasets.base import (
-    CommonSettings,
-    DataError,
-    DataModule,
-    Item,
-    ReadError,
-    Whole,
-)
+from tasks.datasets.base import CommonSettings, DataModule
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item, Whole
 from tasks.datasets.time_series.arrays import (
     between_neighbours,
     covariate,

@@ -21,9 +21,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tasks.datasets.array_cache import keep_array, read_array
-from tasks.datasets.base import DataError, Item, ReadError
 from tasks.datasets.batch import Copies
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.files import seeded_by
+from tasks.datasets.items import Item
 from tasks.datasets.reading import available, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.video.files import VideoData, VideoSettings, carve_validation, check_split
 
 VIDEO_FOLDERS = ("UCF-101", "UCF101", "videos", ".")
