@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.datasets.base import ClassificationData, DataModule
+from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
+from tasks.datasets.targets import ClassTargets
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_training
 from workbench.callbacks.best import BestCheckpoint
@@ -140,10 +140,8 @@ def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chos
 def balance(task: Task, data: DataModule) -> None:
     """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
     loss: Any = getattr(task, "loss", None)
-    if isinstance(data, ClassificationData) and getattr(loss, "needs_balance", False):
-        positives_K = np.zeros(len(data.class_names), dtype=np.int64)
-        for labels in data.labels("train"):
-            positives_K[labels] += 1
+    if isinstance(data.targets, ClassTargets) and getattr(loss, "needs_balance", False):
+        positives_K = data.targets.positives(data.splits["train"])
         loss.fit_balance(torch.from_numpy(positives_K), len(data.splits["train"]))
 
 

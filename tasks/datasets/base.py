@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -16,9 +15,7 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from torch.utils.data import default_collate
-from typing_extensions import Unpack
 
 from tasks.datasets.batch import collate, usable
 from tasks.datasets.class_names import not_there as not_there
@@ -29,7 +26,6 @@ from tasks.datasets.errors import DataError as DataError
 from tasks.datasets.errors import ReadError as ReadError
 from tasks.datasets.errors import UnreadableItem as UnreadableItem
 from tasks.datasets.item_dataset import ItemDataset as ItemDataset
-from tasks.datasets.item_dataset import MixedDataset
 from tasks.datasets.item_dataset import Reader as Reader
 from tasks.datasets.items import SPLITS as SPLITS
 from tasks.datasets.items import Item as Item
@@ -39,13 +35,13 @@ from tasks.datasets.locks import locked
 from tasks.datasets.mixing import Mixup
 from tasks.datasets.reading import check_file as check_file
 from tasks.datasets.reading import unexpected as unexpected
-from tasks.datasets.sampling import BalancedBatches, EpochBatches, ResumableLoader, label_weights, labels_of
+from tasks.datasets.sampling import EpochBatches, ResumableLoader
+from tasks.datasets.targets import ClassTargets, Kind, Targets
 from tasks.disk import writing
 
 log = logging.getLogger("widefield")
 
 DIGESTED = 10_000  # items of a split, evenly spread, that the digest of a data set looks at
-BALANCES = ("none", "labels")
 
 
 class CommonSettings(TypedDict, total=False):
@@ -63,7 +59,7 @@ class CommonSettings(TypedDict, total=False):
 
 
 class ClassificationSettings(CommonSettings, total=False):
-    """Arguments every source of classes takes, passed on to `ClassificationData`."""
+    """Arguments every source of classes takes, passed on to `ClassTargets`."""
 
     balance: str
     mixup: Mixup | None
@@ -83,7 +79,8 @@ class DataModule(LightningDataModule):
     """One source of data for one modality.
 
     A subclass states `modality`, `layout` (what `data_dir` must look like), `homepage`, `extensions`, and implements
-    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists.
+    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists. What its
+    targets mean is said by `targets`, an object that it has; `kind` makes it.
 
     Args:
         name: name of the task; the embedded sample lies in `samples_dir/name`.
@@ -95,6 +92,7 @@ class DataModule(LightningDataModule):
         num_workers: reader processes; `None` means 0 for the sample and up to 8 for real data.
         seed: seeds order, crops and augmentation.
         limit: use only so many items of every split, evenly spread (quick trials).
+        **targets: settings of its kind of target.
 
     Raises:
         DataError: missing or unusable data, in one sentence.
@@ -106,8 +104,16 @@ class DataModule(LightningDataModule):
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
     format: str = "files"  # a source of shards has another
+    kind: ClassVar[Kind] = Targets  # makes `targets` of the settings for them
     draws: ClassVar[bool] = True  # whether `read_item` makes random choices
     sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "multilabel" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}: say kind = partial(ClassTargets, multilabel=True), not multilabel"
+            )
 
     def __init__(
         self,
@@ -121,6 +127,7 @@ class DataModule(LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         limit: int | None = None,
+        **targets: Any,
     ) -> None:
         super().__init__()
         for what, value in (
@@ -132,6 +139,7 @@ class DataModule(LightningDataModule):
                 raise DataError(f"{what} must be at least 1, not {value}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")
+        self.targets = type(self).kind(**targets)
         self.name = name
         self.root = Path(samples_dir) / name if data_dir is None else Path(data_dir).expanduser()
         self.source = "sample" if data_dir is None else "full"
@@ -164,8 +172,8 @@ class DataModule(LightningDataModule):
         return self.read_item(item, train, rng), item.target
 
     def join_targets(self, targets: list[Any]) -> Any:
-        """The targets of some samples -> the target of their batch: stacked, unless their kind wants otherwise."""
-        return default_collate(targets)
+        """The targets of some samples -> the target of their batch, as their kind wants it."""
+        return self.targets.join(targets)
 
     def join_raws(self, raws: list[Any]) -> Any:
         """The raw data of some samples -> the raw batch: stacked, unless their sizes differ."""
@@ -204,16 +212,31 @@ class DataModule(LightningDataModule):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
         self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the targets, in the order of their indices; none where they are of no classes."""
+        return self.targets.class_names
+
+    @class_names.setter
+    def class_names(self, names: list[str]) -> None:
+        self.targets.class_names = names
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an item may be of several classes."""
+        return self.targets.multilabel
+
     def by_task(self) -> "dict[str, DataModule]":
         """The sources in it, by name; the name of an only one is empty."""
         return {"": self}
 
     def info(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
-        return {}
+        return self.targets.info()
 
     def recall(self, data_info: dict[str, Any]) -> None:
         """Take over what a checkpoint says of its data before `read_file`, where a reader needs it (columns, …)."""
+        self.targets.recall(data_info)
 
     def adopt(self, data_info: dict[str, Any]) -> None:
         """Make the test split one for a model of this data, which was trained on other data.
@@ -221,8 +244,10 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
         """
-        if data_info != self.info():
-            raise DataError(f"{self.place} is other data than the model was trained on, and of another kind")
+        items = self.splits["test"]
+        adopted = self.targets.adopt(items, self.info(), data_info, self.place)
+        if adopted is not items:
+            self.splits = {"test": adopted}
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         """All labelled items to test a model of this data on, or those of a test split that the data themselves
@@ -295,7 +320,7 @@ class DataModule(LightningDataModule):
 
     def details(self) -> str:
         """What `describe` adds after the sizes, beginning with a comma."""
-        return ""
+        return self.targets.details()
 
     def bad_layout(self, problem: str) -> DataError:
         """The error for a `data_dir` that is not what the reader expects."""
@@ -346,12 +371,11 @@ class DataModule(LightningDataModule):
 
     def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
         """What reads these items."""
-        return ItemDataset(items, self._reader(train), self.seed, self.draws)
+        return self.targets.dataset(items, self._reader(train), train=train, seed=self.seed, draws=self.draws)
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """Which items make up each batch."""
-        count = len(self.splits[split])
-        return EpochBatches(count, batch_size, shuffle=train, drop_last=train, seed=self.seed)
+        return self.targets.batches(self.splits[split], train=train, batch_size=batch_size, seed=self.seed)
 
     def _reader(self, train: bool) -> Reader:
         """`read_pair` with the train flag fixed, in a form that reader processes can be given."""
@@ -392,76 +416,6 @@ class _Reader:
 
 
 class ClassificationData(DataModule):
-    """A data module whose targets are classes.
+    """A data module whose targets are classes; see `ClassTargets` for its settings."""
 
-    `class_names` is set by `setup` (order stable across machines); `multilabel` sources give multi-hot float
-    targets of shape (classes,), the others an int.
-
-    Args:
-        balance: how training items are drawn: `none`, each once an epoch; `labels`, with replacement, in proportion to
-            the rarity of their labels (`tasks.datasets.sampling.label_weights`).
-        mixup: mixes training items with each other as they are read; a batch then has soft `mixed_target`s (B, K).
-        **common: see `DataModule`.
-    """
-
-    class_names: list[str]
-    multilabel: bool = False
-
-    def __init__(
-        self, *, balance: str = "none", mixup: Mixup | None = None, **common: Unpack[CommonSettings]
-    ) -> None:
-        super().__init__(**common)
-        if balance not in BALANCES:
-            raise DataError(f"balance must be {' or '.join(BALANCES)}, not {balance!r}")
-        self.balance = balance
-        self.mixup = mixup
-        self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
-
-    def info(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "multilabel": self.multilabel}
-
-    def recall(self, data_info: dict[str, Any]) -> None:
-        self.class_names = list(data_info["class_names"])
-
-    def adopt(self, data_info: dict[str, Any]) -> None:
-        own, known = list(self.class_names), list(data_info["class_names"])
-        if self.multilabel != data_info["multilabel"]:
-            raise DataError(
-                f"the model gives each sample {'several labels' if data_info['multilabel'] else 'one label'}, "
-                f"{self.place} {'several' if self.multilabel else 'one'}"
-            )
-        refuse_unknown(own, known, self.place)
-        places = np.array([known.index(name) for name in own], dtype=np.int64)
-
-        def translated(target: Any) -> Any:
-            if not np.ndim(target):
-                return int(places[int(target)])
-            moved: NDArray[np.float32] = np.zeros(len(known), dtype=np.float32)
-            moved[places] = target
-            return moved
-
-        if own != known:
-            items = self.splits["test"]
-            self.splits = {"test": [replace(item, target=translated(item.target)) for item in items]}
-        self.class_names = known
-
-    def details(self) -> str:
-        balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
-        return f", {len(self.class_names)} classes{balanced}"
-
-    def labels(self, split: str) -> Iterator[NDArray[Any]]:
-        """The classes of each item of a split."""
-        return (labels_of(item.target) for item in self.splits[split])
-
-    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
-        if not train or self.mixup is None:
-            return super()._dataset(items, train)
-        classes = len(self.class_names)
-        return MixedDataset(items, self._reader(train), self.seed, mixup=self.mixup, classes=classes)
-
-    def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
-        if not train or self.balance == "none":
-            return super()._batches(split, train, batch_size)
-        if self._weights is None or len(self._weights) != len(self.splits[split]):
-            self._weights = label_weights(self.labels(split), len(self.class_names))
-        return BalancedBatches(self._weights, batch_size, seed=self.seed)
+    kind: ClassVar[Kind] = ClassTargets

@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ClassificationData
+from tasks.datasets.base import DataModule
 from tasks.datasets.class_names import not_there, refuse_unknown
 from tasks.datasets.errors import DataError
 from tasks.datasets.items import Item, Whole
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
+from tasks.datasets.targets import ClassTargets, Kind
 
 SPLIT_NAMES = {
     "train": "train",
@@ -436,9 +437,10 @@ class LabelledFiles:
         return target
 
 
-class FromLabelledFiles(ClassificationData):
+class FromLabelledFiles(DataModule):
     """A source of classes whose items `files` finds; stands before the source that reads them."""
 
+    kind: ClassVar[Kind] = ClassTargets
     files: LabelledFiles
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:

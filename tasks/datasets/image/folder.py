@@ -56,7 +56,7 @@ class ImageFolder(FromLabelledFiles, ImageData):
     ) -> None:
         labels, common = label_settings(settings)
         super().__init__(transforms=transforms, **common)
-        self.multilabel = multilabel
+        self.targets.multilabel = multilabel
         self.files = LabelledFiles(self.extensions, multilabel=multilabel, **labels)
 
     def write_sample(self, root: Path) -> None:

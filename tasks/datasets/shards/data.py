@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, ClassificationSettings
+from tasks.datasets.base import ClassificationSettings, DataModule
 from tasks.datasets.drawn import draw_once
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.item_dataset import Reader
@@ -32,6 +32,7 @@ from tasks.datasets.shards.layout import (
 )
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
+from tasks.datasets.targets import ClassTargets
 
 FORMATS = ("files", "webdataset")
 AHEAD = 2  # shards fetched before they are needed
@@ -72,14 +73,14 @@ class ShardableSettings(ClassificationSettings, total=False):
     shards: ShardOptions | None
 
 
-class ShardableData(ClassificationData):
+class ShardableData(DataModule):
     """A source that can be read from shards.
 
     Args:
         format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
             ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
         shards: how they are read; ``None`` takes `ShardOptions`' own values.
-        **common: see `ClassificationData` and `DataModule`.
+        **common: see `DataModule` and its kind of target.
     """
 
     def __init__(
@@ -98,9 +99,13 @@ class ShardableData(ClassificationData):
         self.shard_set: ShardSet | None = None
         self.cache: ShardCache | None = None
         if format == "webdataset":
-            if self.balance != "none" or self.mixup is not None:
+            if not isinstance(self.targets, ClassTargets):
                 raise DataError(
-                    "shards are read one after the other: task.data.balance and task.data.mixup, which ask for any "
+                    f"shards hold classes, and the targets of {self.name} are none: take format=files"
+                )
+            if self.targets.in_any_order:
+                raise DataError(
+                    f"shards are read one after the other: {self.targets.in_any_order}, which ask for any "
                     "sample at any time, need task.data.format=files"
                 )
             if self.download:
@@ -153,7 +158,8 @@ class ShardableData(ClassificationData):
                 raise DataError(
                     f"{self.storage} holds shards of {found.task} ({found.modality}), not of {self.name}"
                 )
-            self.shard_set, self.class_names, self.multilabel = found, found.class_names, found.multilabel
+            self.shard_set = found
+            self.targets.class_names, self.targets.multilabel = found.class_names, found.multilabel
             self.cache = self._make_cache(self.storage, found)
             self.splits = {split: found.some(split, self.limit) for split in SPLITS}
 

@@ -28,8 +28,14 @@ class ShardSource(Protocol):
 
     modality: ClassVar[str]
     name: str | None
-    class_names: list[str]
-    multilabel: bool
+
+    @property
+    def class_names(self) -> list[str]:
+        """Their classes."""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an item may be of several."""
 
     @property
     def root(self) -> Path:

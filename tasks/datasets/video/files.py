@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from tasks.datasets.items import Item
 from tasks.datasets.reading import available, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.splits import held_out_groups
+from tasks.datasets.targets import ClassTargets, Kind
 from tasks.datasets.video import avi_header, mp4_header
 from tasks.datasets.video.mp4_header import Header, read_header
 
@@ -103,6 +104,7 @@ class VideoData(ShardableData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    kind: ClassVar[Kind] = ClassTargets
     modality = "video"
     extensions = EXTENSIONS
     unit = "clips"
