@@ -11,6 +11,7 @@ from tasks.datasets.shards.data import ShardableData
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
+from tasks.datasets.targets import ClassTargets
 from tasks.disk import writing
 from workbench.build import build_data
 from workbench.conf_folders import find_yaml
@@ -30,6 +31,8 @@ def shard(cfg: DictConfig) -> None:
     data = build_data(cfg)
     if not isinstance(data, ShardableData):
         raise UsageError(f"action=shard writes sounds, pictures and videos, not {cfg.modality.name}")
+    if not isinstance(data.targets, ClassTargets):
+        raise UsageError(f"shards hold classes, and the targets of {cfg.task.name} are none")
     if data.storage is not None:
         raise UsageError("action=shard reads files: leave task.data.format out")
     options = OmegaConf.to_container(action.storage, resolve=True)

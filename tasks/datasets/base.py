@@ -104,6 +104,7 @@ class DataModule(LightningDataModule):
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
     format: str = "files"  # a source of shards has another
+    targets: Targets
     kind: ClassVar[Kind] = Targets  # makes `targets` of the settings for them
     draws: ClassVar[bool] = True  # whether `read_item` makes random choices
     sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
@@ -244,7 +245,7 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
         """
-        items = self.splits["test"]
+        items = self.splits.get("test", [])
         adopted = self.targets.adopt(items, self.info(), data_info, self.place)
         if adopted is not items:
             self.splits = {"test": adopted}

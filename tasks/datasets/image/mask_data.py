@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,20 +18,20 @@ from torchvision import tv_tensors
 from typing_extensions import Unpack
 
 from tasks.datasets.base import DIGESTED, CommonSettings, DataModule
-from tasks.datasets.class_names import refuse_unknown
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
-    join_masks,
     join_pictures,
     padded,
 )
 from tasks.datasets.image.files import seeded_by
+from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding
 from tasks.datasets.image.reading import EXTENSIONS, open_image
 from tasks.datasets.items import SPLITS, Item, Whole, spread
 from tasks.datasets.splits import held_out_files
+from tasks.datasets.targets import Kind
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,6 @@ class MaskData(DataModule):
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
 
-    Data info: `class_names`, and `palette`, the colour of each class.
-
     Args:
         transforms: of training; `None` takes `SegmentationTransforms`' own values.
         val_part: part of the training pictures to validate on, where no split for it is stated.
@@ -61,7 +59,8 @@ class MaskData(DataModule):
     extensions = EXTENSIONS
     unit = "images"
 
-    coding: MaskCoding
+    kind: ClassVar[Kind] = MaskTargets
+    targets: MaskTargets
 
     def __init__(
         self,
@@ -78,8 +77,6 @@ class MaskData(DataModule):
         self.val_part = val_part
         self.test_part = test_part
         self._train = self.transforms.for_training()
-        self.class_names: list[str] = []
-        self.palette: list[list[int]] = []
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -108,18 +105,15 @@ class MaskData(DataModule):
         }
 
     def _take(self, coding: MaskCoding, pairs: Sequence[Pair]) -> None:
-        self.coding, self.pairs = coding, sorted(pairs, key=lambda pair: pair.picture.parts)
-        self.class_names = list(coding.names)
-        self.palette = [list(colour) for colour in coding.palette]
+        self.targets.take(coding)
+        self.pairs = sorted(pairs, key=lambda pair: pair.picture.parts)
 
     def _item(self, pair: Pair) -> Item:
         return Item(pair.picture, where={"mask": str(pair.mask)})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Tensor]:
         image = open_image(item.path, self.transforms.reading)
-        mask = torch.from_numpy(
-            self.coding.read(Path(item.where["mask"]), image.size, self.transforms.reading)
-        )
+        mask = self.targets.read(item, image.size, self.transforms.reading)
         pixels = _pixels(image)
         if not train:
             return _raw(pixels), mask
@@ -140,21 +134,10 @@ class MaskData(DataModule):
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
         return join_pictures(raws)
 
-    def join_targets(self, targets: list[Any]) -> Tensor:
-        return join_masks(targets)
-
-    def info(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}
-
-    def recall(self, data_info: dict[str, Any]) -> None:
-        self.class_names = list(data_info["class_names"])
-        self.palette = [list(colour) for colour in data_info["palette"]]
-
-    def adopt(self, data_info: dict[str, Any]) -> None:
-        known = list(data_info["class_names"])
-        refuse_unknown(self.class_names, known, self.place)
-        self.coding = self.coding.renumbered(known)
-        self.recall(data_info)
+    @property
+    def palette(self) -> list[list[int]]:
+        """The colour of each class, (r, g, b)."""
+        return self.targets.palette
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         if not self.root.is_dir():
@@ -169,16 +152,11 @@ class MaskData(DataModule):
 
     def digest(self) -> str:
         """As of any source, with the names and sizes of the masks, which are the targets."""
-        found, root = hashlib.sha256(super().digest().encode()), f"{self.root}{os.sep}"
+        found = hashlib.sha256(super().digest().encode())
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):
-                mask = Path(item.where["mask"])
-                size = mask.stat().st_size if mask.is_file() else 0
-                found.update(f"{str(mask).removeprefix(root)}\0{size}\0".encode("utf-8", "surrogateescape"))
+                found.update(self.targets.fingerprint(item, self.root))
         return found.hexdigest()[:32]
-
-    def details(self) -> str:
-        return f", {len(self.class_names)} classes"
 
 
 def _pixels(image: Any) -> Tensor:
