@@ -36,6 +36,11 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
         raise UsageError(f"action.split={asked} is none of {', '.join(SPLITS)}")
     with built_from(restored.checkpoint):
         data: DataModule = instantiate(restored.cfg.task.data)
+    if data.source == "sample" and restored.trained_on.get("source") == "full":
+        raise UsageError(
+            f"{restored.checkpoint} was trained on real data, and without data_dir= the embedded sample is read: "
+            "say data_dir=FOLDER, where they lie, or that of other data"
+        )
     if data.source == "sample" and asked != "all":
         return _trained_on(restored)
     data.prepare_data()

@@ -567,3 +567,18 @@ def test_many_runs_in_a_browser(page: Any, tmp_path: Path) -> None:
     bar.locator("button:text-is('next ›')").click()
     assert texts(page, "Runs", "run")[-1] == "449"
     assert bar.locator("button:text-is('next ›')").is_disabled()
+
+
+def test_libraries_below_say_nothing_of_fonts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from workbench.console import quiet_libraries
+
+    caplog.set_level("INFO")
+    figure = Figure()
+    figure.suptitle("a title")
+    quiet_libraries()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(tmp_path / "figure.pdf")
+    assert [record.name for record in caplog.records] == []
