@@ -8,6 +8,7 @@ composes records the words in the configuration: the command line, and `compose`
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -59,7 +60,8 @@ def without_words(cfg: DictConfig) -> DictConfig:
 
 def overrides(cfg: DictConfig) -> list[str] | None:
     """The words that made a configuration, references in them as they were said; None: nobody recorded any."""
-    return None if cfg.get(KEY) is None else words_of(cfg._get_node(KEY))  # type: ignore[arg-type]
+    node: Any = cfg._get_node(KEY)
+    return None if node is None else words_of(node)
 
 
 def was_said(cfg: DictConfig, *beginnings: str) -> bool:
