@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
-from tasks.datasets.targets import ClassTargets
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_training
 from workbench.callbacks.best import BestCheckpoint
@@ -140,9 +139,19 @@ def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chos
 def balance(task: Task, data: DataModule) -> None:
     """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
     loss: Any = getattr(task, "loss", None)
-    if isinstance(data.targets, ClassTargets) and getattr(loss, "needs_balance", False):
-        positives_K = data.targets.positives(data.splits["train"])
-        loss.fit_balance(torch.from_numpy(positives_K), len(data.splits["train"]))
+    if not getattr(loss, "needs_balance", False):
+        return
+    counted = data.class_counts()
+    if counted is None:
+        return
+    positives_K, total = counted
+    loss.fit_balance(torch.from_numpy(positives_K), total)
+    rare, common = int(positives_K.argmin()), int(positives_K.argmax())
+    names = data.info()["class_names"]
+    log.info(
+        "loss: class weights are balanced; of what is trained on, %s is %.3g %% and %s %.3g %%",
+        *(names[rare], 100 * positives_K[rare] / total, names[common], 100 * positives_K[common] / total),
+    )
 
 
 def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from tasks.datasets.batch import collate, usable
@@ -227,9 +228,17 @@ class DataModule(LightningDataModule):
         """Whether an item may be of several classes."""
         return self.targets.multilabel
 
+    @multilabel.setter
+    def multilabel(self, several: bool) -> None:
+        self.targets.multilabel = several
+
     def by_task(self) -> "dict[str, DataModule]":
         """The sources in it, by name; the name of an only one is empty."""
         return {"": self}
+
+    def class_counts(self) -> tuple[NDArray[np.int64], int] | None:
+        """How often each class occurs in what is trained on, (K,), and how much that is; None: there are no classes."""
+        return self.targets.class_counts(self.splits["train"])
 
     def info(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""

@@ -64,6 +64,10 @@ class Targets:
         """What the line that describes the data says of them, beginning with a comma."""
         return ""
 
+    def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int] | None:
+        """How often each class occurs in these items, (K,), and how much that is of; None: there are no classes."""
+        return None
+
     @property
     def in_any_order(self) -> str:
         """The settings by which training asks for any item at any time, which shards do not give; empty: none."""
@@ -152,12 +156,12 @@ class ClassTargets(Targets):
             self._weights = label_weights(labels_in(items), len(self.class_names))
         return BalancedBatches(self._weights, batch_size, seed=seed)
 
-    def positives(self, items: Sequence[Item]) -> NDArray[np.int64]:
-        """How many items are of each class, (K,)."""
-        counts: NDArray[np.int64] = np.zeros(len(self.class_names), dtype=np.int64)
+    def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
+        """How many items are of each class, (K,), and how many there are."""
+        positives_K: NDArray[np.int64] = np.zeros(len(self.class_names), dtype=np.int64)
         for labels in labels_in(items):
-            counts[labels] += 1
-        return counts
+            positives_K[labels] += 1
+        return positives_K, len(items)
 
 
 def labels_in(items: Sequence[Item]) -> Iterator[NDArray[Any]]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from tasks.datasets.audio.files import AudioData
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
-from tasks.datasets.errors import DataError
 from tasks.datasets.fetch import download_and_unpack
-from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_groups
 

@@ -6,10 +6,9 @@ from typing_extensions import Unpack
 
 from tasks.datasets.audio.files import AudioData
 from tasks.datasets.audio.speech_words import split_by_hash
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
-from tasks.datasets.errors import DataError
 from tasks.datasets.fetch import download_and_unpack
-from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(

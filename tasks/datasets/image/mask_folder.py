@@ -21,13 +21,11 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings
-from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.base import CommonSettings, DataError, ReadError, spread
 from tasks.datasets.image.dense_transforms import VOID, SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import ENDINGS, TABLES, MaskCoding, numbered, read_class_table
 from tasks.datasets.image.reading import open_unchanged
-from tasks.datasets.items import spread
 from tasks.datasets.label_table import existing, read_label_table
 from tasks.datasets.labelled_files import SPLIT_NAMES, split_of_folder
 from tasks.datasets.listing import Listing, list_files

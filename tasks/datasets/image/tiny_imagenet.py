@@ -6,12 +6,11 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
+from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
-from tasks.datasets.errors import DataError
 from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.imagenet import check_val_part, pictures_by_folder, split_training
-from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings
-from tasks.datasets.errors import DataError
+from tasks.datasets.base import CommonSettings, DataError
 from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair
 from tasks.datasets.image.masks import MaskCoding, numbered, usual_palette

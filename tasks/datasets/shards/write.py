@@ -15,8 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from tasks.datasets.errors import DataError
-from tasks.datasets.items import SPLITS, Item
+from tasks.datasets.base import SPLITS, DataError, Item
 from tasks.datasets.shards.layout import ABOUT, COLUMNS, FORMAT, INDEX, Shard, write_index
 from tasks.datasets.shards.storage import Storage
 
@@ -28,14 +27,8 @@ class ShardSource(Protocol):
 
     modality: ClassVar[str]
     name: str | None
-
-    @property
-    def class_names(self) -> list[str]:
-        """Their classes."""
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether an item may be of several."""
+    class_names: list[str]
+    multilabel: bool
 
     @property
     def root(self) -> Path:
