@@ -60,7 +60,7 @@ def without_words(cfg: DictConfig) -> DictConfig:
 
 def overrides(cfg: DictConfig) -> list[str] | None:
     """The words that made a configuration, references in them as they were said; None: nobody recorded any."""
-    node: Any = cfg._get_node(KEY)
+    node: Any = cfg._get_node(KEY) if KEY in cfg else None
     return None if node is None else words_of(node)
 
 
