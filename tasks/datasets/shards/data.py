@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import Unpack
@@ -32,7 +32,7 @@ from tasks.datasets.shards.layout import (
 )
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
-from tasks.datasets.targets import ClassTargets
+from tasks.datasets.targets import ClassTargets, Kind
 
 FORMATS = ("files", "webdataset")
 AHEAD = 2  # shards fetched before they are needed
@@ -82,6 +82,8 @@ class ShardableData(DataModule):
         shards: how they are read; ``None`` takes `ShardOptions`' own values.
         **common: see `DataModule` and its kind of target.
     """
+
+    kind: ClassVar[Kind] = ClassTargets  # what shards can hold, unless a source says otherwise
 
     def __init__(
         self,
