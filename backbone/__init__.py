@@ -25,7 +25,7 @@ from backbone.factories import (
 from backbone.protocol import Backbone
 from backbone.replknet import RepLKNet
 from backbone.sizes import SIZES
-from backbone.timm_backbone import TimmBackbone
+from backbone.timm_backbone import TimmBackbone, backbone_of_timm
 from backbone.unireplknet import UniRepLKNet
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "RepLKNet",
     "TimmBackbone",
     "UniRepLKNet",
+    "backbone_of_timm",
     "load_pretrained",
     "load_weights",
     "read_safely",

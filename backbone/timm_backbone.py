@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from backbone.checkpoints import CheckpointError, LoadReport, read_safely, weights_in
 from backbone.fitting import take_weights
 from backbone.network_parts import depthwise_convs_in, parts_of
+from backbone.protocol import Backbone
 from backbone.pyramid import SimplePyramid
 
 #: Ways to tell a network that maps of many sizes will come; the first one that it knows is taken.
@@ -373,6 +374,19 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in options.items()
     }
+
+
+def backbone_of_timm(name: str, in_chans: int = 3, pretrained: bool = False) -> Backbone:
+    """One of timm's networks as a backbone, with its published weights if ``pretrained``.
+
+    Raises:
+        ValueError: see :class:`TimmBackbone`.
+        CheckpointError: no weights are published.
+    """
+    network = TimmBackbone(name, in_chans)
+    if pretrained:
+        network.load_pretrained(True)
+    return network
 
 
 def _built(name: str, in_chans: int, settings: Mapping[str, Any], pretrained: bool = False) -> Any:

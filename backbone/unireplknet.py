@@ -312,6 +312,38 @@ def expand_kernel_sizes(
     return tuple(stages)
 
 
+def _check_numbers(
+    in_chans: int,
+    num_classes: int,
+    drop_path_rate: float,
+    layer_scale_init_value: float | None,
+    stem_stride: int,
+) -> None:
+    """Raise a ``ValueError`` for an argument of :class:`UniRepLKNet` out of its range."""
+    if in_chans < 1:
+        raise ValueError(f"in_chans must be at least 1, not {in_chans}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no classifier) or more, not {num_classes}")
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate}")
+    if layer_scale_init_value is not None and layer_scale_init_value < 0:
+        raise ValueError(f"layer_scale_init_value must be None, 0 or positive, not {layer_scale_init_value}")
+    if stem_stride not in (1, 2, 4):
+        raise ValueError(f"stem_stride must be 4, 2 or 1, not {stem_stride}")
+
+
+def _stem(in_chans: int, width: int, stride: int) -> nn.Sequential:
+    """Two convolutions that together have the stride: ``(N, in_chans, H, W) -> (N, width, H / stride, W / stride)``."""
+    first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width // 2, 3, stride=first, padding=1),
+        LayerNorm2d(width // 2),
+        nn.GELU(),
+        nn.Conv2d(width // 2, width, 3, stride=second, padding=1),
+        LayerNorm2d(width),
+    )
+
+
 class UniRepLKNet(nn.Module):
     """The network: a stem and four stages of blocks, each at half the resolution of the one before.
 
@@ -366,18 +398,7 @@ class UniRepLKNet(nn.Module):
         dilated_branches: bool = True,
     ) -> None:
         super().__init__()
-        if in_chans < 1:
-            raise ValueError(f"in_chans must be at least 1, not {in_chans}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be 0 (no classifier) or more, not {num_classes}")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate}")
-        if layer_scale_init_value is not None and layer_scale_init_value < 0:
-            raise ValueError(
-                f"layer_scale_init_value must be None, 0 or positive, not {layer_scale_init_value}"
-            )
-        if stem_stride not in (1, 2, 4):
-            raise ValueError(f"stem_stride must be 4, 2 or 1, not {stem_stride}")
+        _check_numbers(in_chans, num_classes, drop_path_rate, layer_scale_init_value, stem_stride)
         depths = _four_ints("depths", depths, least=1)
         dims = _four_ints("dims", dims, least=4)
         kernels = expand_kernel_sizes(kernel_sizes, depths)
@@ -402,15 +423,7 @@ class UniRepLKNet(nn.Module):
             for i, dim in enumerate(dims)
         ]
 
-        first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stem_stride]
-        stem = nn.Sequential(
-            nn.Conv2d(in_chans, dims[0] // 2, 3, stride=first, padding=1),
-            LayerNorm2d(dims[0] // 2),
-            nn.GELU(),
-            nn.Conv2d(dims[0] // 2, dims[0], 3, stride=second, padding=1),
-            LayerNorm2d(dims[0]),
-        )
-        self.downsample_layers = nn.ModuleList([stem])
+        self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0], stem_stride)])
         for narrow, wide in itertools.pairwise(dims):
             down = nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), LayerNorm2d(wide))
             self.downsample_layers.append(down)

@@ -32,7 +32,8 @@ from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch
 from tasks.datasets.sampling import ResumableLoader
 from tasks.task import Task
-from workbench.build import build_task, tasks_of
+from workbench.build import build_task
+from workbench.checking import tasks_of
 from workbench.console import console, print_table, quiet_libraries
 from workbench.files import write_atomically
 from workbench.resolvers import register_resolvers

@@ -17,7 +17,8 @@ from torch.nn import functional as fn
 from modalities.embedder import Embedder, MapAxes
 from modalities.image import IMAGENET_MEAN, IMAGENET_STD
 from modalities.point_augment import posed
-from modalities.point_cloud import draw_cloud, nearest
+from modalities.point_cloud import draw_cloud
+from modalities.point_network import nearest
 
 PATCH = 7  # side of a token of the cross-view transformer, in pixels
 TINY = 1e-6

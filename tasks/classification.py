@@ -5,18 +5,22 @@ Shapes: B batch, K classes.
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from tasks.classification_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.heads import one_hot
 from tasks.losses import ClassificationLoss, CrossEntropy
 from tasks.metrics import MeanAveragePrecision, MeanClassAccuracy
 from tasks.task import Prediction, Task, as_plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("widefield")
 
@@ -224,3 +228,8 @@ class ClassificationTask(Task):
         if self.confusion is not None:
             report["confusion"] = as_plain(self.confusion.compute())
         return report
+
+    def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
+        if "confusion" not in report:
+            return {}
+        return {"confusion": draw_confusion(report["confusion"], self.class_names)}

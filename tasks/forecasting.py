@@ -6,7 +6,7 @@ Shapes: B batch, L look-back and T horizon in steps, N variates.
 import logging
 import math
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from backbone.protocol import Backbone
 from modalities.embedder import Embedder
 from tasks.datasets.batch import Batch
 from tasks.datasets.time_series.dates import NO_ZONE
+from tasks.forecasting_drawing import draw_error_by_step, draw_folded, draw_forecasts
 from tasks.task import Prediction, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("widefield")
 
@@ -279,6 +283,15 @@ class ForecastingTask(Task):
             "error_by_step": {"step": self.data_info["frequency"], "season": self.season, "mse": by_step},
             "forecasts": self.examples,
         }
+
+    def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
+        figures: dict[str, Figure | None] = {}
+        if report.get("forecasts"):
+            figures["forecasts"] = draw_forecasts(report["forecasts"])
+            figures["folded"] = draw_folded(report["forecasts"])
+        if "error_by_step" in report:
+            figures["error_by_step"] = draw_error_by_step(report["error_by_step"])
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
     def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
         forecast_BTN = self(raw).float()

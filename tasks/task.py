@@ -304,8 +304,8 @@ class Task(Training):
         return {}
 
     def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
-        """The figures of a test's report, by name, that are the task's own (`workbench.figures` draws what tasks share:
-        confusion matrices, forecasts)."""
+        """The figures of what a test (`test_report`) or a prediction (`Prediction.report`) reports, by name; it may
+        hold only a part, or nothing."""
         return {}
 
     @property

@@ -12,10 +12,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tests_support import ROOT
 
+from workbench.overrides import compose
 from workbench.resolvers import register_resolvers
 
 torch.set_num_threads(1)
@@ -40,8 +40,7 @@ def composed() -> Callable[..., DictConfig]:
     """`composed("task=esc50", …)` -> the configuration of that command line."""
 
     def make(*overrides: str, config: str = "config") -> DictConfig:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(config, overrides=list(overrides))
+        return compose(*overrides, config_name=config)
 
     return make
 

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from workbench.build import check_composition
+from workbench.checking import check_composition
 from workbench.console import quiet_libraries, short
 from workbench.errors import kept_errors, plain_errors
 from workbench.old_names import take_current_names

@@ -19,6 +19,7 @@ from workbench.conf_folders import CONF, check_plugins
 from workbench.errors import kept_errors, plain_errors
 from workbench.flags import answer_flags
 from workbench.old_names import take_current_names
+from workbench.overrides import recorded
 from workbench.registered import register_plugins
 from workbench.resolvers import register_resolvers
 from workbench.resume_words import take_run_words
@@ -43,8 +44,9 @@ def compose_and_act(cfg: DictConfig) -> float | None:
     take_current_names(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(cfg)
+    words = words_of(HydraConfig.get().overrides.task)
     with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):
-        check_words(cfg, words_of(HydraConfig.get().overrides.task))
+        check_words(cfg, words)
     if cfg.action.name == "doctor":  # before PyTorch is imported: it is asked when that is what fails
         from workbench.doctor import doctor
 
@@ -52,7 +54,7 @@ def compose_and_act(cfg: DictConfig) -> float | None:
         return None
     from workbench.actions import run_action
 
-    return run_action(cfg)
+    return run_action(recorded(cfg, words))
 
 
 def obey() -> None:

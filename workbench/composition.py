@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from backbone import CheckpointError
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 from workbench.console import printable
 from workbench.errors import TrainingError, UsageError
 from workbench.members import REPLACED

@@ -99,7 +99,14 @@ def quiet_libraries() -> None:
     """Silence the notices of the libraries below; warnings a user can act on still come through."""
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.onnx", "matplotlib"):
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "torch.onnx",
+        "matplotlib",
+        "fontTools",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not speaks():
         logging.getLogger("widefield").setLevel(logging.WARNING)

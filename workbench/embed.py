@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from tasks.datasets.base import SPLITS
+from tasks.datasets.items import SPLITS
 from workbench import figures
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError

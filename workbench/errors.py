@@ -39,7 +39,7 @@ def sentence(error: BaseException) -> str | None:
     from hydra.errors import InstantiationException
 
     from backbone import CheckpointError
-    from tasks.datasets.base import DataError
+    from tasks.datasets.errors import DataError
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause = sentence(error.__cause__)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, open_dict
 
-from tasks.datasets.base import SPLITS
+from tasks.datasets.items import SPLITS
 from workbench import figures
 from workbench.build import refused_settings
 from workbench.console import console, print_table

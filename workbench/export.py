@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tasks.network import Network
-from workbench.build import restore
 from workbench.console import print_table
 from workbench.errors import TrainingError, UsageError
 from workbench.extras import need
 from workbench.files import write_atomically, write_findings
 from workbench.provenance import FIELD, note
+from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 

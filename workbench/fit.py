@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
-from workbench.build import build_all_data, build_trainer, build_training
+from workbench.build import build_all_data, build_training
 from workbench.callbacks.best import BestCheckpoint
 from workbench.callbacks.keep_config import KeepConfig
 from workbench.callbacks.replan import Replan
@@ -29,6 +29,7 @@ from workbench.quoting import command
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
 from workbench.sharding import is_sharded
+from workbench.trainer import build_trainer
 from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")

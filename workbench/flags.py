@@ -61,10 +61,10 @@ def answer_flags() -> None:
     """Answer `--help` and `--version` and end; end with one sentence for a flag that does not exist."""
     arguments = sys.argv[1:]
     if {"--version", "-V"} & set(arguments):
-        print(versions())
+        print(versions(), flush=True)
     elif {"--help", "-h"} & set(arguments):
         names = [word for word in arguments if not word.startswith("-") and word in groups()]
-        print(help_text(shutil.get_terminal_size().columns, names))
+        print(help_text(shutil.get_terminal_size().columns, names), flush=True)
     else:
         _check(arguments)
         return

@@ -10,11 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from modalities.embedder import Embedder
 from tasks.network import Network, example_maps
-from workbench.build import build_all_data, build_data, build_network, build_training, restore
+from workbench.build import build_all_data, build_data, build_network, build_training
 from workbench.console import console, print_table
 from workbench.cost import count_macs
 from workbench.members import is_joint
 from workbench.quoting import command
+from workbench.restore import restore
 
 
 def info(cfg: DictConfig) -> None:

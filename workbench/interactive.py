@@ -12,14 +12,17 @@ from omegaconf import DictConfig, open_dict
 
 from tasks.datasets.base import DataModule
 from tasks.task import Task
-from workbench.build import build_data, check_composition, restore
+from workbench.build import build_data
+from workbench.checking import check_composition
 from workbench.console import console, quiet_libraries
 from workbench.errors import UsageError, kept_errors
 from workbench.fit import fit
 from workbench.members import is_joint, member_cfgs
 from workbench.other_backbone import leave_out_others_settings
+from workbench.overrides import recorded
 from workbench.provenance import provenance
 from workbench.resolvers import run_folder
+from workbench.restore import restore
 
 
 @dataclass
@@ -50,8 +53,7 @@ def train(cfg: DictConfig) -> Trained:
         UsageError, TrainingError, DataError: what cannot be done, in one sentence; kept in `error.json` too.
 
     Example:
-        >>> with initialize_config_dir("/path/to/conf", version_base="1.3"):  # doctest: +SKIP
-        ...     run = train(compose("config", overrides=["modality=audio", "trainer.max_epochs=2"]))
+        >>> run = train(compose("modality=audio", "trainer.max_epochs=2"))  # doctest: +SKIP
         >>> run.result["metrics"]["test/acc"]  # doctest: +SKIP
     """
     if is_joint(cfg):
@@ -102,6 +104,7 @@ def _trained(cfg: DictConfig, data: DataModule, part: str = "") -> Trained:
     asking = cfg.copy()
     with open_dict(asking):
         asking.ckpt = f"{checkpoint}{part}"
+    recorded(asking, [])  # the checkpoint says all of it
     history = folder / "metrics.csv"
     return Trained(
         task=restore(asking).task,

@@ -1,29 +1,25 @@
 """A trained model from Python: `load` finds it, `Model.predict` asks it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from tasks.datasets.base import DataError, DataModule
+from tasks.datasets.base import DataModule
+from tasks.datasets.errors import DataError
 from tasks.task import Prediction, Task
-from workbench.build import Restored, restore
 from workbench.composition import built_from
-from workbench.conf_folders import CONF
 from workbench.errors import UsageError
 from workbench.hub import SCHEME, is_repository
+from workbench.overrides import compose
 from workbench.predict import NOT_FINITE, is_finite
 from workbench.quoting import word
+from workbench.restore import Restored, restore
 
 #: One sample: a file, or what the modality's files hold, as `DataModule.read_file` gives it.
 Input: TypeAlias = str | Path | NDArray[Any] | Tensor | dict[str, Any]
@@ -146,14 +142,11 @@ def load(
         >>> model.predict("clip.wav").shown  # doctest: +SKIP
         'yes 98.2%  yet 0.9%  left 0.4%'
     """
-    words = ["action=predict", word("ckpt", _located(str(name)))]
-    if config_dir is not None:
-        words.append(word("hydra.searchpath", [f"file://{Path(config_dir).expanduser().absolute()}"]))
-    with _another_hydra(), initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        restored = restore(compose("config", overrides=words))
-        with built_from(restored.checkpoint):
-            data: DataModule = instantiate(restored.cfg.task.data)
-            data.recall(restored.task.data_info)
+    words = ("action=predict", word("ckpt", _located(str(name))))
+    restored = restore(compose(*words, config_dir=config_dir))
+    with built_from(restored.checkpoint):
+        data: DataModule = instantiate(restored.cfg.task.data)
+        data.recall(restored.task.data_info)
     restored.task.to(device)
     return Model(restored, data)
 
@@ -166,14 +159,3 @@ def _located(name: str) -> str:
     if is_repository(name.partition("@")[0]):
         return f"{SCHEME}{name}"
     raise UsageError(f"there is no run, checkpoint or repository of a hub (OWNER/NAME) called {name[:200]}")
-
-
-@contextmanager
-def _another_hydra() -> Iterator[None]:
-    """Whatever Hydra is at, in a notebook or a command, is left alone."""
-    before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    GlobalHydra.instance().hydra = HydraConfig.instance().cfg = None
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config

@@ -23,4 +23,9 @@ def main() -> None:
 
             sys.exit(0 if examine() else 1)
         sys.exit(f"error: {said}")
-    obey()
+    try:
+        obey()
+    except BrokenPipeError:  # whoever reads what is printed has gone, as `head` does
+        # What is left is not tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as if ended by SIGPIPE, which Windows does not have

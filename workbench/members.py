@@ -8,12 +8,12 @@
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.joint import member_state
 from workbench.errors import UsageError
-from workbench.secret_words import hidden, words_of
+from workbench.overrides import overrides, was_said, without_words
+from workbench.secret_words import hidden
 
 REPLACED = (
     "batch_size",
@@ -54,7 +54,7 @@ def member_cfgs(cfg: DictConfig) -> dict[str, DictConfig]:
 
 def resolved(cfg: DictConfig) -> DictConfig:
     """The configuration without interpolations and secrets, each member's resolved where they mean what they say."""
-    whole = cfg.copy()
+    whole = without_words(cfg.copy())
     if is_joint(cfg):
         OmegaConf.set_struct(whole, False)
         for name, own in member_cfgs(cfg).items():
@@ -153,9 +153,9 @@ def asked_member(cfg: DictConfig, path: Path, content: dict[str, Any], part: str
         if part not in members:
             raise UsageError(f"{path} has no part {part}: it holds {listed(members)}")
         return part
-    if is_joint(cfg) or not _says_which():
+    if is_joint(cfg) or not _says_which(cfg):
         return None
-    said_task = not HydraConfig.initialized() or _said("task=") or _said("experiment=")
+    said_task = overrides(cfg) is None or was_said(cfg, "task=", "experiment=")
     name = matching(members, cfg.task.name, None if said_task else cfg.modality.name)
     if name is None:
         raise UsageError(f"{path} does not hold {cfg.task.name}: it holds {listed(members)}")
@@ -188,11 +188,6 @@ def _raw(node: Any) -> Any:
     return node
 
 
-def _says_which() -> bool:
-    if not HydraConfig.initialized():
-        return True
-    return any(_said(word) for word in ("task=", "modality=", "experiment="))
-
-
-def _said(beginning: str) -> bool:
-    return any(override.startswith(beginning) for override in words_of(HydraConfig.get().overrides.task))
+def _says_which(cfg: DictConfig) -> bool:
+    """Whether a command says which member it is about; a configuration made otherwise means the task it holds."""
+    return overrides(cfg) is None or was_said(cfg, "task=", "modality=", "experiment=")

@@ -6,11 +6,14 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tasks.datasets.base import DataError, DataModule
-from workbench.build import Restored, build_data, ready, was_said
+from tasks.datasets.base import DataModule
+from tasks.datasets.errors import DataError
+from workbench.build import build_data, ready
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
+from workbench.overrides import was_said
+from workbench.restore import Restored
 from workbench.resume import changed_data
 
 log = logging.getLogger("widefield")
@@ -33,13 +36,18 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
         raise UsageError(f"action.split={asked} is none of {', '.join(SPLITS)}")
     with built_from(restored.checkpoint):
         data: DataModule = instantiate(restored.cfg.task.data)
+    if data.source == "sample" and restored.trained_on.get("source") == "full":
+        raise UsageError(
+            f"{restored.checkpoint} was trained on real data, and without data_dir= the embedded sample is read: "
+            "say data_dir=FOLDER, where they lie, or that of other data"
+        )
     if data.source == "sample" and asked != "all":
         return _trained_on(restored)
     data.prepare_data()
     same = _is_that_of(data, restored)
     if asked == "test" or (asked == "auto" and same):
         return _test_split(restored, same)
-    if not was_said("task.data.limit="):
+    if not was_said(cfg, "task.data.limit="):
         data.limit = None  # that of the training
     whole = data.read_whole(restored.task.data_info)
     if whole is None:

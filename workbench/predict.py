@@ -13,16 +13,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
+from tasks.datasets.base import DataModule
+from tasks.datasets.drawn import is_drawn
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.listing import Listing, list_files
+from tasks.datasets.reading import unexpected
 from tasks.task import Prediction, Task
 from workbench import figures
-from workbench.build import restore
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_atomically, write_table
 from workbench.provenance import data_read, note
+from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 
@@ -49,7 +52,7 @@ def predict(cfg: DictConfig) -> None:
         part = files[start : start + cfg.action.batch_size]
         answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
         join_shared(common, answered)
-        write_predictions(Path(cfg.paths.run), answered, start, len(files))
+        write_predictions(restored.task, Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
@@ -139,10 +142,11 @@ def is_finite(prediction: Prediction) -> bool:
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
 
 
-def write_predictions(folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
+def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
     """Write the tables and files and draw the pictures of the predictions that have any, and let go of the predictions.
 
     Args:
+        task: draws what a prediction reports.
         folder: of the run; with several files tables and reports lie in a folder for each below it.
         rows: as answered; each gets the `files` that were written.
         first: number of the first one.
@@ -159,8 +163,9 @@ def write_predictions(folder: Path, rows: list[dict[str, Any]], first: int, file
         for file, table in zip(row["files"], prediction.tables.values(), strict=True):
             lines = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
             write_table(file, lines, list(table))
-        if prediction.report:
-            row["files"] += figures.draw_report(prediction.report, place / "figures")
+        for kind, figure in task.draw_report(prediction.report).items():
+            row["files"].append(place / "figures" / f"{kind}.png")
+            figures.save(figure, row["files"][-1])
         for pattern, write in prediction.files.items():
             row["files"].append(folder / pattern.format(name=name))
             write_atomically(row["files"][-1], partial(_write_said, write))

@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from backbone import CheckpointError
-from workbench.build import restore_all
 from workbench.checkpoint_files import find_checkpoint, read_checkpoint
 from workbench.composition import read_run_config
 from workbench.console import console
@@ -16,6 +15,7 @@ from workbench.hub import SCHEME, repository, without_places, write_model
 from workbench.members import member_content, members_of
 from workbench.model_card import model_card
 from workbench.quoting import command
+from workbench.restore import restore_all
 
 #: Of a run's configuration: where things lie and what was asked, which says nothing of the model.
 LEFT_OUT = (

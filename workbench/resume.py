@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +19,7 @@ from workbench.console import printable, speaks
 from workbench.errors import UsageError
 from workbench.files import remove_drafts
 from workbench.members import resolved
-from workbench.secret_words import words_of
+from workbench.overrides import overrides
 
 log = logging.getLogger("widefield")
 
@@ -98,7 +97,7 @@ def _more_epochs(cfg: DictConfig, resumed: Resumed) -> None:
 
 def _same_command(cfg: DictConfig, before: Any) -> None:
     """Raise a `UsageError` where this command would learn something else than the one that made the run."""
-    now = resolved(cfg)
+    now, said = resolved(cfg), _said(cfg)
     # A metric that the task chooses itself is null in the command and named in the run's own configuration.
     chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
     changed = [
@@ -106,7 +105,7 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
         for key in _settings(now)
         if key not in chosen
         and OmegaConf.select(before, key) != OmegaConf.select(now, key)
-        and not _is_new(key, before)
+        and not _is_new(key, before, said)
     ]
     if changed:
         words = "; ".join(
@@ -116,7 +115,7 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
         raise UsageError(f"resume={cfg.resume}: the command differs from the one that made this run: {words}")
 
 
-def _is_new(key: str, before: Any) -> bool:
+def _is_new(key: str, before: Any, said: list[str]) -> bool:
     """Whether a setting was not there yet in the version that made the run, and is not said either."""
     node, place, parts = before, "", key.split(".")
     while isinstance(node, DictConfig) and parts and parts[0] in node:
@@ -124,14 +123,12 @@ def _is_new(key: str, before: Any) -> bool:
         parts = parts[1:]
     if not parts or not isinstance(node, DictConfig) or place.endswith(FILLED):
         return False
-    return not any(key == said or key.startswith(f"{said}.") for said in _said())
+    return not any(key == word or key.startswith(f"{word}.") for word in said)
 
 
-def _said() -> list[str]:
+def _said(cfg: DictConfig) -> list[str]:
     """The settings that this command says one by one, or as a dictionary."""
-    if not HydraConfig.initialized():
-        return []
-    words = OverridesParser.create().parse_overrides(words_of(HydraConfig.get().overrides.task))
+    words = OverridesParser.create().parse_overrides(overrides(cfg) or [])
     return [
         word.key_or_group
         for word in words

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.datasets.base import SPLITS
+from tasks.datasets.items import SPLITS
 from tasks.datasets.shards.data import ReadsShards
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage

@@ -9,21 +9,15 @@ from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from tasks.joint import JointTask
 from tasks.task import Task
-from workbench.build import (
-    build_all_data,
-    build_data,
-    build_task,
-    build_trainer,
-    restore,
-    restore_all,
-    take_pretrained,
-)
+from workbench.build import build_all_data, build_data, build_task, take_pretrained
 from workbench.callbacks.predictions import Predictions
 from workbench.errors import UsageError
 from workbench.fit import Chosen, finish, metrics_of
 from workbench.info import number_of_parameters
 from workbench.other_data import data_to_test, same_facts
+from workbench.restore import restore, restore_all
 from workbench.results import write_config
+from workbench.trainer import build_trainer
 
 
 def test(cfg: DictConfig) -> float | None:

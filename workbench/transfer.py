@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from tasks.freezing import frozen_modules
 from tasks.task import Task, Training
-from workbench.build import MODEL_GROUPS, refused_settings
+from workbench.build import refused_settings
 from workbench.checkpoint_files import find_checkpoint, read_checkpoint
+from workbench.composition import GROUPS as MODEL_GROUPS
 from workbench.composition import built_from
 from workbench.errors import UsageError
 from workbench.files import write_findings

@@ -5,13 +5,9 @@ benchmark's file format and folder layout, and read by the very reader that read
 """
 
 import hashlib
-import json
 import logging
 import os
-import shlex
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -20,58 +16,33 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
-from typing_extensions import Unpack
+from torch.utils.data import default_collate
 
-from tasks.datasets.batch import Failure, Read, Sample, Unusable, collate, usable
+from tasks.datasets.batch import collate, usable
+from tasks.datasets.class_names import not_there as not_there
+from tasks.datasets.class_names import refuse_unknown as refuse_unknown
+from tasks.datasets.drawn import draw_once as draw_once
+from tasks.datasets.drawn import is_drawn as is_drawn
 from tasks.datasets.errors import DataError as DataError
 from tasks.datasets.errors import ReadError as ReadError
 from tasks.datasets.errors import UnreadableItem as UnreadableItem
+from tasks.datasets.item_dataset import ItemDataset as ItemDataset
+from tasks.datasets.item_dataset import Reader as Reader
+from tasks.datasets.items import SPLITS as SPLITS
+from tasks.datasets.items import Item as Item
+from tasks.datasets.items import Whole as Whole
+from tasks.datasets.items import spread as spread
 from tasks.datasets.locks import locked
-from tasks.datasets.mixing import Mixup, multi_hot
-from tasks.datasets.sampling import (
-    BalancedBatches,
-    EpochBatches,
-    Key,
-    ResumableLoader,
-    label_weights,
-    labels_of,
-)
-from tasks.disk import WriteError, draft_of, filling, writing
+from tasks.datasets.mixing import Mixup
+from tasks.datasets.reading import check_file as check_file
+from tasks.datasets.reading import unexpected as unexpected
+from tasks.datasets.sampling import EpochBatches, ResumableLoader
+from tasks.datasets.targets import ClassTargets, Kind, Targets
+from tasks.disk import writing
 
 log = logging.getLogger("widefield")
 
-SPLITS = ("train", "val", "test")
 DIGESTED = 10_000  # items of a split, evenly spread, that the digest of a data set looks at
-BALANCES = ("none", "labels")
-ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample on disk: its file, its target (class index, multi-hot array, …) and where in the file it lies."""
-
-    path: Path
-    target: Any = None
-    where: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What a message calls it."""
-        return str(self.path)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Labelled items for a test of a model that was trained on other data.
-
-    Args:
-        items: their targets are those of the model.
-        said: which they are, in words that follow the sentence's subject (`all 60 files are tested`).
-    """
-
-    items: Sequence[Item]
-    said: str
 
 
 class CommonSettings(TypedDict, total=False):
@@ -89,100 +60,10 @@ class CommonSettings(TypedDict, total=False):
 
 
 class ClassificationSettings(CommonSettings, total=False):
-    """Arguments every source of classes takes, passed on to `ClassificationData`."""
+    """Arguments every source of classes takes, passed on to `ClassTargets`."""
 
     balance: str
     mixup: Mixup | None
-
-
-Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, target)
-
-
-class ItemDataset(Dataset[Read]):
-    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone.
-
-    Args:
-        items: of the split.
-        read: reads one.
-        seed: of its random choices.
-        draws: whether there are any; a generator for each item takes longer than a slice of memory.
-    """
-
-    def __init__(self, items: Sequence[Item], read: Reader, seed: int, draws: bool = True) -> None:
-        self.items = items
-        self.read = read
-        self.seed = seed
-        self.only = None if draws else np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: Key) -> Read:
-        index, epoch, *before = key
-        rng = self.only
-        if rng is None:
-            rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
-        try:
-            return self.sample(index, rng)
-        except UnreadableItem as error:
-            return Failure(str(error))
-        except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
-            return Unusable(str(error))
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
-        raw, target = self.pair(self.items[index], rng)
-        return Sample(raw, target, index)
-
-    def pair(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Raw data and target of an item; raises `UnreadableItem`."""
-        try:
-            return self.read(item, rng)
-        except ReadError as error:
-            raise UnreadableItem(f"{item.name}: {error}") from error
-        except OSError as error:  # deleted, or made unreadable, since it was listed
-            raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
-        except (DataError, WriteError):  # the data as a whole cannot be used, or a disk refuses
-            raise
-        except Exception as error:  # one file never takes the others along, whatever its reader comes across
-            raise UnreadableItem(f"{item.name}: {unexpected(error)}") from error
-
-
-class MixedDataset(ItemDataset):
-    """Training items mixed with each other; a sample has `mixed_target`, (K,), beside its own `target`.
-
-    Args:
-        items, read, seed: see `ItemDataset`.
-        mixup: draws the partners.
-        classes: K.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        read: Reader,
-        seed: int,
-        *,
-        mixup: Mixup,
-        classes: int,
-    ) -> None:
-        super().__init__(items, read, seed)
-        self.mixup = mixup
-        self.classes = classes
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        sample = super().sample(index, rng)
-
-        def other(partner: int) -> tuple[Any, Any]:
-            raw, target = self.pair(self.items[partner], rng)
-            return raw, multi_hot(target, self.classes)
-
-        own_K = multi_hot(sample.target, self.classes)
-        try:
-            raw, mixed_K = self.mixup(sample.raw, own_K, len(self), other, rng)
-        except TypeError as error:
-            raise DataError(f"task.data.mixup: {error}") from error
-        return replace(sample, raw=raw, mixed_target=mixed_K)
 
 
 Loader = TypeVar("Loader", bound=ResumableLoader)
@@ -195,21 +76,12 @@ def limited(loader: Loader, data: LightningDataModule) -> Loader:
     return loader
 
 
-T = TypeVar("T")
-
-
-def spread(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
-    if most is None or most >= len(items):
-        return items
-    return [items[position * len(items) // most] for position in range(most)]
-
-
 class DataModule(LightningDataModule):
     """One source of data for one modality.
 
     A subclass states `modality`, `layout` (what `data_dir` must look like), `homepage`, `extensions`, and implements
-    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists.
+    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists. What its
+    targets mean is said by `targets`, an object that it has; `kind` makes it.
 
     Args:
         name: name of the task; the embedded sample lies in `samples_dir/name`.
@@ -221,6 +93,7 @@ class DataModule(LightningDataModule):
         num_workers: reader processes; `None` means 0 for the sample and up to 8 for real data.
         seed: seeds order, crops and augmentation.
         limit: use only so many items of every split, evenly spread (quick trials).
+        **targets: settings of its kind of target.
 
     Raises:
         DataError: missing or unusable data, in one sentence.
@@ -232,8 +105,17 @@ class DataModule(LightningDataModule):
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
     format: str = "files"  # a source of shards has another
+    targets: Targets
+    kind: ClassVar[Kind] = Targets  # makes `targets` of the settings for them
     draws: ClassVar[bool] = True  # whether `read_item` makes random choices
     sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "multilabel" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}: say kind = partial(ClassTargets, multilabel=True), not multilabel"
+            )
 
     def __init__(
         self,
@@ -247,6 +129,7 @@ class DataModule(LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         limit: int | None = None,
+        **targets: Any,
     ) -> None:
         super().__init__()
         for what, value in (
@@ -258,6 +141,7 @@ class DataModule(LightningDataModule):
                 raise DataError(f"{what} must be at least 1, not {value}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")
+        self.targets = type(self).kind(**targets)
         self.name = name
         self.root = Path(samples_dir) / name if data_dir is None else Path(data_dir).expanduser()
         self.source = "sample" if data_dir is None else "full"
@@ -290,8 +174,8 @@ class DataModule(LightningDataModule):
         return self.read_item(item, train, rng), item.target
 
     def join_targets(self, targets: list[Any]) -> Any:
-        """The targets of some samples -> the target of their batch: stacked, unless their kind wants otherwise."""
-        return default_collate(targets)
+        """The targets of some samples -> the target of their batch, as their kind wants it."""
+        return self.targets.join(targets)
 
     def join_raws(self, raws: list[Any]) -> Any:
         """The raw data of some samples -> the raw batch: stacked, unless their sizes differ."""
@@ -330,20 +214,39 @@ class DataModule(LightningDataModule):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
         self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the targets, in the order of their indices; none where they are of no classes."""
+        return self.targets.class_names
+
+    @class_names.setter
+    def class_names(self, names: list[str]) -> None:
+        self.targets.class_names = names
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an item may be of several classes."""
+        return self.targets.multilabel
+
+    @multilabel.setter
+    def multilabel(self, several: bool) -> None:
+        self.targets.multilabel = several
+
     def by_task(self) -> "dict[str, DataModule]":
         """The sources in it, by name; the name of an only one is empty."""
         return {"": self}
 
     def class_counts(self) -> tuple[NDArray[np.int64], int] | None:
         """How often each class occurs in what is trained on, (K,), and how much that is; None: there are no classes."""
-        return None
+        return self.targets.class_counts(self.splits["train"])
 
     def info(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
-        return {}
+        return self.targets.info()
 
     def recall(self, data_info: dict[str, Any]) -> None:
         """Take over what a checkpoint says of its data before `read_file`, where a reader needs it (columns, …)."""
+        self.targets.recall(data_info)
 
     def adopt(self, data_info: dict[str, Any]) -> None:
         """Make the test split one for a model of this data, which was trained on other data.
@@ -351,8 +254,10 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
         """
-        if data_info != self.info():
-            raise DataError(f"{self.place} is other data than the model was trained on, and of another kind")
+        items = self.splits.get("test", [])
+        adopted = self.targets.adopt(items, self.info(), data_info, self.place)
+        if adopted is not items:
+            self.splits = {"test": adopted}
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         """All labelled items to test a model of this data on, or those of a test split that the data themselves
@@ -425,7 +330,7 @@ class DataModule(LightningDataModule):
 
     def details(self) -> str:
         """What `describe` adds after the sizes, beginning with a comma."""
-        return ""
+        return self.targets.details()
 
     def bad_layout(self, problem: str) -> DataError:
         """The error for a `data_dir` that is not what the reader expects."""
@@ -476,12 +381,11 @@ class DataModule(LightningDataModule):
 
     def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
         """What reads these items."""
-        return ItemDataset(items, self._reader(train), self.seed, self.draws)
+        return self.targets.dataset(items, self._reader(train), train=train, seed=self.seed, draws=self.draws)
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """Which items make up each batch."""
-        count = len(self.splits[split])
-        return EpochBatches(count, batch_size, shuffle=train, drop_last=train, seed=self.seed)
+        return self.targets.batches(self.splits[split], train=train, batch_size=batch_size, seed=self.seed)
 
     def _reader(self, train: bool) -> Reader:
         """`read_pair` with the train flag fixed, in a form that reader processes can be given."""
@@ -510,79 +414,6 @@ def _of_a_download(path: Path) -> bool:
     return path.name.startswith(".") or path.name.endswith((".part", ".part.json", ".sha256"))
 
 
-def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Let `write` fill the folder `root`, unless it already holds what `stamp` says.
-
-    An older sample gives way to the new one; nothing else does.
-
-    Raises:
-        DataError: something lies there that was not drawn by us.
-        WriteError: the disk refuses; nothing is left of the attempt.
-    """
-    root = root.resolve()
-    marker = root / "SAMPLE.json"
-    if _stamp(marker) == stamp:
-        return
-    refuse_strangers(root)
-    # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
-    draft = draft_of(root)
-    try:
-        with writing(root, ELSEWHERE):
-            draft.mkdir(parents=True)
-            with filling(root, ELSEWHERE):
-                write(draft)
-            (draft / "SAMPLE.json").write_text(json.dumps(stamp))
-            if root.exists():
-                refuse_strangers(root)
-                root.rename(draft.with_name(f"{draft.name}-old"))
-            draft.rename(root)
-    except (OSError, WriteError):
-        if not marker.is_file():  # otherwise a parallel run was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(draft.with_name(f"{draft.name}-old"), ignore_errors=True)
-
-
-def _stamp(marker: Path) -> dict[str, Any] | None:
-    """What a drawn sample says of itself; None: it is none."""
-    try:
-        said = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) and {"task", "version"} <= set(said) else None
-
-
-def is_drawn(path: Path) -> bool:
-    """Whether a file or folder is a sample drawn by us, or lies in one."""
-    return any(_stamp(folder / "SAMPLE.json") for folder in (path, *path.absolute().parents))
-
-
-def refuse_strangers(root: Path) -> None:
-    """Raise a `DataError` where `root` holds anything but a sample drawn by us."""
-    if not root.exists() or _stamp(root / "SAMPLE.json") or (root.is_dir() and not any(root.iterdir())):
-        return
-    raise DataError(
-        f"{root} is where the embedded sample goes, but holds something else: move it, say paths.samples=FOLDER to "
-        f"draw elsewhere, or {shlex.quote(f'data_dir={root}')} to read it as your data"
-    )
-
-
-def unexpected(error: Exception) -> str:
-    """One sentence for an error that the reader of a file did not foresee."""
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"it cannot be read ({type(error).__name__}{f': {reason}' if reason else ''})"
-
-
-def check_file(path: Path) -> None:
-    """Raise a `ReadError` unless a regular file with content is there; a pipe or a device could block for ever."""
-    if not path.is_file():
-        what = " (it is a folder, pipe or device)" if path.exists() else ""
-        raise ReadError(f"there is no such file{what}")
-    if path.stat().st_size == 0:
-        raise ReadError("the file is empty (0 bytes)")
-
-
 class _Reader:
     """`read_pair` of a data module with the train flag fixed (a class, so that workers can pickle it)."""
 
@@ -595,108 +426,6 @@ class _Reader:
 
 
 class ClassificationData(DataModule):
-    """A data module whose targets are classes.
+    """A data module whose targets are classes; see `ClassTargets` for its settings."""
 
-    `class_names` is set by `setup` (order stable across machines); `multilabel` sources give multi-hot float
-    targets of shape (classes,), the others an int.
-
-    Args:
-        balance: how training items are drawn: `none`, each once an epoch; `labels`, with replacement, in proportion to
-            the rarity of their labels (`tasks.datasets.sampling.label_weights`).
-        mixup: mixes training items with each other as they are read; a batch then has soft `mixed_target`s (B, K).
-        **common: see `DataModule`.
-    """
-
-    class_names: list[str]
-    multilabel: bool = False
-
-    def __init__(
-        self, *, balance: str = "none", mixup: Mixup | None = None, **common: Unpack[CommonSettings]
-    ) -> None:
-        super().__init__(**common)
-        if balance not in BALANCES:
-            raise DataError(f"balance must be {' or '.join(BALANCES)}, not {balance!r}")
-        self.balance = balance
-        self.mixup = mixup
-        self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
-
-    def info(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "multilabel": self.multilabel}
-
-    def recall(self, data_info: dict[str, Any]) -> None:
-        self.class_names = list(data_info["class_names"])
-
-    def adopt(self, data_info: dict[str, Any]) -> None:
-        own, known = list(self.class_names), list(data_info["class_names"])
-        if self.multilabel != data_info["multilabel"]:
-            raise DataError(
-                f"the model gives each sample {'several labels' if data_info['multilabel'] else 'one label'}, "
-                f"{self.place} {'several' if self.multilabel else 'one'}"
-            )
-        refuse_unknown(own, known, self.place)
-        places = np.array([known.index(name) for name in own], dtype=np.int64)
-
-        def translated(target: Any) -> Any:
-            if not np.ndim(target):
-                return int(places[int(target)])
-            moved: NDArray[np.float32] = np.zeros(len(known), dtype=np.float32)
-            moved[places] = target
-            return moved
-
-        if own != known:
-            items = self.splits["test"]
-            self.splits = {"test": [replace(item, target=translated(item.target)) for item in items]}
-        self.class_names = known
-
-    def details(self) -> str:
-        balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
-        return f", {len(self.class_names)} classes{balanced}"
-
-    def class_counts(self) -> tuple[NDArray[np.int64], int]:
-        """Training samples of each class, (K,), and all training samples."""
-        positives_K = np.zeros(len(self.class_names), dtype=np.int64)
-        for labels in self.labels("train"):
-            positives_K[labels] += 1
-        return positives_K, len(self.splits["train"])
-
-    def labels(self, split: str) -> Iterator[NDArray[Any]]:
-        """The classes of each item of a split."""
-        return (labels_of(item.target) for item in self.splits[split])
-
-    def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
-        if not train or self.mixup is None:
-            return super()._dataset(items, train)
-        classes = len(self.class_names)
-        return MixedDataset(items, self._reader(train), self.seed, mixup=self.mixup, classes=classes)
-
-    def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
-        if not train or self.balance == "none":
-            return super()._batches(split, train, batch_size)
-        if self._weights is None or len(self._weights) != len(self.splits[split]):
-            self._weights = label_weights(self.labels(split), len(self.class_names))
-        return BalancedBatches(self._weights, batch_size, seed=self.seed)
-
-
-def refuse_unknown(own: Sequence[str], known: Sequence[str], place: str) -> None:
-    """Raise a `DataError` for classes that a model does not know."""
-    unknown = sorted(set(own) - set(known))
-    if unknown:
-        raise DataError(
-            f"{place} has classes that the model does not know: {_listed(unknown)}; it knows {_listed(known)}"
-        )
-
-
-def not_there(own: Iterable[str], known: Sequence[str]) -> str:
-    """The classes of a model that its test data lack, in words; empty where there are none.
-
-    >>> not_there(["cat"], ["cat", "cow", "dog"])
-    '; there is nothing of cow, dog, which it knows'
-    """
-    there = set(own)
-    absent = [name for name in known if name not in there]
-    return f"; there is nothing of {_listed(absent)}, which it knows" if absent else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"
+    kind: ClassVar[Kind] = ClassTargets

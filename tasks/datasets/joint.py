@@ -15,8 +15,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from tasks.datasets.base import SPLITS, DataError, DataModule, Item, limited
+from tasks.datasets.base import DataModule, limited
 from tasks.datasets.batch import Batch, Joined, Read, Unusable, collate
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import SPLITS, Item
 from tasks.datasets.sampling import EpochBatches, Key, ResumableLoader
 
 SAMPLINGS = ("round_robin", "proportional")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 
 # What a column is called, in order of preference; compared without case, spaces, "-" and "_".
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -7,17 +7,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ClassificationData, DataError, Item, Whole, not_there, refuse_unknown
+from tasks.datasets.base import DataModule
+from tasks.datasets.class_names import not_there, refuse_unknown
+from tasks.datasets.errors import DataError
+from tasks.datasets.file_splits import Entry, FileSplits, by_parts, pattern_of
+from tasks.datasets.items import Item, Whole
 from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
-from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
+from tasks.datasets.targets import ClassTargets, Kind
 
 SPLIT_NAMES = {
     "train": "train",
@@ -31,23 +35,6 @@ SPLIT_NAMES = {
     "eval": "test",
 }
 SPLIT_FOLDER = re.compile(r"[ _-]?(set|split|data)$")  # what may stand behind the name of a split's folder
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file found: its labels, the split or fold it was given (`None`: by name) and what it must not be parted
-    from."""
-
-    path: Path
-    labels: tuple[str, ...]
-    split: str | None = None
-    group: str | None = None
-    fold: str | None = None
-
-
-def by_parts(path: Path) -> tuple[str, ...]:
-    """Order of files: folder by folder."""
-    return path.parts
 
 
 class LabelSettings(TypedDict, total=False):
@@ -131,25 +118,24 @@ class LabelledFiles:
             raise DataError("multilabel=true needs csv=FILE, a table with labels separated by ';'")
         if csv_columns is not None and csv is None:
             raise DataError("csv_columns needs csv=FILE, the table that has them")
-        if folds < 2 or folds_by not in FOLDS_BY:
-            raise DataError(f"folds must be at least 2 and folds_by {' or '.join(FOLDS_BY)}")
-        if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
-            raise DataError("test_fraction and val_fraction must leave something to train on")
+        self.splits = FileSplits(
+            test_from=test_from,
+            val_from=val_from,
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+            fold=fold,
+            folds=folds,
+            folds_by=folds_by,
+            order=order,
+        )
         self.extensions = extensions
         self.notes: list[str] = []  # what was inferred, a sentence each
         self.listing = Listing()
         self.csv = csv
         self.csv_columns = csv_columns
-        self.fold = fold
-        self.folds = folds
-        self.folds_by = folds_by
         self.order = order
         self.multilabel = multilabel
-        self.label_from = _pattern("label_from", label_from)
-        self.test_from = _pattern("test_from", test_from)
-        self.val_from = _pattern("val_from", val_from)
-        self.test_fraction = test_fraction
-        self.val_fraction = val_fraction
+        self.label_from = pattern_of("label_from", label_from)
         if self.label_from and "label" not in self.label_from.groupindex:
             raise DataError(
                 f"label_from={label_from} needs a group named label, for example '^(?P<label>[a-z]+)_'"
@@ -337,93 +323,7 @@ class LabelledFiles:
 
     def split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
         """Given splits stay; `val` and `test` are taken from the rest where nothing gives them."""
-        names = [_below(entry.path, root) for entry in entries]
-        given = [self._given_split(name, entry) for name, entry in zip(names, entries, strict=True)]
-        for argument, pattern, split in (
-            ("test_from", self.test_from, "test"),
-            ("val_from", self.val_from, "val"),
-        ):
-            if pattern is not None and entries and split not in given:
-                raise DataError(f"{argument}={pattern.pattern} matches no file in {root}")
-        _refuse_torn(root, entries, given)
-        if any(given):
-            if self.fold is not None:
-                raise DataError(f"{root} has splits of its own ({_listed(given)}): leave fold out")
-            found = self._by_fraction(names, entries, given)
-        elif any(entry.fold for entry in entries):
-            found = self._by_stated_fold(names, entries)
-        elif self.fold is not None:
-            found = self._by_dealt_fold(entries)
-        else:
-            found = self._by_fraction(names, entries, given)
-        splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
-        for entry, split in zip(entries, found, strict=True):
-            splits[split].append(entry)
-        empty = [split for split, part in splits.items() if not part]
-        if entries and empty:
-            raise DataError(
-                f"{len(entries):,} files in {root} leave none for {' and '.join(empty)}: give larger "
-                "fractions, or state the splits (test_from, val_from, a split column or folders)"
-            )
-        return splits
-
-    def _given_split(self, name: str, entry: Entry) -> str | None:
-        if self.test_from is not None and self.test_from.search(name):
-            return "test"
-        if self.val_from is not None and self.val_from.search(name):
-            return "val"
-        return entry.split
-
-    def _by_fraction(self, names: list[str], entries: list[Entry], given: Sequence[str | None]) -> list[str]:
-        held = {
-            entry.group: fixed
-            for entry, fixed in zip(entries, given, strict=True)
-            if entry.group and fixed in ("val", "test")
-        }
-        test_below = 0.0 if "test" in given else self.test_fraction
-        val_below = test_below + (0.0 if "val" in given else self.val_fraction)
-        found = []
-        for name, entry, fixed in zip(names, entries, given, strict=True):
-            place = stable_fraction(entry.group or name)
-            drawn = "test" if place < test_below else "val" if place < val_below else "train"
-            fixed = held.get(entry.group, fixed) if entry.group else fixed
-            found.append(fixed if fixed in ("val", "test") else drawn)
-        return found
-
-    def _by_stated_fold(self, names: list[str], entries: list[Entry]) -> list[str]:
-        """The splits where every file says its fold; what is not tested leaves a fraction for validation."""
-        folds = sorted({entry.fold for entry in entries if entry.fold}, key=_by_number)
-        fold = folds[0] if self.fold is None else str(self.fold)
-        if fold not in folds or len(folds) < 2:
-            raise DataError(
-                f"fold={fold} is none of at least two folds that the table has: {', '.join(folds)}"
-            )
-        self.notes.append(f"tested on fold {fold} of {', '.join(folds)} (task.data.fold=…)")
-        return [
-            "test" if entry.fold == fold
-            else "val" if stable_fraction(entry.group or name) < self.val_fraction
-            else "train"
-            for name, entry in zip(names, entries, strict=True)
-        ]  # fmt: skip
-
-    def _by_dealt_fold(self, entries: list[Entry]) -> list[str]:
-        """The splits where folds are made here: of the files of each class, or of the groups."""
-        fold = self.fold
-        if not isinstance(fold, int) or not 1 <= fold <= self.folds:
-            raise DataError(f"fold must be between 1 and folds={self.folds}, not {fold}")
-        units: dict[Any, list[str]] = {}
-        for entry in entries:
-            kind, name = ((), entry.group) if entry.group else (entry.labels, entry.path.as_posix())
-            units.setdefault(kind, []).append(name)
-        part: dict[tuple[Any, str], str] = {}
-        for kind, members in units.items():
-            ordered = sorted(set(members), key=lambda name: self.order(Path(name)))
-            parts = fold_parts(len(ordered), fold - 1, self.folds, self.folds_by, self.val_fraction)
-            part |= {(kind, name): split for name, split in zip(ordered, parts, strict=True)}
-        return [
-            part[((), entry.group) if entry.group else (entry.labels, entry.path.as_posix())]
-            for entry in entries
-        ]
+        return self.splits.split(root, entries, self.notes)
 
     def _target(self, entry: Entry, index: dict[str, int]) -> Any:
         if not self.multilabel:
@@ -433,9 +333,10 @@ class LabelledFiles:
         return target
 
 
-class FromLabelledFiles(ClassificationData):
+class FromLabelledFiles(DataModule):
     """A source of classes whose items `files` finds; stands before the source that reads them."""
 
+    kind: ClassVar[Kind] = ClassTargets
     files: LabelledFiles
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
@@ -451,34 +352,6 @@ class FromLabelledFiles(ClassificationData):
         return whole
 
 
-def _pattern(argument: str, text: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise DataError(f"{argument}={text} is not a regular expression ({error})") from error
-
-
-def _refuse_torn(root: Path, entries: Sequence[Entry], given: Sequence[str | None]) -> None:
-    """Raise a `DataError` for a group that is stated to lie in two splits or folds."""
-    stated: dict[str, set[str]] = {}
-    for entry, fixed in zip(entries, given, strict=True):
-        if entry.group and (role := fixed or (entry.fold and f"fold {entry.fold}")):
-            stated.setdefault(entry.group, set()).add(role)
-    torn = [group for group, roles in stated.items() if len(roles) > 1]
-    if torn:
-        raise DataError(
-            f"{root}: the group {torn[0]} lies in {' and '.join(sorted(stated[torn[0]]))}: a group belongs to one"
-        )
-
-
-def _listed(given: Sequence[str | None]) -> str:
-    return " and ".join(sorted({split for split in given if split}))
-
-
-def _by_number(fold: str) -> tuple[int, str]:
-    return (int(fold) if fold.isdecimal() else -1, fold)
-
-
 def readable_name(name: str) -> str:
     """A name as text: a file's may be any bytes, those that are none are written as escapes."""
     return name.encode(errors="backslashreplace").decode()
@@ -491,7 +364,3 @@ def split_of_folder(name: str) -> str | None:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import overload
 
-from tasks.datasets.base import Item
+from tasks.datasets.items import Item
 
 
 class LazyItems(Sequence[Item]):

@@ -1,13 +1,14 @@
-"""Importing the libraries that read files: late, and with one sentence where one of them does not import."""
+"""What readers of files share: their libraries, imported late; one sentence where a library or a file is at fault."""
 
 import ctypes
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError, ReadError
 from tasks.libraries import complaint
 
 
@@ -55,3 +56,18 @@ def _local_symbols() -> Iterator[None]:
         yield
     finally:
         ctypes.RTLD_GLOBAL = before  # type: ignore[misc]
+
+
+def unexpected(error: Exception) -> str:
+    """One sentence for an error that the reader of a file did not foresee."""
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"it cannot be read ({type(error).__name__}{f': {reason}' if reason else ''})"
+
+
+def check_file(path: Path) -> None:
+    """Raise a `ReadError` unless a regular file with content is there; a pipe or a device could block for ever."""
+    if not path.is_file():
+        what = " (it is a folder, pipe or device)" if path.exists() else ""
+        raise ReadError(f"there is no such file{what}")
+    if path.stat().st_size == 0:
+        raise ReadError("the file is empty (0 bytes)")

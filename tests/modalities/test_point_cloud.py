@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modalities.point_augment import PointAugment, in_any_direction, turned_about_up
-from modalities.point_cloud import ProjectedPoints, nearest
+from modalities.point_cloud import ProjectedPoints
+from modalities.point_network import nearest
 
 NAN = float("nan")
 RANGES = {"time": (0.0, 10.0), "x": (0.0, 4.0), "y": (-1.0, 1.0), "z": (-1.0, 1.0)}

@@ -22,7 +22,8 @@ from tasks.datasets.audio.folder import AudioFolder
 from tasks.datasets.batch import Batch
 from tasks.datasets.mixing import Mixup
 from tasks.network import Network
-from workbench.build import build_network, build_task, build_trainer
+from workbench.build import build_network, build_task
+from workbench.trainer import build_trainer
 
 Compose = Callable[..., DictConfig]
 FACTS = {"class_names": ["a", "b", "c"], "multilabel": False}

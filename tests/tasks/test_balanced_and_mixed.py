@@ -17,6 +17,7 @@ from tasks.datasets.base import ClassificationData, DataError, Item, ReadError
 from tasks.datasets.joint import JointData
 from tasks.datasets.mixing import Mixup
 from tasks.datasets.sampling import BalancedBatches, label_weights, labels_of
+from tasks.datasets.targets import ClassTargets
 
 
 class Skewed(ClassificationData):
@@ -52,7 +53,7 @@ class Skewed(ClassificationData):
 
 
 class SkewedLabels(Skewed):
-    multilabel = True
+    kind = partial(ClassTargets, multilabel=True)
 
 
 def skewed(folder: Path, source: type[Skewed] = Skewed, **options: Any) -> Skewed:

@@ -15,9 +15,10 @@ from omegaconf import DictConfig
 from tests_support import ROOT
 from torch.utils._pytree import tree_leaves
 
-from tasks.datasets.base import SPLITS, ClassificationData, DataModule, Item
+from tasks.datasets.base import SPLITS, DataModule, Item
 from tasks.datasets.batch import Sample, collate, usable
-from workbench.build import tasks_of
+from tasks.datasets.targets import ClassTargets
+from workbench.checking import tasks_of
 
 MODALITIES = sorted(file.stem for file in (ROOT / "conf" / "modality").glob("*.yaml") if file.stem[0] != "_")
 TASKS = [(modality, task) for modality in MODALITIES for task in tasks_of(modality)]
@@ -66,7 +67,7 @@ def test_splits_are_there_and_apart(data: DataModule) -> None:
 
 
 def test_classes_are_numbered_without_gaps(data: DataModule) -> None:
-    if not isinstance(data, ClassificationData):
+    if not isinstance(data.targets, ClassTargets):
         pytest.skip("no classes")
     names = data.class_names
     assert len(set(names)) == len(names) >= 2

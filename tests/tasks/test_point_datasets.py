@@ -482,7 +482,7 @@ def test_points_after_a_video_do_not_crash(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
         "from tasks.datasets.video.sample import write_video\n"
-        "from tasks.datasets.video.files import open_video\n"
+        "from tasks.datasets.video.decoding import open_video\n"
         "from tasks.datasets.point_cloud.files import Cloud, sample_surface\n"
         "path = Path(sys.argv[1]) / 'a.mp4'; write_video(path, np.zeros((8, 64, 64, 3), np.uint8))\n"
         "assert open_video(path).length == 8\n"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from tasks.datasets.base import ReadError
 from tasks.datasets.reading import available
 from tasks.datasets.shards.data import as_file
-from tasks.datasets.video import files as video_files
-from tasks.datasets.video.files import dense, open_video, read_ticks
+from tasks.datasets.video import decoding
+from tasks.datasets.video.decoding import open_video, read_ticks
 from tasks.datasets.video.mp4_header import read_header
 from tasks.datasets.video.sample import write_video
+from tasks.datasets.video.ticks import dense
 
 LEVEL = 5  # frame i is all of grey 5·i
 
@@ -24,7 +25,7 @@ LEVEL = 5  # frame i is all of grey 5·i
 @pytest.fixture(params=["decord", "PyAV alone"], autouse=True)
 def video_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "decord":
-        monkeypatch.setattr(video_files, "available", lambda module: None)
+        monkeypatch.setattr(decoding, "available", lambda module: None)
 
 
 def greys(count: int) -> NDArray[np.uint8]:
@@ -94,7 +95,7 @@ def test_every_container_and_codec(
     assert (np.diff(found) >= 0).all(), "in order"
     assert np.abs(np.array(found) - np.arange(30)).max() <= 2, "strong compression may be off by two greys"
     if available("decord") is not None:
-        read = read_ticks(video_files._open_with_av(path), np.arange(30)).astype(int)
+        read = read_ticks(decoding._open_with_av(path), np.arange(30)).astype(int)
         both = read_ticks(open_video(path), np.arange(30)).astype(int)
         assert np.abs(read - both).mean() < 1
 
@@ -166,7 +167,7 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 from pathlib import Path
-from tasks.datasets.video.files import open_video
+from tasks.datasets.video.decoding import open_video
 print(open_video(Path(sys.argv[1])).length)
 """
 

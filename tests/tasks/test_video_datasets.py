@@ -19,29 +19,19 @@ from tests_support import TINY
 from tasks.datasets.base import DataError, Item, ItemDataset, ReadError
 from tasks.datasets.batch import collate, usable
 from tasks.datasets.reading import available
-from tasks.datasets.video import files as video_files
+from tasks.datasets.video import decoding
 from tasks.datasets.video import sample as samples_video
-from tasks.datasets.video.files import (
-    VideoData,
-    clock,
-    decode_in_order,
-    dense,
-    largest_box,
-    open_cached,
-    open_video,
-    rand_augment_of,
-    random_box,
-    random_resized_box,
-    read_ticks,
-    same_draw,
-    uniform,
-)
+from tasks.datasets.video.crops import largest_box, rand_augment_of, random_box, random_resized_box, same_draw
+from tasks.datasets.video.decoding import decode_in_order, open_cached, open_video, read_ticks
+from tasks.datasets.video.files import VideoData
 from tasks.datasets.video.folder import VideoFolder
 from tasks.datasets.video.hmdb51 import HMDB51
 from tasks.datasets.video.kinetics400 import Kinetics400, read_list
 from tasks.datasets.video.sample import MOTIONS, OPPOSITE, clip, write_video
+from tasks.datasets.video.ticks import clock, dense, uniform
 from tasks.datasets.video.ucf101 import UCF101
-from workbench.build import build_data, restore
+from workbench.build import build_data
+from workbench.restore import restore
 
 
 @pytest.fixture(params=["decord", "PyAV alone"], autouse=True)
@@ -49,7 +39,7 @@ def video_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Every test of this file with decord, and as where decord is not to be had."""
     name: str = request.param
     if name != "decord":
-        monkeypatch.setattr(video_files, "available", lambda module: None)
+        monkeypatch.setattr(decoding, "available", lambda module: None)
     return name
 
 
@@ -104,7 +94,7 @@ def test_both_readers_give_the_same_frames(
         with monkeypatch.context() as patch:
             # Hidden from us, not taken out of the process: importing it a second time corrupts what it has registered.
             patch.setattr(
-                video_files, "available", available if reader_name == "decord" else lambda module: None
+                decoding, "available", available if reader_name == "decord" else lambda module: None
             )
             video = open_video(tmp_path / name)
             assert video.length == 300
@@ -134,14 +124,14 @@ def test_useless_time_stamps_do_not_mislead_the_seeking(
     # Re-encoded files with all stamps 0 exist; decord seeks in them to other frames than asked for.
     assert clock(np.zeros(10)) is None
     assert clock(np.full(10, np.nan)) is None
-    monkeypatch.setattr("tasks.datasets.video.files.clock", lambda times: None)
+    monkeypatch.setattr("tasks.datasets.video.decoding.clock", lambda times: None)
     decoded = []
 
     def decode(path: Path, ticks: NDArray[np.int64]) -> NDArray[np.uint8]:
         decoded.append(path)
         return decode_in_order(path, ticks)
 
-    monkeypatch.setattr("tasks.datasets.video.files.decode_in_order", decode)
+    monkeypatch.setattr("tasks.datasets.video.decoding.decode_in_order", decode)
     video = open_video(numbered(tmp_path / "a.mp4"))
     assert numbers(read_ticks(video, np.array([30, 4]))) == [30, 4]
     assert decoded == [tmp_path / "a.mp4"]

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from tests_support import ROOT
 
-from workbench.build import build_network, check_composition, tasks_of
+from workbench.build import build_network
+from workbench.checking import check_composition, tasks_of
 from workbench.errors import UsageError
 from workbench.extras import _installed
 

@@ -41,7 +41,7 @@ from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, writing
 from workbench import figures
 from workbench.actions import run_action
-from workbench.build import build_trainer, tasks_of
+from workbench.checking import tasks_of
 from workbench.checkpoint_files import AtomicCheckpoints, point_to_resume
 from workbench.errors import UsageError, kept_errors, sentence
 from workbench.export import write_onnx, write_torch_export
@@ -52,6 +52,7 @@ from workbench.probes.erf import keep_scores
 from workbench.report.write import write_report
 from workbench.results import write_config, write_result
 from workbench.sweeps.folder import SweepFolder, write_record
+from workbench.trainer import build_trainer
 from workbench.words import plain_words
 
 Write = Callable[[Path], Any]
@@ -277,7 +278,7 @@ class Asked:
 def asked(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]:
     """`asked("trainer=fsdp")`: the trainer of that command, as if there were GPUs."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("workbench.build.instantiate", lambda node, **_: partial(Asked, **node))
+    monkeypatch.setattr("workbench.trainer.instantiate", lambda node, **_: partial(Asked, **node))
 
     def trainer(*words: str) -> Asked:
         cfg = composed(*words, "logger=[]", "paths.run=x")

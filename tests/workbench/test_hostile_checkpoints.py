@@ -195,7 +195,7 @@ PAYLOADS: dict[str, tuple[str, Any]] = {
     "recursive": ("task.loss._recursive_", False),
     "convert": ("task.loss._convert_", "all"),
     "module of a module": ("task.loss", node("tasks.heads.os.mkdir", path="MARKER")),
-    "module of a data set": ("task.data", node("tasks.datasets.base.shutil.rmtree", path="MARKER")),
+    "module of a data set": ("task.data", node("tasks.datasets.drawn.shutil.rmtree", path="MARKER")),
     "imported class": ("task.head", node("tasks.heads.nn.Linear", in_features=1, out_features=1)),
     "imported name": ("task.head", node("tasks.heads.Tensor")),
     "private": ("task.data", node("tasks.datasets.base._Reader")),
@@ -301,7 +301,7 @@ def test_our_own_checkpoints_hold_no_resolver(run: Path) -> None:
 def test_what_a_resolver_gives_is_stored_as_a_value(
     composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench.build import plain_config
+    from workbench.stored_config import plain_config
 
     monkeypatch.setenv("WIDEFIELD_TEST_SECRET", "/data/table.csv")
     word = "task.data.csv='${oc.env:WIDEFIELD_TEST_SECRET}'"

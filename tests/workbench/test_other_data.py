@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY
 
 from tasks.datasets.base import DataError, DataModule
-from workbench.build import restore
 from workbench.errors import UsageError
 from workbench.other_data import data_to_test
+from workbench.restore import restore
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]
@@ -285,3 +285,9 @@ def test_tables_of_labels(composed: Compose, tmp_path: Path) -> None:
     stated = instantiate(composed(*words, "task.data.csv=test.csv").task.data)
     found = stated.read_whole({"class_names": ["bee", "cow"], "multilabel": False})
     assert [(item.path.name, item.target) for item in found.items] == [("1.png", 1)]
+
+
+def test_the_sample_is_not_read_in_place_of_real_data(sounds: tuple[Path, Path], data_of: DataOf) -> None:
+    said = r"was trained on real data, and without data_dir= the embedded sample is read: say data_dir=FOLDER"
+    with pytest.raises(UsageError, match=said):
+        data_of(sounds[0])

@@ -302,8 +302,10 @@ def test_wrong_input_gets_one_sentence(
     own = [word.replace("AUDIO", known["AUDIO"]).replace("EMPTY", known["EMPTY"]) for word in words]
     if not any(word.startswith("ckpt=") for word in own):
         own.append(f"ckpt={image_run}")
+    if "ckpt=AUDIO" not in words:
+        own.append("modality=image")
     with pytest.raises(SystemExit) as stop:
-        act("trainer=cpu", "modality=image", *own)
+        act("trainer=cpu", *own)
     assert stop.value.code == 1
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
@@ -332,7 +334,7 @@ def test_from_the_command_line(
 
 def test_the_embedder_stays_the_one_trained(image_run: Path, act: Act) -> None:
     """A probe reads the data through the checkpoint's embedder, not through the command line's."""
-    folder = act("trainer=cpu", "action=probe_erf", f"ckpt={image_run}", "action.inputs=1", "modality=audio")
+    folder = act("trainer=cpu", "action=probe_erf", f"ckpt={image_run}", "action.inputs=1")
     assert read(folder, "erf")["map"] == [Pixels(64).height, 64]
 
 

@@ -581,3 +581,18 @@ def test_settings_of_a_figure_are_told_apart() -> None:
         plots._share_legend(figure)
         assert len(figure.legends) == beside
         assert [panel.get_legend() is None for panel in panels[:2]] == [bool(beside)] * 2
+
+
+def test_libraries_below_say_nothing_of_fonts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from workbench.console import quiet_libraries
+
+    caplog.set_level("INFO")
+    figure = Figure()
+    figure.suptitle("a title")
+    quiet_libraries()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(tmp_path / "figure.pdf")
+    assert [record.name for record in caplog.records] == []

@@ -23,7 +23,7 @@ from tasks.datasets.image.mask_folder import MaskFolder
 from tasks.network import Network
 from workbench import provenance
 from workbench.actions import run_action
-from workbench.build import build_data, restore
+from workbench.build import build_data
 from workbench.errors import UsageError
 from workbench.report.gather import gather
 from workbench.representations import files
@@ -31,6 +31,7 @@ from workbench.representations.extract import Embedded, embedded
 from workbench.representations.features import Features
 from workbench.representations.samples import Batch, Place, file_batches
 from workbench.resolvers import mode_of
+from workbench.restore import restore
 
 Act = Callable[..., Path]
 Compose = Callable[..., DictConfig]

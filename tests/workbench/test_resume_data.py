@@ -187,16 +187,15 @@ def test_runs_of_an_earlier_version_go_on(composed: Callable[..., DictConfig]) -
     assert changed_data(data_info, data_info, {"source": "real", "digest": "y"}, record)
 
 
-def test_what_is_said_now_is_compared_with_an_earlier_version(
-    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_said_now_is_compared_with_an_earlier_version(composed: Callable[..., DictConfig]) -> None:
     from workbench.errors import UsageError
+    from workbench.overrides import recorded
 
     now = composed("modality=image", "task=cifar10", "resume=x", "task.data.limit=5")
     old = OmegaConf.create(OmegaConf.to_container(resolved(now)))
     del old.task.data.limit
-    _same_command(now, old)
-    monkeypatch.setattr("workbench.resume._said", lambda: ["task.data.limit"])
+    _same_command(recorded(now, ["modality=image"]), old)
+    recorded(now, ["modality=image", "task.data.limit=5"])
     with pytest.raises(UsageError, match="limit was None, now 5"):
         _same_command(now, old)
 

@@ -135,7 +135,7 @@ def test_predict_writes_masks_overlays_and_areas(
         at_0 = int(np.asarray(mask).reshape(-1)[0])
         assert colour == mask.getpalette()[3 * at_0 : 3 * at_0 + 3]  # type: ignore[index]
     # By hand: the largest score at every pixel.
-    from workbench.build import restore
+    from workbench.restore import restore
 
     cfg = composed("trainer=cpu", "action=predict", f"ckpt={checkpoint}", f"paths.samples={samples}")
     task = restore(cfg).task

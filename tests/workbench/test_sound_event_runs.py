@@ -141,7 +141,7 @@ def test_predict_writes_one_table_of_events_and_pictures(
     for number, stem in enumerate("ab"):
         assert (folder / "figures" / f"{number:03d}_{stem}.png").stat().st_size > 5000
     # By hand: the same scores and events of the long recording.
-    from workbench.build import restore
+    from workbench.restore import restore
 
     cfg = composed("trainer=cpu", "action=predict", f"ckpt={checkpoint}", f"paths.samples={samples}")
     task: Any = restore(cfg).task

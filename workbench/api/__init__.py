@@ -6,7 +6,7 @@
 """
 
 from backbone import CheckpointError
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 from tasks.task import Prediction
 from workbench.errors import UsageError
 from workbench.loading import Input, Model, load

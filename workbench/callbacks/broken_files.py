@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from tasks.datasets.base import DataError
 from tasks.datasets.batch import Batch
+from tasks.datasets.errors import DataError
 
 log = logging.getLogger("widefield")
 

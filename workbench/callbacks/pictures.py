@@ -71,7 +71,6 @@ class Pictures(Callback):
             write_findings(self.folder.parent / "test_report.json", content)
         for name, report in reports.items():
             with only(_data_of(trainer)[name].drawn):
-                figures.draw_report(report, self.folder / name)
                 for kind, figure in pl_module.by_task()[name].draw_report(report).items():
                     figures.save(figure, self.folder / name / f"{kind}.png")
 

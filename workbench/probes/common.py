@@ -16,9 +16,11 @@ from backbone import Backbone
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import collate, usable
 from tasks.task import Task
-from workbench.build import build_data, build_task, restore
+from workbench.build import build_data, build_task
 from workbench.console import console
 from workbench.errors import UsageError
+from workbench.overrides import recorded
+from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 
@@ -51,6 +53,8 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     """The network of a checkpoint file or run folder."""
     asking = cfg.copy()
     asking.ckpt = path
+    if path != cfg.ckpt:  # the words of this command are about the network of `ckpt=`
+        recorded(asking, [])
     restored = restore(asking)
     name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
     name += f" within {restored.joint}" if restored.joint else ""

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from backbone import Backbone
+from backbone import Backbone, backbone_of_timm
 from backbone.probes import (
     ReceptiveField,
     centre_offset,
@@ -19,7 +19,6 @@ from backbone.probes import (
     stage_features,
     strides,
 )
-from backbone.timm_backbone import TimmBackbone
 from workbench import figures
 from workbench.build import refused_settings
 from workbench.checkpoint_files import find_checkpoint
@@ -115,9 +114,7 @@ def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.devic
 
     if not timm.is_model(name):
         raise UsageError(f"action.compare: {name} is neither a checkpoint nor a network that timm knows")
-    network = TimmBackbone(name, in_chans)
-    if pretrained:
-        network.load_pretrained(True)
+    network = backbone_of_timm(name, in_chans, pretrained)
     label = f"{name}, {'pretrained (timm)' if pretrained else UNTRAINED}"
     return label, network.to(device).eval()
 

@@ -13,7 +13,7 @@ from modalities.corruption import CORRUPTIONS, Corruption
 from tasks.datasets.base import DataModule
 from tasks.task import Task
 from workbench import figures
-from workbench.build import build_trainer, refused_settings
+from workbench.build import refused_settings
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_findings, write_table
@@ -22,6 +22,7 @@ from workbench.probes import drawing
 from workbench.probes.common import plain, show_files
 from workbench.results import write_config
 from workbench.test import trained
+from workbench.trainer import build_trainer
 
 log = logging.getLogger("widefield")
 

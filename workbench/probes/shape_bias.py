@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from backbone.probes import ShapeBias, decide, shape_bias
 from tasks.classification import ClassificationTask
-from tasks.datasets.base import ReadError, is_drawn
+from tasks.datasets.drawn import is_drawn
+from tasks.datasets.errors import ReadError
 from tasks.datasets.image.cue_conflict import (
     CueConflict,
     classes_of,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.datasets.base import DataModule, Item
+from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch as ReadBatch
+from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import readable_name
 from workbench.predict import read_raws
 

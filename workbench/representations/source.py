@@ -11,14 +11,17 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from tasks.datasets.base import ClassificationData, DataModule, is_drawn
+from tasks.datasets.base import DataModule
+from tasks.datasets.drawn import is_drawn
+from tasks.datasets.targets import ClassTargets
 from tasks.task import Task
-from workbench.build import Restored, build_data, build_task, restore
+from workbench.build import build_data, build_task
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
 from workbench.other_data import same_facts
 from workbench.provenance import data_read, model_read, provenance
+from workbench.restore import Restored, restore
 from workbench.resume import changed_data
 
 log = logging.getLogger("widefield")
@@ -114,7 +117,7 @@ def _composed(cfg: DictConfig, data: DataModule) -> Source:
     seed_everything(cfg.seed, verbose=False)
     task = build_task(cfg, data.info()).eval()
     embedder: Any = task.network.embedder
-    measured = embedder.needs_statistics or not isinstance(data, ClassificationData)
+    measured = embedder.needs_statistics or not isinstance(data.targets, ClassTargets)
     if embedder.needs_statistics:
         embedder.fit_statistics(data.training_raws())
     pretrained = cfg.backbone.pretrained
@@ -128,7 +131,7 @@ def _data_for(restored: Restored[Task]) -> DataModule:
     """The data of this command, read with what the checkpoint's reader knew; their class names are their own."""
     data = build_data(restored.cfg)
     known = restored.task.data_info
-    if not isinstance(data, ClassificationData):
+    if not isinstance(data.targets, ClassTargets):
         same_facts(restored, data.info())
         return data
     changes = changed_data(known, data.info(), {}, {})

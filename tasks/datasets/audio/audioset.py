@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from tasks.datasets.audio.files import EXTENSIONS, AudioData
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import stable_fraction
+from tasks.datasets.targets import ClassTargets
 
 LABELS = "class_labels_indices.csv"
 TRAIN = {"full": ("balanced", "unbalanced"), "balanced": ("balanced",), "unbalanced": ("unbalanced",)}
@@ -92,7 +95,7 @@ class AudioSet(AudioData):
     )
     homepage = "https://research.google.com/audioset/download.html"
     unit = "clips"
-    multilabel = True
+    kind = partial(ClassTargets, multilabel=True)
 
     def __init__(
         self,

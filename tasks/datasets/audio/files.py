@@ -11,7 +11,7 @@ from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError, Whole, check_file, spread
-from tasks.datasets.reading import require
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item, Whole, spread
+from tasks.datasets.reading import check_file, require
 from tasks.datasets.shards.data import ShardableData, ShardableSettings, as_file
 from tasks.datasets.shards.layout import ShardItem
+from tasks.datasets.targets import ClassTargets, Kind
 
 SOUND_FILES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64"
@@ -56,6 +58,7 @@ class AudioData(ShardableData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    kind: ClassVar[Kind] = ClassTargets
     modality = "audio"
     extensions = EXTENSIONS
 

@@ -56,7 +56,7 @@ class AudioFolder(FromLabelledFiles, AudioData):
     ) -> None:
         labels, common = label_settings(settings)
         super().__init__(sample_rate=sample_rate, seconds=seconds, test_crops=test_crops, **common)
-        self.multilabel = multilabel
+        self.targets.multilabel = multilabel
         self.files = LabelledFiles(self.extensions, multilabel=multilabel, **labels)
 
     def write_sample(self, root: Path) -> None:

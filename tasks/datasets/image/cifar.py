@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
+from tasks.datasets.errors import DataError
 from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.imagenet import check_val_part
+from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 

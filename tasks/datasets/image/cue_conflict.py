@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.datasets.base import ELSEWHERE, DataError
+from tasks.datasets.drawn import ELSEWHERE
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS
 from tasks.datasets.listing import list_files
 from tasks.disk import WriteError, draft_of, filling

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
+from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
+from tasks.datasets.targets import ClassTargets, Kind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,6 +159,7 @@ class ImageData(ShardableData):
         **common: see `ShardableData` and `DataModule`.
     """
 
+    kind: ClassVar[Kind] = ClassTargets
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"

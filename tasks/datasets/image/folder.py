@@ -20,9 +20,9 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import Item
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.reading import depth_notes
+from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.shards.data import ShardableSettings
 
@@ -56,7 +56,7 @@ class ImageFolder(FromLabelledFiles, ImageData):
     ) -> None:
         labels, common = label_settings(settings)
         super().__init__(transforms=transforms, **common)
-        self.multilabel = multilabel
+        self.targets.multilabel = multilabel
         self.files = LabelledFiles(self.extensions, multilabel=multilabel, **labels)
 
     def write_sample(self, root: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.reading import EXTENSIONS
+from tasks.datasets.items import Item
 from tasks.datasets.lazy_items import LazyItems
 from tasks.datasets.listing import usual_place
 from tasks.datasets.shards.data import ShardableSettings

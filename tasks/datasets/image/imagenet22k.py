@@ -5,9 +5,10 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.imagenet import Pictures, describe_synset, pictures_by_folder
+from tasks.datasets.items import Item
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 

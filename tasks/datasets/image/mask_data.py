@@ -20,31 +20,24 @@ from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import Unpack
 
-from tasks.datasets.base import (
-    DIGESTED,
-    SPLITS,
-    CommonSettings,
-    DataError,
-    Item,
-    ReadError,
-    Whole,
-    refuse_unknown,
-    spread,
-)
+from tasks.datasets.base import DIGESTED, CommonSettings
 from tasks.datasets.batch import Sample
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
-    join_masks,
     join_pictures,
     padded,
 )
 from tasks.datasets.image.files import seeded_by
+from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.image.reading import EXTENSIONS, open_image, size_of
+from tasks.datasets.items import SPLITS, Item, Whole, spread
 from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
+from tasks.datasets.targets import Kind
 
 COUNTED = 1000  # training masks whose pixels are counted for class weights
 
@@ -63,8 +56,6 @@ class MaskData(ReadsShards):
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
 
-    Data info: `class_names`, and `palette`, the colour of each class.
-
     Args:
         transforms: of training; `None` takes `SegmentationTransforms`' own values.
         val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
@@ -80,7 +71,8 @@ class MaskData(ReadsShards):
     beside = True
     usual_val_part: ClassVar[float] = 0.1
 
-    coding: MaskCoding
+    kind: ClassVar[Kind] = MaskTargets
+    targets: MaskTargets
 
     def __init__(
         self,
@@ -101,8 +93,6 @@ class MaskData(ReadsShards):
         self.val_part = val_part
         self.test_part = test_part
         self._train = self.transforms.for_training()
-        self.class_names: list[str] = []
-        self.palette: list[list[int]] = []
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -131,18 +121,15 @@ class MaskData(ReadsShards):
         }
 
     def _take(self, coding: MaskCoding, pairs: Sequence[Pair]) -> None:
-        self.coding, self.pairs = coding, sorted(pairs, key=lambda pair: pair.picture.parts)
-        self.class_names = list(coding.names)
-        self.palette = [list(colour) for colour in coding.palette]
+        self.targets.take(coding)
+        self.pairs = sorted(pairs, key=lambda pair: pair.picture.parts)
 
     def _item(self, pair: Pair) -> Item:
         return Item(pair.picture, where={"mask": str(pair.mask)})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Tensor]:
         image = open_image(item.path, self.transforms.reading)
-        mask = torch.from_numpy(
-            self.coding.read(Path(item.where["mask"]), image.size, self.transforms.reading)
-        )
+        mask = self.targets.read(item, image.size, self.transforms.reading)
         pixels = _pixels(image)
         if not train:
             return _raw(pixels), mask
@@ -163,9 +150,6 @@ class MaskData(ReadsShards):
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
         return join_pictures(raws)
 
-    def join_targets(self, targets: list[Any]) -> Tensor:
-        return join_masks(targets)
-
     def class_counts(self) -> tuple[NDArray[np.int64], int]:
         """Pixels of each class, (K,), and all pixels with a class, in at most `COUNTED` training masks."""
         classes = len(self.class_names)
@@ -178,18 +162,10 @@ class MaskData(ReadsShards):
                 pixels_K += np.bincount(read.target.numpy().reshape(-1), minlength=VOID + 1)[:classes]
         return pixels_K, int(pixels_K.sum())
 
-    def info(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}
-
-    def recall(self, data_info: dict[str, Any]) -> None:
-        self.class_names = list(data_info["class_names"])
-        self.palette = [list(colour) for colour in data_info["palette"]]
-
-    def adopt(self, data_info: dict[str, Any]) -> None:
-        known = list(data_info["class_names"])
-        refuse_unknown(self.class_names, known, self.place)
-        self.coding = self.coding.renumbered(known)
-        self.recall(data_info)
+    @property
+    def palette(self) -> list[list[int]]:
+        """The colour of each class, (r, g, b)."""
+        return self.targets.palette
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         if self.storage is not None:
@@ -208,16 +184,11 @@ class MaskData(ReadsShards):
         """As of any source, with the names and sizes of the masks, which are the targets."""
         if self.storage is not None:
             return super().digest()
-        found, root = hashlib.sha256(super().digest().encode()), f"{self.root}{os.sep}"
+        found = hashlib.sha256(super().digest().encode())
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):
-                mask = Path(item.where["mask"])
-                size = mask.stat().st_size if mask.is_file() else 0
-                found.update(f"{str(mask).removeprefix(root)}\0{size}\0".encode("utf-8", "surrogateescape"))
+                found.update(self.targets.fingerprint(item, self.root))
         return found.hexdigest()[:32]
-
-    def details(self) -> str:
-        return f", {len(self.class_names)} classes{self.in_shards}"
 
     # -- shards --------------------------------------------------------------------------------------------------
 
@@ -226,7 +197,7 @@ class MaskData(ReadsShards):
         plain = isinstance(palette, list) and len(palette) == len(found.class_names)
         if not plain or not all(_is_colour(colour) for colour in palette or ()):
             raise DataError(f"{self.place} does not say the colours of its classes: write the shards again")
-        self.coding = numbered(found.class_names)
+        self.targets.coding = numbered(found.class_names)
         self.recall({"class_names": found.class_names, "palette": palette})
 
     def pack_beside(self, item: Item) -> tuple[str, bytes]:
@@ -235,7 +206,7 @@ class MaskData(ReadsShards):
         try:
             size = size_of(item.path, self.transforms.reading)
             packed = io.BytesIO()
-            Image.fromarray(self.coding.read(mask, size, self.transforms.reading)).save(packed, "PNG")
+            Image.fromarray(self.targets.coding.read(mask, size, self.transforms.reading)).save(packed, "PNG")
             return "mask.png", packed.getvalue()
         except ReadError:
             try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.dense_transforms import VOID
 from tasks.datasets.image.reading import PictureOptions, open_unchanged
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.datasets.base import ReadError, check_file, spread
+from tasks.datasets.errors import ReadError
+from tasks.datasets.items import spread
+from tasks.datasets.reading import check_file
 
 if TYPE_CHECKING:
     from PIL import Image

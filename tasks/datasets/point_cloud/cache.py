@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tasks.datasets.array_cache import keep_array, read_array
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 
 CACHE_VERSION = 2
 

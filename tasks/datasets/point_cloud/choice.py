@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, Floats
 from tasks.datasets.point_cloud.formats.columns import NORMALS
 from tasks.datasets.reading import require

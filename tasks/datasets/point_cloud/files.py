@@ -5,6 +5,7 @@ Shapes: P points in a file, N points asked for, D = 3 + F columns, K copies.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
-from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item
+from tasks.datasets.base import ClassificationSettings, DataModule
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.point_cloud.cache import cached
 from tasks.datasets.point_cloud.choice import farthest_points, sample_surface, turned_z_up
 from tasks.datasets.point_cloud.formats.cloud import MAX_POINTS, Cloud, Floats, ReadOptions
 from tasks.datasets.point_cloud.formats.columns import NORMALS
 from tasks.datasets.point_cloud.formats.reading import EXTENSIONS, read_cloud, table_of
+from tasks.datasets.targets import ClassTargets, Kind
 
 SAMPLINGS = ("uniform", "farthest")
 DENSER = 4  # farthest-point sampling of a mesh chooses among so many times the points wanted
@@ -36,7 +40,7 @@ class PointSettings(ClassificationSettings, total=False):
     max_points: int
 
 
-class PointData(ClassificationData):
+class PointData(DataModule):
     """A source whose raw sample is a cloud ``(N, 3 + F)``, float32, z up, in the file's own units.
 
     A file is read once: a mesh is sampled, a large cloud thinned out, and the resulting pool of points is
@@ -58,6 +62,7 @@ class PointData(ClassificationData):
         **common: see `DataModule`.
     """
 
+    kind: ClassVar[Kind] = ClassTargets
     modality = "point_cloud"
     extensions = EXTENSIONS
     unit = "clouds"

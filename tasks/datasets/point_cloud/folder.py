@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, Whole
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item, Whole
 from tasks.datasets.labelled_files import FromLabelledFiles, LabelledFiles, LabelSettings, label_settings
 from tasks.datasets.point_cloud.choice import turned_z_up
 from tasks.datasets.point_cloud.files import PointData, PointSettings

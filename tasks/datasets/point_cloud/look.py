@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tasks.datasets.base import DataError, ReadError, spread
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import spread
 from tasks.datasets.point_cloud.formats.cloud import Cloud
 from tasks.datasets.point_cloud.formats.columns import COLORS, color_scale
 

@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item, ReadError
 from tasks.datasets.download import Source
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.fetch import download_and_unpack
+from tasks.datasets.items import Item
 from tasks.datasets.point_cloud.cache import cached
 from tasks.datasets.point_cloud.choice import turned_z_up
 from tasks.datasets.point_cloud.files import PointData, PointSettings

@@ -6,6 +6,7 @@ Shapes: P points of a recording, N points of a window, K windows of a file.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tasks.datasets.base import ClassificationData, ClassificationSettings, DataError, Item, ReadError
+from tasks.datasets.base import ClassificationSettings, DataModule
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item
 from tasks.datasets.splits import held_out_groups
+from tasks.datasets.targets import ClassTargets, Kind
 
 COLUMNS = ("velocity", "intensity", "time")
 
 
-class RadHAR(ClassificationData):
+class RadHAR(DataModule):
     """RadHAR: windows of 60 frames (two seconds) every 10 frames, out of the recordings in train/ and test/.
 
     A sample is the cloud of a window's points, ``(N, 6)``: x, y, z in metres, velocity in m/s, intensity in
@@ -37,6 +41,7 @@ class RadHAR(ClassificationData):
         **common: see `DataModule`.
     """
 
+    kind: ClassVar[Kind] = ClassTargets
     modality = "point_cloud"
     extensions = (".npz",)
     unit = "windows"

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.point_cloud.files import PointData, PointSettings
 from tasks.datasets.point_cloud.formats.cloud import Floats
 from tasks.datasets.point_cloud.modelnet import read_row

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 from tasks.datasets.locks import locked
 from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, draft_of, writing

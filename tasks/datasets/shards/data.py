@@ -16,19 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import (
-    SPLITS,
-    ClassificationData,
-    ClassificationSettings,
-    CommonSettings,
-    DataError,
-    DataModule,
-    Item,
-    Reader,
-    ReadError,
-    draw_once,
-    spread,
-)
+from tasks.datasets.base import ClassificationSettings, CommonSettings, DataModule
+from tasks.datasets.drawn import draw_once
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.item_dataset import Reader
+from tasks.datasets.items import SPLITS, Item, spread
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.layout import (
@@ -42,6 +34,7 @@ from tasks.datasets.shards.layout import (
 )
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
+from tasks.datasets.targets import ClassTargets, Kind
 
 FORMATS = ("files", "webdataset")
 PARTS = 2  # files of a sample with its target beside it
@@ -99,7 +92,6 @@ class ReadsShards(DataModule):
 
     #: Whether a sample's target is a file beside it, instead of classes in the index.
     beside: ClassVar[bool] = False
-    class_names: list[str]
 
     storage: Storage | None = None
     shard_set: ShardSet | None = None
@@ -122,6 +114,11 @@ class ReadsShards(DataModule):
         self.format = format
         self.options = shards or ShardOptions()
         if format == "webdataset":
+            if self.targets.in_any_order:
+                raise DataError(
+                    f"shards are read one after the other: {self.targets.in_any_order}, which ask for any "
+                    "sample at any time, need task.data.format=files"
+                )
             if self.download:
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
             place = str(self.root.with_name(f"{self.name}-shards")) if data_dir is None else data_dir
@@ -291,13 +288,15 @@ class ReadsShards(DataModule):
         return ShardCache(storage, Path(folder).expanduser() / found.digest[:16], limit)
 
 
-class ShardableData(ReadsShards, ClassificationData):
+class ShardableData(ReadsShards):
     """A source of classes that can be read from shards.
 
     Args:
         format, shards: see `ReadsShards.open_shards`.
-        **common: see `ClassificationData` and `DataModule`.
+        **common: see `ClassTargets` and `DataModule`.
     """
+
+    kind: ClassVar[Kind] = ClassTargets
 
     def __init__(
         self,
@@ -306,16 +305,11 @@ class ShardableData(ReadsShards, ClassificationData):
         shards: ShardOptions | None = None,
         **common: Unpack[ClassificationSettings],
     ) -> None:
-        ClassificationData.__init__(self, **common)
+        super().__init__(**common)
         self.open_shards(format, shards, common.get("data_dir"))
-        if format == "webdataset" and (self.balance != "none" or self.mixup is not None):
-            raise DataError(
-                "shards are read one after the other: task.data.balance and task.data.mixup, which ask for any "
-                "sample at any time, need task.data.format=files"
-            )
 
     def know(self, found: ShardSet) -> None:
-        self.class_names, self.multilabel = found.class_names, found.multilabel
+        self.targets.class_names, self.targets.multilabel = found.class_names, found.multilabel
 
 
 class _ShardReader:

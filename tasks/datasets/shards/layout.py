@@ -19,7 +19,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import SPLITS, DataError, Item, spread
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import SPLITS, Item, spread
 from tasks.datasets.names import LONGEST, plain_name
 from tasks.datasets.reading import require
 from tasks.datasets.shards.storage import MissingFile, Storage

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.datasets.base import DataError
+from tasks.datasets.errors import DataError
 from tasks.disk import refusal, writing
 from tasks.secrets import learn, mask
 

@@ -11,7 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from tasks.datasets.base import SPLITS, CommonSettings, DataError
+from tasks.datasets.base import CommonSettings
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import SPLITS
 from tasks.datasets.time_series.table import Table, infer_frequency
 from tasks.datasets.time_series.windows import Parts, SeriesData
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, ReadError, Whole
+from tasks.datasets.base import CommonSettings
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Whole
 from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.time_series.table import Columns, Table, read_series
 from tasks.datasets.time_series.text import Format

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.time_series.text import Format, Text, is_text, shown
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")

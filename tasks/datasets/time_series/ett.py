@@ -5,8 +5,9 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import CommonSettings
 from tasks.datasets.download import Source, download
+from tasks.datasets.errors import DataError
 from tasks.datasets.time_series.table import Table
 from tasks.datasets.time_series.windows import Parts, SeriesData, find_file, read_named
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.time_series.dates import Dates, wall_offsets
 from tasks.datasets.time_series.text import Format, check_memory
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import CommonSettings
+from tasks.datasets.errors import DataError
 from tasks.datasets.time_series.benchmarks import BENCHMARKS
 from tasks.datasets.time_series.table import Table
 from tasks.datasets.time_series.windows import Parts, SeriesData, find_file, read_named

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.time_series.dates import Dates, offsets_of, read_dates, wall_offsets
 from tasks.datasets.time_series.grid import Grid, even_out
 from tasks.datasets.time_series.text import (

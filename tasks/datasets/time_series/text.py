@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.datasets.base import DataError, ReadError, check_file
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.reading import check_file
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 DECIMALS = (".", ",")

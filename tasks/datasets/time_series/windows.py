@@ -21,17 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from modalities.time_series import find_period
-from tasks.datasets.base import (
-    CommonSettings,
-    DataError,
-    DataModule,
-    Item,
-    ReadError,
-    Whole,
-)
+from tasks.datasets.base import CommonSettings, DataModule
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.items import Item, Whole
 from tasks.datasets.time_series.arrays import (
-    between_neighbours,
     covariate,
     fill_from_past,
     has_large_level,
@@ -40,11 +33,11 @@ from tasks.datasets.time_series.arrays import (
     positive,
 )
 from tasks.datasets.time_series.dates import NO_ZONE
+from tasks.datasets.time_series.facts import gaps_of, learn_facts
 from tasks.datasets.time_series.table import (
     Columns,
     Table,
     calendar_features,
-    calendar_names,
     future_rows,
     read_csv,
     wall_clock,
@@ -140,7 +133,17 @@ class SeriesData(DataModule):
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         tables = self._long_enough(self.read_tables(root), root)
         trains = [self.parts(table)[0] for table in tables]
-        self._learn_facts(tables, trains)
+        self.known = learn_facts(
+            tables,
+            trains,
+            name=str(self.name),
+            look_back=self.look_back,
+            horizon=self.horizon,
+            season=self.season,
+            columns=self.columns,
+            positions=self.positions,
+        )
+        self.gaps = gaps_of(tables)
         self._say_what_was_read(tables)
         self._take(tables, trains)
         return self._windows(root)
@@ -206,92 +209,6 @@ class SeriesData(DataModule):
                 ", ".join(table.name for table in short[:5]),
             )  # fmt: skip
         return [table for table in tables if not any(table is other for other in short)]
-
-    def _learn_facts(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
-        """Everything measured here comes from the training rows."""
-        first, train = tables[0], trains[0]
-        self._refuse_unlike(tables)
-        for table, rows in zip(tables, trains, strict=True):
-            gone_N = np.isnan(table.values_TN[:rows]).all(axis=0)
-            if gone_N.any():
-                where = f" of the series {table.name}" if table.name else ""
-                raise DataError(
-                    f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}"
-                )
-        pooled_TN = _pooled([table.values_TN for table in tables], trains)
-        mean_N, std_N = moments(pooled_TN)
-        flat = [name for name, std in zip(first.variates, std_N, strict=True) if std < 1e-12]
-        if flat:
-            log.warning("%s: constant in the training part: %s", self.name, ", ".join(flat[:5]))
-        season = self.season or self._find_season(tables, trains) or 1
-        self.known = {
-            "variates": list(first.variates),
-            "mean": [_short(value) for value in mean_N],
-            "std": [_short(value) if value >= 1e-12 else 1.0 for value in std_N],
-            "look_back": self.look_back,
-            "horizon": self.horizon,
-            "frequency": first.frequency,
-            "calendar": list(calendar_names(first.frequency, first.dates[train - 1] - first.dates[0])),
-            "season": season,
-            "period": season if season > 1 else None,
-        }
-        if self.positions is not None:
-            self.known["positions"] = self.positions
-        self.gaps = (
-            sum(int(np.isnan(table.values_TN).sum()) for table in tables),
-            sum(table.values_TN.size for table in tables),
-        )
-        if self.gaps[0]:
-            self.known["gaps"] = True
-        if len(tables) > 1:
-            self.known["series"] = len(tables)
-        if len(tables) > 1 or has_large_level(pooled_TN):
-            self.known["scaled"] = True
-        if first.offsets_T is not None:
-            self.known["time_zone"] = first.zone or "as written"
-        covariates = self._covariate_facts(tables, trains)
-        if covariates:
-            self.known["covariates"] = covariates
-
-    def _refuse_unlike(self, tables: Sequence[Table]) -> None:
-        first = tables[0]
-        for table in tables[1:]:
-            unlike = {
-                "variates": (table.variates, first.variates),
-                "steps": (table.frequency, first.frequency),
-                "time zones": (table.offsets_T is None, first.offsets_T is None),
-            }
-            for what, (one, other) in unlike.items():
-                if one != other:
-                    raise DataError(
-                        f"the series {table.name} and {first.name} have different {what} ({one} and {other}); one "
-                        "model is trained on series that are alike in them"
-                    )
-
-    def _find_season(self, tables: Sequence[Table], trains: Sequence[int]) -> int | None:
-        """The period of the series with the most training rows."""
-        longest = max(range(len(tables)), key=lambda number: trains[number])
-        rows_TN = between_neighbours(tables[longest].values_TN[: trains[longest]])
-        return find_period(rows_TN, longest=self.look_back)
-
-    def _covariate_facts(self, tables: Sequence[Table], trains: Sequence[int]) -> dict[str, Any]:
-        """Name, mean and standard deviation of each covariate, by kind."""
-        columns, found = self.columns, {}
-        static_RS = np.array([list(table.static.values()) for table in tables], dtype=np.float64)
-        measured = {
-            "known": (columns.known, _pooled([table.known_TK for table in tables], trains)),
-            "past": (columns.past, _pooled([table.past_TP for table in tables], trains)),
-            "static": (columns.static, static_RS),
-        }
-        for kind, (names, values_TK) in measured.items():
-            if names:
-                mean_K, std_K = moments(values_TK)
-                found[kind] = {
-                    "names": list(names),
-                    "mean": [_short(value) for value in mean_K],
-                    "std": [_short(value) for value in positive(std_K)],
-                }
-        return found
 
     def _say_what_was_read(self, tables: Sequence[Table]) -> None:
         if not tables[0].said or self.file is None:
@@ -519,18 +436,6 @@ def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:
     return ((values_TN - raw["level"]) / raw["unit"]).float()
 
 
-def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
-    """The training rows of all series, their gaps filled."""
-    rows = [
-        between_neighbours(part[:train])
-        for part, train in zip(parts, trains, strict=True)
-        if part is not None
-    ]
-    if not rows:
-        return np.zeros((0, 0))
-    return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-
 def last_observed(values_TN: NDArray[np.float64]) -> int:
     """The last row with a value."""
     return int(np.flatnonzero((~np.isnan(values_TN)).any(axis=1))[-1])
@@ -548,11 +453,6 @@ def first_rows(table: Table, rows: int) -> Table:
         known_TK=None if table.known_TK is None else table.known_TK[:rows],
         past_TP=None if table.past_TP is None else table.past_TP[:rows],
     )
-
-
-def _short(value: float) -> float:
-    """Seven significant digits, so that two machines agree on a statistic."""
-    return float(f"{value:.7g}")
 
 
 def find_file(root: Path, names: Sequence[str]) -> Path | None:

@@ -45,7 +45,7 @@ class VideoFolder(FromLabelledFiles, VideoData):
     def __init__(self, *, multilabel: bool = False, **settings: Unpack[VideoFolderSettings]) -> None:
         labels, common = label_settings(settings)
         super().__init__(**common)
-        self.multilabel = multilabel
+        self.targets.multilabel = multilabel
         self.files = LabelledFiles(self.extensions, multilabel=multilabel, order=by_number, **labels)
 
     def write_sample(self, root: Path) -> None:

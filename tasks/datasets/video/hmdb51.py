@@ -2,26 +2,23 @@
 
 from pathlib import Path
 
-from typing_extensions import Unpack
-
-from tasks.datasets.base import DataError, Item
-from tasks.datasets.video.files import VideoData, VideoSettings, carve_validation, check_split
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
+from tasks.datasets.video.official_lists import OfficialLists, carve_validation
 
 VIDEO_FOLDERS = ("hmdb51_org", "hmdb51", "videos", ".")
 LIST_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "splits", ".")
 UNUSED, TRAIN, TEST = "0", "1", "2"
 
 
-class HMDB51(VideoData):
+class HMDB51(OfficialLists):
     """HMDB51 with its official lists; validation is a part of the training list by whole films.
 
     A split has 70 training and 30 test clips of every class; the rest is left out, as the lists say. Classes
     are in alphabetical order.
 
     Args:
-        split: 1, 2 or 3; published figures are often the mean over all three.
-        val_fraction: of the training list.
-        **settings: see `VideoData` and `DataModule`.
+        split, val_fraction, **settings: see `OfficialLists`.
     """
 
     title = "HMDB51"
@@ -31,14 +28,6 @@ class HMDB51(VideoData):
         "classes inside hmdb51_org too"
     )
     homepage = "https://serre.lab.brown.edu/hmdb51.html"
-
-    def __init__(
-        self, *, split: int = 1, val_fraction: float = 0.1, **settings: Unpack[VideoSettings]
-    ) -> None:
-        super().__init__(**settings)
-        check_split(split, val_fraction)
-        self.split = split
-        self.val_fraction = val_fraction
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.video.sample import hmdb51

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import DataError, Item
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
 from tasks.datasets.splits import stable_fraction
 from tasks.datasets.video.files import VideoData, VideoSettings
 

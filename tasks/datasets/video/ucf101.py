@@ -2,24 +2,21 @@
 
 from pathlib import Path
 
-from typing_extensions import Unpack
-
-from tasks.datasets.base import DataError, Item
-from tasks.datasets.video.files import VideoData, VideoSettings, carve_validation, check_split
+from tasks.datasets.errors import DataError
+from tasks.datasets.items import Item
+from tasks.datasets.video.official_lists import OfficialLists, carve_validation
 
 VIDEO_FOLDERS = ("UCF-101", "UCF101", "videos", ".")
 LIST_FOLDERS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "splits", ".")
 
 
-class UCF101(VideoData):
+class UCF101(OfficialLists):
     """UCF101 with its official lists; validation is a part of the training list by whole groups.
 
     The clips of one group (``g08`` in ``v_Archery_g08_c01.avi``) come from one video and are never parted.
 
     Args:
-        split: 1, 2 or 3; published figures are often the mean over all three.
-        val_fraction: of the training list.
-        **settings: see `VideoData` and `DataModule`.
+        split, val_fraction, **settings: see `OfficialLists`.
     """
 
     title = "UCF101"
@@ -29,14 +26,6 @@ class UCF101(VideoData):
         "'unrar x UCF101.rar'"
     )
     homepage = "https://www.crcv.ucf.edu/data/UCF101.php"
-
-    def __init__(
-        self, *, split: int = 1, val_fraction: float = 0.1, **settings: Unpack[VideoSettings]
-    ) -> None:
-        super().__init__(**settings)
-        check_split(split, val_fraction)
-        self.split = split
-        self.val_fraction = val_fraction
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.video.sample import ucf101

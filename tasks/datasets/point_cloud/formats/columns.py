@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, ReadError
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, Doubles, ReadOptions
 
 XYZ = ("x", "y", "z")

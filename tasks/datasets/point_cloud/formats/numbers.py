@@ -6,7 +6,7 @@ from typing import overload
 
 import numpy as np
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Doubles, Indices, fans
 from tasks.datasets.reading import require
 

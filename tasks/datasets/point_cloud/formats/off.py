@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_count, check_size, mesh
 from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, name_columns
 from tasks.datasets.point_cloud.formats.numbers import polygons, table

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_count, check_shape, check_size
 from tasks.datasets.point_cloud.formats.columns import from_named
 from tasks.datasets.point_cloud.formats.numbers import table

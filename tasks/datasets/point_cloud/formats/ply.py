@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import (
     Cloud,
     Indices,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.base import DataError, ReadError, check_file
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.point_cloud.formats.arrays import read_h5, read_npy, read_npz
 from tasks.datasets.point_cloud.formats.cloud import Cloud, Doubles, ReadOptions
 from tasks.datasets.point_cloud.formats.columns import COLORS, color_scale
@@ -18,6 +18,7 @@ from tasks.datasets.point_cloud.formats.pcd import read_pcd
 from tasks.datasets.point_cloud.formats.ply import read_ply
 from tasks.datasets.point_cloud.formats.stl import read_stl
 from tasks.datasets.point_cloud.formats.text import read_text
+from tasks.datasets.reading import check_file
 
 Reader = Callable[[Path, ReadOptions], Cloud]
 READERS: dict[str, Reader] = {

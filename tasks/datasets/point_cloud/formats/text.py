@@ -14,7 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
-from tasks.datasets.base import ReadError
+from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import BYTES_PER_POINT, Cloud, Doubles, ReadOptions, check_count
 from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, XYZ, from_table, known_name
 from tasks.datasets.point_cloud.formats.numbers import is_number, parsed_fast, shown, wrong_line

@@ -1,0 +1,105 @@
+"""Reads the items of one split as samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from tasks.datasets.batch import Failure, Read, Sample, Unusable
+from tasks.datasets.errors import DataError, ReadError, UnreadableItem
+from tasks.datasets.items import Item
+from tasks.datasets.mixing import Mixup, multi_hot
+from tasks.datasets.reading import unexpected
+from tasks.datasets.sampling import Key
+from tasks.disk import WriteError
+
+Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, target)
+
+
+class ItemDataset(Dataset[Read]):
+    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone.
+
+    Args:
+        items: of the split.
+        read: reads one.
+        seed: of its random choices.
+        draws: whether there are any; a generator for each item takes longer than a slice of memory.
+    """
+
+    def __init__(self, items: Sequence[Item], read: Reader, seed: int, draws: bool = True) -> None:
+        self.items = items
+        self.read = read
+        self.seed = seed
+        self.only = None if draws else np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> Read:
+        index, epoch, *before = key
+        rng = self.only
+        if rng is None:
+            rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
+        try:
+            return self.sample(index, rng)
+        except UnreadableItem as error:
+            return Failure(str(error))
+        except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
+            return Unusable(str(error))
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
+        raw, target = self.pair(self.items[index], rng)
+        return Sample(raw, target, index)
+
+    def pair(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Raw data and target of an item; raises `UnreadableItem`."""
+        try:
+            return self.read(item, rng)
+        except ReadError as error:
+            raise UnreadableItem(f"{item.name}: {error}") from error
+        except OSError as error:  # deleted, or made unreadable, since it was listed
+            raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
+        except (DataError, WriteError):  # the data as a whole cannot be used, or a disk refuses
+            raise
+        except Exception as error:  # one file never takes the others along, whatever its reader comes across
+            raise UnreadableItem(f"{item.name}: {unexpected(error)}") from error
+
+
+class MixedDataset(ItemDataset):
+    """Training items mixed with each other; a sample has `mixed_target`, (K,), beside its own `target`.
+
+    Args:
+        items, read, seed: see `ItemDataset`.
+        mixup: draws the partners.
+        classes: K.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        read: Reader,
+        seed: int,
+        *,
+        mixup: Mixup,
+        classes: int,
+    ) -> None:
+        super().__init__(items, read, seed)
+        self.mixup = mixup
+        self.classes = classes
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        sample = super().sample(index, rng)
+
+        def other(partner: int) -> tuple[Any, Any]:
+            raw, target = self.pair(self.items[partner], rng)
+            return raw, multi_hot(target, self.classes)
+
+        own_K = multi_hot(sample.target, self.classes)
+        try:
+            raw, mixed_K = self.mixup(sample.raw, own_K, len(self), other, rng)
+        except TypeError as error:
+            raise DataError(f"task.data.mixup: {error}") from error
+        return replace(sample, raw=raw, mixed_target=mixed_K)

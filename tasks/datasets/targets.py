@@ -1,0 +1,187 @@
+"""Kinds of target: what the targets of a source's items mean.
+
+A data module has one (`DataModule.targets`); which, its class says (`DataModule.kind`). So a source of pictures may
+have classes, masks or boxes, and whatever reads sounds may have classes or events.
+
+Shapes: K classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from tasks.datasets.class_names import refuse_unknown
+from tasks.datasets.errors import DataError
+from tasks.datasets.item_dataset import ItemDataset, MixedDataset, Reader
+from tasks.datasets.items import Item
+from tasks.datasets.mixing import Mixup
+from tasks.datasets.sampling import BalancedBatches, EpochBatches, label_weights, labels_of
+
+BALANCES = ("none", "labels")
+
+
+class Targets:
+    """Targets of which nothing needs to be known: tensors or numbers of one shape, stacked in a batch."""
+
+    def __init__(self) -> None:
+        self.class_names: list[str] = []  # where they are of classes; set when the source is read
+        self.multilabel = False  # whether an item may be of several classes, or of none
+
+    def join(self, targets: list[Any]) -> Any:
+        """The targets of some samples -> the target of their batch."""
+        return default_collate(targets)
+
+    def info(self) -> dict[str, Any]:
+        """What a model must know of them to answer (plain values; kept in every checkpoint)."""
+        return {}
+
+    def recall(self, data_info: dict[str, Any]) -> None:
+        """Take over what a checkpoint says of them."""
+
+    def adopt(
+        self, items: Sequence[Item], info: dict[str, Any], data_info: dict[str, Any], place: str
+    ) -> Sequence[Item]:
+        """Items with the targets that a model of other data has for them.
+
+        Args:
+            items: of the test split.
+            info: of the data themselves (`DataModule.info`).
+            data_info: of the model.
+            place: what to call the data.
+
+        Raises:
+            DataError: the model cannot be asked about them.
+        """
+        if data_info != info:
+            raise DataError(f"{place} is other data than the model was trained on, and of another kind")
+        return items
+
+    def details(self) -> str:
+        """What the line that describes the data says of them, beginning with a comma."""
+        return ""
+
+    def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int] | None:
+        """How often each class occurs in these items, (K,), and how much that is of; None: there are no classes."""
+        return None
+
+    @property
+    def in_any_order(self) -> str:
+        """The settings by which training asks for any item at any time, which shards do not give; empty: none."""
+        return ""
+
+    def dataset(
+        self, items: Sequence[Item], read: Reader, *, train: bool, seed: int, draws: bool
+    ) -> ItemDataset:
+        """What reads items of a split; see `ItemDataset`."""
+        return ItemDataset(items, read, seed, draws)
+
+    def batches(self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int) -> EpochBatches:
+        """Which items make up each batch."""
+        return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed)
+
+
+#: What makes the targets of a data module from the settings for them: a class, or a function.
+Kind = Callable[..., Targets]
+
+
+class ClassTargets(Targets):
+    """Classes: an index, or where an item may be of several a multi-hot float array (K,).
+
+    `class_names` have an order that is stable across machines.
+
+    Args:
+        balance: how training items are drawn: `none`, each once an epoch; `labels`, with replacement, in proportion to
+            the rarity of their labels (`tasks.datasets.sampling.label_weights`).
+        mixup: mixes training items with each other as they are read; a batch then has soft `mixed_target`s (B, K).
+        multilabel: whether an item may be of several classes.
+    """
+
+    def __init__(
+        self, *, balance: str = "none", mixup: Mixup | None = None, multilabel: bool = False
+    ) -> None:
+        super().__init__()
+        if balance not in BALANCES:
+            raise DataError(f"balance must be {' or '.join(BALANCES)}, not {balance!r}")
+        self.balance = balance
+        self.mixup = mixup
+        self.multilabel = multilabel
+        self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
+
+    def info(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "multilabel": self.multilabel}
+
+    def recall(self, data_info: dict[str, Any]) -> None:
+        self.class_names = list(data_info["class_names"])
+
+    def adopt(
+        self, items: Sequence[Item], info: dict[str, Any], data_info: dict[str, Any], place: str
+    ) -> Sequence[Item]:
+        own, known = list(self.class_names), list(data_info["class_names"])
+        if self.multilabel != data_info["multilabel"]:
+            raise DataError(
+                f"the model gives each sample {'several labels' if data_info['multilabel'] else 'one label'}, "
+                f"{place} {'several' if self.multilabel else 'one'}"
+            )
+        refuse_unknown(own, known, place)
+        self.class_names = known
+        if own == known:
+            return items
+        translated = translation(own, known)
+        return [replace(item, target=translated(item.target)) for item in items]
+
+    def details(self) -> str:
+        balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
+        return f", {len(self.class_names)} classes{balanced}"
+
+    @property
+    def in_any_order(self) -> str:
+        asked = self.balance != "none" or self.mixup is not None
+        return "task.data.balance and task.data.mixup" if asked else ""
+
+    def dataset(
+        self, items: Sequence[Item], read: Reader, *, train: bool, seed: int, draws: bool
+    ) -> ItemDataset:
+        if not train or self.mixup is None:
+            return super().dataset(items, read, train=train, seed=seed, draws=draws)
+        return MixedDataset(items, read, seed, mixup=self.mixup, classes=len(self.class_names))
+
+    def batches(self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int) -> EpochBatches:
+        if not train or self.balance == "none":
+            return super().batches(items, train=train, batch_size=batch_size, seed=seed)
+        if self._weights is None or len(self._weights) != len(items):
+            self._weights = label_weights(labels_in(items), len(self.class_names))
+        return BalancedBatches(self._weights, batch_size, seed=seed)
+
+    def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
+        """How many items are of each class, (K,), and how many there are."""
+        positives_K: NDArray[np.int64] = np.zeros(len(self.class_names), dtype=np.int64)
+        for labels in labels_in(items):
+            positives_K[labels] += 1
+        return positives_K, len(items)
+
+
+def labels_in(items: Sequence[Item]) -> Iterator[NDArray[Any]]:
+    """The classes of each item."""
+    return (labels_of(item.target) for item in items)
+
+
+def translation(own: Sequence[str], known: Sequence[str]) -> Callable[[Any], Any]:
+    """A function that makes a target for the classes `own` one for the classes `known`, which hold them all.
+
+    >>> translation(["cow", "dog"], ["cat", "cow", "dog"])(1)
+    2
+    """
+    places = np.array([known.index(name) for name in own], dtype=np.int64)
+
+    def translated(target: Any) -> Any:
+        if not np.ndim(target):
+            return int(places[int(target)])
+        moved: NDArray[np.float32] = np.zeros(len(known), dtype=np.float32)
+        moved[places] = target
+        return moved
+
+    return translated

@@ -1,0 +1,40 @@
+"""Whether the parts of a composition go together, before anything is built."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from workbench.conf_folders import conf_folders
+from workbench.errors import UsageError
+from workbench.extras import need
+from workbench.members import check_members, is_joint
+
+
+def tasks_of(modality: str) -> list[str]:
+    """Names of the tasks that read a modality."""
+    names = set()
+    for file in sorted(file for folder in conf_folders() for file in (folder / "task").glob("*.yaml")):
+        node = OmegaConf.load(file)
+        if file.stem[0] != "_" and isinstance(node, DictConfig) and node.get("modality") == modality:
+            names.add(str(node.get("name")))
+    return sorted(names)
+
+
+def check_composition(cfg: DictConfig) -> None:
+    """Raise a `UsageError` where the parts cannot go together."""
+    if OmegaConf.is_missing(cfg.backbone, "name"):
+        raise UsageError("which of timm's networks? Say backbone.name=NAME, e.g. backbone.name=convnext_atto")
+    if is_joint(cfg):
+        check_members(cfg)
+    # With a checkpoint `task=` only says which one is meant: the modality is the checkpoint's.
+    if cfg.ckpt is None and cfg.task.modality != cfg.modality.name:
+        raise UsageError(
+            f"task {cfg.task.name} reads {cfg.task.modality}, not {cfg.modality.name}: "
+            f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
+            f"({', '.join(tasks_of(cfg.modality.name))})"
+        )
+    if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
+        raise UsageError(
+            f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
+        )
+    for extra in ("wandb", "mlflow"):
+        if extra in (cfg.get("logger") or {}):
+            need(extra, f"logger={extra}")
