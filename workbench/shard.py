@@ -30,6 +30,7 @@ def shard(cfg: DictConfig) -> None:
     data = build_data(cfg)
     if not isinstance(data, ReadsShards):
         raise UsageError(f"action=shard writes sounds, pictures and videos, not {cfg.modality.name}")
+    data.check_targets()
     if data.storage is not None:
         raise UsageError("action=shard reads files: leave task.data.format out")
     options = OmegaConf.to_container(action.storage, resolve=True)

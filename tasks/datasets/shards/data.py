@@ -114,6 +114,7 @@ class ReadsShards(DataModule):
         self.format = format
         self.options = shards or ShardOptions()
         if format == "webdataset":
+            self.check_targets()
             if self.targets.in_any_order:
                 raise DataError(
                     f"shards are read one after the other: {self.targets.in_any_order}, which ask for any "
@@ -123,6 +124,11 @@ class ReadsShards(DataModule):
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
             place = str(self.root.with_name(f"{self.name}-shards")) if data_dir is None else data_dir
             self.storage = Storage(place, self.options.storage)
+
+    def check_targets(self) -> None:
+        """Raise a `DataError` for targets that shards cannot hold."""
+        if not self.beside and not isinstance(self.targets, ClassTargets):
+            raise DataError(f"shards hold classes, and the targets of {self.name} are none: take format=files")
 
     def know(self, found: ShardSet) -> None:
         """Take over what shards say of their classes; raises `DataError`."""
