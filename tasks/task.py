@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a prediction adds to a JSON file of all predictions of a run.
+
+    Args:
+        content: plain values.
+        join: (file that was read, content) of all of them, in order -> what the file holds.
+    """
+
+    content: Any
+    join: Callable[[list[tuple[str, Any]]], dict[str, Any]]
+
+
 @dataclass
 class Prediction:
     """What a model says about one sample.
@@ -39,6 +52,7 @@ class Prediction:
         files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
             written by a function of its path and of what is to be said of drawn data (None: nothing).
         figures: likewise, made by a function.
+        shared: JSON files that all predictions of a run share: name -> what this one adds.
     """
 
     columns: dict[str, Any]
@@ -47,6 +61,7 @@ class Prediction:
     report: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Callable[[Path, str | None], None]] = field(default_factory=dict)
     figures: "dict[str, Callable[[], Figure]]" = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
 
 
 class Augment(nn.Module):

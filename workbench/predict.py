@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 
 from tasks.datasets.base import DataError, DataModule, ReadError, is_drawn, unexpected
 from tasks.datasets.listing import Listing, list_files
-from tasks.task import Prediction, Task
+from tasks.task import Prediction, Shared, Task
 from workbench import figures
 from workbench.build import restore
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_table
+from workbench.files import write_atomically, write_findings, write_table
 from workbench.provenance import data_read, note
 
 log = logging.getLogger("widefield")
@@ -42,23 +42,26 @@ def predict(cfg: DictConfig) -> None:
         data_read([data.title])
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
+    shared: dict[str, list[tuple[str, Shared]]] = {}
     path = Path(cfg.paths.run) / "predictions.csv"
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
+        collect_shared(answered, shared)
         write_predictions(Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
+    written_together = write_shared(Path(cfg.paths.run), shared)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "prediction"))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
     console.print(f"all predictions: {path}", highlight=False, soft_wrap=True)
-    for file in [file for row in rows for file in row.get("files", ())][:SHOWN]:
+    for file in [*written_together, *(file for row in rows for file in row.get("files", ()))][:SHOWN]:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
     if len(broken) == len(rows):
@@ -163,6 +166,23 @@ def write_predictions(folder: Path, rows: list[dict[str, Any]], first: int, file
         for pattern, draw in prediction.figures.items():
             row["files"].append(folder / pattern.format(name=name))
             figures.save(draw(), row["files"][-1])
+
+
+def collect_shared(rows: list[dict[str, Any]], shared: dict[str, list[tuple[str, Shared]]]) -> None:
+    """Put by what predictions add to files that all of them share, by the files' names."""
+    for row in rows:
+        prediction = row.get("prediction")
+        for name, part in prediction.shared.items() if isinstance(prediction, Prediction) else ():
+            shared.setdefault(name, []).append((row["path"], part))
+
+
+def write_shared(folder: Path, shared: dict[str, list[tuple[str, Shared]]]) -> list[Path]:
+    """Write these files; returns where they lie."""
+    files = []
+    for name, parts in shared.items():
+        files.append(folder / name)
+        write_findings(files[-1], parts[0][1].join([(file, part.content) for file, part in parts]))
+    return files
 
 
 def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:
