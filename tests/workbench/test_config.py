@@ -200,7 +200,7 @@ def test_experiments_compose(composed: Compose, experiment: str) -> None:
     cfg = composed(f"experiment={experiment}")
     check_composition(cfg)
     folder = experiment.partition("/")[0]
-    assert {"segmentation": "image"}.get(folder, folder) == cfg.modality.name
+    assert {"segmentation": "image", "detection": "image"}.get(folder, folder) == cfg.modality.name
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     assert f"experiment={experiment}" in header, "the header gives the command"
     instantiate(cfg.modality.embedder)

@@ -228,10 +228,11 @@ def padded(pixels_3HW: Tensor, size: tuple[int, int], value: int = 0) -> Tensor:
     return whole
 
 
-def join_pictures(raws: list[Any]) -> dict[str, Tensor]:
+def join_pictures(raws: list[Any], multiple: int = 1) -> dict[str, Tensor]:
     """`{"pixels": (3, H, W), "size": (2,)}` of some pictures -> `{"pixels": (B, 3, H, W), "size": (B, 2)}`, filled up
-    to the largest height and width."""
-    size = _largest([raw["pixels"] for raw in raws])
+    to the largest height and width, and on to a `multiple`."""
+    height, width = _largest([raw["pixels"] for raw in raws])
+    size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     return {
         "pixels": torch.stack([padded(raw["pixels"], size) for raw in raws]),
         "size": torch.stack([raw["size"] for raw in raws]),

@@ -23,6 +23,7 @@ EXTENSIONS = (
 # JPEG stands for MPO, too. Of Pillow's other formats one starts an interpreter (PostScript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # what Pillow takes for an attack
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values of pictures that lie on a side
 LOOKED_AT = 8  # pictures, for how much of their 16 bits they use
 
 
@@ -95,6 +96,20 @@ def open_unchanged(path: Path, options: PictureOptions | None = None) -> "Image.
             options.check(file.size)
             file.load()
             return file.copy()
+    except ReadError:
+        raise
+    except Exception as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def size_of(path: Path, options: PictureOptions | None = None) -> tuple[int, int]:
+    """Width and height of a picture, upright, from its header; raises `ReadError`."""
+    check_file(path)
+    try:
+        with _opened(path, options or PictureOptions()) as file:
+            width, height = file.size
+            turned = file.getexif().get(ORIENTATION) in TURNED
+            return (height, width) if turned else (width, height)
     except ReadError:
         raise
     except Exception as error:

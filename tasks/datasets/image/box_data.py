@@ -1,0 +1,244 @@
+"""Pictures with boxes: what every source for detection shares.
+
+A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`. Its target is a dictionary of `boxes` (n, 4) float32, x1,
+y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, where the data have them, `masks`
+(n, H, W) bool; n may be 0. The target of a batch is a list of these.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from typing_extensions import Unpack
+
+from tasks.datasets.base import (
+    DIGESTED,
+    SPLITS,
+    CommonSettings,
+    DataError,
+    DataModule,
+    Item,
+    ReadError,
+    Whole,
+    refuse_unknown,
+    spread,
+)
+from tasks.datasets.image.box_formats.labels import Labelled, check_names
+from tasks.datasets.image.box_formats.outlines import Outline
+from tasks.datasets.image.box_transforms import (
+    DetectionTransforms,
+    Target,
+    join_padded,
+    visible,
+    wrapped,
+)
+from tasks.datasets.image.files import seeded_by
+from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.splits import held_out_files
+
+LABEL, CROWD = 4, 5  # columns of an item's objects
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reader finds: the names of the classes, the pictures, and whether every object has a mask."""
+
+    class_names: Sequence[str]
+    pictures: Sequence[Labelled]
+    has_masks: bool = False
+    notes: Sequence[str] = field(default=())
+
+
+class BoxData(DataModule):
+    """A source whose items are pictures with boxes.
+
+    A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is what
+    is known of its objects, (n, 6): box, label, crowd; its outlines stand in `where`.
+
+    Data info: `class_names`, and `has_masks`.
+
+    Args:
+        transforms: of training; `None` takes `DetectionTransforms`' own values.
+        val_part: part of the training pictures to validate on, where no split for it is stated.
+        test_part: likewise for testing.
+        **common: see `DataModule`.
+    """
+
+    modality = "image"
+    extensions = EXTENSIONS
+    unit = "images"
+
+    def __init__(
+        self,
+        *,
+        transforms: DetectionTransforms | None = None,
+        val_part: float = 0.1,
+        test_part: float = 0.1,
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        super().__init__(**common)
+        if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
+            raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
+        self.transforms = transforms or DetectionTransforms()
+        self.val_part = val_part
+        self.test_part = test_part
+        self._train = self.transforms.for_training()
+        self.class_names: list[str] = []
+        self.has_masks = False
+        self.pictures: list[Labelled] = []
+
+    # -- what a subclass implements ------------------------------------------------------------------------------
+
+    def read_pictures(self, root: Path) -> Found:
+        """All pictures below `root` with their objects; raises `DataError`."""
+        raise NotImplementedError
+
+    # -- what a data module is asked -----------------------------------------------------------------------------
+
+    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
+        self._take(self.read_pictures(root))
+        stated = {each.split for each in self.pictures}
+        parts: dict[Path, str] = {}
+        for split, part in (("test", self.test_part), ("val", self.val_part)):
+            free = [p.picture for p in self.pictures if p.split in (None, "train") and p.picture not in parts]
+            if split not in stated and len(free) > 1:
+                names = {os.path.relpath(path, root): path for path in free}
+                parts |= {names[name]: split for name in held_out_files((("", n) for n in names), part)}
+        return {
+            split: [
+                self._item(each)
+                for each in self.pictures
+                if parts.get(each.picture, each.split or "train") == split
+            ]
+            for split in SPLITS
+        }
+
+    def _take(self, found: Found) -> None:
+        self.pictures = sorted(found.pictures, key=lambda each: each.picture.parts)
+        for one, other in zip(self.pictures, self.pictures[1:], strict=False):
+            if one.picture == other.picture:
+                raise DataError(
+                    f"{one.picture} is there twice, in {one.split or 'no split'} and in {other.split or 'no split'}"
+                )
+        self.class_names = check_names(found.class_names, self.place)
+        self.has_masks = found.has_masks
+        self.notes = [*found.notes]
+
+    def _item(self, each: Labelled) -> Item:
+        where: dict[str, Any] = {"size": each.size, "fault": each.fault, "outlines": each.outlines}
+        return Item(each.picture, each.objects, {name: value for name, value in where.items() if value})
+
+    def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Target]:
+        if "fault" in item.where:
+            raise ReadError(str(item.where["fault"]))
+        image = open_image(item.path, self.transforms.reading)
+        size = item.where.get("size", image.size)
+        if tuple(size) != image.size:
+            raise ReadError(
+                f"its labels are for {size[0]}×{size[1]} pixels, the picture has {image.width}×{image.height}"
+            )
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        target = self._target(item, image.height, image.width)
+        if not train:
+            return _raw(pixels), target
+        with seeded_by(rng):
+            moved, target = self._train(tv_tensors.Image(pixels), wrapped(target, image.height, image.width))
+        pixels = moved.as_subclass(Tensor)
+        height, width = pixels.shape[-2:]
+        return _raw(pixels), visible(target, height, width, self.transforms.min_side)
+
+    def _target(self, item: Item, height: int, width: int) -> Target:
+        objects_n6: NDArray[np.float64] = item.target
+        outlines: Sequence[Outline | None] = item.where.get("outlines", ())
+        target = {
+            "boxes": torch.from_numpy(objects_n6[:, :LABEL].astype(np.float32)),
+            "labels": torch.from_numpy(objects_n6[:, LABEL].astype(np.int64)),
+            "crowd": torch.from_numpy(objects_n6[:, CROWD] > 0),
+        }
+        if self.has_masks:
+            masks_nHW = np.zeros((len(objects_n6), height, width), dtype=bool)
+            for place, outline in enumerate(outlines):
+                assert outline is not None  # otherwise not all objects have one
+                try:
+                    masks_nHW[place] = outline.mask(height, width)
+                except ValueError as error:
+                    raise ReadError(f"object {place + 1}: {error}") from error
+            target["masks"] = torch.from_numpy(masks_nHW)
+        return visible(target, height, width, 0.0)
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
+        raw: dict[str, Tensor] = self.read_pair(item, train, rng)[0]
+        return raw
+
+    def read_file(self, path: Path) -> dict[str, Tensor]:
+        image = open_image(path, self.transforms.reading)
+        return _raw(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+
+    def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
+        return join_padded(raws)
+
+    def join_targets(self, targets: list[Any]) -> list[Target]:
+        return list(targets)
+
+    def info(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "has_masks": self.has_masks}
+
+    def recall(self, data_info: dict[str, Any]) -> None:
+        self.class_names = list(data_info["class_names"])
+        self.has_masks = bool(data_info["has_masks"])
+
+    def adopt(self, data_info: dict[str, Any]) -> None:
+        known = list(data_info["class_names"])
+        refuse_unknown(self.class_names, known, self.place)
+        if data_info["has_masks"] and not self.has_masks:
+            raise DataError(f"the model answers with masks, and {self.place} has boxes only")
+        places = np.array([known.index(name) for name in self.class_names], dtype=np.float64)
+
+        def translated(objects_n6: NDArray[np.float64]) -> NDArray[np.float64]:
+            moved = objects_n6.copy()
+            moved[:, LABEL] = places[objects_n6[:, LABEL].astype(np.int64)]
+            return moved
+
+        if self.class_names != known:
+            self.pictures = [replace(each, objects=translated(each.objects)) for each in self.pictures]
+            self.splits = {
+                split: [replace(item, target=translated(item.target)) for item in items]
+                for split, items in self.splits.items()
+            }
+        self.recall(data_info)
+
+    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        if not self.root.is_dir():
+            raise self.bad_layout(f"{self.root} is not a folder")
+        self._take(self.read_pictures(self.root))
+        self.adopt(data_info)
+        tested = [each for each in self.pictures if each.split == "test"]
+        said = f"of {len(self.pictures):,} pictures the {len(tested):,} of its test split are tested"
+        if not tested:
+            tested, said = list(self.pictures), f"all {len(self.pictures):,} pictures are tested"
+        return Whole([self._item(each) for each in tested], said)
+
+    def digest(self) -> str:
+        """As of any source, with the outlines, which are targets, too."""
+        found = hashlib.sha256(super().digest().encode())
+        for split in SPLITS:
+            for item in spread(self.splits[split], DIGESTED):
+                for outline in item.where.get("outlines", ()):
+                    found.update(outline.content() if outline is not None else b"\0")
+        return found.hexdigest()[:32]
+
+    def details(self) -> str:
+        with_masks = " with masks" if self.has_masks else ""
+        return f", {len(self.class_names)} classes{with_masks}"
+
+
+def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:
+    return {"pixels": pixels_3HW, "size": torch.tensor(pixels_3HW.shape[-2:])}

@@ -1,0 +1,195 @@
+"""What is known of the objects in a picture, whatever format said so.
+
+Shapes: n objects of a picture of H × W pixels. Boxes are x1, y1, x2, y2 in pixels from the upper left corner, where a
+picture of width W reaches from 0 to W.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.errors import DataError
+from tasks.datasets.image.box_formats.outlines import Outline
+
+LARGEST_FILE = 2**32  # bytes of a file of labels; COCO's largest has a tenth
+LARGEST_OF_A_PICTURE = 2**26  # bytes of the labels of one picture
+MOST_OBJECTS = 100_000  # in one picture
+ROUNDING = 1.0  # pixels by which a box may reach beyond its picture without a word
+
+
+@dataclass(frozen=True)
+class Described:
+    """One object as a file states it.
+
+    Args:
+        box: x1, y1, x2, y2.
+        label: place of its class.
+        crowd: it stands for several objects, or for one that nobody needs to find.
+        outline: its mask, where there is one.
+    """
+
+    box: Sequence[float]
+    label: int
+    crowd: bool = False
+    outline: Outline | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture and what is known of it.
+
+    Args:
+        picture: its file.
+        objects: (n, 6): box, label, crowd (0 or 1).
+        outlines: of each object; empty where none is stated.
+        size: width and height that the labels are for; None: not stated.
+        split: that it was given; None: none.
+        fault: why its labels cannot be used, said when its turn comes.
+    """
+
+    picture: Path
+    objects: NDArray[np.float64]
+    outlines: Sequence[Outline | None] = ()
+    size: tuple[int, int] | None = None
+    split: str | None = None
+    fault: str | None = None
+
+
+@dataclass
+class Tidied:
+    """Turns what files state into arrays; counts what had to be changed or left out."""
+
+    objects: int = 0
+    clipped: int = 0
+    left_out: int = 0
+    first_clipped: str = ""
+    first_left_out: str = ""
+    without_outline: int = 0
+    pictures: int = 0
+    further: list[str] = field(default_factory=list)
+
+    def __call__(
+        self, picture: Path, described: Iterable[Described], size: tuple[int, int] | None, split: str | None
+    ) -> Labelled:
+        """The picture with its objects, boxes clipped to a picture of this width and height."""
+        rows: list[tuple[float, ...]] = []
+        outlines: list[Outline | None] = []
+        for each in described:
+            box = self._within(each.box, size, picture)
+            if box is None:
+                continue
+            if len(rows) == MOST_OBJECTS:
+                raise DataError(f"{picture} has more than {MOST_OBJECTS:,} objects")
+            rows.append((*box, each.label, float(each.crowd)))
+            outlines.append(each.outline)
+        self.pictures += 1
+        self.objects += len(rows)
+        self.without_outline += sum(outline is None for outline in outlines)
+        objects = np.array(rows, dtype=np.float64).reshape(-1, 6)
+        return Labelled(
+            picture, objects, outlines if any(o is not None for o in outlines) else (), size, split
+        )
+
+    def _within(
+        self, box: Sequence[float], size: tuple[int, int] | None, picture: Path
+    ) -> tuple[float, float, float, float] | None:
+        x1, y1, x2, y2 = box
+        if not (all(math.isfinite(value) for value in box) and x2 > x1 and y2 > y1):
+            self._leave_out(picture)
+            return None
+        if size is None:
+            return x1, y1, x2, y2
+        width, height = size
+        beyond = max(-x1, -y1, x2 - width, y2 - height)
+        x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+        if x2 <= x1 or y2 <= y1:
+            self._leave_out(picture)
+            return None
+        if beyond > ROUNDING:
+            self.clipped += 1
+            self.first_clipped = self.first_clipped or picture.name
+        return x1, y1, x2, y2
+
+    def _leave_out(self, picture: Path) -> None:
+        self.left_out += 1
+        self.first_left_out = self.first_left_out or picture.name
+
+    def notes(self) -> list[str]:
+        """What is to be said, a sentence each."""
+        said = []
+        if self.clipped:
+            said.append(
+                f"{self.clipped:,} of {self.objects:,} boxes reached beyond their picture and are clipped (the first "
+                f"in {self.first_clipped})"
+            )
+        if self.left_out:
+            said.append(
+                f"{self.left_out:,} boxes without width or height in their picture are left out (the first in "
+                f"{self.first_left_out})"
+            )
+        return [*said, *self.further]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has an outline."""
+        return self.objects > 0 and self.without_outline == 0
+
+
+def unusable(picture: Path, split: str | None, fault: str) -> Labelled:
+    """A picture whose labels cannot be read; it is counted and named when its turn comes."""
+    return Labelled(picture, np.zeros((0, 6)), split=split, fault=fault)
+
+
+def number(value: Any) -> float:
+    """A number of JSON, or of a text without the words that Python takes for numbers; raises `ValueError`.
+
+    >>> number("12.5"), number(3)
+    (12.5, 3.0)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("no number")
+    if isinstance(value, str) and (len(value) > 40 or "_" in value):
+        raise ValueError("no number")
+    try:
+        return float(value)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise ValueError("no number") from error
+
+
+def check_names(names: Sequence[str], where: str) -> list[str]:
+    """The names of classes, if they are some and all different.
+
+    Raises:
+        DataError: otherwise.
+    """
+    said = [str(name).strip() for name in names]
+    if not said or not all(said):
+        raise DataError(f"{where} names no classes" if not said else f"{where} has a class without a name")
+    if len(set(said)) < len(said):
+        twice = next(name for name in said if said.count(name) > 1)
+        raise DataError(f"{where} names the class {twice} twice")
+    return said
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a file of labels, in UTF-8.
+
+    Raises:
+        DataError: it cannot be read, is larger than `most` bytes, or no text.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise DataError(f"{path} is no file")
+        if size > most:
+            raise DataError(f"{path} has {size:,} bytes, more than a file of labels may ({most:,})")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason})") from error

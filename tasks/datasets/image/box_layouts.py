@@ -1,0 +1,445 @@
+"""Where label files of each format lie beside their pictures, and reading all of a folder.
+
+Each function answers with the pictures below a folder in one of the formats, their splits where the layout states
+them; `candidates` tells which formats there are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.image.box_data import Found
+from tasks.datasets.image.box_formats import coco_json, voc_xml, yolo_text
+from tasks.datasets.image.box_formats.labels import Labelled, Tidied, check_names, unusable
+from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, size_of
+from tasks.datasets.labelled_files import split_of_folder
+from tasks.datasets.listing import Listing, list_files
+
+PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
+LABELS = ("Annotations", "annotations", "labels", "annots", "xml", "xmls")
+LISTS = ("ImageSets", "Main")
+UNLABELLED_NAMES = (
+    "readme",
+    "license",
+    "licence",
+    "requirements",
+    "train",
+    "val",
+    "valid",
+    "test",
+    "trainval",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of pictures, that of their labels, and the split of both."""
+
+    pictures: Path
+    labels: Path
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return self.labels.name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies below a folder: files of COCO's instances, or places of labels of one picture each."""
+
+    format: str  # coco | voc | yolo
+    said: str  # in words, for the first lines of a run
+    instances: Sequence[tuple[Path, str | None]] = ()
+    places: Sequence[Place] = ()
+
+
+@dataclass
+class Options:
+    """How a folder is read.
+
+    Args:
+        classes: the names, where they are given.
+        reading: how pictures are read.
+        listing: takes up what is passed over.
+    """
+
+    classes: Sequence[str] | None
+    reading: PictureOptions
+    listing: Listing = field(default_factory=Listing)
+
+
+def candidates(root: Path) -> list[Layout]:
+    """The layouts that `root` may be meant as, one for each format whose labels are there."""
+    found = []
+    if instances := _instances(root):
+        names = ", ".join(str(file.relative_to(root)) for file, _ in instances)
+        found.append(Layout("coco", f"COCO's instances ({names})", instances=instances))
+    for kind, spoken, endings in (
+        ("voc", "PASCAL VOC's XML files", voc_xml.ENDINGS),
+        ("yolo", "YOLO's text files", yolo_text.ENDINGS),
+    ):
+        places = [place for place in _places(root) if any(_label_files(place.labels, endings))]
+        if places:
+            folders = sorted({str(place.labels.relative_to(root)) for place in places})
+            said = f"{spoken} in {', '.join(f'{name}/' if name != '.' else 'data_dir' for name in folders)}"
+            found.append(Layout(kind, said, places=places))
+    return found
+
+
+def read(layout: Layout, root: Path, options: Options) -> Found:
+    """All pictures of a layout; raises `DataError`."""
+    reader = {"coco": _read_coco, "voc": _read_voc, "yolo": _read_yolo}[layout.format]
+    found = reader(layout, root, options)
+    passed = options.listing.passed_over()
+    return Found(
+        found.class_names,
+        found.pictures,
+        found.has_masks,
+        [f"labels are {layout.said}", *found.notes, *([passed] if passed else [])],
+    )
+
+
+# -- where labels lie --------------------------------------------------------------------------------------------
+
+
+def _instances(root: Path) -> list[tuple[Path, str | None]]:
+    """Files of instances and their splits, by their names or folders."""
+    places = [root, *(root / name for name in LABELS), *_folders(root)]
+    files: dict[Path, str | None] = {}
+    for place in places:
+        for file in sorted(place.glob("*.json")) if place.is_dir() else ():
+            own = None if place == root or place.name in LABELS else split_of_folder(place.name)
+            if coco_json.looks_like_instances(file) and (own or place == root or place.name in LABELS):
+                files[file] = own or _split_of_name(file.stem)
+    return list(files.items())
+
+
+def _split_of_name(stem: str) -> str | None:
+    """The split in the name of a file: instances_train2017, val, test_annotations, …"""
+    words = "".join(mark if mark.isalpha() else " " for mark in stem).split()
+    splits = {split for word in words if (split := split_of_folder(word))}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _first_of(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _places(root: Path) -> list[Place]:
+    pictures, labels = _first_of(root, PICTURES), _first_of(root, LABELS)
+    if (
+        pictures
+    ):  # images/ and labels/, perhaps with a folder a split below both; or labels beside the pictures
+        labels = labels or pictures
+        named = [(folder, split_of_folder(folder.name)) for folder in _folders(pictures)]
+        if any(split == "train" for _, split in named):
+            return [Place(folder, labels / folder.name, split) for folder, split in named if split]
+        return [Place(pictures, labels)]
+    places = []
+    for folder in _folders(
+        root
+    ):  # train/, valid/, test/, each with images/ and labels/, or with both in itself
+        if split := split_of_folder(folder.name):
+            own = _first_of(folder, PICTURES) or folder
+            places.append(Place(own, _first_of(folder, LABELS) or own, split))
+    return places or [Place(root, labels or root)]
+
+
+def _label_files(folder: Path, endings: Sequence[str]) -> Iterator[Path]:
+    """Files of these endings that may be labels of a picture; not those that name classes or list pictures."""
+    for ending in endings:
+        for file in folder.rglob(f"*{ending}") if folder.is_dir() else ():
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            listing = "ImageSets" in file.relative_to(folder).parts or file.name in yolo_text.NAMES
+            notes = ending == ".txt" and file.stem.split(".")[0].lower() in UNLABELLED_NAMES
+            if not (hidden or listing or notes):
+                yield file
+
+
+# -- COCO ------------------------------------------------------------------------------------------------------
+
+
+def _read_coco(layout: Layout, root: Path, options: Options) -> Found:
+    files = list(layout.instances)
+    splits = [split for _, split in files]
+    if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
+        names = ", ".join(str(file.relative_to(root)) for file, _ in files)
+        raise DataError(
+            f"{root} has several files of COCO's instances whose splits their names do not tell apart: {names}; "
+            "name them train.json, val.json and test.json, and move others away"
+        )
+    tidied, pictures = Tidied(), list[Labelled]()
+    categories: dict[int, str] = {}
+    for file, split in files:
+        content = coco_json.read_instances(file)
+        own = coco_json.categories(content, file)
+        if categories and own != categories:
+            raise DataError(f"{file} has other categories than {files[0][0].name}")
+        categories = own
+        classes, labels = _chosen(own, options.classes, str(file), tidied)
+        folders = _picture_folders(file, split, root)
+        pictures += coco_json.read(file, content, folders, labels, split, tidied)
+    return Found(classes, pictures, tidied.has_masks, [*tidied.notes(), *without_masks(tidied)])
+
+
+def _picture_folders(file: Path, split: str | None, root: Path) -> list[Path]:
+    """Where the pictures of a file of instances may lie."""
+    stems = [file.stem.rpartition("_")[2]]  # instances_train2017 -> train2017
+    stems += [folder.name for folder in _folders(root) if split and split_of_folder(folder.name) == split]
+    images = [root / name for name in PICTURES]
+    tried = [place / stem for place in [root, *images] for stem in dict.fromkeys(stems)]
+    if split:
+        tried += [
+            f
+            for place in images
+            if place.is_dir()
+            for f in _folders(place)
+            if split_of_folder(f.name) == split
+        ]
+    tried += [*images, file.parent, root]
+    return [place for place in dict.fromkeys(tried) if place.is_dir()]
+
+
+def _chosen(
+    own: Mapping[int, str], wanted: Sequence[str] | None, where: str, tidied: Tidied
+) -> tuple[list[str], dict[int, int | None]]:
+    """The classes, and the place of each category among them; those that are not wanted have none."""
+    if wanted is None:
+        return list(own.values()), {key: place for place, key in enumerate(own)}
+    names = check_names(wanted, "task.data.classes")
+    absent = [name for name in names if name not in own.values()]
+    if absent:
+        raise DataError(
+            f"{where} has no category {', '.join(absent)}; it has {', '.join(own.values())[:500]}"
+        )
+    left = [name for name in own.values() if name not in names]
+    said = f"objects of {', '.join(left)[:200]} are left out, which task.data.classes does not name"
+    if left and said not in tidied.further:
+        tidied.further.append(said)
+    return names, {key: names.index(name) if name in names else None for key, name in own.items()}
+
+
+def without_masks(tidied: Tidied) -> list[str]:
+    """What is to be said where some objects have an outline and some have none."""
+    outlined = tidied.objects - tidied.without_outline
+    if not outlined or not tidied.without_outline:
+        return []
+    return [f"{outlined:,} of {tidied.objects:,} objects have an outline: masks are not used"]
+
+
+# -- PASCAL VOC ------------------------------------------------------------------------------------------------
+
+
+def _read_voc(layout: Layout, root: Path, options: Options) -> Found:
+    named: list[tuple[Path, Path, str | None]] = []
+    listed = read_lists(root)
+    for place in layout.places:
+        found = _paired(place, voc_xml.ENDINGS, options.listing, needed=not listed)
+        if listed:
+            found = _listed(found, listed, place)
+        named += [(picture, labels, split) for picture, labels, split in found if labels is not None]
+    return read_voc(named, options)
+
+
+def read_voc(
+    named: Sequence[tuple[Path, Path, str | None]], options: Options, classes: Sequence[str] | None = None
+) -> Found:
+    """Pictures, their XML files and their splits -> what they hold.
+
+    Args:
+        named: these.
+        options: how they are read.
+        classes: all that there may be; None: those that are found, in the order of their names.
+
+    Raises:
+        DataError: a class that there may not be, or none.
+    """
+    read: dict[Path, voc_xml.VocPicture | str] = {}
+    for _, file, _ in named:
+        try:
+            read[file] = voc_xml.read(file)
+        except DataError as error:  # one broken file takes no other along
+            read[file] = f"its labels: {error}"
+    seen = {
+        name for picture in read.values() if not isinstance(picture, str) for name, _, _ in picture.objects
+    }
+    tidied = Tidied()
+    if not seen:
+        raise DataError(f"none of {len(named):,} XML files names an object")
+    if classes is not None and (unknown := sorted(seen - set(classes))):
+        raise DataError(f"there are objects of {', '.join(unknown)[:200]}, which is no class of these data")
+    own = dict(enumerate(classes if classes is not None else sorted(seen)))
+    classes, by_key = _chosen(own, options.classes, "the data", tidied)
+    places = {name: by_key[key] for key, name in own.items()}
+    pictures = []
+    for picture, file, split in named:
+        said = read[file]
+        if isinstance(said, str):
+            pictures.append(unusable(picture, split, said))
+            continue
+        size = said.size or header_size(picture, options.reading)
+        pictures.append(tidied(picture, voc_xml.described(said, places), size, split))
+    return Found(classes, pictures, notes=[*tidied.notes(), *_broken(pictures)])
+
+
+def read_lists(root: Path) -> dict[str, str]:
+    """Name of a picture -> split, of ImageSets/Main/{train,val,test}.txt; trainval.txt where there is no train.txt."""
+    folder = root.joinpath(*LISTS)
+    found: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        file = folder / f"{split}.txt"
+        if split == "train" and not file.is_file():
+            file = folder / "trainval.txt"
+        for key in names_in(file) if file.is_file() else ():
+            if found.setdefault(key, split) != split:
+                raise DataError(f"{file} names {key}, which is in {found[key]}, too")
+    return found
+
+
+def names_in(file: Path) -> list[str]:
+    """The pictures that a list names, a line each; what follows a name is passed over."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error})") from error
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _listed(
+    found: Sequence[tuple[Path, Path | None, str | None]], listed: Mapping[str, str], place: Place
+) -> list[tuple[Path, Path | None, str | None]]:
+    """Those that the lists name; each must be there."""
+    by_key = {
+        picture.relative_to(place.pictures).with_suffix("").as_posix(): (picture, file)
+        for picture, file, _ in found
+    }
+    chosen: list[tuple[Path, Path | None, str | None]] = []
+    for key, split in listed.items():
+        if key not in by_key:
+            raise DataError(
+                f"{'/'.join(LISTS)}/{split}.txt names {key}, which has no picture in {place.pictures}"
+            )
+        picture, file = by_key[key]
+        if file is None:
+            raise DataError(
+                f"{'/'.join(LISTS)}/{split}.txt names {key}, which has no XML file in {place.labels}"
+            )
+        chosen.append((picture, file, split))
+    return chosen
+
+
+# -- YOLO ------------------------------------------------------------------------------------------------------
+
+
+def _read_yolo(layout: Layout, root: Path, options: Options) -> Found:
+    classes, notes = _yolo_names(layout, root, options)
+    tidied, pictures, empty = Tidied(), [], 0
+    largest = -1
+    for place in layout.places:
+        for picture, file, split in _paired(place, yolo_text.ENDINGS, options.listing, needed=False):
+            try:
+                lines = yolo_text.read(file, len(classes) if classes else None) if file else []
+            except DataError as error:
+                pictures.append(unusable(picture, split, f"its labels: {error}"))
+                continue
+            empty += file is None
+            largest = max([largest, *(line.label for line in lines)])
+            size = header_size(picture, options.reading) if lines else None
+            if lines and size is None:  # it cannot be read as a picture either, and is named then
+                pictures.append(unusable(picture, split, "its size cannot be read"))
+                continue
+            described = yolo_text.described(lines, size) if size else []
+            pictures.append(tidied(picture, described, size, split))
+    if not classes:
+        if largest < 0:
+            raise DataError(f"no label file in {root} holds an object")
+        classes = [f"class {number}" for number in range(largest + 1)]
+        notes.append(
+            f"nothing names the classes: labels hold {largest + 1} numbers (say 'task.data.classes=[…]', or put "
+            "data.yaml or classes.txt there)"
+        )
+    if empty:
+        notes.append(f"{empty:,} pictures have no label file and count as empty")
+    return Found(
+        classes,
+        pictures,
+        tidied.has_masks,
+        [*notes, *tidied.notes(), *without_masks(tidied), *_broken(pictures)],
+    )
+
+
+def _yolo_names(layout: Layout, root: Path, options: Options) -> tuple[list[str], list[str]]:
+    """The names of the classes, perhaps none, and where they are from."""
+    if options.classes is not None:
+        return check_names(options.classes, "task.data.classes"), []
+    folders = dict.fromkeys(
+        [root, *(place.labels for place in layout.places), *(p.labels.parent for p in layout.places)]
+    )
+    for folder in folders:
+        for name in yolo_text.NAMES:
+            if (folder / name).is_file():
+                return yolo_text.read_names(folder / name), [f"classes are those of {name}"]
+    return [], []
+
+
+# -- files of one picture each -----------------------------------------------------------------------------------
+
+
+def _paired(
+    place: Place, endings: Sequence[str], listing: Listing, needed: bool
+) -> list[tuple[Path, Path | None, str | None]]:
+    """Pictures with the label files of the same names.
+
+    Args:
+        place: where they lie.
+        endings: of label files.
+        listing: takes up what is passed over.
+        needed: whether every picture must have one.
+
+    Raises:
+        DataError: two pictures, or two label files, of one name; labels without a picture; the first is named.
+    """
+
+    def keyed(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in sorted(files):
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise DataError(f"{folder}: {found[key].name} and {path.name} have the same labels {key}")
+            found[key] = path
+        return found
+
+    if not place.pictures.is_dir():
+        raise DataError(f"{place.pictures} is not a folder")
+    within = Listing() if place.pictures == place.labels else listing
+    pictures = keyed(place.pictures, list_files(place.pictures, EXTENSIONS, within))
+    labels = keyed(place.labels, list(_label_files(place.labels, endings)))
+    stray = [file for key, file in labels.items() if key not in pictures]
+    if stray and needed:
+        more = f" and {len(stray) - 1:,} more label files have" if len(stray) > 1 else " has"
+        raise DataError(f"{stray[0]}{more} no picture of the same name in {place.pictures}")
+    without = [picture for key, picture in pictures.items() if key not in labels]
+    if without and needed:
+        more = f" and {len(without) - 1:,} more pictures have" if len(without) > 1 else " has"
+        raise DataError(f"{without[0]}{more} no label file of the same name in {place.labels}")
+    return [(picture, labels.get(key), place.split) for key, picture in pictures.items()]
+
+
+def header_size(picture: Path, reading: PictureOptions) -> tuple[int, int] | None:
+    """Width and height of an upright picture; None: it cannot be read, which is said when its turn comes."""
+    try:
+        return size_of(picture, reading)
+    except ReadError:
+        return None
+
+
+def _broken(pictures: Sequence[Labelled]) -> list[str]:
+    broken = [each for each in pictures if each.fault]
+    if not broken:
+        return []
+    return [f"{len(broken):,} pictures have labels that cannot be used; the first: {broken[0].fault}"]
