@@ -11,7 +11,7 @@ from tasks.detectors.head import TestSettings
 
 
 def chosen(boxes: Tensor, scores_BNK: Tensor, settings: TestSettings) -> Tensor:
-    """The detections of each picture, `(B, D, 6)`: x1, y1, x2, y2, score, class; rows of score 0 are none.
+    """The detections of each picture, `(B, D, 6)`: x1, y1, x2, y2, score, class; rows of 0 are none.
 
     Every pair of box and class counts by itself. Of the best pairs, those below the least score and those that overlap
     a better one of their class go; the best of the others are kept.
@@ -32,5 +32,5 @@ def chosen(boxes: Tensor, scores_BNK: Tensor, settings: TestSettings) -> Tensor:
     left_BC = survivors(boxes_BC4, score_BC, label_BC, settings.overlap) & likely_BC
     score_BD, place_BD = best(score_BC * left_BC, settings.most)
     found_BC5 = torch.cat([boxes_BC4, label_BC[..., None].to(boxes_BC4.dtype)], dim=-1)
-    found_BD5 = picked(found_BC5, place_BD)
+    found_BD5 = picked(found_BC5, place_BD) * (score_BD > 0)[..., None]
     return torch.cat([found_BD5[..., :4], score_BD[..., None], found_BD5[..., 4:]], dim=-1)

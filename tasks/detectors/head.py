@@ -44,7 +44,7 @@ class DetectionHead(nn.Module):
     """Base of the heads of detection.
 
     `forward` answers with detections, `(B, D, 6)`: x1, y1, x2, y2 in pixels of the maps, score, class; the best come
-    first, and rows beyond the last one found have the score 0. A head of masks adds probabilities, `(B, D, M, M)`.
+    first, and rows beyond the last one found are 0. A head of masks adds probabilities, `(B, D, M, M)`.
     In training, and within `unfinished`, it answers with its `outputs`, from which `losses` and `detect` go on.
 
     Args:

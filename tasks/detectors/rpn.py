@@ -94,7 +94,7 @@ class RPN(nn.Module):
             size = (score.shape[-2], score.shape[-1])
             anchors = anchors_of(size, stride, self.settings.scale, self.settings.ratios, score.device)
             score_Bn = score.float().permute(0, 2, 3, 1).flatten(1)
-            delta_Bn4 = delta.float().permute(0, 2, 3, 1).reshape(len(delta), -1, 4)
+            delta_Bn4 = delta.float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
             found.append((score_Bn, delta_Bn4, anchors))
         return found
 

@@ -264,7 +264,8 @@ class TwoStageHead(DetectionHead):
             logits_RKMM = head(self._read(outputs, regions_R5, head.settings.size))
             logits.append(mask_head.of_class(logits_RKMM, labels_R))
         side = logits[0].shape[-1]
-        return mask_head.mean_of_stages(logits).reshape(batch, each, side, side)
+        probs_BDMM = mask_head.mean_of_stages(logits).reshape(batch, each, side, side)
+        return probs_BDMM * (found_BD6[..., 4] > 0)[..., None, None]
 
     # -- official weights --------------------------------------------------------------------------------------------
 

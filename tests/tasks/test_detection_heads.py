@@ -188,7 +188,9 @@ def test_pictures_without_objects_are_background(make: Any) -> None:
             parameter.grad is not None and parameter.grad.isfinite().all() for parameter in head.parameters()
         )
         if len(targets[1]["boxes"]) == 0:
-            assert all(float(loss.detach()) == 0 for name, loss in losses.items() if "box" in name or "mask" in name)
+            assert all(
+                float(loss.detach()) == 0 for name, loss in losses.items() if "box" in name or "mask" in name
+            )
 
 
 @pytest.mark.parametrize("make", HEADS)
