@@ -214,7 +214,8 @@ class DetectionTask(Task):
             there_D = ~(rows_D6[:, 4] <= 0)  # scores that are no numbers stay, to be noticed
             rows_n6 = rows_D6[there_D]
             boxes_n4 = clipped(rows_n6[:, :4] * factor_4, own_2)
-            answer = {"boxes": boxes_n4, "scores": rows_n6[:, 4], "labels": rows_n6[:, 5].long()}
+            labels_n = rows_n6[:, 5].nan_to_num().long()
+            answer = {"boxes": boxes_n4, "scores": rows_n6[:, 4], "labels": labels_n}
             if masks is not None:
                 height, width = size
                 answer["masks"] = pasted(
@@ -385,6 +386,33 @@ class DetectionTask(Task):
         return {"images": images, "categories": categories, "annotations": each}
 
     # -- what the workbench shows and exports ----------------------------------------------------------------------
+
+    def difference(self, given: Any, wanted: Any) -> float:
+        """The largest difference between scores, boxes and masks; that of boxes relative to the largest coordinate.
+
+        Each detection is compared with the one that is most alike, since those of almost equal scores may have changed
+        places.
+        """
+        ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
+        scale = max(float(ours[0][..., :4].max()), 1.0)
+        far = float((ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max())
+        for place in range(len(ours[0])):
+            rows_n6, others_n6 = (
+                each[0][place][each[0][place, :, 4] > 0].detach() for each in (ours, theirs)
+            )
+            if not len(rows_n6):
+                continue
+            if not len(others_n6):
+                return math.inf
+            off_nm = torch.cdist(rows_n6[:, :4], others_n6[:, :4], p=math.inf) / scale
+            off_nm = torch.maximum(off_nm, (rows_n6[:, None, 4] - others_n6[None, :, 4]).abs())
+            off_nm = off_nm.masked_fill(rows_n6[:, None, 5] != others_n6[None, :, 5], math.inf)
+            least_n, which_n = off_nm.min(dim=1)
+            far = max(far, float(least_n.max()))
+            for own, other in zip(ours[1:], theirs[1:], strict=True):
+                apart = own[place, : len(rows_n6)] - other.detach()[place][which_n]
+                far = max(far, float(apart.abs().max()))
+        return far
 
     def caption(self, batch: Batch, position: int) -> str:
         """How many objects of each class a sample has, the most frequent first."""

@@ -321,6 +321,11 @@ class Task(Training):
         confusion matrices, forecasts)."""
         return {}
 
+    def difference(self, given: Any, wanted: Any) -> float:
+        """How far an exported network's answer is from the network's own, relative to the largest value of that."""
+        far = float((given.detach() - wanted).abs().max())
+        return far / max(float(wanted.abs().max()), 1e-12)
+
     @property
     def free_axes(self) -> dict[int, int]:
         """The axes of a raw batch that an exported model takes at any length, each with what that is a multiple of."""

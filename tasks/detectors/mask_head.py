@@ -108,9 +108,11 @@ def pasted(probs_NMM: Tensor, boxes_N4: Tensor, size: tuple[int, int], threshold
     height, width = size
     masks_NHW = torch.zeros((len(boxes_N4), height, width), dtype=torch.bool, device=probs_NMM.device)
     for mask_HW, probs_MM, (x1, y1, x2, y2) in zip(masks_NHW, probs_NMM, boxes_N4.tolist(), strict=True):
+        if not (x2 > x1 and y2 > y1):  # nor where they are no numbers
+            continue
         left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
         right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
-        if x2 <= x1 or y2 <= y1 or right <= left or bottom <= top:
+        if right <= left or bottom <= top:
             continue
         x_w = (torch.arange(left, right, device=probs_NMM.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
         y_h = (torch.arange(top, bottom, device=probs_NMM.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
