@@ -1,5 +1,6 @@
 """Damaged files for the fuzz test: small good files of every kind, and what can happen to their bytes."""
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco
 
 from tasks.datasets.video.sample import write_video
 
@@ -118,12 +120,50 @@ def tables(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def labels(folder: Path) -> list[Path]:
+    """Labels of three pictures p0.png to p2.png of 30 × 24 pixels: COCO's, VOC's and YOLO's, and names for YOLO's."""
+    images = [{"id": n, "file_name": f"p{n}.png", "width": 30, "height": 24} for n in range(3)]
+    square = np.zeros((24, 30), dtype=np.uint8, order="F")
+    square[3:15, 2:12] = 1
+    outlines = [
+        [[2, 3, 12, 3, 12, 15, 2, 15], [20.5, 3, 25, 3.25, 22, 9]],
+        {"size": [24, 30], "counts": [100, 20, 10, 5, 585]},
+        {"size": [24, 30], "counts": coco.encode(square)["counts"].decode()},
+    ]
+    rows = [
+        {
+            "id": n,
+            "image_id": n,
+            "category_id": 1 + n % 2,
+            "bbox": [2, 3, 10.5, 12],
+            "iscrowd": n % 2,
+            "area": 120,
+        }
+        | {"segmentation": outline}
+        for n, outline in enumerate(outlines)
+    ]
+    named = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"info": {}, "images": images, "annotations": rows, "categories": named}
+    (folder / "a.json").write_text(json.dumps(content, indent=1))
+    boxes = "".join(
+        f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{x}</xmin><ymin>4</ymin><xmax>{x + 9}</xmax>"
+        "<ymax>20</ymax></bndbox></object>\n"
+        for x, name in ((2, "cat"), (12, "dog"))
+    )
+    size = "<size><width>30</width><height>24</height><depth>3</depth></size>"
+    (folder / "a.xml").write_text(f"<?xml version='1.0'?>\n<annotation>{size}\n{boxes}</annotation>\n")
+    (folder / "a.txt").write_text("0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.5 0.1 0.5 0.75\n")
+    (folder / "a.yaml").write_text("train: images\nnames:\n  0: cat\n  1: dog\n")
+    return sorted(folder.iterdir())
+
+
 SEEDS: dict[str, Callable[[Path], list[Path]]] = {
     "audio": sounds,
     "image": pictures,
     "video": videos,
     "point_cloud": clouds,
     "time_series": tables,
+    "boxes": labels,
 }
 NUMBERS = (
     b"\xff\xff\xff\xff",

@@ -25,7 +25,7 @@ from backbone.sharing import share
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
-from tasks.datasets.shards.data import ShardableData
+from tasks.datasets.shards.data import ReadsShards
 from tasks.joint import JointTask, make_weighting
 from tasks.network import Network, example_maps
 from tasks.secrets import hide
@@ -121,7 +121,7 @@ def ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
     data.prepare_data()
     data.setup()
     for name, part in data.by_task().items():
-        if isinstance(part, ShardableData):
+        if isinstance(part, ReadsShards):
             check_settings(cfgs[name], part, member=name)
     data_read(data.drawn)
     log.info("data: %s", data.describe())

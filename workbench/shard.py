@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.datasets.base import SPLITS
-from tasks.datasets.shards.data import ShardableData
+from tasks.datasets.shards.data import ReadsShards
 from tasks.datasets.shards.layout import Shard
 from tasks.datasets.shards.storage import Storage
 from tasks.datasets.shards.write import write_shards
@@ -28,7 +28,7 @@ def shard(cfg: DictConfig) -> None:
     if action.shard_mb <= 0 or (action.shard_samples is not None and action.shard_samples < 1):
         raise UsageError("action.shard_mb must be above 0 and action.shard_samples at least 1")
     data = build_data(cfg)
-    if not isinstance(data, ShardableData):
+    if not isinstance(data, ReadsShards):
         raise UsageError(f"action=shard writes sounds, pictures and videos, not {cfg.modality.name}")
     if data.storage is not None:
         raise UsageError("action=shard reads files: leave task.data.format out")

@@ -6,22 +6,26 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.datasets.shards.data import ShardableData, ShardableSettings
+from tasks.datasets.shards.data import ReadsShards, ShardableData, ShardableSettings
 from workbench.errors import UsageError
 from workbench.quoting import typed, value_text
+
+HELD_OUT = ("val_part", "test_part")  # decide the splits, whichever class takes them
 
 
 def split_settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings of `task.data` that are neither about reading a file nor about every source (folds, labels, …)."""
     source = get_class(cfg.task.data._target_)
-    modality = next(parent for parent in source.__mro__ if ShardableData in parent.__bases__)
-    reading = {"_target_", *signature(modality).parameters, *ShardableSettings.__annotations__}
+    modality = next(
+        parent for parent in source.__mro__ if {ShardableData, ReadsShards} & set(parent.__bases__)
+    )
+    reading = {"_target_", *signature(modality).parameters, *ShardableSettings.__annotations__} - {*HELD_OUT}
     plain = OmegaConf.to_container(cfg.task.data, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key not in reading}
 
 
-def check_settings(cfg: DictConfig, data: ShardableData, member: str = "") -> None:
+def check_settings(cfg: DictConfig, data: ReadsShards, member: str = "") -> None:
     """Raise a `UsageError` where shards were written with other settings than the command's.
 
     Args:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class Listing:
             else []
         )
         return f"files passed over: {', '.join(named)}" if named else None
+
+
+def usual_place(root: Path, names: Iterable[str], fits: Callable[[Path], bool]) -> Path | None:
+    """The first of the usual folders below `root` (`.`: itself) that fits; ``None``: none does."""
+    return next((root / name for name in names if fits(root / name)), None)
 
 
 def list_files(folder: Path, endings: Collection[str], listing: Listing | None = None) -> list[Path]:

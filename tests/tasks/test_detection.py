@@ -23,8 +23,8 @@ SIZES = ((40, 50), (50, 40), (40, 50))
 
 
 class Painted(DetectionHead):
-    """Finds what is painted in a picture's first rows: a detection a pixel of row 0, with its box in rows 1 to 4, label
-    in row 5 and a score that falls from left to right; as many as row 6 says. Coordinates are in the picture's own
+    """Finds what is painted in blocks of 3 × 3 pixels: in each column a detection, its box in rows 1 to 4 and its label
+    in row 5, with a score that falls from left to right; as many as row 6 says. Coordinates are in the picture's own
     pixels, doubled where it is read at twice its size."""
 
     has_masks = False
@@ -49,13 +49,12 @@ class Painted(DetectionHead):
             zip(outputs["maps"][0].round(), sizes_B2.tolist(), strict=True)
         ):
             scale = 2 if size[0] > 50 else 1
-            count = int(picture[0, 6 * scale, 0])
+            told = picture[0, scale :: 3 * scale, scale :: 3 * scale]  # the middle of each block
+            count = int(told[6, 0])
             for column in range(count):
-                found[place, column, :4] = (
-                    picture[0, [row * scale for row in range(1, 5)], column * scale] * scale
-                )
+                found[place, column, :4] = told[1:5, column] * scale
                 found[place, column, 4] = 0.9 - 0.2 * column
-                found[place, column, 5] = picture[0, 5 * scale, column * scale]
+                found[place, column, 5] = told[5, column]
         masks = torch.zeros(len(sizes_B2), 5, 28, 28)
         masks[..., :14] = 1  # the left half
         return (found, masks) if self.has_masks else found
@@ -87,9 +86,10 @@ def batch() -> tuple[Batch, list[dict[str, Tensor]]]:
     raws, targets = [], []
     for (height, width), boxes in zip(SIZES, BOXES, strict=True):
         pixels = torch.zeros(3, height, width, dtype=torch.uint8)
-        pixels[:, 6] = len(boxes)
+        pixels[:, 18:21] = len(boxes)
         for column, box in enumerate(boxes):
-            pixels[:, 1:6, column] = torch.tensor(box, dtype=torch.uint8)
+            rows = torch.tensor(box, dtype=torch.uint8).repeat_interleave(3)[:, None]
+            pixels[:, 3:18, 3 * column : 3 * column + 3] = rows
         raws.append({"pixels": pixels, "size": torch.tensor([height, width])})
         given = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 5)
         masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzzing_support import SEEDS, mutant
+from PIL import Image
 
 from tasks.datasets.base import DataError
 
@@ -27,6 +29,8 @@ TESTS = Path(__file__).parents[1]
 def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
     """How each modality reads a file of the user's."""
     from tasks.datasets.audio.folder import AudioFolder
+    from tasks.datasets.batch import Failure
+    from tasks.datasets.image.box_folder import BoxFolder
     from tasks.datasets.image.folder import ImageFolder
     from tasks.datasets.point_cloud.folder import PointFolder
     from tasks.datasets.time_series.csv_forecast import CsvForecast
@@ -38,7 +42,40 @@ def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
         data = CsvForecast(name="csv_forecast", data_dir=str(path), look_back=12, horizon=4, num_workers=0)
         data.setup()
 
+    def boxes(path: Path) -> None:
+        """Its labels and the pictures that they are of, as a folder of one's own."""
+        root = folder / "labelled"
+        shutil.rmtree(root, ignore_errors=True)
+        (root / "images").mkdir(parents=True)
+        for n in range(3):
+            Image.new("RGB", (30, 24)).save(root / "images" / f"p{n}.png")
+        places = {
+            ".json": "annotations/instances.json",
+            ".xml": "Annotations/p0.xml",
+            ".txt": "labels/p0.txt",
+        }
+        place = places.get(path.suffix, "data.yaml")
+        (root / place).parent.mkdir(exist_ok=True)
+        shutil.copy(path, root / place)
+        beside = folder / "good" / "boxes" / f"a{path.suffix if path.suffix != '.yaml' else '.txt'}"
+        if path.suffix != ".json":
+            others = root / ("Annotations" if path.suffix == ".xml" else "labels")
+            others.mkdir(exist_ok=True)
+            for n in range(1, 3):
+                shutil.copy(beside, others / f"p{n}{beside.suffix}")
+        data = BoxFolder(name="box_folder", num_workers=0, data_dir=str(root))
+        data.setup()
+        for split, items in data.splits.items():
+            dataset = data.loader(split, train=False).dataset
+            for index in range(len(items)):
+                read = dataset[index, 0]
+                # A fault that the reader did not foresee would be named by its type; good files have none.
+                said = read.said if isinstance(read, Failure) else ""
+                assert "it cannot be read (" not in said, said
+                assert not said or path.stem != "a", said
+
     return {
+        "boxes": boxes,
         "audio": AudioFolder(name="audio_folder", seconds=0.2, **where).read_file,  # type: ignore[arg-type]
         "image": ImageFolder(name="image_folder", **where).read_file,  # type: ignore[arg-type]
         "video": VideoFolder(name="video_folder", frames=4, size=32, **where).read_file,  # type: ignore[arg-type]

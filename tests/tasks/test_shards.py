@@ -25,11 +25,12 @@ from omegaconf import DictConfig
 
 from tasks.datasets import sampling
 from tasks.datasets.audio.folder import AudioFolder
-from tasks.datasets.base import SPLITS, DataError
+from tasks.datasets.base import SPLITS, DataError, ReadError
+from tasks.datasets.image.box_formats.packed import unpacked
 from tasks.datasets.image.folder import ImageFolder
 from tasks.datasets.shards import storage as storage_module
 from tasks.datasets.shards.cache import Prefetch, ShardCache
-from tasks.datasets.shards.data import ShardableData, ShardOptions
+from tasks.datasets.shards.data import ShardableData, ShardOptions, parts_of
 from tasks.datasets.shards.layout import ABOUT, INDEX, ShardItem, read_shard_set, write_index
 from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
@@ -772,3 +773,113 @@ def test_a_pipe_among_the_shards_is_no_file(copy: Path) -> None:
     os.mkfifo(copy / ABOUT)
     with pytest.raises(DataError, match=r"shards.json is no regular file"):
         from_shards(copy)
+
+
+# -- targets of their own kind -------------------------------------------------------------------------------
+
+
+def dense(kind: str, root: str | Path, **options: Any) -> Any:
+    """Drawn scenes with masks or boxes: written below `root`, or read from shards."""
+    from tasks.datasets.image import box_scenes, scenes
+    from tasks.datasets.image.box_folder import BoxFolder
+    from tasks.datasets.image.mask_folder import MaskFolder
+
+    source, draw = {"masks": (MaskFolder, scenes.mask_folder), "boxes": (BoxFolder, box_scenes.box_folder)}[
+        kind
+    ]
+    if not options and not Path(root).exists():
+        draw(Path(root), (12, 3, 4))
+    data = source(name=kind, data_dir=str(root), num_workers=0, **options)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def of_split(data: Any, split: str) -> dict[str, Any]:
+    """What a split reads, by the file's name, in training's way where it is that."""
+    dataset = data.loader(split).dataset
+    return {item.path.stem: dataset[index, 0] for index, item in enumerate(data.splits[split])}
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_masks_and_boxes_read_from_shards_as_from_files(kind: str, tmp_path: Path) -> None:
+    data = dense(kind, tmp_path / "files")
+    write_shards(data, data.splits, Storage(str(tmp_path / "shards")), shard_samples=5)
+    again = dense(kind, tmp_path / "shards", format="webdataset")
+    assert again.info() == data.info()
+    assert "in 5 shards" in again.describe()
+    for split in ("val", "test"):
+        ours, theirs = of_split(data, split), of_split(again, split)
+        assert set(ours) == set(theirs)
+        for name, one in ours.items():
+            assert one.raw["pixels"].equal(theirs[name].raw["pixels"])
+            target, other = one.target, theirs[name].target
+            if kind == "masks":
+                assert target.equal(other)
+            else:
+                assert set(target) == set(other)
+                assert all(target[part].equal(other[part]) for part in target)
+    batch = next(iter(again.loader("train", batch_size=4)))
+    assert len(batch) == 4
+    assert not batch.failures
+    with pytest.raises(DataError, match="holds shards of"):
+        dense({"masks": "boxes", "boxes": "masks"}[kind], tmp_path / "shards", format="webdataset")
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_webdataset_reads_masks_and_boxes_beside_pictures(kind: str, tmp_path: Path) -> None:
+    """Two members a sample, of the same key, as any reader expects them; the same bytes each time."""
+    data = dense(kind, tmp_path / "files")
+    for name in ("a", "b"):
+        write_shards(data, data.splits, Storage(str(tmp_path / name)))
+    files = sorted(file.name for file in (tmp_path / "a").glob("*.tar"))
+    assert files == ["test-000000.tar", "train-000000.tar", "val-000000.tar"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    with tarfile.open(tmp_path / "a" / "train-000000.tar") as tar:
+        keys = Counter(member.name.partition(".")[0] for member in tar)
+        endings = {member.name.partition(".")[2] for member in tar}
+    assert set(keys.values()) == {2}
+    assert len(keys) == len(data.splits["train"])
+    assert endings - {"jpg", "png"} == {"masks": {"mask.png"}, "boxes": {"json"}}[kind]
+
+
+def test_what_cannot_be_read_is_named_from_shards_too(tmp_path: Path) -> None:
+    for kind in ("masks", "boxes"):
+        data = dense(kind, tmp_path / kind)
+        first = data.splits["test"][0]
+        if kind == "masks":
+            Path(first.where["mask"]).write_bytes(b"no mask")
+        else:
+            data.splits["test"] = [
+                replace(first, where={"fault": "its labels: a reason"}),
+                *data.splits["test"][1:],
+            ]
+        write_shards(data, data.splits, Storage(str(tmp_path / f"{kind}-shards")), shuffle=False)
+        again = dense(kind, tmp_path / f"{kind}-shards", format="webdataset")
+        read = [again.loader("test").dataset[index, 0] for index in range(4)]
+        said = {"masks": "its mask", "boxes": "its labels: a reason"}[kind]
+        assert said in read[0].said
+        assert "test-000000.tar/000000000" in read[0].said
+        assert all(not hasattr(one, "said") for one in read[1:])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"nothing", "no sample of several files|something else than a file and its target"),
+        (b"", "something else than a file and its target"),
+    ],
+)
+def test_a_damaged_sample_of_two_files_is_one_sentence(content: bytes, said: str) -> None:
+    with pytest.raises(ReadError, match=said):
+        parts_of(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"size": null, "objects": [[1, 2, 3]]}', b"[" * 100_000,
+                                     b'{"size": null, "objects": [[1, 2, 3, 4, "dog", 0]]}',
+                                     b'{"size": [1], "objects": []}', b'{"size": null, "objects": [], "outlines": [1]}',
+                                     b'{"size": null, "objects": [[NaN, 2, 3, 4, "cat", 0]]}'])  # fmt: skip
+def test_boxes_of_a_damaged_shard_are_one_sentence(content: bytes) -> None:
+    with pytest.raises(ReadError, match="its boxes cannot be read") as raised:
+        unpacked(content, ["cat"])
+    assert "\n" not in str(raised.value)

@@ -9,6 +9,7 @@ from tasks.datasets.audio.files import AudioData
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
+from tasks.datasets.listing import usual_place
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_groups
 
@@ -116,4 +117,4 @@ def _class_names(file: Path, rows: list[dict[str, str]]) -> list[str]:
 
 
 def _find(root: Path) -> Path | None:
-    return next((root / name for name in FOLDERS if (root / name / META).is_file()), None)
+    return usual_place(root, FOLDERS, lambda place: (place / META).is_file())

@@ -9,6 +9,7 @@ from tasks.datasets.audio.speech_words import split_by_hash
 from tasks.datasets.base import DataError, Item
 from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
+from tasks.datasets.listing import usual_place
 from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(
@@ -105,4 +106,4 @@ def _words(folder: Path) -> list[str]:
 
 def _find(root: Path) -> Path | None:
     """The folder with the word folders: `root` itself or a usual place below it."""
-    return next((root / name for name in FOLDERS if (root / name).is_dir() and _words(root / name)), None)
+    return usual_place(root, FOLDERS, lambda place: place.is_dir() and bool(_words(place)))

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from typing_extensions import Unpack
-
-from tasks.datasets.base import CommonSettings
-from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.imagenet import pictures
 from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import MaskCoding, numbered
+from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "ADEChallengeData2016", "ade/ADEChallengeData2016")
 #: In the order of the masks' numbers, from 1.
@@ -40,22 +37,13 @@ class ADE20K(MaskData):
     Tested on `validation`, as all published figures are; a part of `training` is held out to choose the checkpoint.
 
     Args:
-        val_part: that part.
-        transforms, **common: see `MaskData` and `DataModule`.
+        **settings: see `MaskData` and `DataModule`.
     """
 
     title = "ADE20K"
     layout = "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png (ADEChallengeData2016)"
     homepage = "http://sceneparsing.csail.mit.edu"
-
-    def __init__(
-        self,
-        *,
-        val_part: float = 0.01,
-        transforms: SegmentationTransforms | None = None,
-        **common: Unpack[CommonSettings],
-    ) -> None:
-        super().__init__(transforms=transforms, val_part=val_part, **common)
+    usual_val_part = 0.01
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.image.scenes import ade20k
@@ -80,12 +68,5 @@ class ADE20K(MaskData):
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next(
-        (
-            p
-            for p in places
-            if (p / "images" / "training").is_dir() and (p / "annotations" / "training").is_dir()
-        ),
-        None,
-    )
+    wanted = ("images/training", "annotations/training")
+    return usual_place(root, FOLDERS, lambda place: all((place / name).is_dir() for name in wanted))

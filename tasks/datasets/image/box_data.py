@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from tasks.datasets.base import (
     SPLITS,
     CommonSettings,
     DataError,
-    DataModule,
     Item,
     ReadError,
     Whole,
@@ -33,6 +32,7 @@ from tasks.datasets.base import (
 )
 from tasks.datasets.image.box_formats.labels import Labelled, check_names
 from tasks.datasets.image.box_formats.outlines import Outline
+from tasks.datasets.image.box_formats.packed import packed, unpacked
 from tasks.datasets.image.box_transforms import (
     DetectionTransforms,
     Target,
@@ -42,6 +42,8 @@ from tasks.datasets.image.box_transforms import (
 )
 from tasks.datasets.image.files import seeded_by
 from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
+from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
 
 LABEL, CROWD = 4, 5  # columns of an item's objects
@@ -57,7 +59,7 @@ class Found:
     notes: Sequence[str] = field(default=())
 
 
-class BoxData(DataModule):
+class BoxData(ReadsShards):
     """A source whose items are pictures with boxes.
 
     A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is what
@@ -67,24 +69,32 @@ class BoxData(DataModule):
 
     Args:
         transforms: of training; `None` takes `DetectionTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated.
+        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
+            suits the source.
         test_part: likewise for testing.
+        format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
     """
 
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"
+    beside = True
+    usual_val_part: ClassVar[float] = 0.1
 
     def __init__(
         self,
         *,
         transforms: DetectionTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = None,
         test_part: float = 0.1,
+        format: str = "files",
+        shards: ShardOptions | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
         super().__init__(**common)
+        self.open_shards(format, shards, common.get("data_dir"))
+        val_part = self.usual_val_part if val_part is None else val_part
         if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
             raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
         self.transforms = transforms or DetectionTransforms()
@@ -207,7 +217,7 @@ class BoxData(DataModule):
             moved[:, LABEL] = places[objects_n6[:, LABEL].astype(np.int64)]
             return moved
 
-        if self.class_names != known:
+        if self.class_names != known and self.storage is None:  # in shards objects bear their classes' names
             self.pictures = [replace(each, objects=translated(each.objects)) for each in self.pictures]
             self.splits = {
                 split: [replace(item, target=translated(item.target)) for item in items]
@@ -216,6 +226,8 @@ class BoxData(DataModule):
         self.recall(data_info)
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        if self.storage is not None:
+            return None
         if not self.root.is_dir():
             raise self.bad_layout(f"{self.root} is not a folder")
         self._take(self.read_pictures(self.root))
@@ -237,7 +249,30 @@ class BoxData(DataModule):
 
     def details(self) -> str:
         with_masks = " with masks" if self.has_masks else ""
-        return f", {len(self.class_names)} classes{with_masks}"
+        return f", {len(self.class_names)} classes{with_masks}{self.in_shards}"
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def know(self, found: ShardSet) -> None:
+        has_masks = found.data_info.get("has_masks")
+        if not isinstance(has_masks, bool):
+            raise DataError(
+                f"{self.place} does not say whether its objects have masks: write the shards again"
+            )
+        self.recall({"class_names": found.class_names, "has_masks": has_masks})
+
+    def pack_beside(self, item: Item) -> tuple[str, bytes]:
+        return "json", packed(item.target, self.class_names, item.where)
+
+    def read_packed(
+        self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
+    ) -> tuple[Any, Target]:
+        ending = item.path.suffix.lower()
+        if ending not in parts or ".json" not in parts:
+            raise ReadError("it is no picture with its boxes")
+        objects_n6, where = unpacked(parts[".json"], self.class_names)
+        with as_file(parts[ending], ending) as picture:
+            return self.read_pair(replace(item, path=picture, target=objects_n6, where=where), train, rng)
 
 
 def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import DataError
 from tasks.datasets.image.box_data import BoxData, Found
 from tasks.datasets.image.box_layouts import Options, candidates, read
 from tasks.datasets.image.box_transforms import DetectionTransforms
+from tasks.datasets.shards.data import ShardSettings
 
 FORMATS = ("coco", "voc", "yolo")
 
@@ -52,7 +53,7 @@ class BoxFolder(BoxData):
         transforms: DetectionTransforms | None = None,
         val_part: float = 0.1,
         test_part: float = 0.1,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardSettings],
     ) -> None:
         super().__init__(transforms=transforms, val_part=val_part, test_part=test_part, **common)
         if labels is not None and labels not in FORMATS:

@@ -22,7 +22,7 @@ from tasks.datasets.image.box_formats.outlines import packed_polygons, run_lengt
 from tasks.datasets.image.sample import SHAPES, Pose, area, mask, save, texture
 from tasks.datasets.image.scenes import SIX, patterned
 
-COUNTS = (480, 40, 80)  # scenes for training, validation and testing
+COUNTS = (200, 40, 80)  # scenes for training, validation and testing
 FEW = (24, 8, 8)
 MOST_OBJECTS = 5
 SIDES = (0.16, 0.42)  # of a shape, parts of the shorter side of the scene
@@ -231,7 +231,8 @@ def voc(root: Path, year: int, counts: dict[str, int]) -> None:
             file.write_text(_xml(names[-1], year, picture, things, shapes), encoding="utf-8")
         (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
     both = [(lists / f"{split}.txt").read_text() for split in ("train", "val") if split in counts]
-    (lists / "trainval.txt").write_text("".join(both))
+    if both:
+        (lists / "trainval.txt").write_text("".join(both))
 
 
 def _xml(name: str, year: int, picture: Image.Image, things: Sequence[Thing], shapes: Sequence[str]) -> str:

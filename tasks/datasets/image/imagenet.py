@@ -12,6 +12,7 @@ from tasks.datasets.base import DataError, Item
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.reading import EXTENSIONS
 from tasks.datasets.lazy_items import LazyItems
+from tasks.datasets.listing import usual_place
 from tasks.datasets.shards.data import ShardableSettings
 from tasks.datasets.splits import held_out_files
 
@@ -156,5 +157,4 @@ def _lemmas() -> dict[str, str]:
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next((place for place in places if (place / "train").is_dir() and (place / "val").is_dir()), None)
+    return usual_place(root, FOLDERS, lambda place: (place / "train").is_dir() and (place / "val").is_dir())

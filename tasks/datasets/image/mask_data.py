@@ -5,14 +5,16 @@ A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`, its target the clas
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import Unpack
@@ -22,8 +24,8 @@ from tasks.datasets.base import (
     SPLITS,
     CommonSettings,
     DataError,
-    DataModule,
     Item,
+    ReadError,
     Whole,
     refuse_unknown,
     spread,
@@ -36,8 +38,10 @@ from tasks.datasets.image.dense_transforms import (
     padded,
 )
 from tasks.datasets.image.files import seeded_by
-from tasks.datasets.image.masks import MaskCoding
-from tasks.datasets.image.reading import EXTENSIONS, open_image
+from tasks.datasets.image.masks import MaskCoding, numbered
+from tasks.datasets.image.reading import EXTENSIONS, open_image, size_of
+from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
+from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
 
 
@@ -50,7 +54,7 @@ class Pair:
     split: str | None = None
 
 
-class MaskData(DataModule):
+class MaskData(ReadsShards):
     """A source whose items are pictures with masks.
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
@@ -59,14 +63,18 @@ class MaskData(DataModule):
 
     Args:
         transforms: of training; `None` takes `SegmentationTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated.
+        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
+            suits the source.
         test_part: likewise for testing.
+        format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
     """
 
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"
+    beside = True
+    usual_val_part: ClassVar[float] = 0.1
 
     coding: MaskCoding
 
@@ -74,11 +82,15 @@ class MaskData(DataModule):
         self,
         *,
         transforms: SegmentationTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = None,
         test_part: float = 0.1,
+        format: str = "files",
+        shards: ShardOptions | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
         super().__init__(**common)
+        self.open_shards(format, shards, common.get("data_dir"))
+        val_part = self.usual_val_part if val_part is None else val_part
         if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
             raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
         self.transforms = transforms or SegmentationTransforms()
@@ -164,6 +176,8 @@ class MaskData(DataModule):
         self.recall(data_info)
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
+        if self.storage is not None:
+            return None
         if not self.root.is_dir():
             raise self.bad_layout(f"{self.root} is not a folder")
         self._take(*self.read_pairs(self.root))
@@ -176,6 +190,8 @@ class MaskData(DataModule):
 
     def digest(self) -> str:
         """As of any source, with the names and sizes of the masks, which are the targets."""
+        if self.storage is not None:
+            return super().digest()
         found, root = hashlib.sha256(super().digest().encode()), f"{self.root}{os.sep}"
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):
@@ -185,7 +201,49 @@ class MaskData(DataModule):
         return found.hexdigest()[:32]
 
     def details(self) -> str:
-        return f", {len(self.class_names)} classes"
+        return f", {len(self.class_names)} classes{self.in_shards}"
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def know(self, found: ShardSet) -> None:
+        palette = found.data_info.get("palette")
+        plain = isinstance(palette, list) and len(palette) == len(found.class_names)
+        if not plain or not all(_is_colour(colour) for colour in palette or ()):
+            raise DataError(f"{self.place} does not say the colours of its classes: write the shards again")
+        self.coding = numbered(found.class_names)
+        self.recall({"class_names": found.class_names, "palette": palette})
+
+    def pack_beside(self, item: Item) -> tuple[str, bytes]:
+        """The mask as a picture of class indices; one that cannot be read as it is, to be named when its turn comes."""
+        mask = Path(item.where["mask"])
+        try:
+            size = size_of(item.path, self.transforms.reading)
+            packed = io.BytesIO()
+            Image.fromarray(self.coding.read(mask, size, self.transforms.reading)).save(packed, "PNG")
+            return "mask.png", packed.getvalue()
+        except ReadError:
+            try:
+                return f"mask{mask.suffix}", mask.read_bytes()
+            except OSError as error:
+                raise DataError(f"{mask} cannot be read ({error.strerror})") from error
+
+    def read_packed(
+        self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
+    ) -> tuple[Any, Tensor]:
+        ending = item.path.suffix.lower()
+        masks = [name for name in parts if name.startswith(".mask.")]
+        if ending not in parts or not masks:
+            raise ReadError("it is no picture with its mask")
+        with as_file(parts[ending], ending) as picture, as_file(parts[masks[0]], masks[0]) as mask:
+            return self.read_pair(replace(item, path=picture, where={"mask": str(mask)}), train, rng)
+
+
+def _is_colour(said: Any) -> bool:
+    return (
+        isinstance(said, list)
+        and len(said) == 3
+        and all(type(part) is int and 0 <= part < 256 for part in said)
+    )
 
 
 def _pixels(image: Any) -> Tensor:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError, ReadError, spread
+from tasks.datasets.base import DataError, ReadError, spread
 from tasks.datasets.image.dense_transforms import VOID, SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import ENDINGS, TABLES, MaskCoding, numbered, read_class_table
@@ -29,6 +29,7 @@ from tasks.datasets.image.reading import open_unchanged
 from tasks.datasets.label_table import existing, read_label_table
 from tasks.datasets.labelled_files import SPLIT_NAMES, split_of_folder
 from tasks.datasets.listing import Listing, list_files
+from tasks.datasets.shards.data import ShardSettings
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
@@ -67,7 +68,7 @@ class MaskFolder(MaskData):
         transforms: SegmentationTransforms | None = None,
         val_part: float = 0.1,
         test_part: float = 0.1,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardSettings],
     ) -> None:
         super().__init__(transforms=transforms, val_part=val_part, test_part=test_part, **common)
         if not all(0 <= value < 2**16 for value in void):

@@ -11,6 +11,7 @@ from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.imagenet import check_val_part, pictures_by_folder, split_training
+from tasks.datasets.listing import usual_place
 from tasks.datasets.shards.data import ShardableSettings
 
 SOURCE = Source(
@@ -97,6 +98,4 @@ def _rows(file: Path) -> list[tuple[str, str]]:
 
 
 def _find(root: Path) -> Path | None:
-    return next(
-        (root / name for name in FOLDERS if (root / name / "val" / "val_annotations.txt").is_file()), None
-    )
+    return usual_place(root, FOLDERS, lambda place: (place / "val" / "val_annotations.txt").is_file())

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import DataError
 from tasks.datasets.image.dense_transforms import SegmentationTransforms
 from tasks.datasets.image.mask_data import MaskData, Pair
 from tasks.datasets.image.masks import MaskCoding, numbered, usual_palette
+from tasks.datasets.listing import usual_place
+from tasks.datasets.shards.data import ShardSettings
 
 FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 CLASSES = (
@@ -45,15 +47,16 @@ class VOC2012(MaskData):
     layout = (
         "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt"
     )
+    usual_val_part = 0.05
     homepage = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 
     def __init__(
         self,
         *,
-        val_part: float = 0.05,
+        val_part: float | None = None,
         lists: str = "train",
         transforms: SegmentationTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardSettings],
     ) -> None:
         super().__init__(transforms=transforms, val_part=val_part, **common)
         self.lists = lists
@@ -88,5 +91,4 @@ class VOC2012(MaskData):
 
 
 def _find(root: Path) -> Path | None:
-    places = (root / name for name in FOLDERS)
-    return next((place for place in places if (place / "ImageSets" / "Segmentation").is_dir()), None)
+    return usual_place(root, FOLDERS, lambda place: (place / "ImageSets" / "Segmentation").is_dir())

@@ -6,13 +6,14 @@ from typing import ClassVar
 
 from typing_extensions import Unpack
 
-from tasks.datasets.base import CommonSettings, DataError
+from tasks.datasets.base import DataError
 from tasks.datasets.download import Source
 from tasks.datasets.fetch import download_and_unpack
 from tasks.datasets.image.box_data import BoxData, Found
 from tasks.datasets.image.box_layouts import Options, names_in, read_voc
 from tasks.datasets.image.box_transforms import DetectionTransforms
 from tasks.datasets.image.voc2012 import CLASSES
+from tasks.datasets.shards.data import ShardSettings
 
 SITE = "http://host.robots.ox.ac.uk/pascal/VOC"
 
@@ -27,6 +28,7 @@ class VOCBoxes(BoxData):
         transforms, **common: see `BoxData` and `DataModule`.
     """
 
+    usual_val_part: ClassVar[float] = 0.05
     year: ClassVar[int]
     archives: ClassVar[Mapping[str, Source]]  # folder -> what is unpacked into it
     lists: ClassVar[Mapping[str, str]]
@@ -35,9 +37,9 @@ class VOCBoxes(BoxData):
         self,
         *,
         lists: Mapping[str, str] | None = None,
-        val_part: float = 0.05,
+        val_part: float | None = None,
         transforms: DetectionTransforms | None = None,
-        **common: Unpack[CommonSettings],
+        **common: Unpack[ShardSettings],
     ) -> None:
         super().__init__(transforms=transforms, val_part=val_part, **common)
         self.chosen = dict(self.lists if lists is None else lists)

@@ -1,15 +1,17 @@
 """A source whose samples are files of their own, read from a folder or from shards by the same reader."""
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import Unpack
@@ -18,7 +20,9 @@ from tasks.datasets.base import (
     SPLITS,
     ClassificationData,
     ClassificationSettings,
+    CommonSettings,
     DataError,
+    DataModule,
     Item,
     Reader,
     ReadError,
@@ -40,6 +44,7 @@ from tasks.datasets.shards.order import ShardBatches
 from tasks.datasets.shards.storage import Storage
 
 FORMATS = ("files", "webdataset")
+PARTS = 2  # files of a sample with its target beside it
 AHEAD = 2  # shards fetched before they are needed
 SAMPLE_SHARD = 64  # samples in a shard of the embedded sample: several shards, however small it is
 
@@ -71,49 +76,60 @@ class ShardOptions:
             raise DataError("shards.buffer must be at least 1, shards.cache_gb and shards.index_mb above 0")
 
 
-class ShardableSettings(ClassificationSettings, total=False):
-    """Arguments every such source takes, passed on to `ShardableData`."""
+class ShardSettings(CommonSettings, total=False):
+    """Arguments every source takes that can be read from shards, beside those of all sources."""
 
     format: str
     shards: ShardOptions | None
 
 
-class ShardableData(ClassificationData):
-    """A source that can be read from shards.
+class ShardableSettings(ClassificationSettings, total=False):
+    """Arguments every such source of classes takes, passed on to `ShardableData`."""
 
-    Args:
-        format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
-            ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
-        shards: how they are read; ``None`` takes `ShardOptions`' own values.
-        **common: see `ClassificationData` and `DataModule`.
+    format: str
+    shards: ShardOptions | None
+
+
+class ReadsShards(DataModule):
+    """A source that can be read from shards, whatever its targets are.
+
+    A subclass calls `open_shards` and implements `know`; where a sample is more than a file and its class, it says so
+    (`beside`) and implements `pack_beside` and `read_packed`.
     """
 
-    def __init__(
-        self,
-        *,
-        format: str = "files",
-        shards: ShardOptions | None = None,
-        **common: Unpack[ClassificationSettings],
-    ) -> None:
+    #: Whether a sample's target is a file beside it, instead of classes in the index.
+    beside: ClassVar[bool] = False
+    class_names: list[str]
+
+    storage: Storage | None = None
+    shard_set: ShardSet | None = None
+    cache: ShardCache | None = None
+
+    def open_shards(self, format: str, shards: ShardOptions | None, data_dir: str | None) -> None:
+        """Take the settings.
+
+        Args:
+            format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
+                ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
+            shards: how they are read; ``None`` takes `ShardOptions`' own values.
+            data_dir: as `DataModule` has it.
+
+        Raises:
+            DataError: settings that do not go together.
+        """
         if format not in FORMATS:
             raise DataError(f"format must be {' or '.join(FORMATS)}, not {format!r}")
-        super().__init__(**common)
         self.format = format
         self.options = shards or ShardOptions()
-        self.storage: Storage | None = None
-        self.shard_set: ShardSet | None = None
-        self.cache: ShardCache | None = None
         if format == "webdataset":
-            if self.balance != "none" or self.mixup is not None:
-                raise DataError(
-                    "shards are read one after the other: task.data.balance and task.data.mixup, which ask for any "
-                    "sample at any time, need task.data.format=files"
-                )
             if self.download:
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
-            data_dir = common.get("data_dir")
             place = str(self.root.with_name(f"{self.name}-shards")) if data_dir is None else data_dir
             self.storage = Storage(place, self.options.storage)
+
+    def know(self, found: ShardSet) -> None:
+        """Take over what shards say of their classes; raises `DataError`."""
+        raise NotImplementedError
 
     def pack(self, item: Item) -> tuple[str, bytes]:
         """An item as a file to put into a shard: its ending without the dot, and its bytes."""
@@ -121,6 +137,16 @@ class ShardableData(ClassificationData):
             return item.path.suffix.lower().lstrip("."), item.path.read_bytes()
         except OSError as error:
             raise DataError(f"{item.path} cannot be read ({error.strerror})") from error
+
+    def pack_beside(self, item: Item) -> tuple[str, bytes]:
+        """The target of an item as a file to put beside it: its ending without the dot, and its bytes."""
+        raise NotImplementedError
+
+    def read_packed(
+        self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
+    ) -> tuple[Any, Any]:
+        """`read_pair` of a sample's files in a shard, by their endings; `item.path` names the one that was packed."""
+        raise NotImplementedError
 
     @property
     def drawn(self) -> list[str]:
@@ -159,13 +185,22 @@ class ShardableData(ClassificationData):
                 raise DataError(
                     f"{self.storage} holds shards of {found.task} ({found.modality}), not of {self.name}"
                 )
-            self.shard_set, self.class_names, self.multilabel = found, found.class_names, found.multilabel
+            if found.beside != self.beside:
+                raise DataError(
+                    f"{self.storage} holds samples of another kind: write them again with action=shard"
+                )
+            self.know(found)
+            self.shard_set = found
             self.cache = self._make_cache(self.storage, found)
             self.splits = {split: found.some(split, self.limit) for split in SPLITS}
 
     def details(self) -> str:
-        shards = f" in {len(self.shard_set.shards):,} shards" if self.shard_set else ""
-        return f"{super().details()}{shards}"
+        return f"{super().details()}{self.in_shards}"
+
+    @property
+    def in_shards(self) -> str:
+        """What `details` says of shards."""
+        return f" in {len(self.shard_set.shards):,} shards" if self.shard_set else ""
 
     def example_file(self) -> Path | None:
         return super().example_file() if self.storage is None else None
@@ -256,17 +291,71 @@ class ShardableData(ClassificationData):
         return ShardCache(storage, Path(folder).expanduser() / found.digest[:16], limit)
 
 
+class ShardableData(ReadsShards, ClassificationData):
+    """A source of classes that can be read from shards.
+
+    Args:
+        format, shards: see `ReadsShards.open_shards`.
+        **common: see `ClassificationData` and `DataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: str = "files",
+        shards: ShardOptions | None = None,
+        **common: Unpack[ClassificationSettings],
+    ) -> None:
+        ClassificationData.__init__(self, **common)
+        self.open_shards(format, shards, common.get("data_dir"))
+        if format == "webdataset" and (self.balance != "none" or self.mixup is not None):
+            raise DataError(
+                "shards are read one after the other: task.data.balance and task.data.mixup, which ask for any "
+                "sample at any time, need task.data.format=files"
+            )
+
+    def know(self, found: ShardSet) -> None:
+        self.class_names, self.multilabel = found.class_names, found.multilabel
+
+
 class _ShardReader:
     """`read_pair` of a source, handed the sample's bytes as a file (a class, so that workers can pickle it)."""
 
-    def __init__(self, data: ShardableData, train: bool) -> None:
+    def __init__(self, data: ReadsShards, train: bool) -> None:
         self.data = data
         self.train = train
 
     def __call__(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
         assert isinstance(item, ShardItem)
-        with as_file(self.data.content(item), item.path.suffix) as path:
+        content = self.data.content(item)
+        if self.data.beside:
+            return self.data.read_packed(item, parts_of(content), self.train, rng)
+        with as_file(content, item.path.suffix) as path:
             return self.data.read_pair(replace(item, path=path), self.train, rng)
+
+
+def parts_of(content: bytes) -> dict[str, bytes]:
+    """The files of a sample that were written side by side, by their endings with the dot.
+
+    Raises:
+        ReadError: it is no sample of two files.
+    """
+    parts: dict[str, bytes] = {}
+    try:
+        # Without the blocks that end a tar file, which the whole shard has once.
+        with tarfile.open(fileobj=io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE)), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                if file is None or len(parts) == PARTS:
+                    raise ReadError("it holds something else than a file and its target")
+                parts[f".{member.name.partition('.')[2]}"] = file.read()
+    except (tarfile.TarError, ValueError, OSError) as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ReadError(f"it is no sample of several files ({error})") from error
+    if len(parts) != PARTS:
+        raise ReadError("it holds something else than a file and its target")
+    return parts
 
 
 def shard_of(item: Item) -> int:

@@ -2,7 +2,8 @@
 
     shards.json            what it is: modality, class names, the shards with their sizes; written last
     index.parquet          a row for each sample: where it lies, its target, its checksum, the file it came from
-    train-000000.tar …     samples as any WebDataset reader expects them: 000000042.wav beside 000000042.cls
+    train-000000.tar …     samples as any WebDataset reader expects them: 000000042.wav beside 000000042.cls, or
+                           000000042.jpg beside its mask 000000042.mask.png or its boxes 000000042.json
     val-000000.tar …  test-000000.tar …
 
 The index is what makes reading exact: any sample can be found, and counted, without opening a shard.
@@ -70,7 +71,7 @@ class ShardItem(Item):
 
     Args:
         shard: number of the shard in `ShardSet.shards`.
-        offset, size: of the sample in the shard, in bytes.
+        offset, size: of the sample in the shard, in bytes; of its files side by side where its target is one.
         crc32: checksum of these bytes.
         title: what a message calls it.
     """
@@ -151,6 +152,8 @@ class ShardSet:
         shuffled: whether each split was mixed before it was written.
         digest: changes with any sample.
         drawn: titles of the data sets that the samples, drawn by us, only imitate.
+        beside: whether targets are files beside the samples, instead of classes in the index.
+        data_info: where they are, what else the source says of its data; not yet checked.
     """
 
     task: str
@@ -163,6 +166,8 @@ class ShardSet:
     shuffled: bool
     digest: str
     drawn: list[str] = field(default_factory=list)
+    beside: bool = False
+    data_info: dict[str, Any] = field(default_factory=dict)
 
     @property
     def samples_a_shard(self) -> int:
@@ -213,6 +218,7 @@ def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
         task, modality, settings = str(said["task"]), str(said["modality"]), dict(said["settings"])
         shuffled, digest = bool(said["shuffled"]), str(said["digest"])
         drawn = list(said.get("drawn", []))
+        beside, data_info = bool(said.get("beside", False)), dict(said.get("data_info", {}))
         known &= all(isinstance(name, str) for name in [*names, *drawn])
     except DataError as error:
         raise DataError(f"{storage.name(ABOUT)} is damaged: {error}") from error
@@ -232,7 +238,8 @@ def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
     whole = ShardItems(columns, shards, str(storage))
     of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
     splits = {split: whole.take(of_split == number) for number, split in enumerate(SPLITS)}
-    return ShardSet(task, modality, settings, names, multilabel, shards, splits, shuffled, digest, drawn)
+    about = (task, modality, settings, names, multilabel)
+    return ShardSet(*about, shards, splits, shuffled, digest, drawn, beside, data_info)
 
 
 def _first_line(error: Exception) -> str:

@@ -26,9 +26,12 @@ class ShardSource(Protocol):
     """What is asked of a data set whose files are written into shards."""
 
     modality: ClassVar[str]
+    beside: ClassVar[bool]
     name: str | None
     class_names: list[str]
-    multilabel: bool
+
+    def info(self) -> dict[str, Any]:
+        """What a model must know of the data."""
 
     @property
     def root(self) -> Path:
@@ -40,6 +43,9 @@ class ShardSource(Protocol):
 
     def pack(self, item: Item) -> tuple[str, bytes]:
         """An item as a file: its ending without the dot, and its bytes."""
+
+    def pack_beside(self, item: Item) -> tuple[str, bytes]:
+        """Its target as a file beside it, where it is one: likewise."""
 
 
 def write_shards(
@@ -56,8 +62,8 @@ def write_shards(
     """Write splits of ``data`` into shards.
 
     Every split has shards of its own. A sample is the file as it is, beside its class: ``.cls`` holds its number;
-    where a sample may have several, ``.json`` their names. `ABOUT` is written last, so that shards without it are
-    unfinished.
+    where a sample may have several, ``.json`` their names; where its target is a file, that file. `ABOUT` is written
+    last, so that shards without it are unfinished.
 
     Args:
         data: the source, which reads files.
@@ -100,7 +106,8 @@ def write_shards(
             "task": data.name,
             "modality": data.modality,
             "class_names": list(data.class_names),
-            "multilabel": data.multilabel,
+            "multilabel": _multilabel(data),
+            **({"beside": True, "data_info": data.info()} if data.beside else {}),
             "settings": dict(settings or {}),
             **({"drawn": data.drawn} if data.drawn else {}),
             "shuffled": shuffle,
@@ -138,20 +145,37 @@ def _write_shard(
                 return count
             item = items[index]
             extension, content = data.pack(item)
-            rows["offset"].append(_add(tar, f"{key}.{extension}", content))
+            if data.beside:
+                begin, content = _add_both(tar, key, (extension, content), data.pack_beside(item))
+            else:
+                begin = _add(tar, f"{key}.{extension}", content)
+            rows["offset"].append(begin)
             rows["size"].append(len(content))
             rows["crc32"].append(zlib.crc32(content))
             rows["key"].append(key)
             rows["extension"].append(extension)
             rows["file"].append(_origin(data.root, item))
-            rows["target"].append(item.target.tolist() if data.multilabel else item.target)
+            rows["target"].append(_in_index(data, item))
             for name, label in _label(data, item):
                 _add(tar, f"{key}.{name}", label)
     return len(keyed)
 
 
+def _multilabel(data: ShardSource) -> bool:
+    return bool(getattr(data, "multilabel", False))
+
+
+def _in_index(data: ShardSource, item: Item) -> Any:
+    """An item's classes; a number that stands for nothing where its target lies beside it."""
+    if data.beside:
+        return 0
+    return item.target.tolist() if _multilabel(data) else item.target
+
+
 def _label(data: ShardSource, item: Item) -> Iterator[tuple[str, bytes]]:
-    if data.multilabel:
+    if data.beside:
+        return
+    if _multilabel(data):
         names = [name for name, on in zip(data.class_names, item.target, strict=True) if on]
         yield "json", json.dumps({"labels": names}, ensure_ascii=False).encode()
     else:
@@ -165,6 +189,20 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
     begin = tar.offset + tarfile.BLOCKSIZE  # behind its header
     tar.addfile(member, io.BytesIO(content))
     return begin
+
+
+def _add_both(tar: tarfile.TarFile, key: str, *files: tuple[str, bytes]) -> tuple[int, bytes]:
+    """Add the files of a sample side by side; returns where the first one's header begins, and all their bytes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as small:
+        for extension, content in files:
+            _add(small, f"{key}.{extension}", content)
+        together = packed.getvalue()[: small.offset]
+    begin = tar.offset
+    assert tar.fileobj is not None
+    tar.fileobj.write(together)
+    tar.offset += len(together)
+    return begin, together
 
 
 def _origin(root: Path, item: Item) -> str:

@@ -7,10 +7,11 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.datasets.errors import DataError
+from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.box_formats.labels import (
     LARGEST_FILE,
     Described,
@@ -22,6 +23,7 @@ from tasks.datasets.image.box_formats.labels import (
     unusable,
 )
 from tasks.datasets.image.box_formats.outlines import read_outline
+from tasks.datasets.image.reading import size_of
 from tasks.datasets.names import inside
 
 SHOWN = 3  # names in a message
@@ -148,9 +150,12 @@ def _labelled(
     tidied: Tidied,
 ) -> Labelled:
     width, height = image.get("width"), image.get("height")
-    size = None
+    size: tuple[int, int] | None = None
     if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
         size = (width, height)
+    else:
+        with suppress(ReadError):  # named when its turn comes
+            size = size_of(picture)
     described = []
     for row in rows:
         label = labels[row["category_id"]]

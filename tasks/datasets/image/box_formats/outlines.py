@@ -30,21 +30,27 @@ class Outline:
         if self.runs is not None:
             if int(self.runs.sum()) != height * width:
                 raise ValueError(f"its run lengths are of {int(self.runs.sum()):,} pixels")
-            inside = np.arange(len(self.runs)) % 2 == 1
-            return np.repeat(inside, self.runs).reshape(width, height).T
+            return _decoded(self.runs, height, width)
         from pycocotools import mask as coco
 
         # A corner far outside would cost memory in proportion to its distance.
         within = [
-            np.stack([each[0::2].clip(0, width), each[1::2].clip(0, height)], axis=1).reshape(-1)
+            np.stack(
+                [each[0::2].clip(-width, 2 * width), each[1::2].clip(-height, 2 * height)], axis=1
+            ).reshape(-1)
             for each in self.polygons
         ]
         pieces = coco.frPyObjects([each.astype(np.float64).tolist() for each in within], height, width)
-        return np.asarray(coco.decode(coco.merge(pieces))).astype(bool)
+        counts = coco.merge(pieces)["counts"]  # its own decoder warns with numpy 2
+        return _decoded(np.array(unpacked(counts.decode("ascii")), dtype=np.int64), height, width)
 
     def content(self) -> bytes:
         """What tells it from another."""
         return b"".join(each.tobytes() for each in (self.polygons if self.runs is None else (self.runs,)))
+
+
+def _decoded(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def read_outline(said: Any, size: tuple[int, int] | None) -> Outline | None:
