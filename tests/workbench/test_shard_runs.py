@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from tests_support import TINY, weights
 
+from workbench.build import build_data
 from workbench.errors import UsageError
 from workbench.shard import shard
 
@@ -127,3 +128,40 @@ def test_what_decided_the_splits_must_be_repeated(
         act(*joint, *(f"~task.members.{name}" for name in ("time_series", "point_cloud", "video")))
     message = message.replace("not 3", "not 1").replace("add task.", "add task.members.audio.task.")
     assert caplog.records[-1].getMessage() == message
+
+
+def test_pictures_with_masks_go_into_shards_and_back(
+    act: Act,
+    composed: Callable[..., DictConfig],
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shards = tmp_path / "shards"
+    act("modality=image", "task=ade20k", "task.data.val_part=0.2", "action=shard", f"action.out={shards}")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"task=ade20k task.data.format=webdataset data_dir={shards} task.data.val_part=0.2" in said
+    words = ("modality=image", "task=ade20k", "task.data.format=webdataset", f"data_dir={shards}")
+    read = build_data(composed(*words, "task.data.val_part=0.2", f"paths.samples={samples}"))
+    files = build_data(composed(*words[:2], "task.data.val_part=0.2", f"paths.samples={samples}"))
+    assert {split: len(items) for split, items in read.splits.items()} == {
+        split: len(items) for split, items in files.splits.items()
+    }
+    assert read.info() == files.info()
+    assert read.drawn == ["ADE20K"]
+    with pytest.raises(UsageError, match=r"was written with val_part=0\.2 \(not 0\.01\)"):
+        build_data(composed(*words, f"paths.samples={samples}"))
+
+
+@pytest.mark.slow
+def test_segmentation_from_shards_is_segmentation_from_files(act: Act, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    task = ("modality=image", "task=camvid")
+    act(*task, "action=shard", f"action.out={shards}", "action.shuffle=false")
+    small = ("task.data.batch_size=4", "task.data.transforms.size=64", "task.head.channels=8", "logger=csv")
+    words = (*TINY, *task, *small, "trainer.max_epochs=1")
+    files = act(*words, folder="files")
+    from_shards = act(*words, "task.data.format=webdataset", f"data_dir={shards}", folder="from_shards")
+    assert same(files, from_shards)
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (files, from_shards))
+    assert theirs["metrics"] == ours["metrics"]
