@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.losses import BALANCED, ClassificationLoss, Weights
+from tasks.losses import ClassificationLoss, Weights
 
 VOID = 255  # of a pixel that has no class
 DIVISORS = ("all", "labelled")
@@ -19,14 +19,17 @@ class PixelLoss(ClassificationLoss):
     """What the losses share: `(B, K, H, W)` logits, `(B, H, W)` class indices or `VOID` -> a scalar.
 
     Args:
-        weight: None; a list with one number a class, in the order of the class names; or class name -> number (others
-            1).
+        weight: None; a list with one number a class, in the order of the class names; class name -> number (others 1);
+            or `balanced`: the median of the classes' frequencies among training pixels / the frequency of the class
+            (Eigen and Fergus 2015, arXiv 1411.4734; here over all pictures), 1 for a class that does not occur.
     """
 
-    def __init__(self, weight: Weights = None) -> None:
-        if weight == BALANCED:
-            raise ValueError("class weights of a segmentation are a list of numbers or class name: number")
-        super().__init__(weight)
+    def balanced(self, positives_K: Tensor, samples: int) -> Tensor:
+        occurring = positives_K > 0
+        if not occurring.any():
+            raise ValueError("no training pixel has a class: class weights cannot be balanced")
+        median = positives_K[occurring].quantile(0.5)
+        return torch.where(occurring, median / positives_K.clamp(min=1), 1.0)
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         """-> loss, a scalar; 0 where no pixel has a class."""
@@ -147,6 +150,18 @@ class Summed(PixelLoss):
             if self.weight is not None:
                 loss.weight = self.weight
             loss.set_classes(names)
+
+    @property
+    def needs_balance(self) -> bool:
+        return any(loss.needs_balance for loss in self._parts())
+
+    def fit_balance(self, positives_K: Tensor, samples: int) -> None:
+        for loss in self._parts():
+            if loss.needs_balance:
+                loss.fit_balance(positives_K, samples)
+
+    def _parts(self) -> list[PixelLoss]:
+        return [loss for loss in self.losses.values() if isinstance(loss, PixelLoss)]
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         return torch.stack(

@@ -129,6 +129,7 @@ READERS = (
     Library("PIL", "pillow", "import PIL.Image", purpose="images"),
     Library("open3d", code=MESHES, purpose="meshes, PLY, PCD"),
     Library("h5py", code=HDF5, purpose="HDF5"),
+    Library("pycocotools", code="import pycocotools.mask", purpose="average precision of boxes"),
     Library("pyarrow", code=ARROW, purpose="shards"),
 )
 TRITON = Library("triton")

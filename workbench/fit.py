@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.datasets.base import ClassificationData, DataModule
+from tasks.datasets.base import DataModule
 from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_trainer, build_training
@@ -139,11 +138,19 @@ def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chos
 def balance(task: Task, data: DataModule) -> None:
     """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
     loss: Any = getattr(task, "loss", None)
-    if isinstance(data, ClassificationData) and getattr(loss, "needs_balance", False):
-        positives_K = np.zeros(len(data.class_names), dtype=np.int64)
-        for labels in data.labels("train"):
-            positives_K[labels] += 1
-        loss.fit_balance(torch.from_numpy(positives_K), len(data.splits["train"]))
+    if not getattr(loss, "needs_balance", False):
+        return
+    counted = data.class_counts()
+    if counted is None:
+        return
+    positives_K, total = counted
+    loss.fit_balance(torch.from_numpy(positives_K), total)
+    rare, common = int(positives_K.argmin()), int(positives_K.argmax())
+    names = data.info()["class_names"]
+    log.info(
+        "loss: class weights are balanced; of what is trained on, %s is %.3g %% and %s %.3g %%",
+        *(names[rare], 100 * positives_K[rare] / total, names[common], 100 * positives_K[common] / total),
+    )
 
 
 def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:

@@ -334,6 +334,10 @@ class DataModule(LightningDataModule):
         """The sources in it, by name; the name of an only one is empty."""
         return {"": self}
 
+    def class_counts(self) -> tuple[NDArray[np.int64], int] | None:
+        """How often each class occurs in what is trained on, (K,), and how much that is; None: there are no classes."""
+        return None
+
     def info(self) -> dict[str, Any]:
         """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
         return {}
@@ -647,6 +651,13 @@ class ClassificationData(DataModule):
     def details(self) -> str:
         balanced = ", drawn by the rarity of their labels" if self.balance == "labels" else ""
         return f", {len(self.class_names)} classes{balanced}"
+
+    def class_counts(self) -> tuple[NDArray[np.int64], int]:
+        """Training samples of each class, (K,), and all training samples."""
+        positives_K = np.zeros(len(self.class_names), dtype=np.int64)
+        for labels in self.labels("train"):
+            positives_K[labels] += 1
+        return positives_K, len(self.splits["train"])
 
     def labels(self, split: str) -> Iterator[NDArray[Any]]:
         """The classes of each item of a split."""

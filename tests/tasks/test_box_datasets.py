@@ -584,7 +584,7 @@ def test_yolo_without_files_names_or_with_polygons(tmp_path: Path) -> None:
         ("data.yaml", "names: [[[", "is no YAML"),
         ("data.yaml", "!!python/object/apply:os.system ['true']", "is no YAML"),
         ("data.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nnames: *b", "uses aliases of YAML"),
-        ("data.yaml", "names: " + "[" * 50_000, "is no YAML"),
+        ("data.yaml", "names: " + "[" * 50_000, "is nested too deeply"),
         ("classes.txt", "cat\n\ndog\n", "has a class without a name"),
     ],
 )

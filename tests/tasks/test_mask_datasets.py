@@ -403,3 +403,15 @@ def test_items_say_where_their_mask_is(roots: dict[str, Path]) -> None:
     data = built(camvid.CamVid, roots["camvid"])
     item: Item = data.splits["val"][0]
     assert Path(item.where["mask"]) == item.path.parent.with_name("valannot") / item.path.name
+
+
+def test_pixels_of_each_class_are_counted_in_training_masks(tmp_path: Path) -> None:
+    """Pixels without a class do not count, nor do masks that cannot be read, nor those of other splits."""
+    root = folder(tmp_path, lambda index: [[0, 0, 0, 0, 1, 255]] * 4, count=10)
+    data = built(MaskFolder, root, classes=["a", "b", "c"])
+    train = len(data.splits["train"])
+    Path(data.splits["train"][0].where["mask"]).write_bytes(b"nothing")
+    pixels, total = data.class_counts() or (None, 0)
+    assert pixels is not None
+    assert pixels.tolist() == [16 * (train - 1), 4 * (train - 1), 0]
+    assert total == 20 * (train - 1)

@@ -131,11 +131,28 @@ def test_a_sum_of_losses() -> None:
             Summed({"ce": PixelCrossEntropy()}, wrong)
 
 
+def balanced_weights(pixels: list[int]) -> list[float]:
+    """Of both parts of a sum; they are the same."""
+    loss = Summed({"ce": PixelCrossEntropy(), "dice": SoftDice()}, weight="balanced")
+    loss.set_classes(NAMES)
+    assert loss.needs_balance
+    loss.fit_balance(torch.tensor(pixels), sum(pixels))
+    assert not loss.needs_balance
+    (one, other) = (part.class_weight.tolist() for part in loss.losses.values())
+    assert one == other
+    return one
+
+
+def test_balanced_weights_are_median_frequency_over_frequency() -> None:
+    assert balanced_weights([800, 100, 50, 200]) == pytest.approx([100 * 1.5 / 800, 1.5, 3, 0.75])
+    assert balanced_weights([900, 100, 0, 100]) == pytest.approx([1 / 9, 1, 1, 1])
+
+
 def test_impossible_losses_are_refused() -> None:
     with pytest.raises(ValueError, match=r"divisor must be one of all, labelled"):
         PixelCrossEntropy("some")
-    with pytest.raises(ValueError, match="a list of numbers or class name: number"):
-        SoftDice(weight="balanced")
+    with pytest.raises(ValueError, match="no training pixel has a class"):
+        balanced_weights([0, 0, 0, 0])
     with pytest.raises(ValueError, match="2 class weights were given for 4 classes"):
         PixelCrossEntropy(weight=[1, 2]).set_classes(NAMES)
 

@@ -313,7 +313,7 @@ def test_an_official_checkpoint_that_does_not_fit_is_refused(composed: Compose, 
     [
         (("task.model.inference.mode=some",), "mode takes whole or slide"),
         (("task.model.auxiliary_weight=-1",), "auxiliary_weight must be at least 0"),
-        (("task.loss.weight=balanced",), "a list of numbers or class name: number"),
+        (("task.loss.weight=even",), "a list of numbers, class name: number, or balanced, not 'even'"),
         (("task.loss.weight=[1,2]",), "2 class weights were given for 7 classes"),
         (("task.monitor=val/map",), "task.monitor=val/map is not measured here"),
         (("+modality.augment.mixup._target_=modalities.image_augment.ImageMixup",), "masks would not follow"),
@@ -347,3 +347,23 @@ def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[s
     assert done.returncode == 1
     assert "nowhere does not exist; mask_folder expects images/ and masks/" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_balanced_weights_are_measured_said_and_kept(act: Act, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run = act(
+            *WORDS,
+            "task.loss.weight=balanced",
+            "trainer.limit_train_batches=1",
+            "trainer.limit_val_batches=1",
+        )
+    (said,) = (line for line in caplog.messages if "class weights are balanced" in line)
+    assert re.search(
+        r"of what is trained on, (circle|cross|ring|square|star|triangle) is .* and ground ", said
+    )
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    weights = [value for name, value in kept.items() if name.endswith("class_weight")]
+    assert len(weights) == 2, "of cross-entropy and of Dice"
+    assert weights[0].equal(weights[1])
+    assert float(weights[0][0]) == float(weights[0].min()) < 0.5, "the ground is what there is most of"
+    assert float(weights[0].median()) == pytest.approx(1.0, abs=0.2)

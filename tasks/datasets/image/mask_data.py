@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -30,6 +31,7 @@ from tasks.datasets.base import (
     refuse_unknown,
     spread,
 )
+from tasks.datasets.batch import Sample
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
@@ -43,6 +45,8 @@ from tasks.datasets.image.reading import EXTENSIONS, open_image, size_of
 from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
+
+COUNTED = 1000  # training masks whose pixels are counted for class weights
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,18 @@ class MaskData(ReadsShards):
 
     def join_targets(self, targets: list[Any]) -> Tensor:
         return join_masks(targets)
+
+    def class_counts(self) -> tuple[NDArray[np.int64], int]:
+        """Pixels of each class, (K,), and all pixels with a class, in at most `COUNTED` training masks."""
+        classes = len(self.class_names)
+        pixels_K = np.zeros(classes, dtype=np.int64)
+        items = spread(self.splits["train"], COUNTED)
+        dataset = self._dataset(items, train=False)
+        for index in range(len(items)):
+            read = dataset[index, 0]
+            if isinstance(read, Sample):  # what cannot be read is named in training
+                pixels_K += np.bincount(read.target.numpy().reshape(-1), minlength=VOID + 1)[:classes]
+        return pixels_K, int(pixels_K.sum())
 
     def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "palette": [list(colour) for colour in self.palette]}

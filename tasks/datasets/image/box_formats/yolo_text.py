@@ -34,7 +34,8 @@ NAMES = (
 )
 TOLERANCE = 1e-3  # by which a part of the picture may lie beyond 0 and 1: numbers are written with few digits
 MOST_CLASSES = 1000  # that nothing names
-LARGEST_NAMES = 2**22  # bytes
+LARGEST_NAMES = 2**18  # bytes
+DEEPEST = 20  # levels of a YAML
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,18 @@ def read_names(file: Path) -> list[str]:
 def _yaml(file: Path, text: str) -> Any:
     import yaml
 
+    blocks = (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+    starts = (*blocks, yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+    ends = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
     try:
-        # Aliases are what makes a small file large.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise DataError(f"{file} uses aliases of YAML (*name), which no list of classes needs")
+        # Aliases are what makes a small file large, depth what makes it slow.
+        depth = 0
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                raise DataError(f"{file} uses aliases of YAML (*name), which no list of classes needs")
+            depth += isinstance(token, starts) - isinstance(token, ends)
+            if depth > DEEPEST:
+                raise DataError(f"{file} is nested too deeply for a list of classes")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         if isinstance(error, DataError):
