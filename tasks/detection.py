@@ -97,7 +97,7 @@ class DetectionTask(Task):
         self,
         inference: Mapping[str, Any] | None = None,
         mask_threshold: float = 0.5,
-        shown_score: float = 0.3,
+        shown_score: float = 0.5,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)

@@ -74,8 +74,8 @@ def draw_overlay(pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str
 def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure":
     """A row a picture: the truth beside the prediction."""
     pictures = sorted(pictures, key=lambda picture: picture.index)
-    heights = [5.0 * picture.pixels.shape[0] / picture.pixels.shape[1] + 0.35 for picture in pictures]
-    figure = _figure((10.4, sum(heights) + 0.3))
+    heights = [3.6 * picture.pixels.shape[0] / picture.pixels.shape[1] + 0.35 for picture in pictures]
+    figure = _figure((7.6, sum(heights) + 0.3))
     grid = figure.subplots(len(pictures), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, picture in zip(grid, pictures, strict=True):
         for panel, objects, what in zip(
