@@ -205,7 +205,9 @@ def test_crowds_are_not_learnt_from(make: Any) -> None:
     found = []
     for targets in (with_crowd, without):
         torch.manual_seed(3)
-        found.append({name: float(loss) for name, loss in head.losses(outputs, targets, SIZES_B2).items()})
+        found.append(
+            {name: float(loss.detach()) for name, loss in head.losses(outputs, targets, SIZES_B2).items()}
+        )
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -325,6 +327,7 @@ def test_detection_by_the_cascade_by_hand() -> None:
     assert torch.allclose(masks[0, : len(rows)], of_label, atol=1e-5)
 
 
+@torch.no_grad()
 def test_training_of_the_cascade_by_hand() -> None:
     """Losses of three stages, everything sampled: assignment, refinement and weights written out."""
     head = lively(cascade(with_masks=True, samples=10_000, positive_part=1.0, rpn={"after": [40, 40]}))
@@ -377,6 +380,7 @@ def test_training_of_the_cascade_by_hand() -> None:
         boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
 
 
+@torch.no_grad()
 def test_losses_of_proposals_by_hand() -> None:
     """Everything sampled: each anchor inside the picture against the table of overlaps."""
     head = cascade(rpn={"samples": 100_000, "positive_part": 1.0})
@@ -457,6 +461,7 @@ def test_proposals_by_hand() -> None:
 # -- FCOS by hand ------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_places_are_assigned_by_hand() -> None:
     head = fcos()
     outputs = head.outputs(features())
@@ -476,10 +481,13 @@ def test_places_are_assigned_by_hand() -> None:
     assert strides.unique().tolist() == [4, 8, 16, 32, 64]
 
 
+@torch.no_grad()
 def test_losses_of_fcos_by_hand() -> None:
     head = fcos()
     outputs = head.outputs(features())
-    found = {name: float(loss) for name, loss in head.losses(outputs, two_targets(), SIZES_B2).items()}
+    found = {
+        name: float(loss.detach()) for name, loss in head.losses(outputs, two_targets(), SIZES_B2).items()
+    }
     points, strides = head.places(outputs)
     focal, off, weights, centre, number = 0.0, 0.0, 0.0, 0.0, 0
     for picture, true in enumerate(two_targets()):
