@@ -140,6 +140,7 @@ def test_predict_writes_cocos_file_overlays_and_tables(
     assert len(alone["annotations"]) == len(read.imgToAnns[1])
 
 
+@pytest.mark.slow
 def test_pictures_may_be_scaled_for_a_test(
     run: Path, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     assert not any(trained[name].equal(one[name]) for name in head), "what is validated is the average"
 
 
+@pytest.mark.slow
 def test_freezing_and_starting_from_a_run(run: Path, act: Act) -> None:
     begun = act(*CASCADE, f"init_from={run}", "freeze=all", "action.test_after=false", folder="begun")
     before, after = weights(run), weights(begun)
@@ -194,12 +196,14 @@ def test_layers_learn_at_their_own_rate(act: Act) -> None:
     assert set(rates.index) == {f"lr/layer_{layer:02d}" for layer in (0, 1, 2, 3, 12, 13)}
 
 
+@pytest.mark.slow
 def test_a_backbone_of_timm(act: Act) -> None:
     words = [word for word in CASCADE if not word.startswith("backbone")]
     folder = act(*words, "backbone=convnext_atto", "task.data.limit=4", folder="timm")
     assert 0 <= result(folder)["metrics"]["test/ap50"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "expected"), [("faster_rcnn", set[str]()), ("mask_rcnn", {"test/mask_ap", "test/mask_ap50"})]
 )
@@ -273,12 +277,12 @@ def test_joint_with_a_classification(act: Act) -> None:
 # -- export --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "formats"),
     [
-        pytest.param(WORDS, "[torch_export]", id="fcos"),
-        pytest.param(WORDS, "[torch_export,onnx]", id="fcos in both formats", marks=pytest.mark.slow),
-        pytest.param(CASCADE, "[torch_export,onnx]", id="cascade", marks=pytest.mark.slow),
+        pytest.param(WORDS, "[torch_export,onnx]", id="fcos"),
+        pytest.param(CASCADE, "[torch_export,onnx]", id="cascade"),
     ],
 )
 def test_a_whole_detector_is_exported(
