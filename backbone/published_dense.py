@@ -1,6 +1,7 @@
 """Published weights of whole dense networks on the hub, by the name that `backbone.pretrained` takes, with checksums.
 
-The files are mmsegmentation's: backbone and heads under their official names, beside them the optimiser's state.
+The files are mmsegmentation's and mmdetection's: backbone and heads under their official names, beside them the
+optimiser's state.
 """
 
 from backbone.checkpoints import HUB_REPO
@@ -40,9 +41,43 @@ UPERNET_ADE20K: dict[str, dict[str, tuple[str, str]]] = {
         )
     },
 }
-#: Published, but no checksum is known: such a file is read by its path or address only.
-UNCHECKED = {"unireplknet_t": "upernet_unireplknet_t_512_160k_ade20k_miou48.56.pth"}
-PREFIX = "upernet_"
+CASCADE_COCO: dict[str, dict[str, tuple[str, str]]] = {
+    "unireplknet_t": {
+        "casc_mask_rcnn_coco": (
+            "casc_mask_rcnn_unireplknet_t_in1k_3x_coco_ap51.75.pth",
+            "6dabd70955f213c19ea4b8837b811d3e68ff90b05b04a9ddf45e76b56a1be77e",
+        )
+    },
+    "unireplknet_s": {
+        "casc_mask_rcnn_coco": (
+            "casc_mask_rcnn_unireplknet_s_in1k_3x_coco_ap52.95.pth",
+            "364fe729a453aedb11787a7390c2299a05710af9c1ff37f89ba1cf0c5a50e6b3",
+        ),
+        "casc_mask_rcnn_coco_in22k": (
+            "casc_mask_rcnn_unireplknet_s_in22k_3x_coco_ap54.27.pth",
+            "ea589d98479e38e1e25f3b1ca68c089f687b2dc8ea686e9ce72422c2bc7f1a91",
+        ),
+    },
+    "unireplknet_b": {
+        "casc_mask_rcnn_coco_in22k": (
+            "casc_mask_rcnn_unireplknet_b_in22k_3x_coco_ap54.78.pth",
+            "38568b8dfaa92601c468fd8c8e9c3d2565bdf38b7838bf68bf83fb518dfd9f7c",
+        )
+    },
+    "unireplknet_l": {
+        "casc_mask_rcnn_coco_in22k": (
+            "casc_mask_rcnn_unireplknet_l_in22k_3x_coco_ap55.82.pth",
+            "970789545b8f826587a1844c33fff4b8b4da1bdaf2762096dc07a95fabb70aee",
+        )
+    },
+}
+#: Published, but no checksum is known: such a file is read by its path or address only. By the beginning of names.
+UNCHECKED = {
+    "upernet_": {"unireplknet_t": "upernet_unireplknet_t_512_160k_ade20k_miou48.56.pth"},
+    "casc_mask_rcnn_": {"unireplknet_xl": "casc_mask_rcnn_unireplknet_xl_in22k_3x_coco_ap56.39.pth"},
+}
+#: By the beginning of their names.
+PUBLISHED = {"upernet_": UPERNET_ADE20K, "casc_mask_rcnn_": CASCADE_COCO}
 
 
 def dense_address(size: str, name: str) -> str | None:
@@ -50,7 +85,7 @@ def dense_address(size: str, name: str) -> str | None:
 
     Args:
         size: name of the backbone, e.g. `unireplknet_s`.
-        name: e.g. `upernet_ade20k`.
+        name: e.g. `upernet_ade20k` or `casc_mask_rcnn_coco`.
 
     Raises:
         ValueError: no such weights, in one sentence that says which there are.
@@ -58,16 +93,17 @@ def dense_address(size: str, name: str) -> str | None:
     >>> dense_address("unireplknet_t", "in1k") is None
     True
     """
-    if not name.startswith(PREFIX) or "." in name or "/" in name:
+    prefix = next((beginning for beginning in PUBLISHED if name.startswith(beginning)), None)
+    if prefix is None or "." in name or "/" in name:
         return None
-    there = UPERNET_ADE20K.get(size, {})
+    there = PUBLISHED[prefix].get(size, {})
     if name in there:
         file, sha256 = there[name]
         return f"hf://{HUB_REPO}/{file}#sha256={sha256}"
-    if size in UNCHECKED:
+    if file := UNCHECKED[prefix].get(size, ""):
         raise ValueError(
-            f"the checksum of {UNCHECKED[size]} is not known, so {name} is not fetched by name: say its path, or "
-            f"backbone.pretrained=hf://{HUB_REPO}/{UNCHECKED[size]}"
+            f"the checksum of {file} is not known, so {name} is not fetched by name: say its path, or "
+            f"backbone.pretrained=hf://{HUB_REPO}/{file}"
         )
     offered = ", ".join(there) or "none"
     raise ValueError(f"{name} weights are not published for {size}; there are: {offered}")

@@ -62,6 +62,10 @@ class Pixels(Embedder):
             x_B3HW = x_B3HW * inside(raw["size"], *x_B3HW.shape[-2:])[:, None].to(x_B3HW.dtype)
         return x_B3HW[:, None]
 
+    def context(self, raw: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """`size`, (B, 2), the height and width of each picture of a batch of padded ones."""
+        return None if isinstance(raw, Tensor) else {"size": raw["size"]}
+
     def example_raw(self, batch_size: int = 1) -> Tensor:
         shape = (batch_size, 3, self.height, self.width)
         return torch.randint(256, shape, dtype=torch.uint8, device=self.mean.device)

@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-LAYER_GROUPS = ("official", "blocks")
+LAYER_GROUPS = ("official", "official_14", "blocks")
 
 
 def create_optimizer(
@@ -38,7 +38,8 @@ def create_optimizer(
         weight_decay: of the optimiser (decoupled in adamw, an L2 penalty in adam).
         layer_decay: factor from one layer to the one before; None or 1: all layers learn at `lr`.
         layer_groups: what a layer is: `official`, the groups of the backbone's official release (twelve and two others
-            for the sizes S to XL), or `blocks`, one for each block.
+            for the sizes S to XL); `official_14`, the same, but the last two are counted as numbers 12 and 13 where
+            there are fewer, as the official detection recipe does at size T; or `blocks`, one for each block.
         decay_all: whether biases and one-dimensional parameters (norms, layer scales) decay as well.
         **options: the optimiser's own, e.g. `betas`, `momentum`.
 
@@ -53,6 +54,8 @@ def create_optimizer(
     if layer_decay is not None:
         layered: Any = module
         layers = layered.parameter_layers(per_block=layer_groups == "blocks")
+        if layer_groups == "official_14":
+            layers = as_of_14(layers)
     last = max(layers.values()) if layers else 0
 
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -76,6 +79,17 @@ def create_optimizer(
     }
     ordered = [groups[key] for key in sorted(groups)]
     return create_optimizer_v2(ordered, opt=opt, lr=lr, weight_decay=weight_decay, **options)
+
+
+def as_of_14(layers: dict[str, int]) -> dict[str, int]:
+    """Layers by name, the last two of them renumbered as the last two of 14; as they are where there are 14 or more.
+
+    >>> as_of_14({"stem": 0, "block": 7, "stage 4": 9, "head": 10})
+    {'stem': 0, 'block': 7, 'stage 4': 12, 'head': 13}
+    """
+    last = max(layers.values())
+    more = max(13 - last, 0)
+    return {name: layer + more if layer >= last - 1 else layer for name, layer in layers.items()}
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Learning-rate schedules, a factor of the peak rate per optimiser step."""
 
 import math
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -88,6 +89,47 @@ def poly(
         left = max(1 - step / max(total_steps, 1), 0.0) ** power
         rise = 1 - (1 - step / warmup) * (1 - warmup_ratio) if step < warmup else 1.0
         return (min_ratio + (1 - min_ratio) * left) * rise
+
+    return LambdaLR(optimizer, factor)
+
+
+def milestones(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    epochs: Sequence[int] = (27, 33),
+    gamma: float = 0.1,
+    warmup_steps: int = 500,
+    warmup_ratio: float = 0.001,
+) -> LambdaLR:
+    """1, times `gamma` from each of some epochs on; in the warm-up times a line that rises to 1.
+
+    As in the official recipes of detection (mmcv's `step` policy, counted by epochs, its warm-up by steps). The warm-up
+    never takes more than half of the run.
+
+    Args:
+        optimizer: whose groups' learning rates are the peak.
+        total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
+        epochs: those that begin with a lower rate, from 0.
+        gamma: factor at each of them.
+        warmup_steps: length of the warm-up.
+        warmup_ratio: where its line begins.
+
+    Raises:
+        ValueError: epochs that do not rise.
+    """
+    begins = list(epochs)
+    if begins != sorted(set(begins)) or (begins and begins[0] < 1):
+        raise ValueError(
+            f"scheduler.epochs takes rising numbers of at least 1, such as [27, 33], not {begins}"
+        )
+    warmup = min(warmup_steps, total_steps // 2)
+
+    def factor(step: int) -> float:
+        epoch = step // max(steps_per_epoch, 1)
+        rise = 1 - (1 - step / warmup) * (1 - warmup_ratio) if step < warmup else 1.0
+        return gamma ** sum(epoch >= begin for begin in begins) * rise
 
     return LambdaLR(optimizer, factor)
 

@@ -379,7 +379,7 @@ class SoundEventTask(Task):
                 "highest_score": round(float(probs_NK.max()), 6),
             },
             f"{'  '.join(first)}{more}" or "no event",
-            shared={
+            shared_tables={
                 "events": {
                     "onset": [onset for onset, _ in times],
                     "offset": [offset for _, offset in times],

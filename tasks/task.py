@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a prediction adds to a JSON file of all predictions of a run.
+
+    Args:
+        content: plain values.
+        join: (file that was read, content) of all of them, in order -> what the file holds.
+    """
+
+    content: Any
+    join: Callable[[list[tuple[str, Any]]], dict[str, Any]]
+
+
 @dataclass
 class Prediction:
     """What a model says about one sample.
@@ -35,11 +48,13 @@ class Prediction:
         columns: the row of `predictions.csv`, best first.
         shown: the same in a few words, for the terminal.
         tables: predictions too long for a row: name -> columns, each written as `<name>.csv`.
-        shared: likewise, where one table holds what is said of all files: `<name>.csv`, each one's `path` in front.
+        shared_tables: likewise, where one table holds what is said of all files: `<name>.csv`, with each one's `path` in
+            front.
         report: what to draw of it, as plain values with the keys of `Task.test_report`.
         files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
             written by a function of its path and of what is to be said of drawn data (None: nothing).
         figures: likewise, made by a function.
+        shared: JSON files that all predictions of a run share: name -> what this one adds.
     """
 
     columns: dict[str, Any]
@@ -48,7 +63,8 @@ class Prediction:
     report: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Callable[[Path, str | None], None]] = field(default_factory=dict)
     figures: "dict[str, Callable[[], Figure]]" = field(default_factory=dict)
-    shared: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    shared_tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
 
 
 class Augment(nn.Module):
@@ -307,6 +323,11 @@ class Task(Training):
         """The figures of what a test (`test_report`) or a prediction (`Prediction.report`) reports, by name; it may
         hold only a part, or nothing."""
         return {}
+
+    def difference(self, given: Any, wanted: Any) -> float:
+        """How far an exported network's answer is from the network's own, relative to the largest value of that."""
+        far = float((given.detach() - wanted).abs().max())
+        return far / max(float(wanted.abs().max()), 1e-12)
 
     @property
     def free_axes(self) -> dict[int, int]:

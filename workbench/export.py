@@ -50,7 +50,8 @@ def export(cfg: DictConfig) -> None:
         path = folder / FILES[name]
         read_back = WRITERS[name](merged, raw, path, free)
         difference = max(
-            _difference(read_back(each), right) for each, right in zip(checked, wanted, strict=True)
+            restored.task.difference(read_back(each), right)
+            for each, right in zip(checked, wanted, strict=True)
         )
         if not difference <= cfg.action.tolerance:
             path.unlink()
@@ -62,7 +63,7 @@ def export(cfg: DictConfig) -> None:
         "task": restored.cfg.task.name,
         "checkpoint": str(restored.checkpoint),
         "input": tree_map(lambda value: _said_shape(value, free), raw),
-        "output": _said_shape(wanted[0], free),
+        "output": tree_map(lambda value: _said_shape(value, free), wanted[0]),
         "facts": restored.task.data_info,
     }
     write_findings(folder / "model.json", about)
@@ -93,11 +94,6 @@ def _longer(raw: Any, free: Free) -> Any:
     return tree_map(repeated, raw)
 
 
-def _difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
-    return float((got.detach() - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-12)
-
-
 def _said_shape(value: Tensor, free: Free) -> list[int | str]:
     return [
         AXES.get(axis, f"axis {axis}") if axis in free else length for axis, length in enumerate(value.shape)
@@ -118,9 +114,11 @@ def _dynamic_shapes(raw: Any, free: Free) -> Any:
 
 def write_torch_export(
     network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE
-) -> Callable[[Any], Tensor]:
+) -> Callable[[Any], Any]:
     """Write a `torch.export` program with free axes; returns what answers as the file does."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torchvision tells PyTorch the length of what non-maximum suppression leaves in an old way.
+        warnings.filterwarnings("ignore", message=".*create_unbacked_symint", category=FutureWarning)
         program = torch.export.export(network, (raw,), dynamic_shapes=(_dynamic_shapes(raw, free),))
 
     def write(draft: Path) -> None:
@@ -130,7 +128,7 @@ def write_torch_export(
         draft.write_bytes(archive.getbuffer())
 
     write_atomically(path, write)
-    read_back: Callable[[Any], Tensor] = torch.export.load(path).module()
+    read_back: Callable[[Any], Any] = torch.export.load(path).module()
     return read_back
 
 
@@ -140,7 +138,7 @@ def provenance_entries() -> dict[str, str]:
     return {FIELD: said} if said else {}
 
 
-def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE) -> Callable[[Any], Tensor]:
+def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE) -> Callable[[Any], Any]:
     """Write an ONNX model with free axes; returns what answers as onnxruntime does with it."""
     import onnxruntime
 
@@ -160,10 +158,11 @@ def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [wanted.name for wanted in session.get_inputs()]
 
-    def read_back(raw: Any) -> Tensor:
+    def read_back(raw: Any) -> Any:
         leaves = torch.utils._pytree.tree_leaves(raw)
         given = {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
-        return torch.as_tensor(session.run(None, given)[0])
+        answers = tuple(torch.as_tensor(answer) for answer in session.run(None, given))
+        return answers[0] if len(answers) == 1 else answers
 
     return read_back
 

@@ -18,12 +18,12 @@ from tasks.datasets.drawn import is_drawn
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.listing import Listing, list_files
 from tasks.datasets.reading import unexpected
-from tasks.task import Prediction, Task
+from tasks.task import Prediction, Shared, Task
 from workbench import figures
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_table
+from workbench.files import write_atomically, write_findings, write_table
 from workbench.provenance import data_read, note
 from workbench.restore import restore
 
@@ -46,25 +46,30 @@ def predict(cfg: DictConfig) -> None:
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
     common: dict[str, dict[str, list[Any]]] = {}  # columns of the tables that all files share
+    shared: dict[str, list[tuple[str, Shared]]] = {}  # and what they add to other files
     path = Path(cfg.paths.run) / "predictions.csv"
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
-        join_shared(common, answered)
+        collect_tables(answered, common)
+        collect_shared(answered, shared)
         write_predictions(restored.task, Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
-    shared = [write_shared(Path(cfg.paths.run) / f"{name}.csv", table) for name, table in common.items()]
+    written_together = [
+        *write_tables(Path(cfg.paths.run), common),
+        *write_shared(Path(cfg.paths.run), shared),
+    ]
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "prediction"))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more", highlight=False)
     console.print(f"all predictions: {path}", highlight=False, soft_wrap=True)
-    for file in [*shared, *(file for row in rows for file in row.get("files", ()))][:SHOWN]:
+    for file in [*written_together, *(file for row in rows for file in row.get("files", ()))][:SHOWN]:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
     broken = [row for row in rows if "error" in row]
     if len(broken) == len(rows):
@@ -136,7 +141,7 @@ def is_finite(prediction: Prediction) -> bool:
     columns = [
         *prediction.columns.values(),
         *(value for table in prediction.tables.values() for value in table.values()),
-        *(value for table in prediction.shared.values() for value in table.values()),
+        *(value for table in prediction.shared_tables.values() for value in table.values()),
     ]
     values = [value for column in columns for value in (column if isinstance(column, list) else [column])]
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
@@ -174,22 +179,42 @@ def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], firs
             figures.save(draw(), row["files"][-1])
 
 
-def join_shared(common: dict[str, dict[str, list[Any]]], rows: list[dict[str, Any]]) -> None:
+def collect_tables(rows: list[dict[str, Any]], tables: dict[str, dict[str, list[Any]]]) -> None:
     """Add to tables that all files share, name -> columns, what the predictions of some of them hold."""
     for row in rows:
         prediction = row.get("prediction")
-        for name, own in prediction.shared.items() if isinstance(prediction, Prediction) else ():
-            table = common.setdefault(name, {"path": [], **{column: [] for column in own}})
+        for name, own in prediction.shared_tables.items() if isinstance(prediction, Prediction) else ():
+            table = tables.setdefault(name, {"path": [], **{column: [] for column in own}})
             table["path"] += [row["path"]] * len(next(iter(own.values()), []))
             for column, values in own.items():
                 table[column] += values
 
 
-def write_shared(path: Path, table: dict[str, list[Any]]) -> Path:
-    """Write such a table."""
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    write_table(path, rows, list(table))
-    return path
+def write_tables(folder: Path, tables: dict[str, dict[str, list[Any]]]) -> list[Path]:
+    """Write these tables; returns where they lie."""
+    files = []
+    for name, table in tables.items():
+        files.append(folder / f"{name}.csv")
+        rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+        write_table(files[-1], rows, list(table))
+    return files
+
+
+def collect_shared(rows: list[dict[str, Any]], shared: dict[str, list[tuple[str, Shared]]]) -> None:
+    """Put by what predictions add to files that all of them share, by the files' names."""
+    for row in rows:
+        prediction = row.get("prediction")
+        for name, part in prediction.shared.items() if isinstance(prediction, Prediction) else ():
+            shared.setdefault(name, []).append((row["path"], part))
+
+
+def write_shared(folder: Path, shared: dict[str, list[tuple[str, Shared]]]) -> list[Path]:
+    """Write these files; returns where they lie."""
+    files = []
+    for name, parts in shared.items():
+        files.append(folder / name)
+        write_findings(files[-1], parts[0][1].join([(file, part.content) for file, part in parts]))
+    return files
 
 
 def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:

@@ -305,7 +305,10 @@ def test_frozen_parameters_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"layer_groups": "stages"}, r"layer_groups must be one of official, blocks, not 'stages'"),
+        (
+            {"layer_groups": "stages"},
+            r"layer_groups must be one of official, official_14, blocks, not 'stages'",
+        ),
         ({"layer_decay": 0.0}, r"layer_decay must lie in \(0, 1\], or be null, not 0\.0"),
         ({"layer_decay": 1.5}, r"layer_decay must lie in \(0, 1\]"),
         ({"opt": "adamm"}, "adamm"),

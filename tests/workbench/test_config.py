@@ -113,11 +113,17 @@ def factor_of(node: DictConfig, step: int) -> float:
         warmup = min(node.warmup_steps, STEPS // 2)
         rise = 1 - (1 - step / warmup) * (1 - node.warmup_ratio) if step < warmup else 1
         return float((node.min_ratio + (1 - node.min_ratio) * (1 - step / STEPS) ** node.power) * rise)
+    if name == "milestones":
+        warmup = min(node.warmup_steps, STEPS // 2)
+        rise = 1 - (1 - step / warmup) * (1 - node.warmup_ratio) if step < warmup else 1
+        return float(rise * node.gamma ** len([epoch for epoch in node.epochs if step // PER_EPOCH >= epoch]))
     assert name == "constant", f"the formula of {name} belongs into this test"
     return 1.0
 
 
-@pytest.mark.parametrize("words", [(), ("scheduler.start_epoch=1",), ("scheduler.from_zero=true",)])
+@pytest.mark.parametrize(
+    "words", [(), ("scheduler.start_epoch=1",), ("scheduler.from_zero=true",), ("scheduler.epochs=[1]",)]
+)
 @pytest.mark.parametrize("scheduler", names("scheduler"))
 @pytest.mark.parametrize("optimizer", names("optimizer"))
 def test_partials_fit_a_network(

@@ -108,6 +108,16 @@ def test_weights_that_are_altered_later_are_noticed(server: Server, tmp_path: Pa
             "upernet_ade20k_in22k_640",
             "upernet_unireplknet_xl_in22k_640_160k_ade20k_miou55.18.pth",
         ),
+        (
+            "unireplknet_t",
+            "casc_mask_rcnn_coco",
+            "casc_mask_rcnn_unireplknet_t_in1k_3x_coco_ap51.75.pth",
+        ),
+        (
+            "unireplknet_b",
+            "casc_mask_rcnn_coco_in22k",
+            "casc_mask_rcnn_unireplknet_b_in22k_3x_coco_ap54.78.pth",
+        ),
     ],
 )
 def test_dense_networks_come_by_name_and_their_checksum_is_held(
@@ -130,6 +140,12 @@ def test_dense_networks_come_by_name_and_their_checksum_is_held(
             "not published for unireplknet_b; there are: upernet_ade20k_in22k_640",
         ),
         ("widefield_nano", "upernet_x", "not published for widefield_nano; there are: none"),
+        (
+            "unireplknet_xl",
+            "casc_mask_rcnn_coco_in22k",
+            r"the checksum of casc_mask_rcnn_unireplknet_xl_in22k\S* is not known",
+        ),
+        ("unireplknet_b", "casc_mask_rcnn_coco", "there are: casc_mask_rcnn_coco_in22k"),
     ],
 )
 def test_dense_networks_that_are_not_published(tmp_path: Path, size: str, name: str, message: str) -> None:

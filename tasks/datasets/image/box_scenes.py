@@ -22,7 +22,7 @@ from tasks.datasets.image.box_formats.outlines import packed_polygons, run_lengt
 from tasks.datasets.image.sample import SHAPES, Pose, area, mask, save, texture
 from tasks.datasets.image.scenes import SIX, patterned
 
-COUNTS = (480, 40, 80)  # scenes for training, validation and testing
+COUNTS = (320, 40, 80)  # scenes for training, validation and testing
 FEW = (24, 8, 8)
 MOST_OBJECTS = 5
 SIDES = (0.16, 0.42)  # of a shape, parts of the shorter side of the scene

@@ -128,7 +128,9 @@ class ReadsShards(DataModule):
     def check_targets(self) -> None:
         """Raise a `DataError` for targets that shards cannot hold."""
         if not self.beside and not isinstance(self.targets, ClassTargets):
-            raise DataError(f"shards hold classes, and the targets of {self.name} are none: take format=files")
+            raise DataError(
+                f"shards hold classes, and the targets of {self.name} are none: take format=files"
+            )
 
     def know(self, found: ShardSet) -> None:
         """Take over what shards say of their classes; raises `DataError`."""

@@ -1,0 +1,459 @@
+"""Detection: which objects are in a picture, and where; with masks also which pixels are theirs.
+
+Shapes: B batch, b pictures of one size, K classes, D detections a picture, n objects, H and W in pixels of a picture,
+h and w of what the network reads.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.protocol import Backbone, strides_of, widths_of
+from tasks.datasets.batch import Batch
+from tasks.dense_inference import fitted, resized, up_to
+from tasks.detection_drawing import (
+    Objects,
+    Picture,
+    draw_ap,
+    draw_overlay,
+    draw_pictures,
+)
+from tasks.detection_metrics import DetectionMetrics
+from tasks.detectors.boxes import clipped
+from tasks.detectors.head import DetectionHead
+from tasks.detectors.mask_head import pasted
+from tasks.detectors.matching import matched
+from tasks.task import Prediction, Shared, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = 6  # of a test's pictures shown
+MOST_COLUMNS = 100  # classes up to which a row has a column for each
+
+Detections = list[dict[str, Tensor]]  # of each picture boxes, labels, scores, perhaps masks
+
+
+@dataclass(frozen=True)
+class DetectionInference:
+    """How whole pictures are read in validation, test and prediction.
+
+    Args:
+        resize: the picture is scaled, its shape kept, until it fits into this longer and this shorter side; `None`: it
+            keeps its size.
+        multiple: the sides that the network reads are filled up to multiples of this, on the right and below, with the
+            mean colour.
+
+    Raises:
+        ValueError: settings that make no sense.
+    """
+
+    resize: Sequence[int] | None = None
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        sides = (1, 1) if self.resize is None else tuple(self.resize)
+        if len(sides) != 2 or min(*sides, self.multiple) < 1:
+            raise ValueError(
+                "task.model.inference.resize takes a longer and a shorter side of at least 1 pixel, or null, and "
+                "multiple is at least 1"
+            )
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which a picture is read."""
+        return (height, width) if self.resize is None else fitted(height, width, self.resize)
+
+
+class DetectionTask(Task):
+    """Learns where objects are.
+
+    Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, filled up to one size; targets are a list of B
+    dictionaries with `boxes` (n, 4), x1 y1 x2 y2 in pixels, `labels` (n,), `crowd` (n,), and `masks` (n, H, W) bool
+    where the data have any. In training the network reads a batch as it is. Otherwise it reads pictures of one size
+    together, scaled as `inference` says, and answers in the pictures' own pixels.
+
+    Data info: `class_names` (list of K names), `has_masks`; perhaps `category_ids`, the number of each class in files.
+
+    Args:
+        inference: see `DetectionInference`.
+        mask_threshold: probability from which on a pixel is an object's.
+        shown_score: least score of detections that are drawn and counted; files and metrics have all that the head
+            keeps.
+        **settings: see `Task`.
+
+    Raises:
+        ValueError: settings that do not go with boxes.
+    """
+
+    shown_metric = "ap50"
+
+    def __init__(
+        self,
+        inference: Mapping[str, Any] | None = None,
+        mask_threshold: float = 0.5,
+        shown_score: float = 0.5,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if self.augment.raw is not None or self.augment.mixup is not None:
+            raise ValueError(
+                "boxes would not follow modality.augment.raw and mixup: say modality.augment.raw=null "
+                "modality.augment.mixup=null; a detection's augmentation is task.data.transforms"
+            )
+        if not 0 < mask_threshold < 1 or not 0 <= shown_score < 1:
+            raise ValueError("task.model.mask_threshold lies between 0 and 1, shown_score in [0, 1)")
+        self.inference = DetectionInference(**dict(inference or {}))
+        self.mask_threshold = mask_threshold
+        self.shown_score = shown_score
+        self.class_names: list[str] = list(self.data_info["class_names"])
+        self.category_ids: list[int] = list(
+            self.data_info.get("category_ids") or range(1, len(self.class_names) + 1)
+        )
+        masks = self.head.has_masks
+        self.metrics = nn.ModuleDict(
+            {f"{split}_metrics": DetectionMetrics(self.class_names, masks) for split in ("val", "test")}
+        )
+        self.tested: dict[str, Any] = {}  # of the last test
+        self.pictured: set[int] = set()  # places of the test's samples to show
+        self.pictures: list[Picture] = []
+
+    @property
+    def head(self) -> DetectionHead:
+        """The network's head."""
+        head = self.network.head
+        assert isinstance(head, DetectionHead)
+        return head
+
+    @classmethod
+    def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
+        boxes = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+        masks = tuple(f"mask_{name}" for name in boxes) if data_info["has_masks"] else ()
+        return (*boxes, *masks, "loss")
+
+    @classmethod
+    def head_sizes(cls, data_info: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
+        backbone.make_pyramid()
+        return {
+            "in_channels": list(widths_of(backbone)),
+            "strides": strides_of(backbone),
+            "num_classes": len(data_info["class_names"]),
+            "data_have_masks": bool(data_info["has_masks"]),
+        }
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, split: str) -> dict[str, Any]:
+        """One batch -> `loss`, and as `output` the detections of each picture in its own pixels; none in training."""
+        return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
+
+    def _train_step(self, batch: Batch) -> dict[str, Any]:
+        raw = {**batch.raw, "pixels": self._filled(batch.raw["pixels"])}
+        with self.head.unfinished():
+            outputs: Any = self.network(raw, self.augment.maps)
+        losses = self.head.losses(outputs, batch.target, raw["size"])
+        return {"loss": torch.stack(list(losses.values())).sum(), "output": []}
+
+    def _whole_step(self, batch: Batch, split: str) -> dict[str, Any]:
+        sizes: list[list[int]] = batch.raw["size"].tolist()
+        output: Detections = [{} for _ in sizes]
+        total = batch.raw["size"].new_zeros((), dtype=torch.float32)
+        for places, raw in self._scaled(batch.raw, sizes):
+            with self.head.unfinished():
+                outputs: Any = self.network(raw)
+            size, read = sizes[places[0]], self.inference.size(*sizes[places[0]])
+            targets = [scaled_target(batch.target[place], size, read) for place in places]
+            losses = self.head.losses(outputs, targets, raw["size"])
+            total = total + len(places) * torch.stack(list(losses.values())).sum()
+            found = self._answers(self.head.detect(outputs, raw["size"]), read, size)
+            for place, one in zip(places, found, strict=True):
+                output[place] = one
+        self._measured(split).update(output, batch.target)
+        if split == "test":
+            self._keep_pictures(batch, output, sizes)
+        return {"loss": total / len(sizes), "output": output}
+
+    def _filled(self, pixels_B3HW: Tensor) -> Tensor:
+        height, width = pixels_B3HW.shape[-2:]
+        more = [up_to(side, self.inference.multiple) - side for side in (width, height)]
+        return F.pad(pixels_B3HW, (0, more[0], 0, more[1])) if any(more) else pixels_B3HW
+
+    def _scaled(self, raw: Any, sizes: list[list[int]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Of the pictures of each size in a batch: their places, and what the network reads of them.
+
+        Pictures of different sizes are read one after the other: what fills one up would change the means that the
+        network takes over a whole map.
+        """
+        together: dict[tuple[int, int], list[int]] = {}
+        for place, (height, width) in enumerate(sizes):
+            together.setdefault((height, width), []).append(place)
+        for (height, width), places in together.items():
+            size = self.inference.size(height, width)
+            pixels_b3hw = resized(raw["pixels"][places, :, :height, :width].float(), size)
+            each = torch.tensor([size] * len(places), device=pixels_b3hw.device)
+            yield places, {"pixels": self._filled(pixels_b3hw), "size": each}
+
+    def _answers(self, found: Any, read: Sequence[int], size: Sequence[int]) -> Detections:
+        """The head's detections of pictures of one size, in their own pixels.
+
+        Args:
+            found: (b, D, 6), perhaps with masks (b, D, M, M).
+            read: height and width at which they were read.
+            size: their own.
+        """
+        found_bD6, masks = found if isinstance(found, tuple) else (found, None)
+        own_2 = found_bD6.new_tensor(list(size), dtype=torch.float32)
+        factor_4 = (own_2 / own_2.new_tensor(list(read))).flip(0).repeat(2)
+        answers = []
+        for place, rows_D6 in enumerate(found_bD6.float()):
+            there_D = ~(rows_D6[:, 4] <= 0)  # scores that are no numbers stay, to be noticed
+            rows_n6 = rows_D6[there_D]
+            boxes_n4 = clipped(rows_n6[:, :4] * factor_4, own_2)
+            labels_n = rows_n6[:, 5].nan_to_num().long()
+            answer = {"boxes": boxes_n4, "scores": rows_n6[:, 4], "labels": labels_n}
+            if masks is not None:
+                height, width = size
+                answer["masks"] = pasted(
+                    masks[place][there_D].float(), boxes_n4, (height, width), self.mask_threshold
+                )
+            answers.append(answer)
+        return answers
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def _measured(self, split: str) -> DetectionMetrics:
+        metric = self.metrics[f"{split}_metrics"]
+        assert isinstance(metric, DetectionMetrics)
+        return metric
+
+    def epoch_metrics(self, split: str) -> dict[str, Tensor]:
+        if split == "train":
+            return {}
+        metric = self._measured(split)
+        values: dict[str, Tensor] = {}
+        if metric.update_called:
+            values = {f"{split}/{name}": value for name, value in metric.compute().items()}
+            if split == "test":
+                self.tested = {"per_class": metric.per_class()}
+        metric.reset()
+        return values
+
+    # -- tests -----------------------------------------------------------------------------------------------------
+
+    def begin_test(self, samples: int) -> None:
+        self.tested = {}
+        self.pictures = []
+        most = min(PICTURES, samples)
+        self.pictured = {position * samples // most for position in range(most)} if most else set()
+
+    def _keep_pictures(self, batch: Batch, output: Detections, sizes: list[list[int]]) -> None:
+        for position, index in enumerate(batch.index.tolist()):
+            if index in self.pictured:
+                height, width = sizes[position]
+                pixels = batch.raw["pixels"][position, :, :height, :width].cpu().numpy().transpose(1, 2, 0)
+                truth = Objects.of(batch.target[position], self.head.has_masks)
+                predicted = Objects.of(output[position], self.head.has_masks, self.shown_score)
+                self.pictures.append(Picture(index, pixels, truth, predicted))
+
+    def test_rows(self, batch: Batch, output: Any) -> list[list[dict[str, Any]]]:
+        return [self._rows_of(found, target) for found, target in zip(output, batch.target, strict=True)]
+
+    def _rows_of(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Of one picture: each detection, the best first, with the class of the object that it is taken for (IoU of at
+        least 0.5, empty where there is none), then the objects that were not found; a row without a box where there is
+        neither."""
+        object_n, iou_n = matched(found, target)
+        rows = []
+        for label, score, box, place, iou in zip(
+            found["labels"].tolist(),
+            found["scores"].tolist(),
+            found["boxes"].tolist(),
+            object_n,
+            iou_n,
+            strict=True,
+        ):
+            truth = "" if place is None else self.class_names[label]
+            rows.append({**self._row(box, label, score), "truth": truth, "iou": _rounded(iou)})
+        for place, (label, box) in enumerate(
+            zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
+        ):
+            if place not in object_n and not bool(target["crowd"][place]):
+                row = self._row(box, label, None)
+                rows.append({**row, "label": "", "truth": self.class_names[label], "iou": None})
+        return rows or [{"label": "", "score": None, "truth": ""}]
+
+    def _row(self, box: list[float], label: int, score: float | None) -> dict[str, Any]:
+        corners = dict(zip(("x1", "y1", "x2", "y2"), (round(side, 2) for side in box), strict=True))
+        return {"label": self.class_names[label], "score": _rounded(score), **corners}
+
+    def test_report(self) -> dict[str, Any]:
+        """After a test: AP of every class by name, None where it is not defined."""
+        return {
+            name: {key: _rounded(value) for key, value in values.items()}
+            for name, values in self.tested.items()
+        }
+
+    def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
+        if not report:
+            return {}
+        figures = {"ap": draw_ap(report["per_class"])}
+        if self.pictures:
+            figures["predictions"] = draw_pictures(self.pictures, self.class_names)
+        return figures
+
+    # -- predictions -----------------------------------------------------------------------------------------------
+
+    def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
+        sizes: list[list[int]] = raw["size"].tolist()
+        predictions: list[Prediction | None] = [None] * len(sizes)
+        for places, scaled in self._scaled(raw, sizes):
+            height, width = sizes[places[0]]
+            read = self.inference.size(height, width)
+            found = self._answers(self.network(scaled), read, (height, width))
+            for place, one in zip(places, found, strict=True):
+                predictions[place] = self._prediction(raw["pixels"][place, :, :height, :width], one, top_k)
+        return [prediction for prediction in predictions if prediction is not None]
+
+    def _prediction(self, pixels_3HW: Tensor, found: dict[str, Tensor], top_k: int) -> Prediction:
+        labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
+        rows = [self._row(box, *of) for box, *of in zip(boxes, labels, scores, strict=True)]
+        counts = [0] * len(self.class_names)
+        for label, score in zip(labels, scores, strict=True):
+            counts[label] += score >= self.shown_score
+        columns: dict[str, Any] = {
+            "label": rows[0]["label"] if rows else "",
+            "score": scores[0] if rows else 0.0,
+            "objects": sum(counts),
+        }
+        if len(counts) <= MOST_COLUMNS:
+            columns |= {f"count({name})": count for name, count in zip(self.class_names, counts, strict=True)}
+        named = ("label", "score", "x1", "y1", "x2", "y2")
+        table: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in named}
+        if "masks" in found:
+            table["pixels"] = found["masks"].flatten(1).sum(dim=1).tolist()
+        ranked = sorted(range(len(counts)), key=lambda label: (-counts[label], label))[:top_k]
+        shown = "  ".join(f"{counts[label]} {self.class_names[label]}" for label in ranked if counts[label])
+        objects = Objects.of(found, self.head.has_masks, self.shown_score)
+        picture = pixels_3HW.cpu().numpy().transpose(1, 2, 0)
+        return Prediction(
+            columns,
+            shown or f"nothing of a score of {self.shown_score} or more",
+            tables={"boxes": table},
+            shared={"detections.json": Shared((pixels_3HW.shape[1:], self._entries(found)), self._as_coco)},
+            figures={"overlays/{name}.png": lambda: draw_overlay(picture, objects, self.class_names)},
+        )
+
+    def _entries(self, found: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Detections as COCO's results have them: x, y, width and height, masks run-length encoded."""
+        entries = []
+        for place, (label, score, (x1, y1, x2, y2)) in enumerate(
+            zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+        ):
+            entry: dict[str, Any] = {
+                "category_id": self.category_ids[label],
+                "bbox": [round(part, 3) for part in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 6),
+            }
+            if "masks" in found:
+                entry["segmentation"] = run_lengths(found["masks"][place])
+            entries.append(entry)
+        return entries
+
+    def _as_coco(self, files: list[tuple[str, Any]]) -> dict[str, Any]:
+        """All detections of some files: `images`, `categories` and `annotations` as in COCO's files, with `score`.
+
+        A picture's id is its name where that is a number, as in COCO, else its place among the files.
+        """
+        names = [Path(file).stem for file, _ in files]
+        numbered = len(set(names)) == len(names) and all(
+            name.isdecimal() and name.isascii() for name in names
+        )
+        images, annotations = [], []
+        for place, (name, (file, ((height, width), entries))) in enumerate(zip(names, files, strict=True)):
+            number = int(name) if numbered else place
+            images.append({"id": number, "file_name": file, "height": height, "width": width})
+            annotations += [{"image_id": number, **entry} for entry in entries]
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        each = [{"id": place, **entry} for place, entry in enumerate(annotations, start=1)]
+        return {"images": images, "categories": categories, "annotations": each}
+
+    # -- what the workbench shows and exports ----------------------------------------------------------------------
+
+    def difference(self, given: Any, wanted: Any) -> float:
+        """The largest difference between scores, boxes and masks; that of boxes relative to the largest coordinate.
+
+        Each detection is compared with the one that is most alike, since those of almost equal scores may have changed
+        places.
+        """
+        ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
+        scale = max(float(ours[0][..., :4].max()), 1.0)
+        far = float((ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max())
+        for place in range(len(ours[0])):
+            rows_n6, others_n6 = (
+                each[0][place][each[0][place, :, 4] > 0].detach() for each in (ours, theirs)
+            )
+            if not len(rows_n6):
+                continue
+            if not len(others_n6):
+                return math.inf
+            off_nm = torch.cdist(rows_n6[:, :4], others_n6[:, :4], p=math.inf) / scale
+            off_nm = torch.maximum(off_nm, (rows_n6[:, None, 4] - others_n6[None, :, 4]).abs())
+            off_nm = off_nm.masked_fill(rows_n6[:, None, 5] != others_n6[None, :, 5], math.inf)
+            least_n, which_n = off_nm.min(dim=1)
+            far = max(far, float(least_n.max()))
+            for own, other in zip(ours[1:], theirs[1:], strict=True):
+                apart = own[place, : len(rows_n6)] - other.detach()[place][which_n]
+                far = max(far, float(apart.abs().max()))
+        return far
+
+    def caption(self, batch: Batch, position: int) -> str:
+        """How many objects of each class a sample has, the most frequent first."""
+        labels = batch.target[position]["labels"]
+        counts_K = torch.bincount(labels, minlength=len(self.class_names))
+        most = counts_K.argsort(descending=True, stable=True)[:3].tolist()
+        said = [f"{int(counts_K[index])} {self.class_names[index]}" for index in most if counts_K[index]]
+        return ", ".join(said) or "no object"
+
+
+def scaled_target(target: dict[str, Tensor], size: Sequence[int], read: tuple[int, int]) -> dict[str, Tensor]:
+    """The target of a picture that is read at another size; masks take their nearest pixel.
+
+    Args:
+        target: in the picture's own pixels.
+        size: its height and width.
+        read: those that it is read at.
+    """
+    if tuple(size) == read:
+        return target
+    factors = [after / before for after, before in zip(read, size, strict=True)]
+    scaled = {
+        **target,
+        "boxes": target["boxes"] * target["boxes"].new_tensor([*factors[::-1], *factors[::-1]]),
+    }
+    if "masks" in target and len(target["masks"]):
+        masks = F.interpolate(target["masks"][:, None].to(torch.uint8), size=read, mode="nearest")
+        scaled["masks"] = masks[:, 0].bool()
+    return scaled
+
+
+def run_lengths(mask_HW: Tensor) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths: `size`, height and width, and `counts`."""
+    from pycocotools import mask as coco
+
+    coded = coco.encode(mask_HW.to("cpu", torch.uint8).t().contiguous().t().numpy())
+    return {"size": [int(side) for side in coded["size"]], "counts": coded["counts"].decode("ascii")}
+
+
+def _rounded(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    return None if math.isnan(number) else round(number, 6)

@@ -1,0 +1,149 @@
+"""Pictures of a detection: boxes with labels, scores and masks; truth beside prediction; AP of each class.
+
+Shapes: n objects, H and W in pixels.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHARE = 0.45  # of an object's colour in its mask
+MOST_NAMED = 40  # objects of a picture up to which each is labelled
+MOST_CLASSES = 60  # classes up to which axes name each
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is drawn of a picture: boxes (n, 4), labels (n,), scores (n,) or None, masks (n, H, W) or None, and which
+    boxes stand for crowds, (n,)."""
+
+    boxes: NDArray[Any]
+    labels: list[int]
+    scores: list[float] | None = None
+    masks: NDArray[np.bool_] | None = None
+    crowds: list[bool] | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[str, Tensor], with_masks: bool, least: float = 0.0) -> Self:
+        """From a target or from detections, of which those below a score are left out."""
+        if "scores" in found:
+            found = {name: value[found["scores"] >= least] for name, value in found.items()}
+        plain = {name: value.cpu() for name, value in found.items()}
+        return cls(
+            plain["boxes"].float().numpy(),
+            plain["labels"].tolist(),
+            plain["scores"].tolist() if "scores" in plain else None,
+            plain["masks"].numpy() if with_masks and "masks" in plain else None,
+            plain["crowd"].tolist() if "crowd" in plain else None,
+        )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a test: its place in the split, pixels (H, W, 3), truth and prediction."""
+
+    index: int
+    pixels: NDArray[np.uint8]
+    truth: Objects
+    predicted: Objects
+
+
+def colour_of(label: int) -> tuple[float, float, float]:
+    """A class's colour; the golden ratio keeps those of neighbouring numbers apart."""
+    return colorsys.hsv_to_rgb((0.03 + label * 0.618034) % 1, 0.85, 0.95 if label % 2 else 0.75)
+
+
+def draw_overlay(pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str]) -> "Figure":
+    """A picture with its objects."""
+    height, width = pixels_HW3.shape[:2]
+    figure = _figure((7.2, min(max(7.2 * height / width, 2.0), 14.0)))
+    _draw(figure.subplots(), pixels_HW3, objects, names)
+    return figure
+
+
+def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure":
+    """A row a picture: the truth beside the prediction."""
+    pictures = sorted(pictures, key=lambda picture: picture.index)
+    heights = [3.6 * picture.pixels.shape[0] / picture.pixels.shape[1] + 0.35 for picture in pictures]
+    figure = _figure((7.6, sum(heights) + 0.3))
+    grid = figure.subplots(len(pictures), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for row, picture in zip(grid, pictures, strict=True):
+        for panel, objects, what in zip(
+            row, (picture.truth, picture.predicted), ("truth", "prediction"), strict=True
+        ):
+            _draw(panel, picture.pixels, objects, names)
+            panel.set_title(f"picture {picture.index}: {what}, {len(objects.labels)} objects", fontsize=9)
+    return figure
+
+
+def draw_ap(ap: Mapping[str, float | None]) -> "Figure":
+    """AP of each class, the largest first; a class where it is not defined has no bar."""
+    order = sorted(ap, key=lambda name: -(ap[name] or 0.0))
+    shown = [value for value in ap.values() if value is not None]
+    figure = _figure((6.4, min(max(0.24 * len(order) + 1.4, 2.6), 30.0)))
+    panel = figure.subplots()
+    colours = [colour_of(list(ap).index(name)) for name in order]
+    panel.barh(range(len(order)), [ap[name] or 0.0 for name in order], color=colours, edgecolor="0.3")
+    panel.set_yticks(range(len(order)), order, fontsize=9 if len(order) <= MOST_CLASSES else 5)
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1)
+    panel.set_xlabel("average precision of boxes, mean over IoU 0.50 to 0.95, on the whole test split")
+    panel.set_ylabel("class")
+    panel.grid(axis="x", alpha=0.3)
+    if shown:
+        mean = sum(shown) / len(shown)
+        panel.axvline(mean, color="black", linestyle="--", linewidth=1)
+        panel.set_title(f"mean AP {mean:.1%} of {len(shown)} classes", fontsize=10)
+    return figure
+
+
+def _draw(panel: "Axes", pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str]) -> None:
+    from matplotlib.patches import Rectangle
+
+    shown = pixels_HW3.astype(np.float64) / 255
+    if objects.masks is not None:
+        for mask, label in zip(objects.masks, objects.labels, strict=True):
+            shown[mask] = (1 - SHARE) * shown[mask] + SHARE * np.asarray(colour_of(label))
+    panel.imshow(shown.clip(0, 1), interpolation="nearest")
+    height, width = shown.shape[:2]
+    for place, (label, (x1, y1, x2, y2)) in enumerate(zip(objects.labels, objects.boxes, strict=True)):
+        colour = colour_of(label)
+        crowd = objects.crowds is not None and objects.crowds[place]
+        style = "dotted" if crowd else "solid"
+        # Pixel centres lie at whole numbers, boxes count from the picture's edge.
+        corner = (float(x1) - 0.5, float(y1) - 0.5)
+        sides = (float(x2 - x1), float(y2 - y1))
+        panel.add_patch(
+            Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=1.4, linestyle=style)
+        )
+        if len(objects.labels) > MOST_NAMED:
+            continue
+        score = "" if objects.scores is None else f" {objects.scores[place]:.2f}"
+        panel.text(
+            *corner,
+            f"{names[label]}{' (crowd)' if crowd else ''}{score}",
+            fontsize=6,
+            color="white",
+            verticalalignment="bottom" if y1 > 0.06 * height else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            clip_on=True,
+        )
+    panel.set_xlim(-0.5, width - 0.5)
+    panel.set_ylim(height - 0.5, -0.5)
+    panel.axis("off")
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
