@@ -48,8 +48,8 @@ class Prediction:
         columns: the row of `predictions.csv`, best first.
         shown: the same in a few words, for the terminal.
         tables: predictions too long for a row: name -> columns, each written as `<name>.csv`.
-        shared_tables: likewise, where one table holds what is said of all files: `<name>.csv`, with each one's `path` in
-            front.
+        shared_tables: likewise, where one table holds what is said of all files: `<name>.csv`, each one's `path`
+            in front.
         report: what to draw of it, as plain values with the keys of `Task.test_report`.
         files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
             written by a function of its path and of what is to be said of drawn data (None: nothing).
