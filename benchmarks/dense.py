@@ -100,7 +100,8 @@ def example(setting: Setting) -> Batch:
         target = target.to(setting.device)
     else:
         target = [_objects(height, width, classes, random, setting.device) for _ in range(count)]
-    raw = {"pixels": pixels.to(setting.device), "size": torch.tensor([[height, width]] * count)}
+    sizes = torch.tensor([[height, width]] * count)
+    raw = {"pixels": pixels.to(setting.device), "size": sizes.to(setting.device)}
     return Batch(raw, target, torch.arange(count))
 
 

@@ -34,6 +34,7 @@ class Progress(ProgressBar):
         self._started = 0.0
         self._shown = -math.inf
         self._first = 0
+        self._validated = False  # in the epoch that the next line is about
 
     def disable(self) -> None:
         self._enabled = False
@@ -81,6 +82,7 @@ class Progress(ProgressBar):
             self._show("val", "validation", batch_idx + 1, self.total_val_batches_current_dataloader)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = self._validated or not trainer.sanity_checking
         self._hide("val")
         self.reset_dataloader_idx_tracker()
 
@@ -139,10 +141,12 @@ class Progress(ProgressBar):
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         in_short = pl_module.in_short if isinstance(pl_module, Training) else str
+        splits = ("train/", "val/") if self._validated else ("train/",)  # the trainer keeps an older validation's
+        self._validated = False
         shown = {
             name: float(value)
             for name, value in sorted(trainer.callback_metrics.items())
-            if name.startswith(("train/", "val/")) and in_short(name)
+            if name.startswith(splits) and in_short(name)
         }
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info(
