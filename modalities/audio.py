@@ -38,7 +38,7 @@ class LogMel(Embedder):
         frame_length_ms, frame_shift_ms: in milliseconds.
         low_freq, high_freq: edges of the filter bank in Hz; ``high_freq=None`` means half the sample rate.
         window: ``hanning``, ``hamming`` or ``povey``.
-        mean, std: of the log energies; ``None`` for both measures them on the training part.
+        mean, std: of the log energies; ``None`` for both measures them on the training split.
 
     Raises:
         ValueError: settings that describe no filter bank.

@@ -93,7 +93,7 @@ def _series_noise(
 def _missing_variates(
     raw: dict[str, Tensor], severity: float, generator: torch.Generator, embedder: Embedder
 ) -> dict[str, Tensor]:
-    """Whole variates unknown: each is taken to have stood at its mean in the training part."""
+    """Whole variates unknown: each is taken to have stood at its mean in the training split."""
     values_BLN = raw["values"]
     batch, _, variates = values_BLN.shape
     gone_B1N = _chosen((batch, 1, variates), severity, generator, values_BLN.device)

@@ -13,7 +13,7 @@ KINDS = ("known", "past", "static")
 
 
 class Covariates(nn.Module):
-    """Covariates of a raw batch on the scale of the training part.
+    """Covariates of a raw batch on the scale of the training split.
 
     Args:
         kinds: of `known`, `past` and `static`, those the data have: `mean` and `std` of each covariate.
@@ -43,7 +43,7 @@ class Covariates(nn.Module):
         return sum(self.sizes.values())
 
     def standardised(self, raw: dict[str, Tensor], kind: str) -> Tensor:
-        """Covariates of a kind, mean 0 and standard deviation 1 in the training part."""
+        """Covariates of a kind, mean 0 and standard deviation 1 in the training split."""
         return (raw[kind].float() - self.get_buffer(f"{kind}_mean")) / self.get_buffer(f"{kind}_std")
 
     def in_time(self, raw: dict[str, Tensor]) -> list[Tensor]:

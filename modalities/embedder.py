@@ -103,7 +103,7 @@ class Normalize(nn.Module):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(
-                "give both mean and std, or neither (then they are measured on the training part)"
+                "give both mean and std, or neither (then they are measured on the training split)"
             )
         if std is not None and std <= 0:
             raise ValueError(f"std must be positive, not {std}")

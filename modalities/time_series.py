@@ -28,13 +28,13 @@ FACTOR_FLOOR = 1e-10  # keeps a learnt factor from being exactly 0
 
 
 class SeriesEmbedder(Embedder):
-    """What both maps share: sizes, statistics of the training part, instance normalisation.
+    """What both maps share: sizes, statistics of the training split, instance normalisation.
 
     Args:
         look_back, horizon: L and T.
         centre: what a window loses before it is scaled: its `mean`, or its `last` value, which suits series
             that wander (exchange rates).
-        mean, std: of every variate (N,), measured on the training part.
+        mean, std: of every variate (N,), measured on the training split.
         num_calendar: F.
         step: length of a step in words, for pictures.
         masked: whether the data have gaps, so that an exported model asks for `observed`.
@@ -105,7 +105,7 @@ class SeriesEmbedder(Embedder):
                 f"the model reads {self.look_back} steps of {self.num_variates} variates, "
                 f"not {values_BLN.shape[1]} of {values_BLN.shape[2]}"
             )
-        # In units of the training part, so that the floor means the same for every variate.
+        # In units of the training split, so that the floor means the same for every variate.
         x_BLN = (values_BLN - self.mean) / self.std
         if "observed" in raw:
             variance_BN, mean_BN = masked_moments(x_BLN, raw["observed"].to(x_BLN))
@@ -156,7 +156,7 @@ class Fold(SeriesEmbedder):
         look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
         periods: in steps; the first gives the length of a row, further ones a channel each. `None` takes
             `found`.
-        found: period found in the training part (`find_period`); without any, the map is near square.
+        found: period found in the training split (`find_period`); without any, the map is near square.
         calendar: whether the maps have the calendar channels.
         pixel: side of the square of pixels a value takes. With the stem's stride there is one feature a
             value; with less, a feature stands for several values.
@@ -406,7 +406,7 @@ def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
     multiples are the most alike is taken, which settles what noise blurs.
 
     Args:
-        values_TN: the training part, without gaps, in any units.
+        values_TN: the training split, without gaps, in any units.
         longest: no period beyond it.
 
     >>> find_period(np.sin(2 * np.pi * np.arange(500)[:, None] / 24), longest=96)

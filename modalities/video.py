@@ -36,7 +36,7 @@ class Clip(Embedder):
         channels: ``rgb`` (C = 3); ``difference``, each frame less the one before, the first less nothing and
             therefore 0 (C = 3); ``rgb_difference``, both (C = 6).
         mean, std: of red, green and blue on a scale of 0 to 1; ``None`` for both measures them on the
-            training part. Differences are divided by ``std`` too.
+            training split. Differences are divided by ``std`` too.
 
     Raises:
         ValueError: settings that describe no map.
@@ -74,7 +74,7 @@ class Clip(Embedder):
             raise ValueError(f"channels must be one of {', '.join(CHANNELS)}, not {channels!r}")
         if (mean is None) != (std is None):
             raise ValueError(
-                "give both mean and std, or neither (then they are measured on the training part)"
+                "give both mean and std, or neither (then they are measured on the training split)"
             )
         if (mean is not None and len(mean) != 3) or (std is not None and (len(std) != 3 or min(std) <= 0)):
             raise ValueError("mean and std need three numbers each (red, green, blue), std above 0")

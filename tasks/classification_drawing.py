@@ -35,6 +35,6 @@ def draw_confusion(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> "
     panel.set_xlabel("predicted class")
     panel.set_ylabel("true class")
     accuracy = counts.trace() / max(counts.sum(), 1)
-    panel.set_title(f"Confusion on the test part ({counts.sum():.0f} samples, {accuracy:.1%} right)")
+    panel.set_title(f"Confusion on the test split ({counts.sum():.0f} samples, {accuracy:.1%} right)")
     figure.colorbar(shown, ax=panel, shrink=0.8, label="share of the true class")
     return figure

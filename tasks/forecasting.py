@@ -27,7 +27,7 @@ log = logging.getLogger("widefield")
 BASELINES = ("naive", "seasonal_naive")
 LOSS_SCALES = ("standardised", "own_units")
 SINGLE_DIGITS = 7
-SHOWN = 4  # windows of the test part that are kept for pictures …
+SHOWN = 4  # windows of the test split that are kept for pictures …
 SHOWN_VARIATES = 8  # … and how many of their variates, the last ones, where a table's target usually stands
 
 
@@ -75,7 +75,7 @@ class ForecastingTask(Task):
     """Learns the horizon from the look-back.
 
     The network answers in the data's own units; MSE and MAE are on the standardised scale (mean and standard
-    deviation of the training part), as published tables are; the loss is on either. A test also measures two
+    deviation of the training split), as published tables are; the loss is on either. A test also measures two
     forecasts that learn nothing, `naive` (the last value stays) and `seasonal_naive` (the last season repeats),
     and the errors in own units.
 
@@ -117,7 +117,7 @@ class ForecastingTask(Task):
         names = ("train", "val", "test", "own", *BASELINES)
         self.errors = nn.ModuleDict({f"{name}_errors": ForecastErrors(*size) for name in names})
         self.examples: list[dict[str, Any]] = []
-        self.wanted: set[int] = set()  # windows of the test part to keep
+        self.wanted: set[int] = set()  # windows of the test split to keep
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # MSE and MAE of the last test, (T, N)
         self.own_units: tuple[Tensor, Tensor] | None = None  # MSE and MAE of every variate, in own units
 
@@ -241,7 +241,7 @@ class ForecastingTask(Task):
         self.wanted = {samples * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
 
     def _keep_examples(self, batch: Batch, forecast_BTN: Tensor) -> None:
-        """Keep `SHOWN` windows, evenly spread over the test part."""
+        """Keep `SHOWN` windows, evenly spread over the test split."""
         for position, index in enumerate(batch.index.tolist()):
             if index in self.wanted:
                 raw = {name: value[position] for name, value in batch.raw.items()}

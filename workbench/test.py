@@ -1,4 +1,4 @@
-"""action=test: measure a checkpoint, or official weights as they are, on the test part."""
+"""action=test: measure a checkpoint, or official weights as they are, on the test split."""
 
 import time
 from pathlib import Path

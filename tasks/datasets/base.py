@@ -366,7 +366,7 @@ class DataModule(LightningDataModule):
         return self.loader("test")
 
     def training_raws(self, most: int = 2000) -> Iterator[Any]:
-        """Raw batches of the training part, un-augmented, at most about `most` samples spread over it."""
+        """Raw batches of the training split, un-augmented, at most about `most` samples spread over it."""
         items = self.splits["train"]
         chosen = items[:: max(1, len(items) // most)][:most]
         dataset = self._dataset(chosen, train=False)

@@ -29,7 +29,7 @@ def shares_of(passes: Mapping[str, int], steps: int, sampling: str, temperature:
     """Steps of each task in an epoch.
 
     Args:
-        passes: task -> batches in one pass through its training part.
+        passes: task -> batches in one pass through its training split.
         steps: of the epoch, all tasks together; every task gets at least one.
         sampling: `round_robin` (the same for all) or `proportional` (to passes ** (1 / temperature)).
         temperature: 1 follows the sizes; the higher, the more even (arXiv 1907.05019).
@@ -59,7 +59,7 @@ class JointBatches(EpochBatches):
     """Training batches of several tasks, interleaved; those of a task go on from epoch to epoch, pass by pass.
 
     Args:
-        members: task -> the batches of one pass through its training part.
+        members: task -> the batches of one pass through its training split.
         shares: task -> steps in an epoch.
         in_turns: the tasks take turns as evenly as their shares allow; else an epoch's order is shuffled.
         seed: seed of the order.
@@ -245,7 +245,7 @@ class JointData(LightningDataModule):
         passes = {name: len(sampler) for name, sampler in batches.items()}
         empty = [name for name, size in passes.items() if size == 0]
         if empty:
-            raise DataError(f"{empty[0]}: its training part does not fill one batch on every process")
+            raise DataError(f"{empty[0]}: its training split does not fill one batch on every process")
         steps = self.steps_per_epoch or sum(passes.values())
         shares = shares_of(passes, steps, self.sampling, self.temperature)
         sampler = JointBatches(batches, shares, in_turns=self.sampling == "round_robin", seed=self.seed)

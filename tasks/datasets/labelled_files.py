@@ -84,7 +84,7 @@ class LabelledFiles:
         test_from, val_from: regular expressions searched in a file's path below the folder; what they find
             is the test or validation split.
         test_fraction, val_fraction: fractions of the files, where the splits are not given otherwise;
-            ``val_fraction`` is also the validation part of what a fold leaves.
+            ``val_fraction`` is also the validation split of what a fold leaves.
         fold: the fold to test on: 1 to ``folds``, or a value of the table's column; ``None``: no folds, or the first
             of a table's.
         folds: how many, where no table says it.

@@ -482,7 +482,7 @@ def test_kinetics_lists(tmp_path: Path, drawn: Callable[[type[VideoData]], Path]
     with pytest.raises(DataError, match=r"line 1 of .* is not 'path label'"):
         read_list(tmp_path / "list.csv")
 
-    # No test list, or a copy of val.csv: val.csv is the test part, validation comes out of train.csv.
+    # No test list, or a copy of val.csv: val.csv is the test split, validation comes out of train.csv.
     for copy in (False, True):
         other = tmp_path / f"copy{copy}"
         other.mkdir()

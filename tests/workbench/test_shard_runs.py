@@ -49,7 +49,7 @@ def test_a_run_from_shards_is_the_run_from_files(
 
 
 def test_stopped_in_the_middle_of_an_epoch_and_continued(act: Act) -> None:
-    """A buffer of a tenth of the training part, two reader processes after the restart and none before."""
+    """A buffer of a tenth of the training split, two reader processes after the restart and none before."""
     words = (*RUN, "task.data.format=webdataset", "task.data.shards.buffer=30", "task.data.batch_size=8")
     whole = act(*words, folder="whole")
     stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 1, batch: 13}"

@@ -141,7 +141,9 @@ class Progress(ProgressBar):
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         in_short = pl_module.in_short if isinstance(pl_module, Training) else str
-        splits = ("train/", "val/") if self._validated else ("train/",)  # the trainer keeps an older validation's
+        splits = (
+            ("train/", "val/") if self._validated else ("train/",)
+        )  # the trainer keeps an older validation's
         self._validated = False
         shown = {
             name: float(value)

@@ -91,7 +91,7 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Iterator[Any]:
-    """Raw batches of the test part on the task's device, at most ``most`` samples spread evenly over it."""
+    """Raw batches of the test split on the task's device, at most ``most`` samples spread evenly over it."""
     if most < 1 or batch_size < 1:
         raise UsageError(
             f"action.inputs and action.batch_size must be at least 1, not {most} and {batch_size}"

@@ -107,7 +107,7 @@ def check_val_part(val_part: float) -> float:
     """``val_part`` if it lies between 0 and 1; raises `DataError`."""
     if not 0 < val_part < 1:
         raise DataError(
-            f"val_part must lie between 0 and 1, not {val_part}: the test part is not for choosing"
+            f"val_part must lie between 0 and 1, not {val_part}: the test split is not for choosing"
         )
     return val_part
 

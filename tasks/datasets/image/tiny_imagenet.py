@@ -25,7 +25,7 @@ FOLDERS = (".", "tiny-imagenet-200")
 class TinyImageNet(ImageData):
     """Tiny ImageNet, tested on the official ``val/``: the labels of ``test/`` were never released.
 
-    So that the test part chooses no checkpoint, a part of ``train/`` is held out for validation, by a hash of
+    So that the test split chooses no checkpoint, a part of ``train/`` is held out for validation, by a hash of
     the names and from every class.
 
     Args:

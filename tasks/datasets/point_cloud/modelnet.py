@@ -41,18 +41,18 @@ MODELNET10 = (
 
 
 class ModelNet(PointData):
-    """ModelNet with its official train and test parts: 9,843 / 2,468 models (40 classes), 3,991 / 908 (10).
+    """ModelNet with its official train and test splits: 9,843 / 2,468 models (40 classes), 3,991 / 908 (10).
 
     Three forms are read: the meshes (``class/train/*.off``; z up), the text files of PointNet++ with 10,000
     points and normals (``modelnet40_normal_resampled``; y up) and the HDF5 files of PointNet with 2,048
     points (``modelnet40_ply_hdf5_2048``; y up). All reach the model with z up.
 
-    There is no official validation part; many papers choose the epoch by the test part. Here a share of the
-    training part is held out, by a hash of each model's name.
+    There is no official validation split; many papers choose the epoch by the test split. Here a share of the
+    training split is held out, by a hash of each model's name.
 
     Args:
         classes: 40 or 10.
-        val_fraction: share of the training part to hold out.
+        val_fraction: share of the training split to hold out.
         **settings: see `PointData` and `DataModule`.
     """
 

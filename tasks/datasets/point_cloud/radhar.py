@@ -28,7 +28,7 @@ class RadHAR(DataModule):
 
     A sample is the cloud of a window's points, ``(N, 6)``: x, y, z in metres, velocity in m/s, intensity in
     dB and time in frames from the window's start; rows beyond the window's points are NaN. Validation is held
-    out of the training part by recording, since windows of one recording overlap; the test metric is over
+    out of the training split by recording, since windows of one recording overlap; the test metric is over
     single windows.
 
     Args:

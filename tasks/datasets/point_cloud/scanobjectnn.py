@@ -31,13 +31,13 @@ COPIES = 5  # perturbed copies of an object in the PB variants
 class ScanObjectNN(PointData):
     """ScanObjectNN with its main split: 11,416 / 2,882 clouds of 2,048 points (PB), 2,309 / 581 (OBJ).
 
-    The files have y up; samples have z up. There is no official validation part: of the training part,
+    The files have y up; samples have z up. There is no official validation split: of the training split,
     blocks of consecutive rows are held out, since perturbed copies of an object may follow one another.
 
     Args:
         variant: PB_T50_RS, the hardest and the one usually reported, PB_T50_R, PB_T25_R, PB_T25, OBJ_BG,
             OBJ_ONLY.
-        val_fraction: share of the training part to hold out.
+        val_fraction: share of the training split to hold out.
         **settings: see `PointData` and `DataModule`.
     """
 

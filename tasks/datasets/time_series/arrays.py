@@ -25,7 +25,7 @@ def fill_from_past(values_TN: NDArray[np.float64], first_N: NDArray[np.float64])
 
 
 def between_neighbours(values_TN: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Missing values filled linearly; for what is measured of the training part as a whole, such as its period."""
+    """Missing values filled linearly; for what is measured of the training split as a whole, such as its period."""
     if not np.isnan(values_TN).any():
         return values_TN
     return pd.DataFrame(values_TN).interpolate(limit_direction="both").fillna(0.0).to_numpy(np.float64)

@@ -49,13 +49,13 @@ def learn_facts(
         if gone_N.any():
             where = f" of the series {table.name}" if table.name else ""
             raise DataError(
-                f"{first.variates[int(gone_N.argmax())]} has no value in the training part{where}"
+                f"{first.variates[int(gone_N.argmax())]} has no value in the training split{where}"
             )
     pooled_TN = _pooled([table.values_TN for table in tables], trains)
     mean_N, std_N = moments(pooled_TN)
     flat = [variate for variate, std in zip(first.variates, std_N, strict=True) if std < 1e-12]
     if flat:
-        log.warning("%s: constant in the training part: %s", name, ", ".join(flat[:5]))
+        log.warning("%s: constant in the training split: %s", name, ", ".join(flat[:5]))
     season = season or _find_season(tables, trains, look_back) or 1
     known: dict[str, Any] = {
         "variates": list(first.variates),

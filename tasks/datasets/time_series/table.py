@@ -361,7 +361,7 @@ def infer_frequency(dates: pd.DatetimeIndex) -> str:
 
 def calendar_names(frequency: str, span: pd.Timedelta) -> tuple[str, ...]:
     """Cycles of the calendar worth telling a model: longer than a step, and seen at least twice in the `span`
-    of the training part (of a year seen once it would learn the one year). Each has a sine and a cosine."""
+    of the training split (of a year seen once it would learn the one year). Each has a sine and a cosine."""
     start = pd.Timestamp("2001-01-01")
     step = start + pd.tseries.frequencies.to_offset(frequency) - start
     cycles = [name for name, length in CYCLES.items() if step < length and 2 * length <= span]

@@ -1,7 +1,7 @@
 """What every forecasting source shares: windows cut from series in memory.
 
 A window is `look_back` rows the model sees and the `horizon` rows after them. Windows of the validation and
-test part begin in the part before, so that every row of a part is forecast; no row is forecast in two parts, and no
+test split begin in the part before, so that every row of a part is forecast; no row is forecast in two parts, and no
 window reaches from one series into another.
 
 Shapes: T rows, N variates, F calendar features, L look-back, H horizon, X = L + H, K known and P past covariates, S
@@ -70,7 +70,7 @@ class SeriesData(DataModule):
     Args:
         look_back, horizon: L and H, in rows.
         season: rows after which the seasonal-naive forecast repeats; `None` takes the strongest period found
-            in the training part, or 1 where none stands out.
+            in the training split, or 1 where none stands out.
         **common: see `DataModule`.
     """
 

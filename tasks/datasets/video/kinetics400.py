@@ -20,15 +20,15 @@ class Kinetics400(VideoData):
     """Kinetics-400 from lists ``train.csv``, ``val.csv`` and ``test.csv``, as VideoMAE and others use them.
 
     A line is ``path label`` (or ``path,label``), the label a number from 0, the path absolute or below
-    ``data_dir``. The labels of the official test part are not used, so ``test.csv`` is often a copy of
-    ``val.csv`` or missing: then the clips of ``val.csv`` are the test part, and validation is a part of
-    ``train.csv`` that depends on the paths alone. Model choice never sees the test part.
+    ``data_dir``. The labels of the official test split are not used, so ``test.csv`` is often a copy of
+    ``val.csv`` or missing: then the clips of ``val.csv`` are the test split, and validation is a part of
+    ``train.csv`` that depends on the paths alone. Model choice never sees the test split.
 
     Class names come from ``kinetics_400_labels.csv`` (``id,name``) or ``label_map_k400.txt`` (a name per
     line) where there is one, else they are numbers.
 
     Args:
-        val_fraction: of ``train.csv``, where ``val.csv`` is the test part.
+        val_fraction: of ``train.csv``, where ``val.csv`` is the test split.
         **settings: see `VideoData` and `DataModule`.
     """
 
