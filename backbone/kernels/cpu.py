@@ -32,11 +32,8 @@ def _has_fast_forward() -> bool:
     return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`depthwise_conv2d` shall serve: fp32 on an x86 processor, neither compiled nor exported.
-
-    ``WIDEFIELD_KERNELS=off`` is PyTorch's convolution here too.
-    """
+def eager_fp32(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are fp32 on a CPU, nothing is compiled, exported or cast, and ``WIDEFIELD_KERNELS`` is not off."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -44,9 +41,12 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and os.environ.get("WIDEFIELD_KERNELS", "on").lower() != "off"
-        and torch.backends.mkldnn.enabled
-        and _has_fast_forward()
     )
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`depthwise_conv2d` shall serve: :func:`eager_fp32` on an x86 processor."""
+    return eager_fp32(x, weight) and torch.backends.mkldnn.enabled and _has_fast_forward()
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
@@ -60,6 +60,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     """
     rows, columns = ((size - 1) // dilation for size in x.shape[2:])
     weight = _middle(_middle(weight, 2, rows), 3, columns)
+    if dilation == 1 and weight[0].numel() <= 9:  # here oneDNN's backward pass is the faster one
+        return F.conv2d(x, weight, bias, padding=_padding(weight.shape[2:], 1), groups=len(weight))
     return cast(Tensor, _Convolution.apply(x, weight, bias, dilation))
 
 
@@ -75,8 +77,6 @@ def _padding(taps: torch.Size, dilation: int) -> list[int]:
 
 class _Convolution(torch.autograd.Function):
     """``(N, C, H, W)`` from the map, ``weight (C, 1, K, L)``, bias or None, dilation."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -103,8 +103,6 @@ class _Convolution(torch.autograd.Function):
 
 class _WeightGradient(torch.autograd.Function):
     """``(C, 1, K, L)`` from the map and the gradient of its output, ``(N, C, H, W)`` each; taps ``(K, L)``, dilation."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, grad: Tensor, taps: torch.Size, dilation: int) -> Tensor:
