@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbone.kernels import cpu
+from backbone.kernels import cpu, gram_cpu
 
 log = logging.getLogger("widefield")
 
@@ -196,6 +196,8 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
     """
     first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
     _check(x, first, None, 1)
+    if gram_cpu.pays(x, first):
+        return gram_cpu.moments(x, kernels_BCKK)
     if moments_on_chip(x, first):
         sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)[0]
         return sums_BC, squares_BC
