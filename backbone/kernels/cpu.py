@@ -1,8 +1,8 @@
 """Depthwise convolution on a CPU, from oneDNN's forward convolutions alone.
 
-oneDNN's forward pass of a depthwise convolution runs near the speed of the processor. Its backward pass, at stride 1
-and large kernels, takes 10 to 40 times as long, hardly gains from a second thread, and any pass falls to a reference
-implementation, up to 100 times slower, where a dilated kernel reaches over the whole map. All of it is avoided:
+oneDNN's forward pass of a depthwise convolution runs near the speed of the processor. Its backward pass takes 10 to 40
+times as long where kernels are large, and either falls to a reference implementation, up to 100 times slower, where a
+dilated kernel reaches over the whole map. Both are avoided:
 
 - taps that meet no pixel of the map are left out;
 - the gradient of the map is a convolution with the kernel turned by 180°;
@@ -46,7 +46,7 @@ def eager_fp32(x: Tensor, weight: Tensor) -> bool:
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`depthwise_conv2d` shall serve: :func:`eager_fp32` on an x86 processor."""
-    return eager_fp32(x, weight) and torch.backends.mkldnn.enabled and _has_fast_forward()
+    return eager_fp32(x, weight) and cast(bool, torch.backends.mkldnn.enabled) and _has_fast_forward()
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
@@ -102,7 +102,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """``(C, 1, K, L)`` from the map and the gradient of its output, ``(N, C, H, W)`` each; taps ``(K, L)``, dilation."""
+    """``(C, 1, K, L)`` from map and gradient of the output, ``(N, C, H, W)`` each; taps ``(K, L)``, dilation."""
 
     @staticmethod
     def forward(x: Tensor, grad: Tensor, taps: torch.Size, dilation: int) -> Tensor:

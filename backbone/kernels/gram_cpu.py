@@ -1,8 +1,8 @@
 """Sums over the unwritten outputs of many kernels on a CPU, as :mod:`backbone.kernels.gram` has them for GPUs.
 
-On a small map a depthwise convolution is a product of a channel's pixels with a Toeplitz matrix. The sum of the outputs'
-squares over a batch is then a quadratic form in the kernel, whose matrix, the products of two pixels summed over images,
-is the same for every kernel: one matrix product for all images, one for all kernels, and no output.
+On a small map a depthwise convolution is a product of a channel's pixels with a Toeplitz matrix. The sum of the
+outputs' squares over a batch is then a quadratic form in the kernel, whose matrix, the products of two pixels summed
+over images, is the same for every kernel: one matrix product for all images, one for all kernels, and no output.
 
 Shape legend: N batch, C channels, H height, W width, P = H * W; B kernels of K x K taps; T = (2H - 1)(2W - 1) taps that
 reach from pixel to pixel, the middle one in the middle.

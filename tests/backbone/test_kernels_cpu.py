@@ -27,14 +27,22 @@ x86 = pytest.mark.skipif(not cpu._has_fast_forward(), reason="only x86 processor
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Which of the CPU's own forms have run."""
     made: Calls = []
-    for module, name in ((cpu, "depthwise_conv2d"), (gram_cpu, "moments"), (grn_cpu, "grn")):
-
-        def recorded(*args: Any, original: Any = getattr(module, name), name: str = name) -> Any:
-            made.append(name)
-            return original(*args)
-
-        monkeypatch.setattr(module, name, recorded)
+    modules: tuple[tuple[Any, str], ...] = (
+        (cpu, "depthwise_conv2d"),
+        (gram_cpu, "moments"),
+        (grn_cpu, "grn"),
+    )
+    for module, name in modules:
+        monkeypatch.setattr(module, name, recorder(made, name, getattr(module, name)))
     return made
+
+
+def recorder(made: Calls, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(*args: Any) -> Any:
+        made.append(name)
+        return original(*args)
+
+    return recorded
 
 
 def pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
