@@ -198,6 +198,8 @@ class UniRepLKNetBlock(nn.Module):
         """``act`` and ``pwconv2``: ``(N, H, W, 4C) -> (N, C, H, W)``."""
         grn, (linear, *others) = cast(GRN, self.act[1]), self.pwconv2
         differentiated = torch.is_grad_enabled()
+        if not differentiated and grn_cpu.takes(hidden_NHWD, grn.gamma):
+            return cast(Tensor, self.pwconv2(grn_cpu.gelu_grn_(hidden_NHWD, grn.gamma, grn.beta)))
         if not takes(hidden_NHWD) or (differentiated and type(linear) is not nn.Linear):
             return cast(Tensor, self.pwconv2(self.act(hidden_NHWD)))
         if not differentiated:

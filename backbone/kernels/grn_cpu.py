@@ -17,6 +17,7 @@ from torch import Tensor
 from backbone.kernels.cpu import eager_fp32
 
 EPS = 1e-6
+AT_ONCE = 2**18  # values
 
 
 def takes(x_NHWD: Tensor, gamma: Tensor) -> bool:
@@ -35,6 +36,19 @@ def grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     return cast(Tensor, _Grn.apply(x_NHWD, gamma, beta))
 
 
+def gelu_grn_(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """GELU and :func:`grn` in place, without gradients: of a few images at a time, which the cache holds meanwhile."""
+    for some in x_NHWD.split(max(1, AT_ONCE // x_NHWD[0].numel())):
+        torch.ops.aten.gelu_(some)
+        scale_N11D = _scale(_sum(some.square()).sqrt(), gamma)
+        some.mul_(scale_N11D) if beta is None else torch.addcmul(beta, scale_N11D, some, out=some)
+    return x_NHWD
+
+
+def _scale(energy_N11D: Tensor, gamma: Tensor) -> Tensor:
+    return gamma * energy_N11D / (energy_N11D.mean(-1, keepdim=True) + EPS) + 1
+
+
 def _sum(x_NHWD: Tensor) -> Tensor:
     return x_NHWD.sum((1, 2), keepdim=True)
 
@@ -45,7 +59,7 @@ class _Grn(torch.autograd.Function):
         energy_N11D = _sum(x_NHWD.square()).sqrt()
         ctx.save_for_backward(x_NHWD, gamma, energy_N11D)
         ctx.shifted = beta is not None
-        scale_N11D = gamma * energy_N11D / (energy_N11D.mean(-1, keepdim=True) + EPS) + 1
+        scale_N11D = _scale(energy_N11D, gamma)
         return scale_N11D * x_NHWD if beta is None else torch.addcmul(beta, scale_N11D, x_NHWD)
 
     @staticmethod
