@@ -301,7 +301,10 @@ def main(words: list[str] | None = None) -> list[Row]:
         rows += steps_on_cpu() if asked.modes == ["training"] else []
     precision = asked.dtype if gpu else "fp32"
     where = device_name(torch.device(asked.device)) if gpu else "CPU"
-    show(rows, f"batch {asked.batch}, {asked.resolution} x {asked.resolution}, {precision}, {where}")
+    what = f"batch {asked.batch}, {asked.resolution} x {asked.resolution}"
+    if not gpu and asked.modes == ["training"]:
+        what = ", ".join(f"{name} {size} x 1 x {h} x {w}" for name, (size, (h, w), _) in STEPS.items())
+    show(rows, f"{what}, {precision}, {where}")
     write_table(asked.out / "model.csv", [asdict(row) for row in rows], [field.name for field in fields(Row)])
     console.print(f"written to {asked.out}/model.csv", highlight=False)
     return rows
