@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbone.batch_norm import affines_from_sums, alike, takes_sums
-from backbone.kernels import DepthwiseConv2d
+from backbone.kernels import DepthwiseConv2d, gram_cpu
 from backbone.kernels.depthwise import (
     SMALLEST,
     SMALLEST_TRAINED,
@@ -212,8 +212,10 @@ class DilatedReparamBlock(nn.Module):
         branches = self.branches()
         least = SMALLEST_TRAINED if torch.is_grad_enabled() else SMALLEST
         norms = [norm for _, norm, _ in branches]
+        weight = self.lk_origin.weight
         on_chip = moments_on_chip if norms[0].training else sums_on_chip
-        if not on_chip(x_NCHW, self.lk_origin.weight, least=least):
+        pays = on_chip(x_NCHW, weight, least=least) or (norms[0].training and gram_cpu.pays(x_NCHW, weight))
+        if not pays:
             return None
         if not (all(takes_sums(norm, count) for norm in norms) and alike(norms)):
             return None

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbone.batch_norm import affine_from_sums, keep_statistics, takes_sums
 from backbone.checkpoints import LoadReport, load_pretrained, load_weights
-from backbone.kernels import DepthwiseConv2d
+from backbone.kernels import DepthwiseConv2d, grn_cpu
 from backbone.kernels.depthwise import depthwise_conv2d_sums
 from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
@@ -68,6 +68,8 @@ class GRN(nn.Module):
         self.register_parameter("beta", nn.Parameter(torch.zeros(1, 1, 1, dim)) if use_bias else None)
 
     def forward(self, x_NHWD: Tensor) -> Tensor:
+        if grn_cpu.takes(x_NHWD, self.gamma):
+            return grn_cpu.grn(x_NHWD, self.gamma, self.beta)
         dtype = torch.promote_types(x_NHWD.dtype, torch.float32)
         # vector_norm and not sqrt(sum of squares): its gradient at an all-zero channel is 0, not NaN.
         energy_N11D = torch.linalg.vector_norm(x_NHWD, dim=(1, 2), keepdim=True, dtype=dtype)
@@ -196,6 +198,8 @@ class UniRepLKNetBlock(nn.Module):
         """``act`` and ``pwconv2``: ``(N, H, W, 4C) -> (N, C, H, W)``."""
         grn, (linear, *others) = cast(GRN, self.act[1]), self.pwconv2
         differentiated = torch.is_grad_enabled()
+        if not differentiated and grn_cpu.takes(hidden_NHWD, grn.gamma):
+            return cast(Tensor, self.pwconv2(grn_cpu.gelu_grn_(hidden_NHWD, grn.gamma, grn.beta)))
         if not takes(hidden_NHWD) or (differentiated and type(linear) is not nn.Linear):
             return cast(Tensor, self.pwconv2(self.act(hidden_NHWD)))
         if not differentiated:

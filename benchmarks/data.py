@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where the project is not installed
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py does
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as run.py does
 
 import torch
 from hydra import compose, initialize_config_dir

@@ -5,6 +5,7 @@
     python benchmarks/model.py --dtype tf32 --modes inference --models t s b
     python benchmarks/model.py --batch 1                  # latency
     python benchmarks/model.py --device cpu               # deploy and train form, memory layouts, 1 and 2 threads
+    python benchmarks/model.py --device cpu --modes training  # steps on log-mel maps, in turns with the plain form
     python benchmarks/model.py --device cpu --forms eager # likewise, without a C++ compiler
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
@@ -17,7 +18,9 @@ and optimizer included. Several networks compile at once, in processes of their 
 import argparse
 import itertools
 import os
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from turns import in_turns
 
 import backbone
+from tasks.optimizers import create_optimizer
 from workbench.compiled import compiled
 from workbench.console import console
 from workbench.files import write_table
@@ -212,6 +216,46 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
     return rows
 
 
+#: Training steps on a CPU: batch, log-mel map, network. The default of `modality=audio`, and A on spoken digits.
+STEPS: dict[str, tuple[int, tuple[int, int], Callable[[], backbone.UniRepLKNet]]] = {
+    "widefield_nano": (
+        32,
+        (64, 61),
+        lambda: backbone.UniRepLKNet(1, 35, (1, 1, 2, 1), (24, 48, 96, 192), (3, 13, 13, 13), 0.0, 0.1),
+    ),
+    "unireplknet_a": (64, (64, 65), lambda: backbone.unireplknet_a(in_chans=1, num_classes=10)),
+}
+
+
+def steps_on_cpu(repeats: int = 9) -> list[Row]:
+    """Training steps, fp32, ours and the plain form in turns, so that other work on the machine meets both.
+
+    ``best`` names what the milliseconds are of: the clock on the wall, or the processor's.
+    """
+    rows = []
+    for name, (batch, sides, network) in STEPS.items():
+        torch.manual_seed(0)
+        model = network().train()
+        x, labels = torch.randn(batch, 1, *sides), torch.zeros(batch, dtype=torch.long)
+        optimizer = create_optimizer(model, lr=1e-3)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            times: dict[tuple[str, str], list[float]] = {}
+            for form in ("", PLAIN) * (repeats + 2):
+                os.environ["WIDEFIELD_KERNELS"] = "off" if form else "on"
+                began, spent = time.perf_counter(), time.process_time()
+                F.cross_entropy(model(x), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                times.setdefault((form, "processor"), []).append(time.process_time() - spent)
+                times.setdefault((form, "wall"), []).append(time.perf_counter() - began)
+            for (form, clock), seconds in times.items():
+                ms = 1e3 * statistics.median(seconds[2:])
+                label = f"{name}{form}, {threads} threads"
+                rows.append(Row("training", label, clock, batch / ms * 1e3, ms, 0.0))
+    return rows
+
+
 def show(rows: list[Row], title: str) -> None:
     """Print one line a network, with its ratio to the first of its mode."""
     console.print(f"[bold]{title}[/bold]", highlight=False)
@@ -250,10 +294,17 @@ def main(words: list[str] | None = None) -> list[Row]:
     gpu = torch.device(asked.device).type == "cuda"
     asked.batch = asked.batch or (128 if gpu else 4)
     asked.models = asked.models or (["t"] if gpu else ["a"])
-    rows = in_every_form(asked) if gpu else on_cpu(asked)
+    if gpu:
+        rows = in_every_form(asked)
+    else:
+        rows = on_cpu(asked) if "inference" in asked.modes else []
+        rows += steps_on_cpu() if asked.modes == ["training"] else []
     precision = asked.dtype if gpu else "fp32"
     where = device_name(torch.device(asked.device)) if gpu else "CPU"
-    show(rows, f"batch {asked.batch}, {asked.resolution} x {asked.resolution}, {precision}, {where}")
+    what = f"batch {asked.batch}, {asked.resolution} x {asked.resolution}"
+    if not gpu and asked.modes == ["training"]:
+        what = ", ".join(f"{name} {size} x 1 x {h} x {w}" for name, (size, (h, w), _) in STEPS.items())
+    show(rows, f"{what}, {precision}, {where}")
     write_table(asked.out / "model.csv", [asdict(row) for row in rows], [field.name for field in fields(Row)])
     console.print(f"written to {asked.out}/model.csv", highlight=False)
     return rows

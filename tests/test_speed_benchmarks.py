@@ -9,6 +9,8 @@ import pytest
 import torch
 from tests_support import ROOT
 
+from backbone import UniRepLKNet
+
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +98,15 @@ def test_a_measurement_may_fail_in_its_turn() -> None:
     turns = importlib.import_module("turns")
     answers = dict(turns.in_turns(_fails_in_its_turn, [1, 0], jobs=2))
     assert answers == {1: 1, 0: "ZeroDivisionError: integer division or modulo by zero"}
+
+
+def test_steps_on_a_cpu_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = importlib.import_module("model")
+    tiny = lambda: UniRepLKNet(1, 3, (1, 1, 1, 1), (4, 4, 8, 8))  # noqa: E731
+    monkeypatch.setattr(model, "STEPS", {"tiny": (2, (32, 24), tiny)})
+    threads = torch.get_num_threads()
+    rows = model.steps_on_cpu(repeats=1)
+    torch.set_num_threads(threads)
+    forms = {"tiny, 1 threads", "tiny plain, 1 threads", "tiny, 2 threads", "tiny plain, 2 threads"}
+    assert {(row.model, row.best) for row in rows} == {(f, c) for f in forms for c in ("processor", "wall")}
+    assert all(row.ms > 0 for row in rows)

@@ -27,13 +27,13 @@ from workbench.secret_words import check_secrets, take_secrets, words_of
 from workbench.stopping import STOP, Interrupted
 from workbench.sweeps.job import follow_parent, run_job
 from workbench.sweeps.words import take_arguments
+from workbench.threads import wait_briefly
 from workbench.typed_words import quote_arguments
 from workbench.words import check_words, plain_words
 
 register_resolvers()
 register_plugins()
-# Waiting threads of the CPU kernels give way instead of spinning: on a busy machine a step is ten times as fast.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_briefly()
 # A full disk would answer every line of run.log with a traceback; the terminal has the same lines.
 logging.raiseExceptions = False
 

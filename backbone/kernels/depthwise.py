@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbone.kernels import cpu, gram_cpu
+
 log = logging.getLogger("widefield")
 
 _OFF = "WIDEFIELD_KERNELS is off"
@@ -194,6 +196,8 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
     """
     first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
     _check(x, first, None, 1)
+    if gram_cpu.pays(x, first):
+        return gram_cpu.moments(x, kernels_BCKK)
     if moments_on_chip(x, first):
         sums_BC, squares_BC = torch.ops.widefield.depthwise_conv2d_moments(x, kernels_BCKK)[0]
         return sums_BC, squares_BC
@@ -205,6 +209,8 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
 def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     padding = dilation * (weight.shape[-1] // 2)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if cpu.pays(x, weight):
+        return cpu.depthwise_conv2d(x, weight, bias, dilation)
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
 
 

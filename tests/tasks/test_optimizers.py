@@ -378,3 +378,15 @@ def test_optimizer_state_holds_plain_values_only(composed: Callable[..., DictCon
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["param_groups"][0]["betas"] == (0.95, 0.999)
+
+
+@pytest.mark.parametrize(("opt", "fused"), [("adamw", True), ("sgd", True), ("lamb", None)])
+def test_on_a_cpu_what_can_be_fused_is(opt: str, fused: bool | None) -> None:
+    groups = create_optimizer(network(), opt=opt, lr=0.1).param_groups
+    assert all(group.get("fused") == fused for group in groups)
+
+
+def test_fused_or_not_is_the_same_arithmetic() -> None:
+    each = [trained(opt="adamw", lr=0.1, weight_decay=0.1, fused=fused) for fused in (True, False)]
+    for name, moved in each[0].items():
+        torch.testing.assert_close(moved, each[1][name], rtol=1e-5, atol=1e-7)
