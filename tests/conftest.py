@@ -12,6 +12,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+# Triton decides when a kernel is first imported. Only tests that ask for it run kernels in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from omegaconf import DictConfig
 from tests_support import ROOT
 
@@ -20,9 +25,6 @@ from workbench.resolvers import register_resolvers
 
 torch.set_num_threads(1)
 register_resolvers()
-# Triton decides when a kernel is first imported. Only tests that ask for it run kernels in the interpreter.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
