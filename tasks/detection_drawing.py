@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.45  # opacity of masks
 MOST_NAMED = 40  # maximum number of objects for which each is labelled
-MOST_CLASSES = 60  # number of classes above which the font of the axis labels is smaller
+MOST_CLASSES = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)

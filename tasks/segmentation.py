@@ -103,7 +103,7 @@ class SegmentationTask(Task):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        """One batch -> `loss` and `output`, the class of each pixel, (B, H, W); in evaluation, `VOID` in the padding."""
+        """One batch -> `loss` and `output`, the class of each pixel, (B, H, W); in evaluation `VOID` in the padding."""
         return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ Palette = Sequence[Sequence[int]]
 VOID_COLOUR = (224, 224, 224)
 SHARE = 0.55  # opacity of an overlay
 MOST_IN_LEGEND = 24
-MOST_NAMED = 60  # maximum number of classes for which axes name each in full size
+MOST_NAMED = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)
