@@ -1,6 +1,6 @@
 """Average precision of boxes and masks as COCO defines it (Lin et al. 2014, arXiv 1405.0312; pycocotools).
 
-Shapes: n objects or m detections of a picture of H × W pixels, K classes.
+Shapes: n objects or m detections of an image of H × W pixels, K classes.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MEASURES: dict[str, tuple[int | None, int]] = {
     "ap_medium": (None, 2),
     "ap_large": (None, 3),  # above 96²
 }
-COLUMNS = 7  # picture, class, score or crowd, x1, y1, x2, y2
+COLUMNS = 7  # image, class, score or crowd, x1, y1, x2, y2
 # All states are 1-D, so that they can be gathered even if a process has no data.
 STATES = {
     "detections": torch.float32,

@@ -12,9 +12,7 @@ from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 LONG_ENOUGH = 8  # minimum length of a registered value; shorter ones may be ordinary words
-LONG_USER = (
-    16  # minimum length of a user name to be secret: ids of access keys are secret, most user names are not
-)
+LONG_USER = 16  # minimum length of a secret user name: access key ids are secret, most user names are not
 
 _LAST = {
     *("secret", "token", "password", "passwd", "passphrase", "pwd"),

@@ -94,7 +94,7 @@ def survivors(boxes_BN4: Tensor, scores_BN: Tensor, groups_BN: Tensor, most_over
 
 
 def best(scores_BN: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The top-`most` scores of each image and their indices, both `(B, at most most)`, in descending order."""
+    """The top-`most` scores of each image and their indices, `(B, ≤ most)` each, in descending order."""
     scores, places = scores_BN.topk(min(most, scores_BN.shape[1]), dim=1)
     return scores, places
 
