@@ -254,9 +254,7 @@ def psd_curve(counts: PSDCounts, settings: PSDSettings | None = None) -> tuple[C
         false_MK = counts.false * HOUR / counts.seconds
     if settings.alpha_ct:
         cross_MKK = counts.cross * HOUR / np.where(counts.sounding > 0, counts.sounding, 1.0)
-        crossed = cross_MKK.sum(axis=2) / max(
-            cross_MKK.shape[2] - 1, 1
-        )  # a class has no cross triggers with itself
+        crossed = cross_MKK.sum(axis=2) / max(cross_MKK.shape[2] - 1, 1)  # none with a class itself
         false_MK = false_MK + settings.alpha_ct * crossed
     points = np.unique(np.concatenate([[0.0], false_MK.reshape(-1), [settings.e_max]]))
     points = points[points <= settings.e_max]

@@ -28,9 +28,7 @@ BASELINES = ("naive", "seasonal_naive")
 LOSS_SCALES = ("standardised", "own_units")
 SINGLE_DIGITS = 7
 SHOWN = 4  # number of test windows kept for figures …
-SHOWN_VARIATES = (
-    8  # … and of their variates: the last ones, since a table's target is usually its last column
-)
+SHOWN_VARIATES = 8  # … and of their variates: the last ones, usually including a table's target
 
 
 class ForecastErrors(Metric):
