@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("widefield")
 
-MOST_CONFUSED = 2000  # classes up to which a test keeps its confusion matrix
-MOST_COLUMNS = 100  # classes up to which predictions of a test have a column each
+MOST_CONFUSED = 2000  # maximum number of classes for which a test keeps a confusion matrix
+MOST_COLUMNS = 100  # maximum number of classes for which test predictions have a column per class
 AVERAGES = ("logits", "probabilities")
 
 
@@ -42,17 +42,17 @@ def mean_probabilities_of_several(output_BcK: Tensor) -> Tensor:
 
 
 class ClassificationTask(Task):
-    """Learns class names.
+    """Single-label or multi-label classification.
 
-    Targets are class indices (B,), or multi-hot (B, K) when `data_info["multilabel"]`. The loss is always given
-    targets of shape (B, K), so that cross-entropy, binary cross-entropy and mixed-up targets go one way.
+    Targets are class indices (B,), or multi-hot (B, K) if `data_info["multilabel"]`. The loss always receives
+    targets of shape (B, K), so that cross-entropy, binary cross-entropy and mixup share one code path.
 
     Data info: `class_names` (list of K names), `multilabel` (bool).
 
     Args:
         loss: (logits (B, K), targets (B, K)) -> scalar, see `tasks.losses`.
-        average: what is averaged over the crops of a sample at test time: `logits`, or `probabilities`, of whose mean
-            the output is the logarithm (several labels: the logit).
+        average: what is averaged over the crops of a sample at test time: `logits`, or `probabilities`; the output is
+            then the logarithm of the mean probability (multi-label: its logit).
         **settings: see `Task`.
     """
 
@@ -77,15 +77,15 @@ class ClassificationTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": self._make_metrics(classes, split) for split in ("train", "val", "test")}
         )
-        # With ImageNet-22K's classes the matrix alone would take 4 GB.
+        # For ImageNet-22K's classes the confusion matrix would take 4 GB.
         small = classes <= MOST_CONFUSED
         self.confusion = MulticlassConfusionMatrix(classes) if small and not self.multilabel else None
-        self.told: set[str] = set()  # what has been said of undefined classes
+        self.told: set[str] = set()  # splits whose undefined classes have been reported
 
     def _make_metrics(self, classes: int, split: str) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {}
         if self.multilabel:
-            # Exact for evaluation; binned while training, where keeping every score would fill the memory.
+            # Exact in evaluation; binned in training, where keeping every score would exhaust the memory.
             metrics["map"] = MeanAveragePrecision(classes, thresholds=100 if split == "train" else None)
         else:
             metrics["acc"] = MulticlassAccuracy(classes, average="micro")
@@ -93,7 +93,7 @@ class ClassificationTask(Task):
                 metrics["macc"] = MeanClassAccuracy(classes)
                 if classes > 5:
                     metrics["acc_top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
-        # No compute groups: they mistake top-5 and class-mean accuracy for one when both begin with the same counts.
+        # No compute groups: they merge top-5 and class-mean accuracy if their states agree after the first update.
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     @classmethod
@@ -143,7 +143,7 @@ class ClassificationTask(Task):
         return values
 
     def _of_classes(self, split: str) -> list[float] | None:
-        """What was last measured of every class; NaN where it is not defined."""
+        """The last per-class accuracy or average precision; NaN where undefined."""
         for metric in self._metrics_of(split).values():
             if isinstance(metric, MeanClassAccuracy | MeanAveragePrecision) and metric.of_classes is not None:
                 values: list[float] = metric.of_classes.tolist()
@@ -218,8 +218,8 @@ class ClassificationTask(Task):
         return ", ".join(name for name, on in zip(self.class_names, target, strict=True) if on)
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: accuracy (several labels: average precision) of every class by name, None where it is not
-        defined, and the confusion matrix (rows are true classes)."""
+        """After a test: accuracy (multi-label: average precision) per class name, None where undefined, and the
+        confusion matrix (rows are true classes)."""
         values = self._of_classes("test")
         if values is None:
             return {}

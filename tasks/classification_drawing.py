@@ -1,4 +1,4 @@
-"""Pictures of a classification's test.
+"""Figures of a classification test.
 
 Shapes: K classes.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_confusion(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix as shares of each true class."""
+    """Draws a confusion matrix, normalised per true class."""
     from matplotlib.figure import Figure
 
     counts = np.asarray(matrix, dtype=float)

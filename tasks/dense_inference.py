@@ -1,6 +1,6 @@
-"""From a picture of any size to scores at each of its pixels: scaling, padding, windows, several scales, mirroring.
+"""Dense inference on images of any size: resizing, padding, sliding windows, multi-scale and flip testing.
 
-Shapes: B pictures of one size, K classes, H and W in pixels of the picture, h and w of what the network reads.
+Shapes: B images of one size, K classes, H and W of the image in pixels, h and w of the network's input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +18,22 @@ Scores = Callable[[Tensor, tuple[int, int]], Tensor]
 
 @dataclass(frozen=True)
 class DenseInference:
-    """How scores of a whole picture are made with a network that reads pictures of any size.
+    """Per-pixel scores of a whole image from a network with variable input size.
 
     Args:
-        resize: the picture is scaled, its shape kept, until it fits into this longer and this shorter side; `None`: it
-            keeps its size.
-        mode: `whole`: the picture is read at once; `slide`: in windows that overlap, their scores averaged.
-        multiple: the sides that the network reads are multiples of this.
-        fit: how they become so: `pad` (right and below, with the mean colour) or `resize` (slightly larger, as the
-            official recipe does).
+        resize: (longer, shorter) side into which the image is scaled to fit, keeping its aspect ratio; `None`: its own
+            size.
+        mode: `whole`: the whole image in one pass; `slide`: overlapping windows, whose scores are averaged.
+        multiple: the sides of the network's input are multiples of this.
+        fit: how to make them so: `pad` (right and below, with the mean colour) or `resize` (slightly larger, as in the
+            official recipe).
         crop: side of a window, or height and width.
-        stride: from one window to the next; `None`: two thirds of the window.
-        ratios: the picture is read at its size times each of these.
-        flip: and each once more mirrored; probabilities are averaged at the picture's own size.
+        stride: stride of the windows; `None`: two thirds of the window.
+        ratios: scale factors for multi-scale testing.
+        flip: also predict on the mirrored image at each scale; probabilities are averaged at the image's own size.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     resize: Sequence[int] | None = None
@@ -59,7 +59,7 @@ class DenseInference:
 
     @property
     def strides(self) -> tuple[int, int]:
-        """Height and width from one window to the next."""
+        """Vertical and horizontal stride of the windows."""
         if self.stride is not None:
             return pair(self.stride)
         height, width = pair(self.crop)
@@ -69,9 +69,8 @@ class DenseInference:
         """Scores (logits, or logarithms of averaged probabilities) of every pixel, `(B, K, H, W)`.
 
         Args:
-            scores: (pictures (B, 3, h', w'), the height and width inside them that are no padding) -> scores of any
-                stride.
-            pixels_B3HW: pictures, uint8 or float on the scale 0..255.
+            scores: (images (B, 3, h', w'), their height and width without padding) -> scores at any stride.
+            pixels_B3HW: images, uint8 or float on the scale 0..255.
         """
         size: tuple[int, int] = (pixels_B3HW.shape[-2], pixels_B3HW.shape[-1])
         views = list(self._views(pixels_B3HW))
@@ -87,7 +86,7 @@ class DenseInference:
         return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
     def _views(self, pixels_B3HW: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """The pictures to read, and whether each is mirrored."""
+        """The network's inputs, and whether each is mirrored."""
         height, width = pixels_B3HW.shape[-2:]
         for ratio in self.ratios:
             limits = self.resize or (max(height, width), min(height, width))
@@ -100,7 +99,7 @@ class DenseInference:
                 yield picture_B3hw.flip(-1), True
 
     def _scores(self, scores: Scores, picture_B3hw: Tensor) -> Tensor:
-        """Scores of the size of the picture that is read."""
+        """Scores at the size of the network's input."""
         if self.mode == "whole":
             return read_padded(scores, picture_B3hw, self.multiple)
         return slide(
@@ -112,7 +111,7 @@ class DenseInference:
 
 
 def read_padded(scores: Scores, picture_B3hw: Tensor, multiple: int) -> Tensor:
-    """Scores of the size of a picture that is filled up to multiples on the right and below, and cut again."""
+    """Pads an image on the right and below to multiples of `multiple`; returns the scores cropped to its size."""
     height, width = picture_B3hw.shape[-2:]
     whole = (up_to(height, multiple), up_to(width, multiple))
     filled = F.pad(picture_B3hw, (0, whole[1] - width, 0, whole[0] - height))
@@ -122,11 +121,11 @@ def read_padded(scores: Scores, picture_B3hw: Tensor, multiple: int) -> Tensor:
 def slide(
     read: Callable[[Tensor], Tensor], picture_B3hw: Tensor, crop: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
-    """Scores of windows that cover a picture, averaged where they overlap; the last of a row is moved inside.
+    """Sliding-window scores, averaged where windows overlap; the last window of a row or column is shifted inside.
 
     Args:
         read: window -> scores of its size.
-        picture_B3hw: a picture smaller than a window is one.
+        picture_B3hw: the image; if it is smaller than a window, it is a single window.
         crop, stride: height and width.
     """
     height, width = picture_B3hw.shape[-2:]
@@ -145,7 +144,7 @@ def slide(
 
 
 def starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where the windows along one side begin.
+    """Start positions of the windows along one side.
 
     >>> starts(10, 4, 3), starts(11, 4, 3), starts(3, 4, 3)
     ([0, 3, 6], [0, 3, 6, 7], [0])
@@ -155,20 +154,20 @@ def starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners not aligned, not antialiased; as it is where the size is right."""
+    """Bilinear resizing with `align_corners=False`, without antialiasing; a no-op if the size already matches."""
     if tuple(x_BCHW.shape[-2:]) == size:
         return x_BCHW
     return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
 
 
 def fitted(height: int, width: int, limits: Sequence[int]) -> tuple[int, int]:
-    """The size, shape kept, at which a picture just fits into a longer and a shorter side."""
+    """The largest size at which an image fits into the given longer and shorter side, keeping its aspect ratio."""
     factor = min(max(limits) / max(height, width), min(limits) / min(height, width))
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def up_to(length: int, multiple: int) -> int:
-    """The next multiple."""
+    """`length` rounded up to a multiple."""
     return -(-length // multiple) * multiple
 
 

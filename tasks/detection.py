@@ -1,7 +1,7 @@
-"""Detection: which objects are in a picture, and where; with masks also which pixels are theirs.
+"""Object detection, and instance segmentation on data with masks.
 
-Shapes: B batch, b pictures of one size, K classes, D detections a picture, n objects, H and W in pixels of a picture,
-h and w of what the network reads.
+Shapes: B batch, b images of one size, K classes, D detections per image, n objects, H and W of the image in pixels,
+h and w of the network's input.
 """
 
 import math
@@ -34,24 +34,24 @@ from tasks.task import Prediction, Shared, Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = 6  # of a test's pictures shown
-MOST_COLUMNS = 100  # classes up to which a row has a column for each
+PICTURES = 6  # number of test images shown in the report
+MOST_COLUMNS = 100  # maximum number of classes for which a row has a column per class
 
-Detections = list[dict[str, Tensor]]  # of each picture boxes, labels, scores, perhaps masks
+Detections = list[dict[str, Tensor]]  # per image boxes, labels, scores, optionally masks
 
 
 @dataclass(frozen=True)
 class DetectionInference:
-    """How whole pictures are read in validation, test and prediction.
+    """Resizing and padding of images in validation, test and prediction.
 
     Args:
-        resize: the picture is scaled, its shape kept, until it fits into this longer and this shorter side; `None`: it
-            keeps its size.
-        multiple: the sides that the network reads are filled up to multiples of this, on the right and below, with the
+        resize: (longer, shorter) side into which the image is scaled to fit, keeping its aspect ratio; `None`: its own
+            size.
+        multiple: the sides of the network's input are padded to multiples of this, on the right and below, with the
             mean colour.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     resize: Sequence[int] | None = None
@@ -66,29 +66,29 @@ class DetectionInference:
             )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which a picture is read."""
+        """Height and width of the network's input for an image, before padding."""
         return (height, width) if self.resize is None else fitted(height, width, self.resize)
 
 
 class DetectionTask(Task):
-    """Learns where objects are.
+    """Object detection, with instance masks if the data have them.
 
-    Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, filled up to one size; targets are a list of B
+    Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, padded to one size; targets are a list of B
     dictionaries with `boxes` (n, 4), x1 y1 x2 y2 in pixels, `labels` (n,), `crowd` (n,), and `masks` (n, H, W) bool
-    where the data have any. In training the network reads a batch as it is. Otherwise it reads pictures of one size
-    together, scaled as `inference` says, and answers in the pictures' own pixels.
+    if the data have masks. In training the network gets the padded batch. In evaluation, images of the same size are
+    batched together, resized according to `inference`, and detections are in the images' own pixels.
 
-    Data info: `class_names` (list of K names), `has_masks`; perhaps `category_ids`, the number of each class in files.
+    Data info: `class_names` (list of K names), `has_masks`; optionally `category_ids`, the id of each class in files.
 
     Args:
         inference: see `DetectionInference`.
-        mask_threshold: probability from which on a pixel is an object's.
-        shown_score: least score of detections that are drawn and counted; files and metrics have all that the head
-            keeps.
+        mask_threshold: minimum probability of a mask pixel.
+        shown_score: minimum score of detections that are drawn and counted; files and metrics include all detections
+            that the head keeps.
         **settings: see `Task`.
 
     Raises:
-        ValueError: settings that do not go with boxes.
+        ValueError: invalid settings, or augmentations that cannot be applied to boxes.
     """
 
     shown_metric = "ap50"
@@ -119,8 +119,8 @@ class DetectionTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": DetectionMetrics(self.class_names, masks) for split in ("val", "test")}
         )
-        self.tested: dict[str, Any] = {}  # of the last test
-        self.pictured: set[int] = set()  # places of the test's samples to show
+        self.tested: dict[str, Any] = {}  # results of the last test
+        self.pictured: set[int] = set()  # indices of the test samples to show
         self.pictures: list[Picture] = []
 
     @property
@@ -149,7 +149,7 @@ class DetectionTask(Task):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
-        """One batch -> `loss`, and as `output` the detections of each picture in its own pixels; none in training."""
+        """One batch -> `loss` and `output`, the detections of each image in its own pixels (empty in training)."""
         return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
 
     def _train_step(self, batch: Batch) -> dict[str, Any]:
@@ -184,10 +184,10 @@ class DetectionTask(Task):
         return F.pad(pixels_B3HW, (0, more[0], 0, more[1])) if any(more) else pixels_B3HW
 
     def _scaled(self, raw: Any, sizes: list[list[int]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Of the pictures of each size in a batch: their places, and what the network reads of them.
+        """Groups a batch by image size: yields the indices of each group and the network's input.
 
-        Pictures of different sizes are read one after the other: what fills one up would change the means that the
-        network takes over a whole map.
+        Images of different sizes are not batched together, since padding would change the means that the network
+        takes over a whole map.
         """
         together: dict[tuple[int, int], list[int]] = {}
         for place, (height, width) in enumerate(sizes):
@@ -199,19 +199,19 @@ class DetectionTask(Task):
             yield places, {"pixels": self._filled(pixels_b3hw), "size": each}
 
     def _answers(self, found: Any, read: Sequence[int], size: Sequence[int]) -> Detections:
-        """The head's detections of pictures of one size, in their own pixels.
+        """Converts the head's detections of images of one size to the images' own pixels.
 
         Args:
-            found: (b, D, 6), perhaps with masks (b, D, M, M).
-            read: height and width at which they were read.
-            size: their own.
+            found: (b, D, 6), or a tuple with masks (b, D, M, M).
+            read: height and width of the network's input.
+            size: height and width of the images.
         """
         found_bD6, masks = found if isinstance(found, tuple) else (found, None)
         own_2 = found_bD6.new_tensor(list(size), dtype=torch.float32)
         factor_4 = (own_2 / own_2.new_tensor(list(read))).flip(0).repeat(2)
         answers = []
         for place, rows_D6 in enumerate(found_bD6.float()):
-            there_D = ~(rows_D6[:, 4] <= 0)  # scores that are no numbers stay, to be noticed
+            there_D = ~(rows_D6[:, 4] <= 0)  # NaN scores are kept, so that they are noticed
             rows_n6 = rows_D6[there_D]
             boxes_n4 = clipped(rows_n6[:, :4] * factor_4, own_2)
             labels_n = rows_n6[:, 5].nan_to_num().long()
@@ -264,9 +264,8 @@ class DetectionTask(Task):
         return [self._rows_of(found, target) for found, target in zip(output, batch.target, strict=True)]
 
     def _rows_of(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Of one picture: each detection, the best first, with the class of the object that it is taken for (IoU of at
-        least 0.5, empty where there is none), then the objects that were not found; a row without a box where there is
-        neither."""
+        """The rows of one image: each detection in descending order of score, with the class of its matched object (IoU
+        of at least 0.5; empty if unmatched), then the missed objects; a row without a box if there is neither."""
         object_n, iou_n = matched(found, target)
         rows = []
         for label, score, box, place, iou in zip(
@@ -292,7 +291,7 @@ class DetectionTask(Task):
         return {"label": self.class_names[label], "score": _rounded(score), **corners}
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: AP of every class by name, None where it is not defined."""
+        """After a test: AP per class name, None where undefined."""
         return {
             name: {key: _rounded(value) for key, value in values.items()}
             for name, values in self.tested.items()
@@ -349,7 +348,7 @@ class DetectionTask(Task):
         )
 
     def _entries(self, found: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Detections as COCO's results have them: x, y, width and height, masks run-length encoded."""
+        """Detections in COCO's results format: x, y, width and height, masks run-length encoded."""
         entries = []
         for place, (label, score, (x1, y1, x2, y2)) in enumerate(
             zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
@@ -365,9 +364,9 @@ class DetectionTask(Task):
         return entries
 
     def _as_coco(self, files: list[tuple[str, Any]]) -> dict[str, Any]:
-        """All detections of some files: `images`, `categories` and `annotations` as in COCO's files, with `score`.
+        """All detections of some files in COCO's format: `images`, `categories` and `annotations`, with `score`.
 
-        A picture's id is its name where that is a number, as in COCO, else its place among the files.
+        Image ids are the file names if all of them are distinct numbers, as in COCO, otherwise the file indices.
         """
         names = [Path(file).stem for file, _ in files]
         numbered = len(set(names)) == len(names) and all(
@@ -385,13 +384,13 @@ class DetectionTask(Task):
         each = [{"id": place, **entry} for place, entry in enumerate(annotations, start=1)]
         return {"images": images, "categories": categories, "annotations": each}
 
-    # -- what the workbench shows and exports ----------------------------------------------------------------------
+    # -- export and captions ---------------------------------------------------------------------------------------
 
     def difference(self, given: Any, wanted: Any) -> float:
-        """The largest difference between scores, boxes and masks; that of boxes relative to the largest coordinate.
+        """The maximum difference of scores, boxes and masks; that of boxes relative to the largest coordinate.
 
-        Each detection is compared with the one that is most alike, since those of almost equal scores may have changed
-        places.
+        Each detection is compared with the most similar one of its class, since detections with almost equal scores may
+        be in a different order.
         """
         ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
         scale = max(float(ours[0][..., :4].max()), 1.0)
@@ -415,7 +414,7 @@ class DetectionTask(Task):
         return far
 
     def caption(self, batch: Batch, position: int) -> str:
-        """How many objects of each class a sample has, the most frequent first."""
+        """The number of objects of the three most frequent classes of a sample, the most frequent first."""
         labels = batch.target[position]["labels"]
         counts_K = torch.bincount(labels, minlength=len(self.class_names))
         most = counts_K.argsort(descending=True, stable=True)[:3].tolist()
@@ -424,12 +423,12 @@ class DetectionTask(Task):
 
 
 def scaled_target(target: dict[str, Tensor], size: Sequence[int], read: tuple[int, int]) -> dict[str, Tensor]:
-    """The target of a picture that is read at another size; masks take their nearest pixel.
+    """The target of an image resized to another size; masks use nearest-neighbour interpolation.
 
     Args:
-        target: in the picture's own pixels.
-        size: its height and width.
-        read: those that it is read at.
+        target: in the image's own pixels.
+        size: height and width of the image.
+        read: height and width after resizing.
     """
     if tuple(size) == read:
         return target
@@ -445,7 +444,7 @@ def scaled_target(target: dict[str, Tensor], size: Sequence[int], read: tuple[in
 
 
 def run_lengths(mask_HW: Tensor) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths: `size`, height and width, and `counts`."""
+    """Encodes a mask as COCO's compressed RLE: `size` (height, width) and `counts`."""
     from pycocotools import mask as coco
 
     coded = coco.encode(mask_HW.to("cpu", torch.uint8).t().contiguous().t().numpy())

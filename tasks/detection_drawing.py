@@ -1,4 +1,4 @@
-"""Pictures of a detection: boxes with labels, scores and masks; truth beside prediction; AP of each class.
+"""Figures of detection: boxes with labels, scores and masks; truth beside prediction; AP per class.
 
 Shapes: n objects, H and W in pixels.
 """
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARE = 0.45  # of an object's colour in its mask
-MOST_NAMED = 40  # objects of a picture up to which each is labelled
-MOST_CLASSES = 60  # classes up to which axes name each
+SHARE = 0.45  # opacity of masks
+MOST_NAMED = 40  # maximum number of objects for which each is labelled
+MOST_CLASSES = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is drawn of a picture: boxes (n, 4), labels (n,), scores (n,) or None, masks (n, H, W) or None, and which
-    boxes stand for crowds, (n,)."""
+    """The objects drawn on an image: boxes (n, 4), labels (n,), scores (n,) or None, masks (n, H, W) or None, and crowd
+    flags (n,) or None."""
 
     boxes: NDArray[Any]
     labels: list[int]
@@ -35,7 +35,7 @@ class Objects:
 
     @classmethod
     def of(cls, found: Mapping[str, Tensor], with_masks: bool, least: float = 0.0) -> Self:
-        """From a target or from detections, of which those below a score are left out."""
+        """From a target or from detections; detections with a score below `least` are dropped."""
         if "scores" in found:
             found = {name: value[found["scores"] >= least] for name, value in found.items()}
         plain = {name: value.cpu() for name, value in found.items()}
@@ -50,7 +50,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a test: its place in the split, pixels (H, W, 3), truth and prediction."""
+    """A test image: its index in the split, pixels (H, W, 3), truth and prediction."""
 
     index: int
     pixels: NDArray[np.uint8]
@@ -59,12 +59,12 @@ class Picture:
 
 
 def colour_of(label: int) -> tuple[float, float, float]:
-    """A class's colour; the golden ratio keeps those of neighbouring numbers apart."""
+    """The colour of a class; hues of consecutive classes differ by the golden ratio."""
     return colorsys.hsv_to_rgb((0.03 + label * 0.618034) % 1, 0.85, 0.95 if label % 2 else 0.75)
 
 
 def draw_overlay(pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str]) -> "Figure":
-    """A picture with its objects."""
+    """Draws an image with its objects."""
     height, width = pixels_HW3.shape[:2]
     figure = _figure((7.2, min(max(7.2 * height / width, 2.0), 14.0)))
     _draw(figure.subplots(), pixels_HW3, objects, names)
@@ -72,7 +72,7 @@ def draw_overlay(pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str
 
 
 def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure":
-    """A row a picture: the truth beside the prediction."""
+    """Draws truth and prediction side by side, one row per image."""
     pictures = sorted(pictures, key=lambda picture: picture.index)
     heights = [3.6 * picture.pixels.shape[0] / picture.pixels.shape[1] + 0.35 for picture in pictures]
     figure = _figure((7.6, sum(heights) + 0.3))
@@ -87,7 +87,7 @@ def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure"
 
 
 def draw_ap(ap: Mapping[str, float | None]) -> "Figure":
-    """AP of each class, the largest first; a class where it is not defined has no bar."""
+    """Draws the AP of each class, the largest first; classes with undefined AP have no bar."""
     order = sorted(ap, key=lambda name: -(ap[name] or 0.0))
     shown = [value for value in ap.values() if value is not None]
     figure = _figure((6.4, min(max(0.24 * len(order) + 1.4, 2.6), 30.0)))
@@ -120,7 +120,7 @@ def _draw(panel: "Axes", pixels_HW3: NDArray[Any], objects: Objects, names: Sequ
         colour = colour_of(label)
         crowd = objects.crowds is not None and objects.crowds[place]
         style = "dotted" if crowd else "solid"
-        # Pixel centres lie at whole numbers, boxes count from the picture's edge.
+        # imshow puts pixel centres at integer coordinates; boxes are measured from the image's edge.
         corner = (float(x1) - 0.5, float(y1) - 0.5)
         sides = (float(x2 - x1), float(y2 - y1))
         panel.add_patch(

@@ -1,6 +1,6 @@
 """Average precision of boxes and masks as COCO defines it (Lin et al. 2014, arXiv 1405.0312; pycocotools).
 
-Shapes: n objects or m detections of a picture of H × W pixels, K classes.
+Shapes: n objects or m detections of an image of H × W pixels, K classes.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ MEASURES: dict[str, tuple[int | None, int]] = {
     "ap_medium": (None, 2),
     "ap_large": (None, 3),  # above 96²
 }
-COLUMNS = 7  # picture, class, score or crowd, x1, y1, x2, y2
-# All states are flat, so that processes of which one has seen nothing can put theirs together.
+COLUMNS = 7  # image, class, score or crowd, x1, y1, x2, y2
+# All states are 1-D, so that they can be gathered even if a process has no data.
 STATES = {
     "detections": torch.float32,
     "truths": torch.float32,
@@ -38,17 +38,17 @@ STATES = {
 class DetectionMetrics(Metric):
     """AP over a whole split: the mean over classes and IoU thresholds .5, .55, …, .95 of the precision at 101 recalls.
 
-    A class without truth has no AP and is left out of the means; a range of areas without truth is NaN. Objects marked
-    as crowd are COCO's `iscrowd`: detections on them count neither way. An object's area is its mask's, where there
-    are masks, otherwise its box's.
+    Classes without ground truth have no AP and are excluded from the means; an area range without ground truth is NaN.
+    Crowd objects are COCO's `iscrowd`: detections matched to them are ignored. An object's area is that of its mask if
+    there are masks, otherwise that of its box.
 
     Args:
         class_names: the K names.
-        masks: measure masks, too.
+        masks: also compute mask AP.
 
     Attributes:
-        of_classes: (K,) after `compute`, the AP of each class's boxes; NaN where a class has no truth.
-        mask_of_classes: likewise of masks; None without them.
+        of_classes: (K,) after `compute`, the box AP of each class; NaN for classes without ground truth.
+        mask_of_classes: likewise for masks; None without masks.
     """
 
     full_state_update = False
@@ -69,8 +69,13 @@ class DetectionMetrics(Metric):
     def update(
         self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
     ) -> None:
-        """Some pictures: `boxes` (m, 4) x1, y1, x2, y2, `scores` and `labels` (m,), with masks `masks` (m, H, W); and
-        what is true: `boxes`, `labels`, `crowd` (n,) and perhaps `masks`."""
+        """Adds images.
+
+        Args:
+            predictions: per image `boxes` (m, 4) x1, y1, x2, y2, `scores` and `labels` (m,), with masks `masks`
+                (m, H, W).
+            targets: per image `boxes`, `labels`, `crowd` (n,), with masks `masks`.
+        """
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions are not those of {len(targets)} pictures")
         rank, processes = _place()
@@ -100,7 +105,7 @@ class DetectionMetrics(Metric):
         )
 
     def compute(self) -> dict[str, Tensor]:
-        """`ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and with masks `mask_ap`, …; NaN where there is no
+        """`ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and with masks `mask_ap`, …; NaN without ground
         truth."""
         truth, found = self._objects("truth"), self._objects("detection")
         values, self.of_classes = self._measured(truth, found, "bbox", "")
@@ -110,7 +115,7 @@ class DetectionMetrics(Metric):
         return values
 
     def per_class(self) -> dict[str, float]:
-        """The AP of each class's boxes as last computed; NaN where a class has no truth."""
+        """The last computed box AP of each class; NaN for classes without ground truth."""
         if self.of_classes is None:
             raise RuntimeError("nothing has been computed yet")
         return dict(zip(self.class_names, self.of_classes.tolist(), strict=True))
@@ -120,7 +125,7 @@ class DetectionMetrics(Metric):
         self.pictures = 0
 
     def _sync_dist(self, *arguments: Any, **options: Any) -> None:
-        for name, dtype in STATES.items():  # of a process that has seen nothing, in the type of the others'
+        for name, dtype in STATES.items():  # a process without data needs empty states of the right dtype
             if not getattr(self, name):
                 setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
         super()._sync_dist(*arguments, **options)
@@ -129,11 +134,11 @@ class DetectionMetrics(Metric):
         """The measures of boxes (`bbox`) or masks (`segm`), and the AP of each class."""
         from pycocotools.cocoeval import COCOeval
 
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+        with contextlib.redirect_stdout(io.StringIO()):  # silences its progress output
             evaluation = COCOeval(self._as_coco(truth, found, kind), self._as_coco(found, truth, kind), kind)
             evaluation.evaluate()
             evaluation.accumulate()
-        # IoU thresholds T, recalls R, classes K, areas A; of the most detections a picture.
+        # IoU thresholds T, recalls R, classes K, areas A; at the largest maxDets.
         precision_TRKA: NDArray[np.float64] = evaluation.eval["precision"][..., -1]
         precision_TRKA = np.where(precision_TRKA < 0, np.nan, precision_TRKA)
         values = {}
@@ -190,18 +195,18 @@ class DetectionMetrics(Metric):
 
 
 def _mean(values: Tensor) -> Tensor:
-    """The mean of what is defined; NaN where nothing is."""
+    """The mean ignoring NaN; NaN if all values are NaN."""
     return values.nanmean().float()
 
 
 def _joined(parts: Any, dtype: torch.dtype) -> Tensor:
-    """A state as one flat tensor on the CPU: a list of parts, or what processes have put together."""
+    """A state, a list of tensors or an already gathered tensor, as one 1-D tensor on the CPU."""
     parts = [parts] if isinstance(parts, Tensor) else list(parts)
     return torch.cat([torch.zeros(0, dtype=dtype), *(part.cpu().to(dtype) for part in parts)])
 
 
 def _place() -> tuple[int, int]:
-    """The number of this process and how many there are."""
+    """Rank and world size."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,4 +1,4 @@
-"""What a disk refuses, said in one sentence: the file, the reason and the cure. Imports the standard library alone."""
+"""Errors of writing to disk as one sentence: file, reason and remedy. Imports only the standard library."""
 
 import errno
 import os
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOM = 1 << 16  # bytes that a disk with any room takes
+ROOM = 1 << 16  # bytes of a test write
 FREE, ALLOW = "free some space", "make it writable"
-# Of writing alone, whatever file the error names.
+# Error numbers that only writing raises, whatever file the error names.
 REASONS = {
     errno.ENOSPC: ("the disk is full", FREE),
     errno.EDQUOT: ("the disk quota is used up", FREE),
     errno.EROFS: ("it lies on a read-only file system", ALLOW),
     errno.EFBIG: ("it is larger than a file may be there", "raise the limit (ulimit -f)"),
 }
-# Of reading too: these count where the file that is refused is the one that was to be written.
+# Error numbers that reading raises, too: they count only if the error names the file to be written.
 EITHER = {
     errno.EIO: ("the disk reports an input/output error", "mend the disk"),
     errno.EACCES: ("there is no permission to write it", ALLOW),
@@ -35,8 +35,8 @@ class WriteError(Exception):
     Args:
         path: the file, or the folder that was being filled.
         reason: why, e.g. `the disk is full`.
-        first: what cures that, e.g. `free some space`.
-        then: what else the user can do, beginning with `or` or `and`.
+        first: the remedy, e.g. `free some space`.
+        then: further advice, beginning with `or` or `and`.
     """
 
     def __init__(self, path: Path, reason: str, first: str, then: str) -> None:
@@ -47,21 +47,21 @@ class WriteError(Exception):
         return f"{self.path} cannot be written: {self.reason}; {self.first} {self.then}".rstrip()
 
     def but(self, then: str) -> "WriteError":
-        """The same with other advice."""
+        """The same error with other advice."""
         return WriteError(self.path, self.reason, self.first, then)
 
 
 @contextmanager
 def writing(path: Path, then: str, hidden: bool = False) -> Iterator[None]:
-    """Turn what a disk refuses while the block lasts into a `WriteError`; the innermost block decides.
+    """Context manager that converts write errors in its block into a `WriteError`; the innermost block wins.
 
-    Libraries that write by themselves often hide the system's answer; then the disk is asked once more. So whatever
-    the block leaves on a full disk must still lie there when it ends.
+    Libraries that write files often hide the system's error; then a test write finds out the reason. Files that
+    the block leaves on a full disk must therefore not be deleted before the block ends.
 
     Args:
         path: the file that is written, or the folder that is filled.
         then: see `WriteError`.
-        hidden: ask the disk after an error of any kind: the block's library turns the system's answers into its own.
+        hidden: do the test write after any error: the block's library replaces system errors by its own.
     """
     try:
         yield
@@ -74,7 +74,7 @@ def writing(path: Path, then: str, hidden: bool = False) -> Iterator[None]:
 
 @contextmanager
 def filling(folder: Path, then: str) -> Iterator[None]:
-    """Like `writing`, for libraries that do not even say that they wrote half: Open3D, and Pillow of a JPEG."""
+    """Like `writing`, for libraries that do not report incomplete writes: Open3D, and Pillow for JPEG files."""
     with writing(folder, then):
         yield
         if refused := _answer(folder):
@@ -82,11 +82,11 @@ def filling(folder: Path, then: str) -> Iterator[None]:
 
 
 def refusal(error: BaseException | None, path: Path | None = None) -> tuple[str, str] | None:
-    """Why a disk refused, and what cures it; `None` where an error, or those it came of, is of another kind.
+    """Reason and remedy of a write error; `None` if neither the error nor those that caused it are write errors.
 
     Args:
         error: the error.
-        path: what was written; `None`: not known, then only what can be of nothing but writing counts.
+        path: what was written; `None`: unknown, then only errors specific to writing count.
     """
     if isinstance(error, OSError) and error.errno in EITHER and path is not None and _concerns(error, path):
         return EITHER[error.errno]
@@ -98,7 +98,7 @@ def refusal(error: BaseException | None, path: Path | None = None) -> tuple[str,
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    """Whether the file of an error is `path`, lies below it or above it, or is its draft."""
+    """Whether the file named by an error is `path`, a descendant or an ancestor of it, or its draft."""
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
     whole = path.absolute()
     for name in names:
@@ -109,23 +109,23 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 
 def draft_of(path: Path) -> Path:
-    """A name beside `path` for what is to be moved there in one step."""
+    """The path of a temporary file beside `path`, for an atomic move to `path`."""
     return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
 
 
 def is_draft(file: Path, path: Path) -> bool:
-    """Whether a file is, or lies below, a draft of `path`, or its lock."""
+    """Whether a file is a draft of `path` or its lock, or lies below one."""
     beside = path.parent
     return file.is_relative_to(beside) and f"{file.relative_to(beside)}".startswith(f".{path.name}")
 
 
 def _of_a_library(error: Exception) -> bool:
-    # torch, soundfile and SQLite raise these; numpy an OSError without a number.
+    # torch, soundfile and SQLite raise RuntimeError; numpy an OSError without errno.
     return isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _answer(path: Path) -> tuple[str, str] | None:
-    """What a disk says to a little more; `None`: it takes it."""
+    """Reason and remedy if a test write beside `path` fails; `None` if it succeeds."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), None)
     if folder is None:
         return None

@@ -1,4 +1,4 @@
-"""Between events in seconds and frames: where a frame lies, what sounds in it, and events from scores of frames.
+"""Conversion between events in seconds and frames: the frame grid, frame targets, and decoding of scores to events.
 
 Shapes: B batch, E events, N frames, K classes.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tasks.event_metrics import Events
 
-NOTHING = -1  # class of what fills up the events of a batch
+NOTHING = -1  # class index of the padding of a batch's events
 
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Frames of a map: each is ``length`` samples, ``shift`` after the one before.
+    """The frames of a map: each is ``length`` samples long and starts ``shift`` samples after the previous one.
 
     Args:
         sample_rate: in Hz.
@@ -30,33 +30,33 @@ class FrameGrid:
     shift: int
 
     def count(self, samples: int) -> int:
-        """Frames in so many samples, at least one."""
+        """The number of frames in a number of samples, at least one."""
         return max(1 + (samples - self.length) // self.shift, 1)
 
     def samples(self, frames: int) -> int:
-        """Samples that so many frames take."""
+        """The number of samples covered by a number of frames."""
         return (frames - 1) * self.shift + self.length
 
     @property
     def step(self) -> float:
-        """Seconds from a frame to the next."""
+        """The hop between frames in seconds."""
         return self.shift / self.sample_rate
 
     def edges(self, frames: int) -> NDArray[np.float64]:
-        """Seconds where each frame's own time begins, and where that of the last ends, ``(N + 1,)``: half a step on
-        either side of its centre."""
+        """The edges of the frames' time intervals in seconds, ``(N + 1,)``; an interval extends half a step to either
+        side of the frame's centre."""
         first = (self.length - self.shift) / 2
         return (first + self.shift * np.arange(frames + 1)) / self.sample_rate
 
 
 def frame_targets(events_BE3: Tensor, grid: FrameGrid, frames: int, classes: int) -> Tensor:
-    """What sounds in each frame, ``(B, N, K)`` of 0 and 1.
+    """Frame-level targets, ``(B, N, K)`` of 0 and 1.
 
-    An event is in a frame where it fills half of the frame's own time; one that is shorter than a step, where half of
-    it lies.
+    An event is active in a frame if it covers at least half of the frame's interval; an event shorter than a step, if
+    at least half of it lies in the interval.
 
     Args:
-        events_BE3: onset and offset in seconds, class index; `NOTHING` fills up.
+        events_BE3: onset and offset in seconds, class index; padded with the class `NOTHING`.
     """
     edge = torch.from_numpy(grid.edges(frames)).to(events_BE3)
     onset_BE1, offset_BE1 = events_BE3[..., 0, None], events_BE3[..., 1, None]
@@ -70,16 +70,16 @@ def frame_targets(events_BE3: Tensor, grid: FrameGrid, frames: int, classes: int
 
 @dataclass(frozen=True)
 class Decoding:
-    """How events are made of scores: a class sounds where its score, smoothed, is at least a threshold.
+    """Decoding of scores to events: a class is active where its median-filtered score is at least a threshold.
 
     Args:
-        threshold: of all classes, or class name -> threshold (others 0.5).
-        median: seconds of the median filter over scores; 0: none.
-        max_gap: seconds; shorter silence between two events of a class is filled.
-        min_length: seconds; shorter events are left out, after gaps were filled.
+        threshold: for all classes, or class name -> threshold (others 0.5).
+        median: length of the median filter over scores in seconds; 0: no filter.
+        max_gap: in seconds; shorter gaps between two events of a class are filled.
+        min_length: in seconds; shorter events are dropped after gaps are filled.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     threshold: float | Mapping[str, float] = 0.5
@@ -95,7 +95,7 @@ class Decoding:
             raise ValueError("task.model.decoding takes seconds of at least 0")
 
     def thresholds(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """That of each class, ``(K,)``; raises `ValueError` for one that there is not."""
+        """The threshold of each class, ``(K,)``; raises `ValueError` for an unknown class."""
         if not isinstance(self.threshold, Mapping):
             return np.full(len(names), float(self.threshold))
         unknown = [name for name in self.threshold if name not in names]
@@ -106,7 +106,7 @@ class Decoding:
         return np.array([float(self.threshold.get(name, 0.5)) for name in names])
 
     def smoothed(self, scores_NK: NDArray[np.float32], grid: FrameGrid) -> NDArray[np.float32]:
-        """Scores after the median filter. It moves no threshold: filtering what is above one is the same."""
+        """Median-filtered scores. The filter commutes with thresholding, so it serves all thresholds."""
         reach = round(self.median / grid.step) // 2
         if reach < 1:
             return scores_NK
@@ -121,12 +121,12 @@ class Decoding:
         grid: FrameGrid,
         seconds: float,
     ) -> Events:
-        """Events of a recording of so many seconds, by onset."""
+        """The events of a recording of the given length, sorted by onset."""
         edges = grid.edges(len(smoothed_NK))
         edges[0], edges[-1] = (
             0.0,
             max(seconds, edges[-2]),
-        )  # what no frame's own time covers belongs to the outer ones
+        )  # the first and last frame extend to the ends of the recording
         found = []
         for label, threshold in enumerate(thresholds_K.tolist()):
             for first, end in self._joined(smoothed_NK[:, label] >= threshold, edges):
@@ -134,7 +134,7 @@ class Decoding:
         return np.array(sorted(found), dtype=np.float64).reshape(-1, 3)
 
     def _joined(self, active_N: NDArray[np.bool_], edges: NDArray[np.float64]) -> list[tuple[int, int]]:
-        """Stretches of frames (first, end) that sound, gaps filled, the short ones left out."""
+        """Runs of active frames (first, end), with short gaps filled and short runs dropped."""
         turns = np.flatnonzero(np.diff(np.concatenate([[False], active_N, [False]])))
         joined: list[tuple[int, int]] = []
         for first, end in zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Pictures of sound events: what was found above a spectrogram, the truth below it; F1 by class; the curve of PSDS.
+"""Figures of sound event detection: predicted events, spectrogram and true events; F1 per class; the PSD-ROC curve.
 
 Shapes: F rows (mel bins), N frames.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LANE = 0.17  # inches
-MOST_COLUMNS = 2000  # of a spectrogram; longer ones show the loudest of several frames
-MOST_CLASSES = 40  # with names
+MOST_COLUMNS = 2000  # of a spectrogram; longer ones are max-pooled over time
+MOST_CLASSES = 40  # maximum number of classes for which each is named
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording: what to call it, its map (F, N), its length, and what was found and is true (`None`: unknown)."""
+    """A recording to draw: title, map (F, N), length, predicted and true events (`None`: unknown)."""
 
     title: str
     map: NDArray[np.float32]
@@ -34,7 +34,7 @@ class Heard:
 
 
 def draw_heard(heard: Sequence[Heard], names: Sequence[str], axes: MapAxes) -> "Figure":
-    """Recordings one below the other; lanes are the classes that are there or found in any."""
+    """Draws recordings below each other, with one lane per class that is present or predicted in any of them."""
     every = [events for one in heard for events in (one.found, one.truth) if events is not None]
     lanes = sorted({int(label) for events in every for label in events[:, 2]}) or [0]
     high = max(LANE * len(lanes), 0.35)
@@ -62,7 +62,7 @@ def draw_heard(heard: Sequence[Heard], names: Sequence[str], axes: MapAxes) -> "
 def _lanes(
     panel: "Axes", events: Events, lanes: Sequence[int], names: Sequence[str], seconds: float, label: str
 ) -> None:
-    """A bar for each event, in the lane of its class."""
+    """Draws a bar for each event, in the lane of its class."""
     for number, lane in enumerate(lanes):
         spans = [(onset, offset - onset) for onset, offset, kind in events.tolist() if int(kind) == lane]
         panel.broken_barh(spans, (number - 0.38, 0.76), facecolors=_colour(number))
@@ -97,7 +97,7 @@ def _spectrogram(panel: "Axes", one: Heard, axes: MapAxes) -> None:
 
 
 def draw_f1(events: Mapping[str, float | None], segments: Mapping[str, float | None]) -> "Figure":
-    """Event and segment F1 of each class; none where it is not defined."""
+    """Draws event and segment F1 per class; undefined values are marked."""
     names = list(events)
     figure = _figure((6.4, min(max(0.36 * len(names) + 1.5, 2.8), 30.0)))
     panel = figure.subplots()
@@ -121,7 +121,7 @@ def draw_f1(events: Mapping[str, float | None], segments: Mapping[str, float | N
 
 
 def draw_psd_curve(curve: Mapping[str, Any]) -> "Figure":
-    """True positive rates over effective false positives an hour, of each class and of all."""
+    """Draws the true positive rate over effective false positives per hour, for each class and for all together."""
     points = curve["false_positives_an_hour"]
     figure = _figure((6.8, 4.2))
     panel = figure.subplots()

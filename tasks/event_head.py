@@ -1,4 +1,4 @@
-"""The head of sound events: feature maps -> a score of each class in every frame.
+"""Head for sound event detection: feature maps -> class scores per frame.
 
 Shapes: B samples of V maps each, N = B·V, Ci channels of feature map i, C channels inside the head, K classes, H and W
 of a feature map, T its W at the first stage, F frames.
@@ -15,23 +15,24 @@ POOLS = ("mean", "max", "both")
 
 
 class EventHead(nn.Module):
-    """Frequency pooled -> one width -> the time of the finest map -> convolution over time -> scores of frames.
+    """Pooling over frequency -> linear layers to C channels -> upsampling to the time resolution of the finest map ->
+    convolution over time -> frame scores.
 
-    Several classes may sound at once: a score is the logit of one class alone.
+    Multi-label: a score is the logit of an independent binary classifier per class.
 
     Args:
         in_channels: Ci, from the backbone.
-        strides: columns of a map a step of each feature map, from the backbone.
+        strides: of the feature maps, from the backbone.
         num_classes: K, from the data.
         channels: C.
         reads: `pyramid`: all feature maps; `last`: the last one.
-        pool: over frequency: `mean`, `max`, or `both` side by side.
-        kernel_size: steps of the finest map that the convolution sees.
+        pool: over frequency: `mean`, `max`, or `both` concatenated.
+        kernel_size: of the convolution over time, in steps of the finest map used.
         dropout: before the scores.
-        prior: probability that is said of every class before anything is learnt: most frames are silent.
+        prior: probability of every class at initialisation; low, since most frames are silent.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class EventHead(nn.Module):
         return logits_BKF.transpose(1, 2)
 
     def pooled(self, x_NCHW: Tensor) -> Tensor:
-        """A feature map without its rows, ``(N, C, W)``, or ``(N, 2C, W)`` with both poolings."""
+        """A feature map pooled over its rows, ``(N, C, W)``, or ``(N, 2C, W)`` with both poolings."""
         if self.pool == "mean":
             return x_NCHW.mean(dim=-2)
         largest_NCW = x_NCHW.amax(dim=-2)
@@ -97,7 +98,7 @@ class EventHead(nn.Module):
 
 
 def stretched(x_NCT: Tensor, size: int) -> Tensor:
-    """Linear to another length, ends not aligned."""
+    """Linear interpolation to another length, with `align_corners=False`."""
     if x_NCT.shape[-1] == size:
         return x_NCT
     return fn.interpolate(x_NCT, size=size, mode="linear", align_corners=False)

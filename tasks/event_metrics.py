@@ -1,14 +1,14 @@
-"""How well sound events are found: event F1, segment F1 and PSDS, in plain numpy.
+"""Metrics of sound event detection in plain numpy: event F1, segment F1 and PSDS.
 
-Events of one recording are an array ``(E, 3)``: onset and offset in seconds, class index. Every measure is made of
-counts that add up over recordings.
+Events of one recording are an array ``(E, 3)``: onset and offset in seconds, class index. Every metric is computed from
+counts that are summed over recordings.
 
-- Event F1 (Mesaros et al. 2016, "Metrics for polyphonic sound event detection", as sed_eval computes it): an event is
-  found by one of its class whose onset and offset lie within a collar; each finds at most one (the largest such
-  matching).
-- Segment F1 (the same paper): a class is there or not in every second.
+- Event F1 (Mesaros et al. 2016, "Metrics for polyphonic sound event detection", as sed_eval computes it): a true event
+  matches a predicted one of its class if onset and offset lie within a collar; matching is one-to-one (maximum
+  bipartite matching).
+- Segment F1 (the same paper): presence or absence of a class in every one-second segment.
 - PSDS (Bilen et al. 2020, arXiv 1910.08440, as psds_eval computes it): the area under the curve of the true positive
-  rate over the rate of false positives, both by how far events cover each other, at 50 thresholds.
+  rate over the false positive rate, both based on the overlap of events, at 50 thresholds.
 
 Shapes: E events, K classes, M thresholds.
 """
@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 Events = NDArray[np.float64]  # (E, 3)
 Counts = NDArray[np.float64]
 
-ROUNDING = 1e-9  # seconds; times that were calculated are not exact
+ROUNDING = 1e-9  # seconds; tolerance for rounding errors
 HOUR = 3600.0
 THRESHOLDS = tuple((np.arange(50) * 2 + 1) / 100)  # 0.01, 0.03, …, 0.99
 
 
 def no_events() -> Events:
-    """Of a recording in which nothing sounds."""
+    """An empty array of events."""
     return np.zeros((0, 3))
 
 
 @dataclass(frozen=True)
 class Collars:
-    """How near an event must be.
+    """Tolerances of onset and offset in event F1.
 
     Args:
-        onset: seconds between the onsets, at most.
-        offset: seconds between the offsets, at most, or
-        offset_part: so much of the true event's length, whichever is more.
+        onset: maximum difference of the onsets in seconds.
+        offset: maximum difference of the offsets in seconds.
+        offset_part: the same as a fraction of the true event's length; the larger of the two applies.
 
     Raises:
         ValueError: negative values.
@@ -58,7 +58,8 @@ class Collars:
 def event_counts(
     truth: Events, found: Events, classes: int, collars: Collars | None = None
 ) -> tuple[Counts, list[tuple[int, int]]]:
-    """Of one recording: hits, true events and found events of each class, ``(3, K)``; and the pairs that are hits."""
+    """Counts of one recording: hits, true events and predicted events per class, ``(3, K)``; and the matched pairs of
+    indices (true, predicted)."""
     counts = np.zeros((3, classes))
     pairs: list[tuple[int, int]] = []
     for label in range(classes):
@@ -71,7 +72,7 @@ def event_counts(
 
 
 def _near(truth: Events, found: Events, collars: Collars) -> NDArray[np.bool_]:
-    """Which true event (rows) each found one (columns) may be."""
+    """Whether each true event (rows) and each predicted one (columns) lie within the collars."""
     length = (truth[:, 1] - truth[:, 0])[:, None]
     onset = np.abs(truth[:, None, 0] - found[None, :, 0]) <= collars.onset + ROUNDING
     allowed = np.maximum(collars.offset, collars.offset_part * length)
@@ -81,7 +82,7 @@ def _near(truth: Events, found: Events, collars: Collars) -> NDArray[np.bool_]:
 
 
 def largest_matching(possible: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """As many pairs of a row and a column as can be made, each in one pair at most (augmenting paths).
+    """Maximum bipartite matching of rows and columns (augmenting paths).
 
     >>> largest_matching(np.array([[True, True], [True, False]]))
     [(0, 1), (1, 0)]
@@ -89,7 +90,7 @@ def largest_matching(possible: NDArray[np.bool_]) -> list[tuple[int, int]]:
     row_of: dict[int, int] = {}  # column -> row
 
     for start in range(possible.shape[0]):
-        # Breadth first, so that long recordings do not meet Python's limit of recursion.
+        # Breadth first, so that long recordings do not exceed Python's recursion limit.
         came_from: dict[int, int] = {}  # column -> row from which it was reached
         queue, end = [start], None
         while queue and end is None:
@@ -103,16 +104,16 @@ def largest_matching(possible: NDArray[np.bool_]) -> list[tuple[int, int]]:
                     break
                 queue.append(row_of[column])
         column_of = {row: column for column, row in row_of.items()}
-        while end is not None:  # along the path, every row takes the column by which it was left
+        while end is not None:  # along the augmenting path, every row takes the next column
             row = came_from[end]
             row_of[end], end = row, column_of.get(row)
     return sorted((row, column) for column, row in row_of.items())
 
 
 def segment_counts(truth: Events, found: Events, classes: int, seconds: float = 1.0) -> Counts:
-    """Of one recording: segments where a class is and was found, where it is, and where it was found, ``(3, K)``.
+    """Counts of one recording: true positive, true and predicted segments per class, ``(3, K)``.
 
-    An event is in every segment that it touches.
+    An event is active in every segment that it touches.
     """
     counts = np.zeros((3, classes))
     for label in range(classes):
@@ -130,7 +131,7 @@ def _segments(events: Events, seconds: float) -> set[int]:
 
 
 def f1_of(counts_3K: Counts) -> Counts:
-    """F1 of each class, ``(K,)``, from hits, true and found; NaN where a class is neither there nor found."""
+    """F1 per class, ``(K,)``, from hits, true and predicted counts; NaN for classes neither present nor predicted."""
     hits, true, found = counts_3K
     with np.errstate(invalid="ignore", divide="ignore"):
         value: Counts = 2 * hits / (true + found)
@@ -138,7 +139,7 @@ def f1_of(counts_3K: Counts) -> Counts:
 
 
 def micro_f1_of(counts_3K: Counts) -> float:
-    """F1 of all classes together; NaN where there is nothing."""
+    """Micro-averaged F1; NaN without any true or predicted event."""
     return float(f1_of(counts_3K.sum(axis=1, keepdims=True))[0])
 
 
@@ -147,22 +148,22 @@ def micro_f1_of(counts_3K: Counts) -> float:
 
 @dataclass(frozen=True)
 class PSDSettings:
-    """What counts as found, and what false alarms cost; the values of the paper's first scenario in the DCASE
-    challenge (events are placed exactly in time).
+    """Settings of PSDS; the defaults are those of scenario 1 of the DCASE challenge (precise localisation in time).
 
     Args:
-        dtc: detection tolerance: a detection counts where at least this part of it lies in true events of its class;
-            else it is a false positive.
-        gtc: ground truth intersection: an event is found where detections that count cover at least this part of it.
-        cttc: cross-trigger tolerance: a false positive of which at least this part lies in events of another class is a
-            cross trigger.
-        alpha_ct: weight of the mean rate of cross triggers, added to the rate of false positives.
-        alpha_st: weight of the standard deviation over classes, taken from the mean true positive rate.
-        e_max: false positives an hour up to which the curve is measured.
-        thresholds: of scores, in rising order; a curve is known at these only, so the area is one from below.
+        dtc: detection tolerance criterion: a detection is valid if at least this fraction of it lies in true events of
+            its class; otherwise it is a false positive.
+        gtc: ground truth intersection criterion: an event is found if valid detections cover at least this fraction of
+            it.
+        cttc: cross-trigger tolerance criterion: a false positive of which at least this fraction lies in events of
+            another class is a cross trigger.
+        alpha_ct: weight of the mean cross-trigger rate, which is added to the false positive rate.
+        alpha_st: weight of the standard deviation over classes, which is subtracted from the mean true positive rate.
+        e_max: maximum number of false positives per hour of the curve.
+        thresholds: of scores, in ascending order; the curve is known only at these, so the area is a lower bound.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     dtc: float = 0.7
@@ -184,16 +185,15 @@ class PSDSettings:
 
 @dataclass
 class PSDCounts:
-    """What adds up over recordings.
+    """The counts of PSDS, summed over recordings.
 
     Args:
         found: true events found at each threshold, ``(M, K)``.
         false: false positives, ``(M, K)``.
-        cross: of these the cross triggers, detected class by true class, ``(M, K, K)``; not counted, ``(M, 0, 0)``,
-            where they cost nothing.
-        events: true events, ``(K,)``.
-        sounding: seconds of them, ``(K,)``.
-        seconds: of the recordings.
+        cross: cross triggers among them, detected class by true class, ``(M, K, K)``; ``(M, 0, 0)`` if `alpha_ct` is 0.
+        events: number of true events, ``(K,)``.
+        sounding: their total length in seconds, ``(K,)``.
+        seconds: total length of the recordings.
     """
 
     found: Counts
@@ -207,7 +207,7 @@ class PSDCounts:
 def psd_counts(
     truth: Events, found: Sequence[Events], seconds: float, classes: int, settings: PSDSettings | None = None
 ) -> PSDCounts:
-    """Of one recording; `found` are the detections at each threshold. Events of a class do not overlap."""
+    """Counts of one recording; `found` are the detections at each threshold. Events of a class must not overlap."""
     settings = settings or PSDSettings()
     size, crossing = len(found), classes if settings.alpha_ct else 0
     counts = PSDCounts(
@@ -238,7 +238,7 @@ def psd_counts(
 
 
 def _shared(one: Events, other: Events) -> NDArray[np.float64]:
-    """Seconds that each of some events shares with each of others."""
+    """Pairwise overlap of events in seconds."""
     begin = np.maximum(one[:, None, 0], other[None, :, 0])
     end = np.minimum(one[:, None, 1], other[None, :, 1])
     shared: NDArray[np.float64] = (end - begin).clip(min=0)
@@ -246,15 +246,15 @@ def _shared(one: Events, other: Events) -> NDArray[np.float64]:
 
 
 def psd_curve(counts: PSDCounts, settings: PSDSettings | None = None) -> tuple[Counts, Counts, Counts]:
-    """The curve: effective false positives an hour, ``(P,)``; each class's true positive rate there, ``(P, K)``, NaN
-    for classes without events; and the effective rate, ``(P,)``. Each value holds up to the next point."""
+    """The PSD-ROC curve, a step function of P points: effective false positives per hour, ``(P,)``; true positive rate
+    per class, ``(P, K)``, NaN for classes without events; and the effective true positive rate, ``(P,)``."""
     settings = settings or PSDSettings()
     with np.errstate(invalid="ignore", divide="ignore"):
         rate_MK = counts.found / counts.events
         false_MK = counts.false * HOUR / counts.seconds
     if settings.alpha_ct:
         cross_MKK = counts.cross * HOUR / np.where(counts.sounding > 0, counts.sounding, 1.0)
-        crossed = cross_MKK.sum(axis=2) / max(cross_MKK.shape[2] - 1, 1)  # no class crosses itself
+        crossed = cross_MKK.sum(axis=2) / max(cross_MKK.shape[2] - 1, 1)  # none with a class itself
         false_MK = false_MK + settings.alpha_ct * crossed
     points = np.unique(np.concatenate([[0.0], false_MK.reshape(-1), [settings.e_max]]))
     points = points[points <= settings.e_max]
@@ -266,11 +266,11 @@ def psd_curve(counts: PSDCounts, settings: PSDSettings | None = None) -> tuple[C
     if not there.any():
         return points, rates, np.full(len(points), np.nan)
     mean, deviation = rates[:, there].mean(axis=1), rates[:, there].std(axis=1)
-    return points, rates, (mean - settings.alpha_st * deviation).clip(min=0)  # as sed_scores_eval has it
+    return points, rates, (mean - settings.alpha_st * deviation).clip(min=0)  # as in sed_scores_eval
 
 
 def _best_so_far(false_M: Counts, rate_M: Counts, points: Counts) -> Counts:
-    """The largest true positive rate that is had with at most so many false positives; 0 where none is."""
+    """The largest true positive rate with at most `points` false positives per hour; 0 if there is none."""
     if np.isnan(rate_M).any():
         return np.full(len(points), np.nan)
     allowed = false_M[None, :] <= points[:, None]
@@ -279,7 +279,7 @@ def _best_so_far(false_M: Counts, rate_M: Counts, points: Counts) -> Counts:
 
 
 def psds_of(counts: PSDCounts, settings: PSDSettings | None = None) -> float:
-    """The area under the effective curve up to `e_max`, as a part of the largest possible; NaN without any event."""
+    """PSDS: the area under the effective curve up to `e_max`, normalised to [0, 1]; NaN without any event."""
     settings = settings or PSDSettings()
     points, _, effective = psd_curve(counts, settings)
     return float((np.diff(points) * effective[:-1]).sum() / settings.e_max)

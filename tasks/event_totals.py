@@ -1,4 +1,4 @@
-"""What a split's recordings add up to: counts of events, segments, frames and of PSDS.
+"""Metrics of sound events over a split, from summed counts of events, segments, frames and PSDS.
 
 Shapes: K classes, M thresholds.
 """
@@ -13,7 +13,7 @@ from tasks.event_metrics import PSDCounts, PSDSettings, f1_of, micro_f1_of, psds
 
 
 class FrameTotals(Metric):
-    """Frames in which each class is and is said to be: F1 of frames.
+    """Frame-level F1, averaged over classes.
 
     Args:
         classes: K.
@@ -28,21 +28,21 @@ class FrameTotals(Metric):
         self.add_state("frames", torch.zeros(3, classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, said_PK: Tensor, target_PK: Tensor) -> None:
-        """Yes or no of each frame and class, (P, K) both."""
+        """Adds binary predictions and targets per frame and class, both (P, K)."""
         said_PK, target_PK = said_PK.double(), target_PK.double()
         self.frames += torch.stack([(said_PK * target_PK).sum(0), target_PK.sum(0), said_PK.sum(0)])
 
     def compute(self) -> Tensor:
-        """The mean over classes that are there or said to be; NaN where none is."""
+        """The mean over classes that are present or predicted; NaN if there is none."""
         return torch.tensor(mean_of_defined(f1_of(self.frames.cpu().numpy())))
 
 
 class EventTotals(Metric):
-    """Counts of events, of segments and of PSDS.
+    """Event F1, segment F1 and PSDS.
 
     Args:
         classes: K.
-        psds: what PSDS counts.
+        psds: settings of PSDS.
 
     Attributes:
         of_split: after `compute`, the counts by name: `events` and `segments` (3, K), and `psd`.
@@ -72,7 +72,7 @@ class EventTotals(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, events: NDArray[np.float64], segments: NDArray[np.float64], psd: PSDCounts) -> None:
-        """Counts of one recording."""
+        """Adds the counts of one recording."""
         added = {
             "events": events,
             "segments": segments,
@@ -88,7 +88,7 @@ class EventTotals(Metric):
             setattr(self, name, state + torch.as_tensor(value, dtype=torch.float64, device=state.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over classes of F1, F1 of all together (`…_micro`), and PSDS."""
+        """Class-averaged F1, micro-averaged F1 (`…_micro`), and PSDS."""
         events, segments, found, false, cross, true, sounding, seconds = (
             getattr(self, name).cpu().numpy()
             for name in ("events", "segments", "found", "false", "cross", "true", "sounding", "seconds")
@@ -106,6 +106,6 @@ class EventTotals(Metric):
 
 
 def mean_of_defined(values_K: NDArray[np.float64]) -> float:
-    """The mean without NaN; NaN where there is nothing else."""
+    """The mean ignoring NaN; NaN if all values are NaN."""
     defined = values_K[~np.isnan(values_K)]
     return float(defined.mean()) if len(defined) else float("nan")

@@ -1,5 +1,4 @@
-"""Forecast heads: the backbone's features of V maps -> the next steps of every variate, in the data's own
-units.
+"""Forecast heads: the backbone's features of V maps -> the next T steps of every variate, in the data's own units.
 
 Shapes: B batch, V maps per sample, N variates, T horizon, C channels, H height, W width, R rows and P columns
 of a folded map in values; M = B·V.
@@ -16,19 +15,19 @@ from backbone.unireplknet import LayerNorm2d
 
 
 def undo_normalisation(forecast_BTN: Tensor, context: dict[str, Tensor]) -> Tensor:
-    """Bring a forecast back to the scale of its own window (reversible instance normalisation, RevIN, Kim et
-    al. 2022): `loc` and `scale` are (B, N)."""
+    """Denormalises a forecast to the scale of its window (reversible instance normalisation, RevIN, Kim et al. 2022):
+    `loc` and `scale` are (B, N)."""
     return forecast_BTN.float() * context["scale"][:, None] + context["loc"][:, None]
 
 
 class KnownFuture(nn.Module):
-    """What covariates add to every step of a forecast, on the scale of its window: (B, T, N).
+    """An additive term from covariates for every step of a forecast, on the scale of its window: (B, T, N).
 
-    A small network reads each step by itself: the known covariates of the step, how far they are from their mean in
-    the look-back, and the static ones. It starts as zero.
+    An MLP is applied to each step separately. Its inputs are the known covariates of the step, their difference from
+    their mean in the look-back, and the static covariates. Its last layer is initialised with zeros.
 
     Args:
-        known, static: how many covariates there are of each kind.
+        known, static: number of known and of static covariates.
         variates: N.
         horizon: T.
         hidden: width.
@@ -56,25 +55,25 @@ class KnownFuture(nn.Module):
 
 
 def known_future(covariates: tuple[int, int], variates: int, horizon: int, hidden: int) -> KnownFuture | None:
-    """The part of a head that reads covariates; `None` where there are none."""
+    """The covariate module of a head; `None` without covariates."""
     return KnownFuture(*covariates, variates, horizon, hidden) if any(covariates) else None
 
 
 class MapForecastHead(nn.Module):
-    """Reads the forecast off the pixels of the future in a folded map.
+    """Predicts the forecast as the future pixels of a folded map.
 
-    The four feature maps are brought to one width and to the finest map's size and added up; each of its
-    pixels then gives `cell`² values, and the last rows, read in order of time, are the forecast.
+    The four feature maps are projected to one width, upsampled to the finest map's size and summed; each pixel then
+    predicts `cell`² values, and the last rows, flattened in order of time, are the forecast.
 
     Args:
         widths: channels of the four feature maps.
         grid: (R, P).
-        cell: side of the square of values a pixel of the finest feature map stands for.
+        cell: side of the square of values that a pixel of the finest feature map represents.
         horizon: T.
-        hidden: width of the common map.
+        hidden: width of the summed map.
         dropout: rate before the last convolution.
-        covariates: how many known and how many static ones there are (`KnownFuture`).
-        variates: N; needed where there are any.
+        covariates: number of known and of static covariates (`KnownFuture`).
+        variates: N; required with covariates.
     """
 
     def __init__(
@@ -124,18 +123,18 @@ class MapForecastHead(nn.Module):
 class TokenForecastHead(nn.Module):
     """Decodes the last feature map of every token map into the next steps of its group of variates.
 
-    Normalised, brought to `hidden` channels, flattened (so that places in the map, which are times, stay
-    apart) and mapped linearly.
+    Layer norm, 1 × 1 convolution to `hidden` channels, flattening (which keeps the positions, i.e. times, apart) and a
+    linear layer.
 
     Args:
         in_features: channels of the last feature map.
         size: its height and width.
         group: variates of a map.
         horizon: T.
-        hidden: channels kept of each pixel.
+        hidden: channels of each pixel after the convolution.
         dropout: rate before the last linear layer.
-        covariates: how many known and how many static ones there are (`KnownFuture`).
-        variates: N; needed where there are any.
+        covariates: number of known and of static covariates (`KnownFuture`).
+        variates: N; required with covariates.
     """
 
     def __init__(
@@ -171,12 +170,11 @@ class TokenForecastHead(nn.Module):
 def forecast_head(
     hidden: int = 64, dropout: float = 0.0, **sizes: Any
 ) -> MapForecastHead | TokenForecastHead:
-    """The head that suits the maps: `MapForecastHead` where they have pixels for the future, else
-    `TokenForecastHead`.
+    """The head for the type of maps: `MapForecastHead` if they have pixels for the future, else `TokenForecastHead`.
 
     Args:
-        hidden, dropout: see either.
-        sizes: what `ForecastingTask.head_sizes` found, either head's other arguments.
+        hidden, dropout: see either head.
+        sizes: the head's other arguments, from `ForecastingTask.head_sizes`.
     """
     head = MapForecastHead if "grid" in sizes else TokenForecastHead
     return head(hidden=hidden, dropout=dropout, **sizes)

@@ -27,12 +27,12 @@ log = logging.getLogger("widefield")
 BASELINES = ("naive", "seasonal_naive")
 LOSS_SCALES = ("standardised", "own_units")
 SINGLE_DIGITS = 7
-SHOWN = 4  # windows of the test split that are kept for pictures …
-SHOWN_VARIATES = 8  # … and how many of their variates, the last ones, where a table's target usually stands
+SHOWN = 4  # number of test windows kept for figures …
+SHOWN_VARIATES = 8  # … and of their variates: the last ones, usually including a table's target
 
 
 class ForecastErrors(Metric):
-    """Squared and absolute errors of every step and variate, added up over all windows, whatever the batches.
+    """Squared and absolute errors per step and variate, summed over all windows, independent of the batch size.
 
     Args:
         horizon, variates: T and N.
@@ -52,7 +52,7 @@ class ForecastErrors(Metric):
         self.add_state("windows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> None:
-        """Add windows; a NaN in `truth_BTN` is a missing value and does not count."""
+        """Adds windows; a NaN in `truth_BTN` is a missing value and is ignored."""
         error_BTN = (forecast_BTN - truth_BTN).detach().double()
         seen_BTN = ~torch.isnan(truth_BTN)
         error_BTN = torch.where(seen_BTN, error_BTN, 0.0)
@@ -62,34 +62,34 @@ class ForecastErrors(Metric):
         self.windows += len(error_BTN)
 
     def compute(self) -> Tensor:
-        """Means over windows, squared and absolute: (2, T, N); NaN where no value was observed."""
+        """Mean squared and absolute errors over windows, (2, T, N); NaN where no value was observed."""
         return torch.stack([self.squared, self.absolute]) / self.count
 
     def observed(self) -> tuple[int, int]:
-        """How many targets were observed and how many missing, in all."""
+        """Total number of observed and of missing targets."""
         seen = int(self.count.sum())
         return seen, int(self.windows) * self.count.numel() - seen
 
 
 class ForecastingTask(Task):
-    """Learns the horizon from the look-back.
+    """Multivariate forecasting of the horizon from the look-back window.
 
-    The network answers in the data's own units; MSE and MAE are on the standardised scale (mean and standard
-    deviation of the training split), as published tables are; the loss is on either. A test also measures two
-    forecasts that learn nothing, `naive` (the last value stays) and `seasonal_naive` (the last season repeats),
-    and the errors in own units.
+    The network predicts in the data's own units; MSE and MAE are on the standardised scale (mean and standard
+    deviation of the training split), as in published tables; the loss is on either scale. A test also evaluates two
+    baselines, `naive` (repeats the last value) and `seasonal_naive` (repeats the last season), and the errors in own
+    units.
 
-    Targets that are missing (NaN) count neither in the loss nor in a metric; a test reports how many were observed.
-    Where samples come on a scale of their own (`level` and `unit`, see `SeriesData`) the network answers on that
-    scale, which is the standardised one, and answers are brought back to own units in double precision.
+    Missing targets (NaN) are ignored in the loss and the metrics; a test reports the number of observed ones.
+    If samples have a scale of their own (`level` and `unit`, see `SeriesData`), the network predicts on that scale,
+    which is the standardised one, and predictions are converted to own units in double precision.
 
     Data info: `variates` (names), `mean` and `std` of each, `horizon`, `season` in steps, `frequency`;
     `scaled`, `gaps`.
 
     Args:
         loss: (forecast (B, T, N), truth (B, T, N)) -> scalar, e.g. `torch.nn.MSELoss`.
-        loss_in: `standardised`, where all variates count alike, or `own_units`, where those of large variance count
-            more.
+        loss_in: scale of the loss: `standardised`, which weights all variates equally, or `own_units`, which gives
+            variates of large variance more weight.
         **settings: see `Task`.
     """
 
@@ -117,7 +117,7 @@ class ForecastingTask(Task):
         names = ("train", "val", "test", "own", *BASELINES)
         self.errors = nn.ModuleDict({f"{name}_errors": ForecastErrors(*size) for name in names})
         self.examples: list[dict[str, Any]] = []
-        self.wanted: set[int] = set()  # windows of the test split to keep
+        self.wanted: set[int] = set()  # indices of the test windows to keep
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # MSE and MAE of the last test, (T, N)
         self.own_units: tuple[Tensor, Tensor] | None = None  # MSE and MAE of every variate, in own units
 
@@ -185,8 +185,8 @@ class ForecastingTask(Task):
         return {"loss": loss, "output": forecast_BTN.detach()}
 
     def _loss(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> Tensor:
-        """The loss of the observed targets; 0 where a batch has none."""
-        # New data may have gaps where those of the training had none.
+        """The loss of the observed targets; 0 if a batch has none."""
+        # New data may have gaps even if the training data have none.
         if self.data_info.get("gaps", False) or (not self.training and bool(torch.isnan(truth_BTN).any())):
             seen_BTN = ~torch.isnan(truth_BTN)
             if not seen_BTN.any():
@@ -212,7 +212,7 @@ class ForecastingTask(Task):
         return {name: value.float() for name, value in values.items()}
 
     def _test_metrics(self) -> dict[str, Tensor]:
-        """Errors in own units, those of the baselines, and how many targets there were."""
+        """Errors in own units, errors of the baselines, and the number of observed targets."""
         errors = self._errors_of("test")
         mse_TN, mae_TN = errors.compute()
         self.found = {"model": (mse_TN, mae_TN)}
@@ -241,7 +241,7 @@ class ForecastingTask(Task):
         self.wanted = {samples * (2 * number + 1) // (2 * SHOWN) for number in range(SHOWN)}
 
     def _keep_examples(self, batch: Batch, forecast_BTN: Tensor) -> None:
-        """Keep `SHOWN` windows, evenly spread over the test split."""
+        """Keeps `SHOWN` windows, evenly spread over the test split."""
         for position, index in enumerate(batch.index.tolist()):
             if index in self.wanted:
                 raw = {name: value[position] for name, value in batch.raw.items()}
@@ -252,7 +252,7 @@ class ForecastingTask(Task):
                 )
 
     def _example(self, raw: dict[str, Tensor], forecast_TN: Tensor) -> dict[str, Any]:
-        """A window and its forecast as plain values, a list a variate."""
+        """A window and its forecast as plain values, one list per variate."""
         past_LN = in_own_units(raw["values"], raw)
         return {
             "variates": self.variates[-SHOWN_VARIATES:],
@@ -264,7 +264,7 @@ class ForecastingTask(Task):
         }
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: errors by variate (own units) and by step (standardised), and windows to look at."""
+        """After a test: errors per variate (own units) and per step (standardised), and example windows."""
         if not self.found:
             return {}
         assert self.own_units is not None
@@ -329,7 +329,7 @@ class ForecastingTask(Task):
     def _test_rows(
         self, raw: dict[str, Tensor], truth_TN: Tensor, forecast_TN: Tensor
     ) -> list[dict[str, Any]]:
-        """A row a step, in the data's own units."""
+        """One row per step, in the data's own units."""
         dates = dates_of(raw)[len(raw["values"]) :]
         kept_N = digits(raw, len(self.variates))
         truths, forecasts = in_own_units(truth_TN, raw).tolist(), in_own_units(forecast_TN, raw).tolist()
@@ -349,21 +349,21 @@ class ForecastingTask(Task):
 
 
 def in_own_units(values_XN: Tensor, raw: dict[str, Tensor]) -> Tensor:
-    """Values of one sample in the data's own units, in double precision where it has a level and a unit."""
+    """Values of one sample in the data's own units, in double precision if it has a level and a unit."""
     if "level" not in raw:
         return values_XN
     return values_XN.double() * raw["unit"].double() + raw["level"].double()
 
 
 def dates_of(raw: dict[str, Tensor]) -> list[str]:
-    """The dates of one sample, past and future, as a person reads them."""
+    """The dates of one sample, past and future, as strings (see `readable`)."""
     seconds = raw["date"].tolist()
     offsets = raw["offset"].tolist() if "offset" in raw else [NO_ZONE] * len(seconds)
     return [readable(second, offset) for second, offset in zip(seconds, offsets, strict=True)]
 
 
 def digits(raw: dict[str, Tensor], variates: int) -> list[int]:
-    """Significant digits a forecast of every variate holds: those of single precision, and those of its level."""
+    """Significant digits of the forecast of every variate: those of single precision, plus those due to its level."""
     if "level" not in raw:
         return [SINGLE_DIGITS] * variates
     ratio_N = (raw["level"].abs() / raw["unit"]).tolist()
@@ -375,13 +375,13 @@ def _none_for_nan(values: list[float]) -> list[float | None]:
 
 
 def naive(past_BLN: Tensor, horizon: int, season: int) -> Tensor:
-    """Repeat the last `season` steps over the horizon: (B, T, N); a season of 1 repeats the last value."""
+    """Repeats the last `season` steps over the horizon: (B, T, N); a season of 1 repeats the last value."""
     last_BSN = past_BLN[:, past_BLN.shape[1] - season :]
     return last_BSN.repeat(1, -(-horizon // season), 1)[:, :horizon]
 
 
 def columns(x_XN: Tensor) -> list[list[float]]:
-    """(any steps, N) -> a list a variate."""
+    """(any number of steps, N) -> one list per variate."""
     plain: list[list[float]] = x_XN.detach().to("cpu", torch.float64).T.tolist()
     return plain
 
@@ -390,7 +390,7 @@ def readable(seconds: int, offset: int = NO_ZONE) -> str:
     """A point in time as `2016-07-01 00:00:00`, or with its offset from UTC in seconds as
     `2016-07-01T00:00:00+02:00`."""
     if offset == NO_ZONE:
-        # Counted by hand: the system's calendar knows no dates before 1901 or after 2038 everywhere.
+        # Not `fromtimestamp`: some systems do not support dates before 1901 or after 2038.
         return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M:%S")
     zone = timezone(timedelta(seconds=offset))
     return (
@@ -399,5 +399,5 @@ def readable(seconds: int, offset: int = NO_ZONE) -> str:
 
 
 def round_to(value: float, digits: int) -> float:
-    """Round to significant digits."""
+    """Rounds to a number of significant digits."""
     return float(f"{value:.{digits}g}")

@@ -1,4 +1,4 @@
-"""Pictures of forecasts: windows with what came before and the truth, folded by their period; how errors grow."""
+"""Figures of forecasts: windows with past, truth and forecast; windows folded by their period; error per step."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def draw_forecasts(forecasts: Sequence[dict[str, Any]], most: int = 3) -> "Figure":
-    """Draw forecasts with their context, and the truth where it is known: a row a window, a column a variate.
+    """Draws forecasts with their past, and the truth if known: one row per window, one column per variate.
 
     Args:
-        forecasts: each with `variates`, `step`, `start` (date of the first step to come), and `past`, `forecast` and
-            perhaps `truth`, a list of values for each variate.
-        most: variates to draw, the last ones, where a table's target usually stands.
+        forecasts: each with `variates`, `step`, `start` (date of the first forecast step), and `past`, `forecast` and
+            optionally `truth`, one list of values per variate.
+        most: maximum number of variates to draw: the last ones, since a table's target is usually its last column.
     """
     names = forecasts[0]["variates"]
     chosen = range(max(len(names) - most, 0), len(names))
@@ -45,8 +45,8 @@ def draw_forecasts(forecasts: Sequence[dict[str, Any]], most: int = 3) -> "Figur
 
 
 def draw_folded(forecasts: Sequence[dict[str, Any]]) -> "Figure | None":
-    """Draw one window folded by its period, past above the line and future below: forecast beside
-    truth; None: it has no period."""
+    """Draws one window folded by its period, past above the line and future below, with truth and forecast side by
+    side; returns None if it has no period."""
     example = forecasts[-1]
     period, past = int(example["period"]), example["past"][-1]
     if period < 2:
@@ -84,7 +84,7 @@ def draw_folded(forecasts: Sequence[dict[str, Any]]) -> "Figure | None":
 
 
 def draw_error_by_step(errors: dict[str, Any]) -> "Figure":
-    """Draw how the error grows with the horizon, for the model and the forecasts it is compared with."""
+    """Draws the error per forecast step, for the model and the baselines."""
     figure = _figure((6.4, 3.8))
     panel = figure.subplots()
     for name, means in errors["mse"].items():

@@ -1,4 +1,4 @@
-"""Which parts of a network are kept as they are while the rest is trained."""
+"""Freezing of parts of a network."""
 
 import re
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ def frozen_modules(freeze: str | Sequence[str] | None, backbone: Backbone) -> li
 
     Args:
         freeze: `none`; `all` (everything before the head, which is linear probing where the head is linear); or one or
-            a list of `embedder`, `stem`, `stages.A` and `stages.A-B`, counted from 0 as the parameters are, both ends
-            frozen. A stage goes with the downsampling in front of it; in front of stage 0 there is the stem, which
-            has its own name, because it is what another modality needs anew. The network's own names of its stages
-            (`layer1` of a ResNet) are taken as well.
-        backbone: of the network.
+            a list of `embedder`, `stem`, `stages.A` and `stages.A-B` (inclusive), numbered from 0 as in the parameter
+            names. A stage includes the downsampling layer before it, except for stage 0: the stem before it has a name
+            of its own, because a new modality needs a new stem. The network's own stage names (`layer1` of a ResNet)
+            are accepted as well.
+        backbone: the network's backbone.
 
     Raises:
-        ValueError: anything else, in one sentence.
+        ValueError: any other value.
     """
     words = [freeze] if isinstance(freeze, str) else list(freeze or [])
     if words in ([], ["none"]):

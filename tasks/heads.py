@@ -1,4 +1,4 @@
-"""Heads: the backbone's features of V maps -> one answer per sample.
+"""Classification head: the backbone's features of V maps -> logits of a sample.
 
 Shapes: B batch, V maps per sample, C channels, H height, W width, D features, K classes; N = B·V.
 """
@@ -14,10 +14,10 @@ class ViewFusion(nn.Module):
 
     Args:
         width: D.
-        how: `mean`, `max`, `attention` (a learned weight per view, softmax over views), `temporal` (a residual
-            block along the views, the mean of its output), or `concat` (all views side by side). Only the last two see
-            the order of the views.
-        reach: views that `temporal` looks at on either side of each.
+        how: `mean`, `max`, `attention` (a learned weight per view, softmax over views), `temporal` (a residual block of
+            convolutions along the views, then the mean), or `concat` (concatenation). Only the last two depend on the
+            order of the views.
+        reach: half-width of the kernel of `temporal`, in views.
     """
 
     def __init__(self, width: int, how: str = "mean", reach: int = 2) -> None:
@@ -56,10 +56,10 @@ class ClassificationHead(nn.Module):
     Args:
         in_features: width of the backbone's last stage.
         num_classes: K.
-        fusion: how the V maps of a sample are joined, see `ViewFusion`.
+        fusion: how the V maps of a sample are fused, see `ViewFusion`.
         dropout: rate before the linear layer.
-        init_scale: factor on the linear layer's first values (0.001 in the official fine-tuning of images).
-        views: V, which `concat` must know.
+        init_scale: factor on the linear layer's initial weight (0.001 in the official fine-tuning on images).
+        views: V, required by `concat`.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class ClassificationHead(nn.Module):
             self.linear.weight.mul_(init_scale)
 
     def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor] | None = None) -> Tensor:
-        """Feature maps of N = B·V maps -> logits (B, K); what the embedder says beside its maps is not needed."""
+        """Feature maps of N = B·V maps -> logits (B, K); `context` is ignored."""
         x_BVD = features[-1].mean(dim=(-2, -1)).unflatten(0, (-1, views))
         x_BD = self.norm(self.fusion(x_BVD)) if self.fusion.how == "concat" else self.fusion(self.norm(x_BVD))
         return self.linear(self.dropout(x_BD))
 
     def load_official(self, left_out: dict[str, Tensor]) -> bool:
-        """Take the norm and, where the classes agree, the linear layer of an official classifier.
+        """Loads the norm and, if the number of classes matches, the linear layer of an official classifier.
 
-        A norm over several views starts anew. Returns whether the linear layer was taken.
+        A norm over several concatenated views is not loaded. Returns whether the linear layer was loaded.
         """
         if "norm.weight" in left_out and left_out["norm.weight"].shape == self.norm.weight.shape:
             self.norm.load_state_dict({"weight": left_out["norm.weight"], "bias": left_out["norm.bias"]})
@@ -104,7 +104,7 @@ class ClassificationHead(nn.Module):
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
-    """Class indices (B,) -> (B, K) float; targets that already are (B, K) pass through."""
+    """Class indices (B,) -> one-hot (B, K) float; targets of shape (B, K) are only cast."""
     if target.ndim == 1:
         return torch.nn.functional.one_hot(target, num_classes).float()
     return target.float()

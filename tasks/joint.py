@@ -1,7 +1,8 @@
-"""Several tasks trained together around one backbone: every step is a batch of one of them.
+"""Joint (multi-task) training on a shared backbone: every step is a batch of one of the tasks.
 
-Each member stays a whole `Task` with a network of its own; the backbones in these networks share their modules
-(`backbone.sharing`). So a member of a joint checkpoint is the checkpoint of an ordinary task: see `member_state`.
+Each member is a complete `Task` with its own network; the backbones of these networks share modules
+(`backbone.sharing`). The weights of an ordinary task can therefore be extracted from a joint checkpoint: see
+`member_state`.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,16 +37,15 @@ class FixedWeights(nn.Module):
         return self.weights[name] * loss
 
     def learnt(self, name: str) -> Tensor | None:
-        """The factor of a task's loss, if it is learnt."""
+        """The learnt factor of a task's loss; None if the weights are fixed."""
         return None
 
 
 class UncertaintyWeights(FixedWeights):
-    """Weights learnt from the losses, as the noise of each task (Kendall et al. 2018, arXiv 1705.07115, section 3.2).
+    """Homoscedastic uncertainty weighting (Kendall et al. 2018, arXiv 1705.07115, section 3.2).
 
-    With s = log sigma² of a task, its loss L counts as exp(-s) / 2 · L + s / 2 where it is a squared error (noise is
-    Gaussian), and as exp(-s) · L + s / 2 where it is a cross-entropy (a softmax of scaled logits). The fixed weights
-    multiply the result.
+    With s = log sigma² of a task, its loss L becomes exp(-s) / 2 · L + s / 2 for a squared error (Gaussian noise), and
+    exp(-s) · L + s / 2 for a cross-entropy (softmax of scaled logits). The result is multiplied by the fixed weights.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -65,17 +65,18 @@ WEIGHTINGS: dict[str, type[FixedWeights]] = {"fixed": FixedWeights, "uncertainty
 
 
 def make_weighting(kind: str, weights: Mapping[str, float]) -> FixedWeights:
-    """`fixed` or `uncertainty` weights of the tasks."""
+    """Creates a `fixed` or an `uncertainty` weighting."""
     if kind not in WEIGHTINGS:
         raise ValueError(f"task.weighting must be one of {', '.join(WEIGHTINGS)}, not {kind}")
     return WEIGHTINGS[kind](weights)
 
 
 class JointTask(Training):
-    """Trains its members by turns. A batch says whose it is: `batch.task`.
+    """Trains several tasks alternately; `batch.task` names the task of a batch.
 
-    Metrics carry the member's name, `val/audio/acc`. Beside them stand `val/loss`, the sum of the weighted losses, and
-    `val/score`, the mean over members of the metric that each one monitors, an error e counted as 1 - e.
+    Metric names include the member's name: `val/audio/acc`. In addition there are `val/loss`, the sum of the weighted
+    losses, and `val/score`, the mean of the members' monitored metrics, where a metric e with mode `min` enters as
+    1 - e.
 
     Args:
         members: the tasks, by name; their backbones may share modules.
@@ -147,7 +148,7 @@ class JointTask(Training):
         return name in monitored | {"train/loss", "val/score"}
 
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
-        """The layer of every parameter, by name: those of the members; the weights of the losses are in the last."""
+        """Layer index of every parameter, by name; the learnt loss weights belong to the last layer."""
         layers: dict[str, int] = {}
         for name, member in self.by_task().items():
             inner = member.network.parameter_layers(per_block)
@@ -157,7 +158,7 @@ class JointTask(Training):
 
 
 def with_member(full: str, name: str) -> str:
-    """Full name of a member's metric.
+    """The full name of a member's metric.
 
     >>> with_member("val/acc", "audio")
     'val/audio/acc'
@@ -167,7 +168,7 @@ def with_member(full: str, name: str) -> str:
 
 
 def member_state(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One member's weights out of a joint task's, as those of an ordinary task."""
+    """Extracts a member's weights from a joint state dict, with the parameter names of an ordinary task."""
     prefix = f"{PREFIX}.{name}."
     own = {full.removeprefix(prefix): value for full, value in state.items() if full.startswith(prefix)}
     return plain_stem(own, "network.backbone.")

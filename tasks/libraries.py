@@ -1,4 +1,4 @@
-"""What to say of a library that does not import, and how to cure it. Imports nothing but the standard library."""
+"""Messages for libraries that cannot be imported, with the command that fixes it. Imports only the standard library."""
 
 import os
 import re
@@ -21,11 +21,11 @@ EXTRAS = {
     "mlflow": ("mlflow",),
     "shards": ("aiohttp", "s3fs"),
 }
-OUTSIDE_THE_SET = ("mlflow", "shards")  # they need older releases than constraints.txt has
+OUTSIDE_THE_SET = ("mlflow", "shards")  # need older releases than those in constraints.txt
 INSTALL = (
     f"pip install --force-reinstall {NAME}-*.whl" if INSTALLED else "pip install -c constraints.txt -e ."
 )
-# What loaders of shared libraries say, on Linux, macOS and Windows.
+# Error messages of shared library loaders on Linux, macOS and Windows.
 LOAD_ERRORS = (
     *("undefined symbol", "cannot open shared object", "image not found", "Symbol not found"),
     *("DLL load failed", "not a valid Win32 application", "WinError 126", "WinError 127"),
@@ -33,7 +33,7 @@ LOAD_ERRORS = (
 
 
 def cure(module: str) -> str:
-    """The command that installs a module as it is tested."""
+    """The command that installs a module in the tested version."""
     if module == "open3d" and sys.platform == "linux" and sys.version_info >= (3, 13):
         return "pip install -c constraints.txt -e '.[open3d]' (needs glibc 2.35 and the system's libusb-1.0)"
     for extra, modules in EXTRAS.items():
@@ -43,7 +43,7 @@ def cure(module: str) -> str:
 
 
 def extra_cure(extra: str) -> str:
-    """The command that installs an extra; of a wheel, which may lie anywhere, the packages themselves."""
+    """The command that installs an extra; for an installed wheel, whose file is unknown, it lists the packages."""
     if INSTALLED:
         return f"pip install {' '.join(map(shlex.quote, _packages_of(extra)))}"
     held = "" if extra in OUTSIDE_THE_SET else "-c constraints.txt "
@@ -51,7 +51,7 @@ def extra_cure(extra: str) -> str:
 
 
 def _packages_of(extra: str) -> list[str]:
-    """The requirements of an extra, as the installed package states them."""
+    """The requirements of an extra, from the metadata of the installed package."""
     try:
         lines = requires(NAME) or []
     except PackageNotFoundError:
@@ -61,7 +61,7 @@ def _packages_of(extra: str) -> list[str]:
 
 
 def complaint(module: str, error: BaseException, purpose: str = "") -> str:
-    """One sentence: what does not import, why, what it is needed for, what cures it."""
+    """One sentence: which module cannot be imported, why, what needs it, and the fix."""
     if module in sys.stdlib_module_names:
         return f"{module}, a part of Python, is not there on {sys.platform}: this needs Linux or macOS"
     needed = f", and {purpose} need it" if purpose else ""
@@ -73,7 +73,7 @@ def complaint(module: str, error: BaseException, purpose: str = "") -> str:
 
 
 def complaint_of(error: BaseException) -> str | None:
-    """The sentence for an error that came of importing a library; `None` for any other error."""
+    """The sentence for an error raised by importing a library; `None` for any other error."""
     module = broken_library(error)
     return None if module is None else complaint(module, error)
 
@@ -86,7 +86,7 @@ def reason(error: BaseException) -> str:
 
 
 def broken_library(error: BaseException) -> str | None:
-    """The library whose import failed with this error; `None` for any other error, one of our own files included."""
+    """The library whose import failed with this error; `None` for any other error, including those of our modules."""
     if isinstance(error, OSError):
         if not any(sign in str(error) for sign in LOAD_ERRORS):
             return None
@@ -94,7 +94,7 @@ def broken_library(error: BaseException) -> str | None:
     if not isinstance(error, ImportError):
         return None
     if isinstance(error, ModuleNotFoundError):
-        # What was asked for is missing; where a library asked for it, that library is incomplete.
+        # The requested module is missing, or a dependency that an incompletely installed library requested.
         name = top(error.name)
     else:
         name = _library_of(error) or top(error.name)
@@ -107,7 +107,7 @@ def top(name: str | None) -> str | None:
 
 
 def _library_of(error: BaseException) -> str | None:
-    """The library that failed: the one whose file the message names, or the last one on the way to the error."""
+    """The library that failed: the one whose file the message names, or the last one in the traceback."""
     named = re.search(r"(?:site|dist)-packages[/\\](\w+)", str(error))
     if named:
         return named[1]
@@ -119,5 +119,5 @@ def _library_of(error: BaseException) -> str | None:
         for place in places
         if file.is_relative_to(place)
     ]
-    others = [name for name in passed if name != "torch"]  # the loader of the others' shared libraries
+    others = [name for name in passed if name != "torch"]  # torch loads the shared libraries of others
     return [None, *passed[-1:], *others[-1:]][-1]

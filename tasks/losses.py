@@ -14,11 +14,11 @@ OVER = ("all", "others")
 
 
 class ClassificationLoss(nn.Module):
-    """What the losses share: a weight for each class, known when the classes are.
+    """Base class with class weights, which are built once the class names are known (`set_classes`).
 
     Args:
-        weight: None; a list with one number a class, in the order of the class names; class name -> number (others 1);
-            or `balanced`: measured on the training split (`fit_balance`).
+        weight: None; a list with one number per class, in the order of the class names; class name -> number (others
+            1); or `balanced`: computed from the training split (`fit_balance`).
     """
 
     class_weight: Tensor
@@ -33,10 +33,10 @@ class ClassificationLoss(nn.Module):
         self.fitted = True
 
     def set_classes(self, names: Sequence[str]) -> None:
-        """Make the weights for these classes.
+        """Builds the weights for these classes.
 
         Raises:
-            ValueError: weights for other classes, of another number, or that are not positive.
+            ValueError: unknown class names, a wrong number of weights, or weights that are negative or all 0.
         """
         if self.weight is None:
             return
@@ -64,28 +64,28 @@ class ClassificationLoss(nn.Module):
         return not self.fitted
 
     def fit_balance(self, positives_K: Tensor, samples: int) -> None:
-        """Set the weights from the training split.
+        """Sets the weights from the training split.
 
         Args:
-            positives_K: samples of each class, (K,).
-            samples: all samples.
+            positives_K: number of samples of each class, (K,).
+            samples: total number of samples.
         """
         self.class_weight.copy_(self.balanced(positives_K.float().cpu(), samples))
         self.fitted = True
 
     def balanced(self, positives_K: Tensor, samples: int) -> Tensor:
-        """The weights `balanced` means, (K,)."""
+        """The `balanced` weights, (K,)."""
         raise NotImplementedError
 
 
 class CrossEntropy(ClassificationLoss):
-    """Cross-entropy of `(B, K)` logits and soft targets, the mean over a batch, weighted by each sample's class.
+    """Cross-entropy of `(B, K)` logits and soft targets, averaged over the batch, optionally with class weights.
 
-    With hard targets equal to `torch.nn.CrossEntropyLoss` of class indices, weights and smoothing included.
+    With hard targets, equal to `torch.nn.CrossEntropyLoss` on class indices, including weights and smoothing.
 
     Args:
-        label_smoothing: the part of a target that is spread over the classes.
-        smoothing_over: `all` K classes, or the `others`, K - 1 (as in the official point-cloud recipe).
+        label_smoothing: fraction of a target that is spread over the classes.
+        smoothing_over: `all` K classes, or the K - 1 `others` (as in the official point-cloud recipe).
         weight: see `ClassificationLoss`; `balanced` is samples / (K · samples of the class), which is 1 on average.
     """
 
@@ -119,10 +119,10 @@ class CrossEntropy(ClassificationLoss):
 
 
 class BinaryCrossEntropy(ClassificationLoss):
-    """An independent yes or no for each class: `(B, K)` logits, targets in [0, 1].
+    """Binary cross-entropy of each class: `(B, K)` logits, targets in [0, 1].
 
     Args:
-        weight: on the positive part of each class (`pos_weight` of `torch.nn.BCEWithLogitsLoss`), see
+        weight: of the positive term of each class (`pos_weight` of `torch.nn.BCEWithLogitsLoss`), see
             `ClassificationLoss`; `balanced` is negatives / positives of the class.
     """
 

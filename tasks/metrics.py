@@ -1,6 +1,6 @@
-"""Means over classes in which a class counts only where it is defined, instead of as zero.
+"""Class-averaged metrics that exclude undefined classes instead of counting them as zero.
 
-Shapes: B batch, K classes. What a segmentation measures is made of one confusion matrix of pixels.
+Segmentation metrics are computed from a pixel confusion matrix. Shapes: B batch, K classes.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 
 class MeanClassAccuracy(Metric):
-    """Of every class the share of its samples that is given the class; the mean over the classes that have samples.
+    """Class-averaged accuracy: the mean recall over the classes that have samples.
 
     Args:
         classes: K.
@@ -38,17 +38,17 @@ class MeanClassAccuracy(Metric):
         self.correct += torch.bincount(target_B[right_B], minlength=len(self.samples))
 
     def compute(self) -> Tensor:
-        """The mean, a scalar; NaN without any sample."""
+        """The mean, a scalar; NaN without samples."""
         self.of_classes = self.correct / self.samples
         return self.of_classes.nanmean()
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Average precision of every class of a multi-label task; the mean over the classes that have positive samples.
+    """Mean average precision of a multi-label task, over the classes that have positive samples.
 
     Args:
         classes: K.
-        thresholds: so many bins of scores; None: exact, which keeps every score until the end of the epoch.
+        thresholds: number of thresholds of the binned version; None: exact, which keeps all scores of an epoch.
 
     Attributes:
         of_classes: (K,) after `compute`, NaN where a class has no positive sample.
@@ -66,10 +66,10 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         self.positives += target_BK.sum(dim=0)
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The mean, a scalar; NaN without any positive sample."""
+        """The mean, a scalar; NaN without positive samples."""
         with (
             warnings.catch_warnings()
-        ):  # torchmetrics gives such a class a 0 with a warning; here it is left out
+        ):  # torchmetrics warns and counts such a class as 0; here it is excluded
             warnings.filterwarnings("ignore", message="No positive samples found in target")
             values_K = super().compute()
         self.of_classes = torch.where(self.positives > 0, values_K, torch.nan)
@@ -77,7 +77,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 
 
 class PixelConfusion(Metric):
-    """How many pixels of each true class are given each class, over a whole split; IoU and accuracies from it.
+    """Pixel confusion matrix over a whole split, with mean IoU and accuracies.
 
     Args:
         classes: K.
@@ -96,7 +96,7 @@ class PixelConfusion(Metric):
         self.add_state("counts", torch.zeros(classes, classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Class indices of any shape; a target that is none of the K classes (void) does not count."""
+        """Adds class indices of any shape; targets outside the K classes (void) are ignored."""
         self.counts += confusion_of(predicted, target, len(self.counts))
 
     def compute(self) -> dict[str, Tensor]:
@@ -106,8 +106,8 @@ class PixelConfusion(Metric):
 
 
 def measures_of(counts_KK: Tensor) -> dict[str, Tensor]:
-    """`miou`, `macc` (means over the classes where they are defined) and `acc` of a confusion matrix; NaN where there
-    is no pixel."""
+    """`miou`, `macc` (means over the classes for which they are defined) and `acc` of a confusion matrix; NaN without
+    pixels."""
     counts_KK = counts_KK.double()
     return {
         "miou": iou_of(counts_KK).nanmean(),
@@ -117,7 +117,7 @@ def measures_of(counts_KK: Tensor) -> dict[str, Tensor]:
 
 
 def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Pixels of each true class that are given each class, (K, K); targets that are no class are left out."""
+    """Confusion matrix, (K, K), true class by predicted class; targets outside the K classes are ignored."""
     predicted, target = predicted.flatten().long(), target.flatten().long()
     known = (target >= 0) & (target < classes)
     pairs = target[known] * classes + predicted[known]
@@ -125,6 +125,6 @@ def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def iou_of(counts_KK: Tensor) -> Tensor:
-    """Intersection over union of each class, (K,); NaN where a class is neither there nor predicted."""
+    """Intersection over union per class, (K,); NaN for classes neither present nor predicted."""
     both_K = counts_KK.double().diagonal()
     return both_K / (counts_KK.sum(0) + counts_KK.sum(1) - both_K)

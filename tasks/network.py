@@ -1,4 +1,4 @@
-"""The whole path as one module: raw batch -> embedder -> maps -> backbone -> features -> head -> output."""
+"""The complete network: raw batch -> embedder -> maps -> backbone -> features -> head -> output."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -13,12 +13,12 @@ Context = dict[str, Tensor]
 
 
 def mean_of_crops(output: Tensor) -> Tensor:
-    """The outputs of a sample's crops, (B, crops, …), as one: (B, …)."""
+    """Averages the outputs of a sample's crops, (B, crops, …) -> (B, …)."""
     return output.mean(dim=1)
 
 
 class Network(nn.Module):
-    """Embedder, backbone and head; this is what is trained, exported and asked.
+    """Embedder, backbone and head: the module that is trained, exported and used for prediction.
 
     Shapes: maps (B, V, C, H, W); the backbone sees N = B·V maps.
     """
@@ -33,15 +33,15 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
         self.frozen: tuple[str, ...] = ()
-        #: What makes one output of those of a sample's crops.
+        #: Reduces the outputs of a sample's crops to one output.
         self.average_crops: Callable[[Tensor], Tensor] = mean_of_crops
-        #: Runs `forward_maps` in another form (compiled, as CUDA graphs); None: as it is.
+        #: A replacement for `forward_maps` (compiled, or with CUDA graphs); None: eager.
         self.runner: Callable[..., Tensor] | None = None
 
     def freeze(self, names: Sequence[str]) -> None:
-        """Keep submodules and parameters as they are: no gradients, and submodules always in evaluation mode.
+        """Freezes submodules and parameters: no gradients, and submodules always in evaluation mode.
 
-        Their batch norms then use and keep the statistics they have, and their dropout and drop path rest.
+        Frozen batch norms use their running statistics without updating them; frozen dropout and drop path are off.
         """
         self.frozen = tuple(names)
         for name in self.frozen:
@@ -61,12 +61,12 @@ class Network(nn.Module):
         return self
 
     def forward(self, raw: Any, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Raw batch -> output of the head, the same way in training, validation, prediction and export.
+        """Raw batch -> output of the head; the same path in training, validation, prediction and export.
 
         Args:
-            raw: as the data give it. A tensor with one dimension more than usual, (B, crops, …), holds several crops
+            raw: the raw batch of the data loader. A tensor with one extra dimension, (B, crops, …), holds several crops
                 of each sample, whose outputs are averaged.
-            augment: changes maps (B, V, C, H, W), in training.
+            augment: augmentation of maps (B, V, C, H, W), in training.
         """
         crops = self.crops(raw)
         if crops:
@@ -77,32 +77,32 @@ class Network(nn.Module):
         return self.average_crops(output.unflatten(0, (-1, crops))) if crops else output
 
     def crops(self, raw: Any) -> int:
-        """How many crops a sample of a raw batch has; 0: it is read whole."""
+        """The number of crops per sample of a raw batch; 0: there is no crop dimension."""
         several = isinstance(raw, Tensor) and raw.ndim == self.embedder.raw_ndim + 1
         return int(raw.shape[1]) if several else 0
 
     def maps(self, raw: Any, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Raw batch, one crop a sample -> maps (B, V, C, H, W)."""
+        """Raw batch without crop dimension -> maps (B, V, C, H, W)."""
         maps_BVCHW: Tensor = self.embedder(raw)
         return maps_BVCHW if augment is None else augment(maps_BVCHW)
 
     def forward_maps(self, maps_BVCHW: Tensor, context: Context | None = None) -> Tensor:
-        """Maps, and what the embedder has to say beside them (`Embedder.context`) -> output of the head."""
+        """Maps and the embedder's additional outputs (`Embedder.context`) -> output of the head."""
         features = self.backbone.forward_features(maps_BVCHW.flatten(0, 1))
         return cast(Tensor, self.head(features, maps_BVCHW.shape[1], context))
 
     def reparameterize(self) -> "Network":
-        """Merge the backbone into its deploy form, in place."""
+        """Merges the backbone into its deploy form, in place."""
         self.backbone.reparameterize()
         return self
 
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
-        """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
+        """The layer index of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
         The embedder belongs to the first layer, the head is the last one.
 
         Args:
-            per_block: a layer for every block of the backbone, instead of its official groups.
+            per_block: one layer per block of the backbone, instead of its official groups.
         """
         inner = self.backbone.parameter_layers(per_block)
         last = self.backbone.layer_count(per_block)
@@ -115,7 +115,7 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def example_maps(embedder: Embedder) -> Tensor:
-    """Maps of one sample of the usual shape, (1, V, C, H, W), made in evaluation mode."""
+    """Maps of the embedder's example input, (1, V, C, H, W), computed in evaluation mode."""
     training = embedder.training
     maps_BVCHW: Tensor = embedder.eval()(embedder.example_raw(1))
     embedder.train(training)

@@ -1,7 +1,8 @@
-"""The optimiser: which parameters decay, and how fast each layer learns.
+"""Optimisers with parameter groups for weight decay and layer-wise learning-rate decay.
 
-timm makes the optimiser itself, by name. The groups are made here, each with its own learning rate, so that layer-wise
-decay acts under any learning-rate schedule (timm's own groups carry a factor that only timm's schedulers apply).
+The optimiser is created by timm, by name. The groups are built here, each with its own learning rate, so that
+layer-wise decay works with any learning-rate schedule (timm's own groups carry a factor that only timm's schedulers
+apply).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 LAYER_GROUPS = ("official", "official_14", "blocks")
-#: On a CPU these are quicker with all arithmetic of a parameter in one pass: a step of 170 small ones takes a fifth.
+#: Fused on a CPU: a step over 170 small parameters takes a fifth of the time.
 FUSED_ON_CPU = ("adamw", "adam", "sgd")
 
 
@@ -27,26 +28,26 @@ def create_optimizer(
     decay_all: bool = False,
     **options: Any,
 ) -> Optimizer:
-    """An optimiser of the parameters of `module` that are trained.
+    """Creates an optimiser of the trainable parameters of `module`.
 
-    With layer-wise decay (Clark et al. 2020, arXiv 2003.10555) a parameter of layer `i` learns at
-    `lr · layer_decay ** (last - i)`: the head, the last layer, at `lr`, the stem the slowest. Every group of the
-    optimiser has the keys `lr`, `weight_decay` and, with layer-wise decay, `layer`.
+    With layer-wise decay (Clark et al. 2020, arXiv 2003.10555) the learning rate of layer `i` is
+    `lr · layer_decay ** (last - i)`: `lr` for the head, which is the last layer, and lowest for the stem. Every
+    parameter group has the keys `lr`, `weight_decay` and, with layer-wise decay, `layer`.
 
     Args:
-        module: with layer-wise decay, one that knows its layers (`parameter_layers`), such as `tasks.network.Network`.
+        module: with layer-wise decay, it must have `parameter_layers`, such as `tasks.network.Network`.
         opt: timm's name of the optimiser: adamw, adam, sgd, lamb, …
         lr: learning rate of the last layer.
         weight_decay: of the optimiser (decoupled in adamw, an L2 penalty in adam).
-        layer_decay: factor from one layer to the one before; None or 1: all layers learn at `lr`.
-        layer_groups: what a layer is: `official`, the groups of the backbone's official release (twelve and two others
-            for the sizes S to XL); `official_14`, the same, but the last two are counted as numbers 12 and 13 where
-            there are fewer, as the official detection recipe does at size T; or `blocks`, one for each block.
-        decay_all: whether biases and one-dimensional parameters (norms, layer scales) decay as well.
-        **options: the optimiser's own, e.g. `betas`, `momentum`.
+        layer_decay: ratio of the learning rates of a layer and the next one; None or 1: `lr` for all layers.
+        layer_groups: definition of a layer: `official`, the groups of the backbone's official release (twelve and two
+            others for the sizes S to XL); `official_14`, the same, but with the last two numbered 12 and 13 if there
+            are fewer, as in the official detection recipe for size T; or `blocks`, one per block.
+        decay_all: apply weight decay to biases and one-dimensional parameters (norms, layer scales) as well.
+        **options: optimiser-specific options, e.g. `betas`, `momentum`.
 
     Raises:
-        ValueError: an option out of its range or an unknown optimiser, in one sentence.
+        ValueError: an option out of its range or an unknown optimiser.
     """
     if layer_groups not in LAYER_GROUPS:
         raise ValueError(f"layer_groups must be one of {', '.join(LAYER_GROUPS)}, not {layer_groups!r}")
@@ -74,7 +75,7 @@ def create_optimizer(
             group["layer"] = layer
     if not groups:
         raise ValueError("nothing is left to train: every parameter is frozen")
-    # Plain tuples: what Hydra hands over would end up in every checkpoint.
+    # Plain tuples: Hydra's containers would end up in every checkpoint.
     options = {
         key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in options.items()
@@ -86,7 +87,7 @@ def create_optimizer(
 
 
 def as_of_14(layers: dict[str, int]) -> dict[str, int]:
-    """Layers by name, the last two of them renumbered as the last two of 14; as they are where there are 14 or more.
+    """Renumbers the last two layers as the last two of 14; unchanged if there are 14 or more.
 
     >>> as_of_14({"stem": 0, "block": 7, "stage 4": 9, "head": 10})
     {'stem': 0, 'block': 7, 'stage 4': 12, 'head': 13}
@@ -97,8 +98,8 @@ def as_of_14(layers: dict[str, int]) -> dict[str, int]:
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """The learning rates as columns: `lr`, the fastest layer's, and with layer-wise decay one a layer (`lr/layer_00` is
-    the stem's)."""
+    """The learning rates to log: `lr`, the maximum, and with layer-wise decay one per layer (`lr/layer_00` is the
+    stem's)."""
     rates = {"lr": max(float(group["lr"]) for group in optimizer.param_groups)}
     for group in optimizer.param_groups:
         if "layer" in group:

@@ -1,6 +1,6 @@
-"""How this program is started: from a checkout by `python run.py`, from an installed package by `widefield`.
+"""The command that starts this program: `python run.py` in a checkout, `widefield` for an installed package.
 
-Imports nothing but the standard library.
+Imports only the standard library.
 """
 
 import os
@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 NAME = "widefield"  # of the console script
-STARTED_AS = "WIDEFIELD_STARTED_AS"  # how the command was typed that has started this process
-ROOT = Path(__file__).parents[1]  # of the checkout, or the folder of packages that a wheel was installed into
-INSTALLED = (ROOT / "workbench" / "conf").is_dir()  # from a wheel, which keeps conf/ there
+STARTED_AS = "WIDEFIELD_STARTED_AS"  # environment variable: the command that started this process
+ROOT = Path(__file__).parents[1]  # root of the checkout, or the site-packages folder of an installed wheel
+INSTALLED = (ROOT / "workbench" / "conf").is_dir()  # installed from a wheel, which has conf/ there
 
 
 def program() -> tuple[str, ...]:
-    """The words that start it from the current folder.
+    """The command, as a tuple of words, that starts the program from the current folder.
 
     >>> program()
     ('python', 'run.py')
@@ -33,5 +33,5 @@ def program() -> tuple[str, ...]:
 
 
 def called() -> str:
-    """The same, quoted for a shell."""
+    """The command quoted for a shell."""
     return shlex.join(program())

@@ -1,7 +1,7 @@
-"""What training has measured so far in an epoch, so that an epoch continued in its middle counts as a whole.
+"""State of the training metrics within an epoch, so that an epoch resumed midway reports metrics of the whole epoch.
 
-The state of the training metrics goes into every checkpoint that is written within an epoch. In a distributed run it is
-that of all processes together, and the first process goes on from it.
+The state is stored in every checkpoint written within an epoch. In a distributed run it is synchronised over all
+processes, and rank 0 resumes from it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ State = dict[str, Tensor | list[Tensor]]
 
 
 def training_metrics(task: nn.Module) -> dict[str, Metric]:
-    """The metrics of the training split: those below a module whose name begins with `train_`."""
+    """The metrics of the training split: those in a submodule whose name begins with `train_`."""
     return {
         name: module
         for name, module in task.named_modules()
@@ -24,9 +24,9 @@ def training_metrics(task: nn.Module) -> dict[str, Metric]:
 
 
 def begun_states(task: nn.Module) -> dict[str, State]:
-    """State of each training metric of the epoch that has begun; empty between two epochs.
+    """State of each training metric in the current epoch; empty between epochs.
 
-    To be called by all processes together.
+    Must be called by all processes of a distributed run.
     """
     together = dist.is_available() and dist.is_initialized()
     found: dict[str, State] = {}
@@ -34,7 +34,7 @@ def begun_states(task: nn.Module) -> dict[str, State]:
         grows = any(isinstance(value, list) for value in metric.metric_state.values())
         if not together and not metric.update_called:
             continue
-        if together and grows:  # every process would have to hold as much of it
+        if together and grows:  # list states would be gathered in full on every process
             continue
         with metric.sync_context():
             state = {key: _copied(value) for key, value in metric.metric_state.items()}
@@ -44,12 +44,12 @@ def begun_states(task: nn.Module) -> dict[str, State]:
 
 
 def go_on(task: nn.Module, states: Any, first: bool) -> None:
-    """Continue the training metrics from `begun_states`.
+    """Restores the training metrics from the states returned by `begun_states`.
 
     Args:
-        task: whose metrics they are.
-        states: as read from a checkpoint; what does not fit the task's metrics is left out.
-        first: whether this is the first process of the run; the others begin at nothing.
+        task: the task with the metrics.
+        states: as read from a checkpoint; states that do not fit the task's metrics are ignored.
+        first: whether this is rank 0; the other processes start from reset metrics.
     """
     for name, metric in training_metrics(task).items():
         metric.reset()
@@ -59,7 +59,7 @@ def go_on(task: nn.Module, states: Any, first: bool) -> None:
         for key, value in state.items():
             own = value if isinstance(value, list) else value.to(metric.device)
             setattr(metric, key, own)
-        metric._update_count = 1  # what `update_called` asks
+        metric._update_count = 1  # makes `update_called` true
 
 
 def _fits(state: Mapping[str, Any], metric: Metric) -> bool:
@@ -76,7 +76,7 @@ def _alike(value: Any, fresh: Tensor | list[Tensor]) -> bool:
 
 
 def _differs(state: State, metric: Metric) -> bool:
-    """Whether anything has been measured."""
+    """Whether a state differs from the reset state."""
     for key, fresh in metric._defaults.items():
         value = state[key]
         if isinstance(value, list) or isinstance(fresh, list):

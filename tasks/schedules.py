@@ -1,4 +1,4 @@
-"""Learning-rate schedules, a factor of the peak rate per optimiser step."""
+"""Learning-rate schedules: factors of the peak learning rate, updated every optimiser step."""
 
 import math
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def cosine(
     The warm-up never takes more than half of the run, so that very short runs still reach the peak.
 
     Args:
-        optimizer: whose groups' learning rates are the peak.
+        optimizer: the learning rates of its groups are the peak rates.
         total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
         warmup_epochs: length of the warm-up; its last step is at the peak.
-        min_ratio: what is left of the peak at the end.
-        from_zero: the first step's rate is 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of a step above 0.
+        min_ratio: ratio of the final to the peak rate.
+        from_zero: start the warm-up at 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of one step above 0.
     """
     warmup = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
 
@@ -48,9 +48,8 @@ def exponential(
     gamma: float = 0.85,
     every: int = 1,
 ) -> LambdaLR:
-    """1 until `start_epoch`, then times `gamma` at that epoch and `every` so many later (UniRepLKNet's audio recipe).
-
-    Over the first `warmup_steps` it rises linearly from 0.
+    """Constant until `start_epoch`, then multiplied by `gamma` at that epoch and every `every` epochs (UniRepLKNet's
+    audio recipe), with a linear warm-up from 0 over the first `warmup_steps`.
     """
 
     def factor(step: int) -> float:
@@ -70,18 +69,18 @@ def poly(
     power: float = 1.0,
     min_ratio: float = 0.0,
 ) -> LambdaLR:
-    """From 1 down to `min_ratio` as (1 - step / total) to a power, in the warm-up times a line that rises to 1.
+    """Polynomial decay (1 - step / total) ** power from 1 to `min_ratio`, multiplied by a linear warm-up.
 
-    As in the official recipes of segmentation (mmcv's `poly` policy, counted by steps). The warm-up never takes more
-    than half of the run.
+    As in the official segmentation recipes (mmcv's `poly` policy, by steps). The warm-up never takes more than half of
+    the run.
 
     Args:
-        optimizer: whose groups' learning rates are the peak.
+        optimizer: the learning rates of its groups are the peak rates.
         total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
         warmup_steps: length of the warm-up.
-        warmup_ratio: where its line begins.
-        power: 1: a straight line.
-        min_ratio: what is left at the end.
+        warmup_ratio: initial factor of the warm-up.
+        power: exponent; 1 is linear decay.
+        min_ratio: ratio of the final to the peak rate.
     """
     warmup = min(warmup_steps, total_steps // 2)
 
@@ -103,21 +102,21 @@ def milestones(
     warmup_steps: int = 500,
     warmup_ratio: float = 0.001,
 ) -> LambdaLR:
-    """1, times `gamma` from each of some epochs on; in the warm-up times a line that rises to 1.
+    """Multi-step decay by `gamma` at the start of each of some epochs, multiplied by a linear warm-up.
 
-    As in the official recipes of detection (mmcv's `step` policy, counted by epochs, its warm-up by steps). The warm-up
-    never takes more than half of the run.
+    As in the official detection recipes (mmcv's `step` policy, by epochs, with a warm-up by steps). The warm-up never
+    takes more than half of the run.
 
     Args:
-        optimizer: whose groups' learning rates are the peak.
+        optimizer: the learning rates of its groups are the peak rates.
         total_steps, steps_per_epoch: optimiser steps of the run and of an epoch.
-        epochs: those that begin with a lower rate, from 0.
+        epochs: the epochs at whose start the rate decays, counted from 0.
         gamma: factor at each of them.
         warmup_steps: length of the warm-up.
-        warmup_ratio: where its line begins.
+        warmup_ratio: initial factor of the warm-up.
 
     Raises:
-        ValueError: epochs that do not rise.
+        ValueError: epochs that are not strictly increasing, or below 1.
     """
     begins = list(epochs)
     if begins != sorted(set(begins)) or (begins and begins[0] < 1):
@@ -135,5 +134,5 @@ def milestones(
 
 
 def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-    """The same learning rate throughout."""
+    """A constant learning rate."""
     return LambdaLR(optimizer, lambda step: 1.0)

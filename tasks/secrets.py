@@ -1,8 +1,8 @@
-"""What marks a value as secret, in one place, and how it is kept out of all that is written or shown.
+"""Detection of secret values, and their redaction in everything that is written or shown.
 
-A value is secret by its key (`is_secret`), by standing before the `@` of an address or in its query
-(`s3://KEY:SECRET@bucket`, `https://host/file?token=…`), or because it was learnt (`learn`): then it is hidden wherever
-it turns up, in an error of a library, say.
+A value is secret because of its key (`is_secret`), because it precedes the `@` of a URL or is a secret parameter of its
+query (`s3://KEY:SECRET@bucket`, `https://host/file?token=…`), or because it was registered (`learn`): registered values
+are hidden wherever they occur, e.g. in the error message of a library.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
-LONG_ENOUGH = 8  # characters; a shorter value is a word that texts may hold for another reason
-LONG_USER = 16  # of a user's name, which is mostly no secret; the ids of access keys are
+LONG_ENOUGH = 8  # minimum length of a registered value; shorter ones may be ordinary words
+LONG_USER = 16  # minimum length of a secret user name: access key ids are secret, most user names are not
 
 _LAST = {
     *("secret", "token", "password", "passwd", "passphrase", "pwd"),
@@ -29,10 +29,10 @@ _known: set[str] = set()
 
 
 def is_secret(key: str) -> bool:
-    """Whether a setting holds a secret, by its name.
+    """Whether a setting holds a secret, judged by its name.
 
     Args:
-        key: its place in the configuration, or its name alone; `key` is one below a `storage` only.
+        key: its path in the configuration, or its name alone; the name `key` is secret only below a `storage` node.
 
     >>> is_secret("task.data.shards.storage.key"), is_secret("aws_secret_access_key"), is_secret("client-secret")
     (True, True, True)
@@ -55,9 +55,10 @@ def is_secret(key: str) -> bool:
 
 
 def secrets_in(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every secret in plain containers: its place, and its value (of an address what stands before the `@`).
+    """Every secret in plain containers: its path and its value (for a URL, the part before the `@` and the secret query
+    parameters).
 
-    References (`${…}`) to a value are none, nor is what is hidden already.
+    References (`${…}`) and values that are already hidden are not secrets.
     """
     if isinstance(content, dict):
         for key, value in content.items():
@@ -77,7 +78,7 @@ def secrets_in(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def hide(content: Any, place: str = "") -> Any:
-    """Plain containers with every secret in them hidden.
+    """Returns plain containers with all secrets hidden.
 
     >>> hide({"storage": {"secret": "abc", "anon": False}, "data_dir": "s3://me:abc@bucket/set"})
     {'storage': {'secret': '***', 'anon': False}, 'data_dir': 's3://***@bucket/set'}
@@ -95,7 +96,7 @@ def hide(content: Any, place: str = "") -> Any:
 
 
 def mask(text: str) -> str:
-    """A text with the secrets in its addresses, and those that were learnt, hidden.
+    """Returns a text with registered secrets and those in URLs hidden.
 
     >>> mask("https://me:pass@host/file?token=abc&size=3 is not there")
     'https://***@host/file?token=***&size=3 is not there'
@@ -110,7 +111,7 @@ def mask(text: str) -> str:
 
 
 def learn(content: Any, place: str = "") -> None:
-    """Remember every secret in plain containers, to be hidden from now on wherever it turns up."""
+    """Registers every secret in plain containers, so that `mask` hides it wherever it occurs."""
     for at, value in secrets_in(content, place):
         user, colon, password = value.partition(":")
         if is_secret(at) or not colon:
@@ -122,7 +123,7 @@ def learn(content: Any, place: str = "") -> None:
 
 
 def learn_value(value: str) -> None:
-    """Likewise, one value; short ones are no more than hidden at their places."""
+    """Registers one value; short values are not registered, only hidden at their own keys."""
     if len(value) >= LONG_ENOUGH:
         _known.update((value, quote(value, safe=""), unquote(value)))
 
@@ -132,7 +133,7 @@ class _Secret(str):
 
 
 def _below(value: Any) -> Any:
-    """What stands below a secret key, its values marked; switches and nothing are no secrets."""
+    """Marks the values below a secret key as `_Secret`; booleans, None and empty strings are not secrets."""
     if isinstance(value, dict):
         return {key: _below(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

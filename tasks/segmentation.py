@@ -1,4 +1,4 @@
-"""Segmentation: one class at every pixel.
+"""Semantic segmentation: one class per pixel.
 
 Shapes: B batch, K classes, H and W in pixels.
 """
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("widefield")
 
-MOST_COLUMNS = 100  # classes up to which a row has a column for each
-PICTURES = 6  # of a test's pictures shown
+MOST_COLUMNS = 100  # maximum number of classes for which a row has a column per class
+PICTURES = 6  # number of test images shown in the report
 
 
 class SegmentationTask(Task):
-    """Learns the class of every pixel.
+    """Semantic segmentation.
 
-    Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, targets `(B, H, W)` uint8 with `VOID` where there is no
-    class, both filled up to one size. In training the network reads a batch as it is. Otherwise it reads pictures of
-    one size together, each as `inference` says, and answers at the pictures' own sizes.
+    Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, targets `(B, H, W)` uint8 with `VOID` for unlabelled
+    pixels, both padded to one size. In training the network gets the padded batch. In evaluation, images of the same
+    size are batched together, read according to `inference`, and predictions are at the images' own sizes.
 
-    Data info: `class_names` (list of K names), `palette` (a colour for each).
+    Data info: `class_names` (list of K names), `palette` (one colour per class).
 
     Args:
         loss: (logits (B, K, H, W), targets (B, H, W)) -> scalar, see `tasks.segmentation_losses`.
-        auxiliary_weight: of the auxiliary head's loss, where there is one.
-        inference: how whole pictures are read.
+        auxiliary_weight: weight of the auxiliary head's loss, if there is one.
+        inference: settings of `DenseInference`.
         **settings: see `Task`.
 
     Raises:
-        ValueError: settings that do not go with masks.
+        ValueError: invalid settings, or augmentations that cannot be applied to masks.
     """
 
     shown_metric = "miou"
@@ -83,9 +83,9 @@ class SegmentationTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": PixelConfusion(classes) for split in ("train", "val", "test")}
         )
-        self.told: set[str] = set()  # what has been said of undefined classes
+        self.told: set[str] = set()  # splits whose undefined classes have been reported
         self.tested: Tensor | None = None  # the confusion matrix of the last test
-        self.pictured: set[int] = set()  # places of the test's samples to show
+        self.pictured: set[int] = set()  # indices of the test samples to show
         self.pictures: list[Picture] = []
 
     @classmethod
@@ -103,7 +103,7 @@ class SegmentationTask(Task):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        """One batch -> `loss`, and as `output` the class of each pixel, (B, H, W), `VOID` beyond a picture's size."""
+        """One batch -> `loss` and `output`, the class of each pixel, (B, H, W); in evaluation `VOID` in the padding."""
         return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -135,10 +135,10 @@ class SegmentationTask(Task):
         return {"loss": total / len(sizes), "output": output_BHW}
 
     def _read(self, raw: Any, sizes: list[list[int]]) -> Any:
-        """Of the pictures of each size in a batch: their places, and their scores (b, K, H, W).
+        """Groups a batch by image size: yields the indices of each group and its scores (b, K, H, W).
 
-        Pictures of different sizes are read one after the other: what fills one up would change the means that the
-        network takes over a whole map.
+        Images of different sizes are not batched together, since padding would change the means that the network
+        takes over a whole map.
         """
         together: dict[tuple[int, int], list[int]] = {}
         for place, (height, width) in enumerate(sizes):
@@ -148,7 +148,7 @@ class SegmentationTask(Task):
             yield places, self.inference(self._scores, pixels_b3HW).float()
 
     def _scores(self, pixels_B3HW: Tensor, size: tuple[int, int]) -> Tensor:
-        """The network's scores of pictures that are filled up beyond `size`."""
+        """The network's scores of images whose size without padding is `size`."""
         sizes_B2 = torch.tensor([size] * len(pixels_B3HW), device=pixels_B3HW.device)
         return self.network({"pixels": pixels_B3HW, "size": sizes_B2})
 
@@ -208,7 +208,7 @@ class SegmentationTask(Task):
         ]
 
     def _test_row(self, predicted_HW: Tensor, target_HW: Tensor, size: list[int]) -> dict[str, Any]:
-        """Of one picture: mean IoU, accuracy, and of each class its IoU and the area that it is given."""
+        """The row of one image: mean IoU, accuracies, and per class the IoU and the predicted fraction of the area."""
         predicted_HW, target_HW = (part[: size[0], : size[1]] for part in (predicted_HW, target_HW))
         counts_KK = confusion_of(predicted_HW, target_HW, len(self.class_names))
         row: dict[str, Any] = {name: _rounded(value) for name, value in measures_of(counts_KK).items()}
@@ -222,8 +222,8 @@ class SegmentationTask(Task):
         return row
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: IoU of every class by name, None where it is not defined, and how many pixels of each true
-        class (rows) are given each class."""
+        """After a test: IoU per class name, None where undefined, and the confusion matrix in pixels (rows are true
+        classes)."""
         if self.tested is None:
             return {}
         iou = [None if math.isnan(value) else value for value in iou_of(self.tested).tolist()]
@@ -282,13 +282,13 @@ class SegmentationTask(Task):
         )
 
     def _areas(self, classes_HW: Tensor) -> list[float]:
-        """The part of a picture that each class has."""
+        """The fraction of an image's area predicted as each class."""
         counts_K = torch.bincount(classes_HW.flatten().long(), minlength=len(self.class_names))
         return [round(value, 6) for value in (counts_K / max(classes_HW.numel(), 1)).tolist()][
             : len(self.class_names)
         ]
 
-    # -- what the workbench shows and exports ----------------------------------------------------------------------
+    # -- export and captions ---------------------------------------------------------------------------------------
 
     def caption(self, batch: Batch, position: int) -> str:
         """The classes of a sample, the largest first."""
@@ -299,7 +299,7 @@ class SegmentationTask(Task):
 
     @property
     def free_axes(self) -> dict[int, int]:
-        """The batch, and the sides of the pictures, multiples of 32."""
+        """The batch size, and the height and width of the images in multiples of 32."""
         return {0: 1, 2: 32, 3: 32}
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: classes in their colours, with a legend; where an answer is wrong; IoU of each class.
+"""Figures of segmentation: coloured class maps with a legend, error maps, IoU per class, confusion matrix.
 
 Shapes: H and W in pixels, K classes.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 Palette = Sequence[Sequence[int]]
 VOID_COLOUR = (224, 224, 224)
-SHARE = 0.55  # of a class's colour in an overlay
+SHARE = 0.55  # opacity of an overlay
 MOST_IN_LEGEND = 24
-MOST_NAMED = 60  # classes up to which axes name each
+MOST_NAMED = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a test: its place in the split, pixels (H, W, 3), truth and prediction (H, W)."""
+    """A test image: its index in the split, pixels (H, W, 3), truth and prediction (H, W)."""
 
     index: int
     pixels: NDArray[np.uint8]
@@ -34,7 +34,7 @@ class Picture:
 
 
 def coloured(classes_HW: NDArray[np.uint8], palette: Palette) -> NDArray[np.uint8]:
-    """Classes in their colours, (H, W, 3); `VOID` light grey."""
+    """Maps classes to their colours, (H, W, 3); `VOID` is light grey."""
     table = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     shown: NDArray[np.uint8] = table[classes_HW]
@@ -42,7 +42,7 @@ def coloured(classes_HW: NDArray[np.uint8], palette: Palette) -> NDArray[np.uint
 
 
 def overlaid(pixels_HW3: NDArray[Any], classes_HW: NDArray[np.uint8], palette: Palette) -> NDArray[np.uint8]:
-    """A picture through which the colours of its classes show, (H, W, 3)."""
+    """Blends an image with the colours of its classes, (H, W, 3)."""
     mixed = SHARE * coloured(classes_HW, palette) + (1 - SHARE) * pixels_HW3.astype(np.float64)
     shown: NDArray[np.uint8] = mixed.round().clip(0, 255).astype(np.uint8)
     return shown
@@ -51,10 +51,10 @@ def overlaid(pixels_HW3: NDArray[Any], classes_HW: NDArray[np.uint8], palette: P
 def write_mask(
     classes_HW: NDArray[np.uint8], palette: Palette, names: Sequence[str], path: Path, note: str | None
 ) -> None:
-    """Classes as a PNG with a palette: its indices are the classes' numbers.
+    """Writes a class map as a palette PNG, whose pixel values are the class indices.
 
     Args:
-        note: what is to be said of the data that it comes from; kept in the file as text, as the names are.
+        note: the provenance note for embedded samples; stored in the file as text, like the class names.
     """
     from PIL import Image, PngImagePlugin
 
@@ -72,14 +72,14 @@ def write_mask(
 def mask_writer(
     classes_HW: NDArray[np.uint8], palette: Palette, names: Sequence[str]
 ) -> Callable[[Path, str | None], None]:
-    """`write_mask` of these classes."""
+    """Returns a function (path, note) that calls `write_mask` for this class map."""
     return lambda path, note: write_mask(classes_HW, palette, names, path, note)
 
 
 def draw_overlay(
     pixels_HW3: NDArray[np.uint8], classes_HW: NDArray[np.uint8], names: Sequence[str], palette: Palette
 ) -> "Figure":
-    """A picture with its classes laid over it, and a legend of those that are there, the largest first."""
+    """Draws an image overlaid with its classes, and a legend of the classes present, the largest first."""
     height, width = classes_HW.shape
     figure = _figure((6.4 + 1.8, min(max(6.4 * height / width, 2.0), 12.0) + 0.4))
     panel = figure.subplots()
@@ -93,7 +93,7 @@ def draw_overlay(
 
 
 def draw_pictures(pictures: Sequence[Picture], names: Sequence[str], palette: Palette) -> "Figure":
-    """A row a picture: what was read, the truth, the prediction, and where that is wrong."""
+    """Draws one row per image: the image, truth, prediction, and the wrong pixels."""
     pictures = sorted(pictures, key=lambda picture: picture.index)
     figure = _figure((11.5, 2.4 * len(pictures) + 0.7))
     grid = figure.subplots(len(pictures), 4, squeeze=False)
@@ -124,7 +124,7 @@ def draw_pictures(pictures: Sequence[Picture], names: Sequence[str], palette: Pa
 
 
 def draw_iou(iou: Mapping[str, float | None], palette: Palette) -> "Figure":
-    """IoU of each class, the largest first; a class where it is not defined has no bar."""
+    """Draws the IoU of each class, the largest first; classes with undefined IoU have no bar."""
     order = sorted(range(len(iou)), key=lambda index: -(list(iou.values())[index] or 0.0))
     names, values = [list(iou)[index] for index in order], [list(iou.values())[index] for index in order]
     shown = [value for value in values if value is not None]
@@ -148,7 +148,7 @@ def draw_iou(iou: Mapping[str, float | None], palette: Palette) -> "Figure":
 
 
 def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "Figure":
-    """Which class the pixels of each class are given, as shares of the true class."""
+    """Draws the pixel confusion matrix, normalised per true class."""
     counts = np.asarray(pixels, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.24 * len(names) + 2.5, 4.5, 16))

@@ -1,8 +1,8 @@
-"""Heads of segmentation: the backbone's four feature maps -> a score for each class at every place.
+"""Segmentation heads: the backbone's four feature maps -> per-pixel class scores.
 
-`UPerHead` and `FCNHead` are those of UPerNet (Xiao et al. 2018, arXiv 1807.10221) as the official segmentation recipes
-set them, with the parameter names of their checkpoints; `MLPHead` is the light one (as in SegFormer, arXiv 2105.15203).
-A `SegmentationHead` is what a network has as its head: one of them, and in training perhaps a second one.
+`UPerHead` and `FCNHead` are those of UPerNet (Xiao et al. 2018, arXiv 1807.10221) as configured in the official
+segmentation recipes, with the parameter names of their checkpoints; `MLPHead` is a lightweight alternative (as in
+SegFormer, arXiv 2105.15203). A `SegmentationHead` combines one of them with an optional auxiliary head for training.
 
 Shapes: B samples of V maps each, N = B·V, Ci channels of feature map i, C channels inside the head, K classes, H and W
 of the largest feature map (the input at the first stage's stride), S bins.
@@ -33,10 +33,10 @@ class ConvNormAct(nn.Module):
 
 
 class PooledTo(nn.Module):
-    """Adaptive average pooling, `(N, C, H, W) -> (N, C, side, side)`, that exports with a free size.
+    """Adaptive average pooling, `(N, C, H, W) -> (N, C, side, side)`, that can be exported with dynamic H and W.
 
-    PyTorch's own has no ONNX form where H and W are not known; an exported program multiplies by the matrix of the
-    bins instead, which is the same mean.
+    PyTorch's own cannot be exported to ONNX with dynamic sizes; on export, the same means are computed by
+    multiplication with binning matrices.
     """
 
     def __init__(self, side: int) -> None:
@@ -51,7 +51,8 @@ class PooledTo(nn.Module):
         return rows_SH @ x_NCHW @ columns_SW.transpose(0, 1)
 
     def bins(self, length: int, like: Tensor) -> Tensor:
-        """`(S, length)`: 1 / size of a bin inside it, else 0; bin s is floor(s·length/S) up to ceil((s+1)·length/S)."""
+        """Binning matrix, `(S, length)`: 1 / size of the bin inside it, else 0; bin s is floor(s·length/S) to
+        ceil((s+1)·length/S)."""
         place_L = torch.arange(length, device=like.device)
         bin_S1 = torch.arange(self.side, device=like.device)[:, None]
         first_S1 = torch.div(bin_S1 * length, self.side, rounding_mode="floor")
@@ -61,12 +62,12 @@ class PooledTo(nn.Module):
 
 
 def upsampled(x_NCHW: Tensor, like_NCHW: Tensor) -> Tensor:
-    """Bilinear to the size of another map, corners not aligned."""
+    """Bilinear upsampling to the size of another map, with `align_corners=False`."""
     return F.interpolate(x_NCHW, size=like_NCHW.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class _Scores(nn.Module):
-    """Dropout of whole channels, then a score for each class: `(N, C, H, W) -> (N, K, H, W)`."""
+    """Channel dropout, then a 1 × 1 convolution to class scores: `(N, C, H, W) -> (N, K, H, W)`."""
 
     conv_seg: nn.Conv2d
 
@@ -92,7 +93,7 @@ class UPerHead(_Scores):
         num_classes: K.
         channels: C.
         pooled_to: sides of the pooled maps.
-        dropout: of whole channels, before the scores.
+        dropout: channel dropout before the scores.
     """
 
     def __init__(
@@ -134,9 +135,9 @@ class FCNHead(_Scores):
         in_channels: C1 to C4.
         num_classes: K.
         channels: C.
-        stage: which feature map is read, from 0.
-        convs: how many convolutions.
-        dropout: of whole channels, before the scores.
+        stage: index of the feature map used, from 0.
+        convs: number of convolutions.
+        dropout: channel dropout before the scores.
     """
 
     def __init__(
@@ -160,18 +161,19 @@ class FCNHead(_Scores):
         self._build_scores(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Four feature maps -> scores `(N, K, …)` of the size of the one that is read."""
+        """Four feature maps -> scores `(N, K, …)` at the size of the one used."""
         return self.scores(self.convs(features[self.stage]))
 
 
 class MLPHead(_Scores):
-    """A linear layer a stage, all brought to the largest map and joined by another one.
+    """One linear layer per stage; the results are upsampled to the largest map, concatenated and fused by a 1 × 1
+    convolution.
 
     Args:
         in_channels: C1 to C4.
         num_classes: K.
         channels: C.
-        dropout: of whole channels, before the scores.
+        dropout: channel dropout before the scores.
     """
 
     def __init__(
@@ -190,11 +192,11 @@ class MLPHead(_Scores):
 
 
 class SegmentationHead(nn.Module):
-    """What a segmentation network has as its head: the one that answers and, in training, one that helps.
+    """A decode head with an optional auxiliary head for training.
 
     Args:
         decode_head: features -> scores.
-        auxiliary_head: likewise, asked in training only; `None`: there is none.
+        auxiliary_head: likewise, used in training only; `None`: no auxiliary head.
     """
 
     def __init__(self, decode_head: nn.Module, auxiliary_head: nn.Module | None = None) -> None:
@@ -205,19 +207,19 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], views: int, context: dict[str, Tensor] | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Feature maps of N = B·V maps -> logits `(B, K, H, W)`; in training with an auxiliary head those of both."""
+        """Feature maps of N = B·V maps -> logits `(B, K, H, W)`; in training, with an auxiliary head, those of both."""
         logits = _of_samples(self.decode_head(features), views)
         if not self.training or self.auxiliary_head is None:
             return logits
         return logits, _of_samples(self.auxiliary_head(features), views)
 
     def load_official(self, left_out: Mapping[str, Tensor]) -> bool:
-        """Take the heads of an official checkpoint (`decode_head.*`, `auxiliary_head.*`) as they are.
+        """Loads the heads of an official checkpoint (`decode_head.*`, `auxiliary_head.*`).
 
-        Where the classes are others, all but the scores is taken. Returns whether the scores were, too.
+        If the number of classes differs, the score layers are skipped. Returns whether the score layers were loaded.
 
         Raises:
-            CheckpointError: a head of another kind or width: tensors are missing, unknown or of other shapes.
+            CheckpointError: a head of another type or width: tensors are missing, unexpected or of other shapes.
         """
         wanted = self.state_dict()
         given = {
@@ -227,7 +229,7 @@ class SegmentationHead(nn.Module):
         }
         if not given:
             return False
-        if self.auxiliary_head is None:  # it only helps in training
+        if self.auxiliary_head is None:  # it is used in training only
             given = {name: value for name, value in given.items() if name.startswith("decode_head.")}
         same = all(
             name not in given or given[name].shape == value.shape
@@ -249,20 +251,20 @@ class SegmentationHead(nn.Module):
 
 
 def _of_samples(scores_NKHW: Tensor, views: int) -> Tensor:
-    """The scores of a sample: the mean of those of its maps."""
+    """Averages the scores of the V maps of a sample."""
     return scores_NKHW if views == 1 else scores_NKHW.unflatten(0, (-1, views)).mean(dim=1)
 
 
 class UPerNetHead(SegmentationHead):
-    """`UPerHead`, in training with an `FCNHead` beside it: `(B, K, H, W)` at the first stage's stride.
+    """`UPerHead` with an auxiliary `FCNHead` in training: `(B, K, H, W)` at the first stage's stride.
 
     Args:
         in_channels: C1 to C4, from the backbone.
         num_classes: K, from the data.
         channels: of `UPerHead`.
         dropout: of both.
-        auxiliary_channels: of `FCNHead`; 0: none.
-        auxiliary_stage: that it reads.
+        auxiliary_channels: of `FCNHead`; 0: no auxiliary head.
+        auxiliary_stage: index of the feature map used by `FCNHead`.
     """
 
     def __init__(
@@ -283,7 +285,7 @@ class UPerNetHead(SegmentationHead):
 
 
 class FCNNetHead(SegmentationHead):
-    """`FCNHead` alone.
+    """`FCNHead` without an auxiliary head.
 
     Args:
         in_channels: C1 to C4, from the backbone.
@@ -304,7 +306,7 @@ class FCNNetHead(SegmentationHead):
 
 
 class MLPNetHead(SegmentationHead):
-    """`MLPHead` alone.
+    """`MLPHead` without an auxiliary head.
 
     Args:
         in_channels: C1 to C4, from the backbone.

@@ -1,6 +1,6 @@
-"""Losses of segmentation: of logits at every pixel and the class that it has, or none.
+"""Segmentation losses on per-pixel logits and class indices; unlabelled pixels are ignored.
 
-Shapes: B batch, K classes, H and W in pixels, P pixels that have a class.
+Shapes: B batch, K classes, H and W in pixels, P labelled pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from tasks.losses import ClassificationLoss, Weights
 
-VOID = 255  # of a pixel that has no class
+VOID = 255  # target of unlabelled pixels
 DIVISORS = ("all", "labelled")
 
 
 class PixelLoss(ClassificationLoss):
-    """What the losses share: `(B, K, H, W)` logits, `(B, H, W)` class indices or `VOID` -> a scalar.
+    """Base class: `(B, K, H, W)` logits, `(B, H, W)` class indices or `VOID` -> a scalar.
 
     Args:
-        weight: None; a list with one number a class, in the order of the class names; class name -> number (others 1);
-            or `balanced`: the median of the classes' frequencies among training pixels / the frequency of the class
-            (Eigen and Fergus 2015, arXiv 1411.4734; here over all pictures), 1 for a class that does not occur.
+        weight: None; a list with one number per class, in the order of the class names; class name -> number (others
+            1); or `balanced`: median frequency balancing, i.e. the median of the classes' frequencies among training
+            pixels / the frequency of the class (Eigen and Fergus 2015, arXiv 1411.4734; here over all images), 1 for a
+            class that does not occur.
     """
 
     def balanced(self, positives_K: Tensor, samples: int) -> Tensor:
@@ -32,18 +33,18 @@ class PixelLoss(ClassificationLoss):
         return torch.where(occurring, median / positives_K.clamp(min=1), 1.0)
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-        """-> loss, a scalar; 0 where no pixel has a class."""
+        """-> loss, a scalar; 0 without labelled pixels."""
         raise NotImplementedError
 
 
 class PixelCrossEntropy(PixelLoss):
-    """Cross-entropy of every pixel.
+    """Per-pixel cross-entropy.
 
     Args:
-        divisor: `all`: the mean over all pixels, those without a class counted as 0, as the official recipe has it; or
-            `labelled`: over those that have a class (with weights, over their sum).
+        divisor: `all`: the mean over all pixels, with unlabelled ones counted as 0, as in the official recipe; or
+            `labelled`: the mean over labelled pixels (with weights, divided by the sum of their weights).
         weight: see `PixelLoss`; multiplies each pixel's loss.
-        label_smoothing: the part of a target that is spread over all classes.
+        label_smoothing: fraction of a target that is spread over all classes.
     """
 
     def __init__(self, divisor: str = "all", weight: Weights = None, label_smoothing: float = 0.0) -> None:
@@ -75,14 +76,14 @@ class PixelCrossEntropy(PixelLoss):
 
 
 class SoftDice(PixelLoss):
-    """1 - Dice coefficient of the softmax (Milletari et al. 2016, arXiv 1606.04797: squares in the divisor).
+    """1 - Dice coefficient of the softmax (Milletari et al. 2016, arXiv 1606.04797: squares in the denominator).
 
-    For each class 2·sum(p·t) / (sum(p²) + sum(t²)) over all pixels of a batch that have a class; the mean over the
-    classes that occur in it.
+    The Dice coefficient of a class is 2·sum(p·t) / (sum(p²) + sum(t²)) over all labelled pixels of a batch; the loss is
+    averaged over the classes that occur in the batch.
 
     Args:
-        weight: see `PixelLoss`; of the mean over classes.
-        smooth: added to both sides of the fraction.
+        weight: see `PixelLoss`; weights of the mean over classes.
+        smooth: added to numerator and denominator.
     """
 
     def __init__(self, weight: Weights = None, smooth: float = 1.0) -> None:
@@ -105,10 +106,10 @@ class SoftDice(PixelLoss):
 class LovaszSoftmax(PixelLoss):
     """Lovász-softmax (Berman et al. 2018, arXiv 1705.08790, equation 13): a convex surrogate of 1 - mean IoU.
 
-    Over all pixels of a batch together; the mean over the classes that occur in it.
+    Computed over all labelled pixels of a batch together; averaged over the classes that occur in it.
 
     Args:
-        weight: see `PixelLoss`; of the mean over classes.
+        weight: see `PixelLoss`; weights of the mean over classes.
     """
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Summed(PixelLoss):
     Args:
         losses: by name.
         factors: name -> factor; others 1.
-        weight: see `PixelLoss`; of all of them.
+        weight: see `PixelLoss`; if given, it replaces the weight of every loss.
     """
 
     def __init__(
@@ -170,13 +171,17 @@ class Summed(PixelLoss):
 
 
 def labelled_pixels(values_BKHW: Tensor, target_BHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The values `(P, K)` and classes `(P,)` of the pixels that have a class."""
+    """The values `(P, K)` and classes `(P,)` of the labelled pixels."""
     labelled_BHW = target_BHW != VOID
     return values_BKHW.permute(0, 2, 3, 1)[labelled_BHW], target_BHW[labelled_BHW]
 
 
 def _jaccard_steps(truth_PK: Tensor) -> Tensor:
-    """Of each class, by how much its Jaccard loss rises with each further error, `(P, K)`; pixels by falling error."""
+    """Gradient of the Lovász extension of each class's Jaccard loss with respect to the sorted errors, `(P, K)`.
+
+    Args:
+        truth_PK: one-hot targets, for each class sorted by descending error.
+    """
     if len(truth_PK) == 0:
         return truth_PK
     total_1K = truth_PK.sum(0, keepdim=True)
@@ -187,6 +192,6 @@ def _jaccard_steps(truth_PK: Tensor) -> Tensor:
 
 
 def _mean_of_present(loss_K: Tensor, present_K: Tensor, weight_K: Tensor | None) -> Tensor:
-    """The (weighted) mean over the classes that occur; 0 where none does."""
+    """The (weighted) mean over the classes that occur; 0 if there is none."""
     share_K = present_K.to(loss_K.dtype) * (1 if weight_K is None else weight_K)
     return (loss_K * share_K).sum() / share_K.sum().clamp(min=torch.finfo(loss_K.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Sound events: which classes sound in a recording, and from when to when.
+"""Sound event detection: classes of sounds in a recording, with onset and offset.
 
 Shapes: B batch, T samples, N frames, K classes, E events, P frames of all recordings of a batch.
 """
@@ -39,31 +39,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("widefield")
 
-PICTURES = 4  # of a test's recordings shown
-AT_ONCE = 16  # windows of a recording that the network reads together
+PICTURES = 4  # number of test recordings shown in the report
+AT_ONCE = 16  # batch size of windows in evaluation
 
 
 class SoundEventTask(Task):
-    """Learns which classes sound in each frame of a log-mel map; several may at once.
+    """Polyphonic sound event detection: multi-label classification of each frame of a log-mel map.
 
     Raw batches are `{"waveform": (B, T), "length": (B,)}`, targets `(B, E, 3)`: onset and offset in seconds, class
-    index, -1 behind the last event. Training reads windows as they are. Otherwise recordings of any length are read in
-    windows of the same length that overlap, and the probabilities of a frame averaged; a recording that is shorter has
-    silence behind.
+    index, padded with class index -1. Training uses windows of fixed length. In evaluation, recordings of any length
+    are split into overlapping windows of that length, and the probabilities of a frame are averaged; shorter recordings
+    are padded with silence at the end.
 
     Data info: `class_names` (list of K names), `seconds` of a window.
 
     Args:
-        loss: `tasks.losses.BinaryCrossEntropy`, of every frame and class.
-        decoding: `tasks.event_decoding.Decoding`: how events are made of scores.
-        collars: `tasks.event_metrics.Collars`: how near an event must be to count in event F1.
-        segment: seconds of a segment of segment F1.
-        psds: `tasks.event_metrics.PSDSettings`.
-        overlap: part of a window that the next one reads again, in [0, 1).
+        loss: `tasks.losses.BinaryCrossEntropy`, over all frames and classes.
+        decoding: settings of `tasks.event_decoding.Decoding`, from scores to events.
+        collars: settings of `tasks.event_metrics.Collars`, the tolerances of event F1.
+        segment: length of the segments of segment F1 in seconds.
+        psds: settings of `tasks.event_metrics.PSDSettings`.
+        overlap: overlap of consecutive windows as a fraction of a window, in [0, 1).
         **settings: see `Task`.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings, or augmentations that cannot be applied to events.
     """
 
     shown_metric = "event_f1"
@@ -105,12 +105,12 @@ class SoundEventTask(Task):
         self.totals = nn.ModuleDict(
             {f"{split}_totals": EventTotals(classes, self.psds) for split in ("val", "test")}
         )
-        self.told: set[str] = set()  # what has been said of classes without events
-        self.pictured: set[int] = set()  # places of the test's recordings to show
+        self.told: set[str] = set()  # splits whose classes without events have been reported
+        self.pictured: set[int] = set()  # indices of the test recordings to show
         self.heard: list[Heard] = []
 
     def _refuse_shifts(self) -> None:
-        """Raise a `ValueError` for augmentation that events would not follow."""
+        """Raises a `ValueError` for augmentations that shift or mix waveforms without their events."""
         shifts = [getattr(part, "roll", 0) for part in (self.augment.raw, self.augment.maps)]
         if self.augment.mixup is not None or any(shift not in (0, (0, 0)) for shift in shifts):
             raise ValueError(
@@ -135,8 +135,8 @@ class SoundEventTask(Task):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        """One batch -> `loss`, and as `output` the probability of each class in each frame, (B, N, K), NaN behind a
-        recording's end."""
+        """One batch -> `loss` and `output`, the probability of each class in each frame, (B, N, K), NaN after the end
+        of a recording."""
         return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -200,20 +200,20 @@ class SoundEventTask(Task):
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
     def _window(self, raw: Any, number: int, first: int, wide: int) -> Tensor:
-        """The samples of so many frames of a recording, silence behind where it ends."""
+        """The samples of `wide` frames of a recording from frame `first` on, zero-padded at its end."""
         begin, length = first * self.grid.shift, self.grid.samples(wide)
         wave = raw["waveform"][number, begin : min(begin + length, int(raw["length"][number]))]
         return nn.functional.pad(wave, (0, length - len(wave)))
 
     def decoded(self, probs_NK: Tensor, seconds: float) -> Events:
-        """Events of a recording of so many seconds."""
+        """Decodes the events of a recording of the given length."""
         smoothed = self.decoding.smoothed(as_array(probs_NK), self.grid)
         return self.decoding.events(smoothed, self.thresholds, self.grid, seconds)
 
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def _measure(self, probs_NK: Tensor, truth: Events, seconds: float, split: str) -> Events:
-        """Count what is found in a recording; returns it."""
+        """Decodes the events of a recording, updates the metrics, and returns the events."""
         classes = len(self.class_names)
         smoothed = self.decoding.smoothed(as_array(probs_NK), self.grid)
         found = self.decoding.events(smoothed, self.thresholds, self.grid, seconds)
@@ -272,14 +272,14 @@ class SoundEventTask(Task):
         self.pictured = {position * samples // most for position in range(most)} if most else set()
 
     def _heard(self, raw: Any, position: int, found: Events, truth: Events | None, title: str) -> Heard:
-        """What a picture shows of a recording."""
+        """The data for the figure of a recording."""
         wave = raw["waveform"][position, : int(raw["length"][position])]
         with torch.no_grad():
             map_FN = self.network.embedder(wave[None])[0, 0].mean(dim=0)
         return Heard(title, as_array(map_FN), len(wave) / self.grid.sample_rate, found, truth)
 
     def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
-        """A row for each event that was found, right or wrong, and for each that was missed."""
+        """One row per predicted event, right or wrong, and one per missed event."""
         rows = []
         for position, length in enumerate(batch.raw["length"].tolist()):
             probs_NK = output[position, : self.grid.count(length)]
@@ -313,8 +313,8 @@ class SoundEventTask(Task):
         }
 
     def test_report(self) -> dict[str, Any]:
-        """After a test: of every class event F1, segment F1 and how many events there are, are found and are right, and
-        the curve of PSDS (effective false positives an hour, and the true positive rates there)."""
+        """After a test: event F1, segment F1 and the number of true, predicted and correct events per class, and the
+        PSD-ROC curve (true positive rates over effective false positives per hour)."""
         of_split = self._totals("test").of_split
         if of_split is None:
             return {}
@@ -390,10 +390,10 @@ class SoundEventTask(Task):
             figures={"figures/{name}.png": lambda: draw_heard([heard], self.class_names, axes)},
         )
 
-    # -- what the workbench shows ----------------------------------------------------------------------------------
+    # -- captions and previews -------------------------------------------------------------------------------------
 
     def caption(self, batch: Batch, position: int) -> str:
-        """The classes that sound in a sample."""
+        """The classes present in a sample."""
         present = sorted({int(label) for label in batch.target[position, :, 2].tolist() if label != NOTHING})
         return ", ".join(self.class_names[label] for label in present[:3]) or "nothing"
 
@@ -404,10 +404,10 @@ class SoundEventTask(Task):
 
 
 def grid_of(embedder: nn.Module | Embedder) -> FrameGrid:
-    """Where the frames of an embedder's maps lie.
+    """The frame grid of an embedder's maps.
 
     Raises:
-        ValueError: its maps have no frames in time, or not all of them.
+        ValueError: the embedder's maps have no time frames, or a fixed number of them (`num_frames`).
     """
     sizes = [getattr(embedder, name, None) for name in ("sample_rate", "frame_length", "frame_shift")]
     if not all(isinstance(size, int) for size in sizes):
@@ -423,7 +423,7 @@ def grid_of(embedder: nn.Module | Embedder) -> FrameGrid:
 
 
 def events_of(target_E3: Tensor) -> Events:
-    """The events of one sample of a batch, without what fills them up."""
+    """The events of one sample of a batch, without padding."""
     events: Events = target_E3[target_E3[:, 2] != NOTHING].to("cpu", torch.float64).numpy()
     return events
 

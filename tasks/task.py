@@ -1,6 +1,7 @@
-"""What every task shares: it owns the network and its optimiser, and turns batches into {"loss", "output"}.
+"""Base classes of all tasks: a task owns the network and its optimiser, and maps batches to {"loss", "output"}.
 
-`Training` is what the trainer sees, of one task or of several trained together (`tasks.joint`); `Task` is one of them.
+`Training` is the `LightningModule` that the trainer runs, for a single task or for several trained jointly
+(`tasks.joint`); `Task` is the base class of a single task.
 """
 
 import math
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a prediction adds to a JSON file of all predictions of a run.
+    """One prediction's entry in a JSON file shared by all predictions of a run.
 
     Args:
         content: plain values.
-        join: (file that was read, content) of all of them, in order -> what the file holds.
+        join: list of (input file, content) of all predictions, in order -> content of the JSON file.
     """
 
     content: Any
@@ -42,19 +43,18 @@ class Shared:
 
 @dataclass
 class Prediction:
-    """What a model says about one sample.
+    """The prediction for one sample, in human-readable form.
 
     Args:
-        columns: the row of `predictions.csv`, best first.
-        shown: the same in a few words, for the terminal.
-        tables: predictions too long for a row: name -> columns, each written as `<name>.csv`.
-        shared_tables: likewise, where one table holds what is said of all files: `<name>.csv`, each one's `path`
-            in front.
-        report: what to draw of it, as plain values with the keys of `Task.test_report`.
-        files: further files, such as `masks/{name}.png`, where `{name}` becomes that of the file that was read; each is
-            written by a function of its path and of what is to be said of drawn data (None: nothing).
-        figures: likewise, made by a function.
-        shared: JSON files that all predictions of a run share: name -> what this one adds.
+        columns: the row of `predictions.csv`, most likely class first.
+        shown: a short summary for the terminal.
+        tables: predictions too long for a row: name -> columns, each written to `<name>.csv`.
+        shared_tables: likewise, with one table `<name>.csv` for all input files, whose first column is `path`.
+        report: plain values to draw figures from, with the keys of `Task.test_report`.
+        files: further files, such as `masks/{name}.png`, where `{name}` is replaced by the name of the input file; each
+            is written by a function of its path and the provenance note for embedded samples (None: no note).
+        figures: file name, as in `files` -> function that returns the figure.
+        shared: JSON files shared by all predictions of a run: name -> this prediction's entry.
     """
 
     columns: dict[str, Any]
@@ -68,7 +68,7 @@ class Prediction:
 
 
 class Augment(nn.Module):
-    """The three places where training data may be changed on the device.
+    """The three augmentation hooks of training batches on the device.
 
     Args:
         raw: raw batch -> raw batch, e.g. noise on waveforms.
@@ -86,19 +86,19 @@ class Augment(nn.Module):
 
 
 class Training(LightningModule):
-    """Steps, logs and the optimiser, for one task or for several that are trained together.
+    """Steps, logging and the optimiser, for a single task or for several trained jointly.
 
     Args:
-        data_info: what the data module knows and the predictions need (class names, units, …); plain values, kept in
+        data_info: metadata of the data set needed for predictions (class names, units, …); plain values, stored in
             every checkpoint so that predictions need no data set.
         optimizer: module -> optimiser of its parameters.
         scheduler: optimiser, total_steps, steps_per_epoch -> learning-rate schedule.
-        composition: the run's modality, task and backbone nodes as plain containers, kept in every checkpoint.
+        composition: the run's modality, task and backbone nodes as plain containers, stored in every checkpoint.
     """
 
-    # Titles of the data sets that drawn samples stand for in its training; kept in every checkpoint.
+    # Titles of the data sets replaced by embedded samples in this training; stored in every checkpoint.
     drawn: Sequence[str] = ()
-    shown_metric: str = "loss"  # what the progress bar shows beside the loss
+    shown_metric: str = "loss"  # the metric shown in the progress bar beside the loss
 
     def __init__(
         self,
@@ -115,23 +115,21 @@ class Training(LightningModule):
         self.rates: dict[str, float] = {}  # learning rates of the last step
         self.trained_on: dict[
             str, Any
-        ] = {}  # the record of the data (`DataModule.record`), kept in every checkpoint
-        self.validated: dict[
-            str, float
-        ] = {}  # what the last validation of the training measured, by full name
+        ] = {}  # the record of the data (`DataModule.record`), stored in every checkpoint
+        self.validated: dict[str, float] = {}  # metrics of the last validation during training, by full name
 
-    # -- what there is to train ---------------------------------------------------------------------------------
+    # -- interface of subclasses --------------------------------------------------------------------------------
 
     def by_task(self) -> "dict[str, Task]":
-        """The tasks in it, by name; the name of an only one is empty."""
+        """Maps a task name to its task; a single task has the key `''`."""
         raise NotImplementedError
 
     def task_of(self, batch: Batch) -> str:
-        """Name of the task that a batch is of."""
+        """Name of the task that a batch belongs to."""
         raise NotImplementedError
 
     def trained_module(self) -> nn.Module:
-        """What the optimiser is made for."""
+        """The module whose parameters are optimised."""
         raise NotImplementedError
 
     def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
@@ -139,22 +137,22 @@ class Training(LightningModule):
         raise NotImplementedError
 
     def epoch_values(self, split: str) -> dict[str, Tensor]:
-        """Metrics and loss of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
+        """Computes and resets the epoch's metrics and loss, by full name (`val/acc`); empty if none was updated."""
         raise NotImplementedError
 
     def begin_test(self, samples: int) -> None:
-        """Forget the last test; there will be so many samples."""
+        """Resets the results of the last test; `samples` is the number of test samples."""
         raise NotImplementedError
 
     def in_short(self, name: str) -> bool:
-        """Whether a value belongs in the one line that the log has for an epoch."""
+        """Whether a value appears in the log's one-line summary of an epoch."""
         return True
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         if not len(batch):
-            return None  # every file of the batch was broken; the callback BrokenFiles has said so
+            return None  # every file of the batch was unreadable; the callback BrokenFiles has reported it
         out = self.measured_step(batch, "train")
         self.log("loss", out["loss"].detach(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         return out
@@ -184,8 +182,8 @@ class Training(LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, split: str) -> None:
-        # All processes of a distributed run compute here, together: a value left for the trainer to average would
-        # be asked for by the progress bar of the first process alone, which then waits for the others for ever.
+        # All processes of a distributed run compute the values here: were the trainer to average them, the progress
+        # bar of rank 0 alone would trigger the synchronisation and deadlock.
         values = self.epoch_values(split)
         if split == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.validated = {name: float(value) for name, value in values.items()}
@@ -205,8 +203,8 @@ class Training(LightningModule):
     def planned_steps(self) -> tuple[int, int]:
         """Optimiser steps of the whole run and of one epoch.
 
-        Counted here because the trainer's own estimate opens the training loader before a resumed run has told it
-        where to go on.
+        Computed here because the trainer's own estimate opens the training loader before its position has been
+        restored in a resumed run.
         """
         trainer = self.trainer
         batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
@@ -239,15 +237,15 @@ class Training(LightningModule):
 
 
 class Task(Training):
-    """Base of all tasks.
+    """Base class of a single task.
 
     Args:
         network: embedder, backbone, head.
-        augment: what happens to training batches on the device.
+        augment: augmentation of training batches on the device.
         data_info, optimizer, scheduler, composition: see `Training`.
     """
 
-    # Whether the loss is a squared error of numbers rather than a cross-entropy of classes.
+    # Whether the loss is a regression loss (squared error) rather than a cross-entropy.
     regression = False
 
     def __init__(
@@ -268,8 +266,8 @@ class Task(Training):
 
     @classmethod
     def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
-        """What a validation measures, without the split (`acc` for `val/acc`); the first is monitored unless another is
-        asked for. Empty: not known before it is measured."""
+        """Names of the validation metrics without the split (`acc` for `val/acc`); the first is monitored by default.
+        Empty: not known in advance."""
         return ()
 
     @classmethod
@@ -279,12 +277,12 @@ class Task(Training):
 
     @classmethod
     def head_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
-        """What the head's constructor needs to know of the data."""
+        """Arguments of the head's constructor that depend on the data."""
         raise NotImplementedError
 
     @classmethod
     def head_sizes(cls, data_info: dict[str, Any], embedder: nn.Module, backbone: Backbone) -> dict[str, Any]:
-        """What the head's constructor needs to know of the data and of the parts before it."""
+        """Arguments of the head's constructor that depend on the data, the embedder and the backbone."""
         return {"in_features": backbone.num_features, **cls.head_arguments(data_info)}
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
@@ -292,57 +290,58 @@ class Task(Training):
         raise NotImplementedError
 
     def epoch_metrics(self, split: str) -> dict[str, Tensor]:
-        """The metrics of the epoch that ends, by full name (`val/acc`), and reset; empty if none was updated."""
+        """Computes and resets the epoch's metrics, by full name (`val/acc`); empty if none was updated."""
         raise NotImplementedError
 
     def begin_test(self, samples: int) -> None:
-        """Forget the last test; there will be so many samples."""
+        """Resets the results of the last test; `samples` is the number of test samples."""
 
     def predict(self, raw: Any, top_k: int = 5) -> list[Prediction]:
-        """Raw batch -> one prediction per sample that a person can read; `top_k` limits lists of candidates."""
+        """Raw batch -> one human-readable prediction per sample; `top_k` limits lists of candidates."""
         raise NotImplementedError
 
     def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
-        """What `predictions.csv` has for each sample of a test batch: one row, or several.
+        """The rows of `predictions.csv` for each sample of a test batch, one or more per sample.
 
         Args:
             batch: with its targets.
-            output: of `step`.
+            output: the `output` of `step`.
         """
         raise NotImplementedError
 
     def caption(self, batch: Batch, position: int) -> str:
-        """What to write above the picture of one sample of a batch."""
+        """The title of the picture of one sample of a batch."""
         return f"sample {int(batch.index[position])}"
 
     def test_report(self) -> dict[str, Any]:
-        """What a test found beyond its metrics, as plain values (tables and pictures are made from it)."""
+        """Results of a test beyond its metrics, as plain values, from which tables and figures are made."""
         return {}
 
     def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
-        """The figures of what a test (`test_report`) or a prediction (`Prediction.report`) reports, by name; it may
-        hold only a part, or nothing."""
+        """The figures of the report of a test (`test_report`) or a prediction (`Prediction.report`), by name; the
+        report may be partial or empty."""
         return {}
 
     def difference(self, given: Any, wanted: Any) -> float:
-        """How far an exported network's answer is from the network's own, relative to the largest value of that."""
+        """The maximum difference between the output of an exported network and the reference, relative to the
+        reference's largest absolute value."""
         far = float((given.detach() - wanted).abs().max())
         return far / max(float(wanted.abs().max()), 1e-12)
 
     @property
     def free_axes(self) -> dict[int, int]:
-        """The axes of a raw batch that an exported model takes at any length, each with what that is a multiple of."""
+        """Dynamic axes of the exported model's input: axis -> number that its length is a multiple of."""
         return {0: 1}
 
     def preview(self, batch: Batch, most: int) -> tuple[Any, list[str]]:
-        """The first samples of a training batch as training sees them, with captions."""
+        """The first samples of a training batch after raw augmentation, with captions."""
         count = min(most, len(batch.index))
         raw = tree_map(lambda value: value[:count], batch.raw)
         if self.augment.raw is not None:
             raw = self.augment.raw(raw)
         return raw, [self.caption(batch, position) for position in range(count)]
 
-    # -- what `Training` asks for ---------------------------------------------------------------------------------
+    # -- interface of `Training` ----------------------------------------------------------------------------------
 
     def by_task(self) -> "dict[str, Task]":
         return {"": self}
@@ -355,7 +354,7 @@ class Task(Training):
 
     def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         out = self.step(batch, split)
-        # Once for each sample and not by its weight: without a NaN strategy torchmetrics 1.9 ignores weights.
+        # Repeated per sample instead of weighted: with nan_strategy="disable" torchmetrics 1.9 ignores weights.
         self._loss_of(split).update(out["loss"].detach().expand(len(batch.index)))
         return out
 
@@ -376,15 +375,15 @@ class Task(Training):
         return self.predict(batch.raw)
 
     def embed(self, raw: Any, train: bool) -> Tensor:
-        """Raw batch -> maps (B, V, C, H, W), with map augmentation while training."""
+        """Raw batch -> maps (B, V, C, H, W), with map augmentation in training."""
         return self.network.maps(raw, self.augment.maps if train else None)
 
     def forward(self, raw: Any, train: bool = False) -> Tensor:
-        """Raw batch, perhaps several crops of each sample -> output, with map augmentation while training."""
+        """Raw batch, optionally with several crops per sample -> output, with map augmentation in training."""
         return self.network(raw, self.augment.maps if train else None)
 
 
 def as_plain(value: Tensor) -> float | list[float]:
-    """A metric's value as plain numbers."""
+    """A metric's value as a float or a (nested) list of floats."""
     value = value.detach().to("cpu", torch.float64)
     return value.item() if value.ndim == 0 else value.tolist()

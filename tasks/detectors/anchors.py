@@ -1,6 +1,6 @@
-"""Anchors: the boxes that a region proposal network looks at from every place of its maps.
+"""Anchor boxes of the region proposal network, at every location of its feature maps.
 
-Shapes: A anchors at a place, H and W places of a level.
+Shapes: A anchors per location, H and W of a pyramid level.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def anchors_at(stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
-    """`(A, 4)` boxes around a place, one a ratio of height to width, each of the area (stride · scale)².
+    """Base anchors centred at the origin, `(A, 4)`: one per aspect ratio (height / width), each of area
+    (stride · scale)².
 
-    Sides are not rounded, as in mmdetection (torchvision's generator rounds them).
+    Coordinates are not rounded, as in mmdetection (torchvision's generator rounds them).
     """
     height_A = torch.tensor([ratio**0.5 for ratio in ratios]) * stride * scale
     width_A = torch.tensor([ratio**-0.5 for ratio in ratios]) * stride * scale
@@ -22,7 +23,7 @@ def anchors_at(stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
 def anchors_of(
     size: tuple[int, int], stride: int, scale: float, ratios: Sequence[float], device: torch.device
 ) -> Tensor:
-    """All anchors of a level, `(H · W · A, 4)`: row by row, place by place; place (0, 0) lies at pixel (0, 0)."""
+    """All anchors of a level, `(H · W · A, 4)`, in row-major order of locations; location (0, 0) is at pixel (0, 0)."""
     height, width = size
     y_H = torch.arange(height, device=device) * stride
     x_W = torch.arange(width, device=device) * stride

@@ -1,6 +1,6 @@
-"""From scores of every box and class to the detections of a picture.
+"""Post-processing: from per-class box scores to the final detections of an image.
 
-Shapes: B pictures, N boxes, K classes, D detections.
+Shapes: B images, N boxes, K classes, D detections.
 """
 
 import torch
@@ -11,14 +11,14 @@ from tasks.detectors.head import TestSettings
 
 
 def chosen(boxes: Tensor, scores_BNK: Tensor, settings: TestSettings) -> Tensor:
-    """The detections of each picture, `(B, D, 6)`: x1, y1, x2, y2, score, class; rows of 0 are none.
+    """The detections of each image, `(B, D, 6)`: x1, y1, x2, y2, score, class; padded with rows of 0.
 
-    Every pair of box and class counts by itself. Of the best pairs, those below the least score and those that overlap
-    a better one of their class go; the best of the others are kept.
+    Each (box, class) pair is a separate candidate. The highest-scoring candidates are filtered by the score threshold
+    and by class-wise NMS; the best of the remaining ones are kept.
 
     Args:
-        boxes: (B, N, 4), or a box for each class, (B, N, K, 4).
-        scores_BNK: 0 to 1.
+        boxes: (B, N, 4), or class-specific boxes, (B, N, K, 4).
+        scores_BNK: in [0, 1].
         settings: see `TestSettings`.
     """
     classes = scores_BNK.shape[-1]

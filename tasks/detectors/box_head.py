@@ -1,6 +1,6 @@
-"""Which class a region is of, and where its box lies: convolutions, then linear layers.
+"""Box head: classification and box regression of regions, by convolutions followed by linear layers.
 
-Shapes: R regions, C channels, S points a side, K classes.
+Shapes: R regions, C channels, S side of the pooled features, K classes.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ LOSSES = ("giou", "smooth_l1")
 
 @dataclass(frozen=True)
 class BoxHeadSettings:
-    """Of all heads of boxes.
+    """Settings shared by the box heads of all stages.
 
     Args:
-        size: S of the regions' features.
-        convs: 3 × 3 convolutions with batch norm and ReLU.
-        linears: linear layers with ReLU behind them.
-        width: of these.
-        loss: `giou`, 1 - GIoU of decoded boxes, or `smooth_l1` of deltas; each over all regions sampled.
-        loss_weight: of that loss; the classes' is 1.
-        beta: where smooth L1 becomes linear.
+        size: S, the RoIAlign output size.
+        convs: number of 3 × 3 convolutions with batch norm and ReLU.
+        linears: number of linear layers followed by ReLU.
+        width: of the linear layers.
+        loss: `giou`, 1 - GIoU of decoded boxes, or `smooth_l1` of deltas; normalised by the number of sampled regions.
+        loss_weight: weight of the box loss; the classification loss has weight 1.
+        beta: the smooth L1 threshold between its quadratic and its linear part.
     """
 
     size: int = 7
@@ -55,14 +55,14 @@ class BoxHeadSettings:
 
 
 class BoxHead(nn.Module):
-    """`(R, C, S, S)` features of regions -> scores `(R, K + 1)`, background last, and deltas `(R, 4 · K)`.
+    """`(R, C, S, S)` region features -> class logits `(R, K + 1)`, background last, and deltas `(R, 4 · K)`.
 
-    The names are those of mmdetection's `ConvFCBBoxHead`.
+    Parameter names are those of mmdetection's `ConvFCBBoxHead`.
 
     Args:
         channels: C.
         num_classes: K.
-        coding: of the deltas.
+        coding: encodes and decodes the deltas.
         settings: see `BoxHeadSettings`.
     """
 
@@ -99,14 +99,14 @@ class BoxHead(nn.Module):
         true_P4: Tensor,
         objects_P: Tensor,
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the classes, and the loss of the boxes of regions that stand for objects.
+        """Classification (cross-entropy) loss of all regions, and box loss of the positive ones.
 
         Args:
-            logits_RK, deltas_R4K: of `forward`.
+            logits_RK, deltas_R4K: returned by `forward`.
             regions_R4: the regions' boxes.
-            labels_R: K for background.
-            true_P4: box of each object stood for.
-            objects_P: places of the regions that stand for objects.
+            labels_R: class of each region; K for background.
+            true_P4: ground-truth box of each positive region.
+            objects_P: indices of the positive regions.
         """
         deltas_P4 = self.of_class(deltas_R4K[objects_P], labels_R[objects_P])
         references_P4 = regions_R4[objects_P]
@@ -127,15 +127,15 @@ class BoxHead(nn.Module):
         return each_RK4.gather(1, labels_R[:, None, None].expand(-1, 1, 4))[:, 0]
 
     def refined(self, deltas_R4K: Tensor, regions_R4: Tensor, labels_R: Tensor) -> Tensor:
-        """The regions moved by the deltas of their class, `(R, 4)`."""
+        """The regions refined by the deltas of their class, `(R, 4)`."""
         return self.coding.decode(self.of_class(deltas_R4K, labels_R), regions_R4)
 
 
 def likeliest(logits_RK: Tensor) -> Tensor:
-    """The class of each region, background left out."""
+    """The most likely class of each region, excluding background."""
     return logits_RK[:, :-1].argmax(dim=1)
 
 
 def mean_of_stages(logits: Sequence[Tensor]) -> Tensor:
-    """Logits of all stages averaged, before a softmax."""
+    """The mean of the logits of all stages, before softmax."""
     return torch.stack(list(logits)).mean(dim=0)

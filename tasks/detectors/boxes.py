@@ -1,4 +1,4 @@
-"""Boxes as numbers: their coding relative to a reference box, clipping, and what is left of overlapping ones.
+"""Box operations: delta coding relative to a reference box, clipping, non-maximum suppression, top-k.
 
 Shapes: N boxes, each x1 y1 x2 y2 in pixels, K classes.
 """
@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-MOST_GROWTH = math.log(
-    1000 / 16
-)  # of a side, as a logarithm: a larger one is a mistake of an untrained network
+MOST_GROWTH = math.log(1000 / 16)  # clamp of log size ratios, reached only by an untrained network
 LEAST_SIDE = 1e-3
 
 
 @dataclass(frozen=True)
 class BoxCoding:
-    """A box as the shift of a reference box's centre, in its sides, and the logarithm of its sides' growth
-    (Girshick et al. 2014, arXiv 1311.2524, appendix C), each divided by a scale.
+    """Box deltas: the centre's offset relative to the reference box's size, and the log of the size ratios
+    (Girshick et al. 2014, arXiv 1311.2524, appendix C), each divided by a standard deviation.
 
     Args:
-        stds: the four scales.
+        stds: the four standard deviations (dx, dy, dw, dh).
     """
 
     stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
@@ -40,7 +38,7 @@ class BoxCoding:
         return deltas_N4 / deltas_N4.new_tensor(list(self.stds))
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """Deltas `(…, 4)` of references `(…, 4)` -> boxes in float32; sides grow and shrink by 1000/16 at most."""
+        """Deltas `(…, 4)` and references `(…, 4)` -> boxes in float32; sides change by a factor of at most 1000/16."""
         deltas = deltas.float() * torch.tensor(list(self.stds), device=deltas.device)
         at, scale = _centre_and_sides(references.float())
         centre = at + deltas[..., :2] * scale
@@ -54,11 +52,11 @@ def _centre_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes cut off at the edges of their pictures.
+    """Boxes clipped to their images.
 
     Args:
         boxes: (…, 4).
-        sizes: height and width of the picture of each, (…, 2), or such that it can be broadcast.
+        sizes: height and width of each box's image, broadcastable to (…, 2).
     """
     most = sizes.to(boxes.dtype).flip(-1)  # x before y
     return torch.cat(
@@ -71,21 +69,21 @@ def clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def has_area(boxes: Tensor) -> Tensor:
-    """Which boxes, (…, 4), have sides above 0."""
+    """Whether each box, (…, 4), has sides above 0."""
     return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def survivors(boxes_BN4: Tensor, scores_BN: Tensor, groups_BN: Tensor, most_overlap: float) -> Tensor:
-    """Non-maximum suppression within each group of each picture: which boxes are left, `(B, N)` bool.
+    """Non-maximum suppression within each group (e.g. class) of each image: which boxes are kept, `(B, N)` bool.
 
-    Of a pair in a group that overlaps by more than `most_overlap` (IoU) the one of lower score goes.
+    If two boxes of a group overlap by an IoU above `most_overlap`, the one with the lower score is removed.
     """
     if not torch.compiler.is_exporting():
         kept_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
         for kept, boxes, scores, groups in zip(kept_BN, boxes_BN4, scores_BN, groups_BN, strict=True):
             kept[batched_nms(boxes, scores, groups, most_overlap)] = True
         return kept_BN
-    # A program takes any number of pictures at once: those and the groups are moved apart.
+    # An exported program has a dynamic batch size: boxes are offset by image and group, so that one NMS call suffices.
     batch, number = scores_BN.shape
     picture_B1 = torch.arange(batch, device=boxes_BN4.device)[:, None]
     apart_BN = (picture_B1 * (groups_BN.max() + 1) + groups_BN).to(boxes_BN4.dtype)
@@ -96,11 +94,11 @@ def survivors(boxes_BN4: Tensor, scores_BN: Tensor, groups_BN: Tensor, most_over
 
 
 def best(scores_BN: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The largest scores of each picture and their places, both `(B, at most most)`, from large to small."""
+    """The top-`most` scores of each image and their indices, `(B, ≤ most)` each, in descending order."""
     scores, places = scores_BN.topk(min(most, scores_BN.shape[1]), dim=1)
     return scores, places
 
 
 def picked(values_BNC: Tensor, places_BP: Tensor) -> Tensor:
-    """`(B, N, C)` at places `(B, P)` -> `(B, P, C)`."""
+    """Gathers `(B, N, C)` at indices `(B, P)` -> `(B, P, C)`."""
     return values_BNC.gather(1, places_BP[..., None].expand(-1, -1, values_BNC.shape[-1]))

@@ -1,6 +1,6 @@
-"""FCOS (Tian et al. 2019, arXiv 1904.01355): every place of the pyramid says what it lies in and how far its sides are.
+"""FCOS (Tian et al. 2019, arXiv 1904.01355): each pyramid location predicts a class and the distances to a box's sides.
 
-Shapes: B pictures, N places of all levels, G objects, P places that lie in objects, K classes, D detections.
+Shapes: B images, N locations of all levels, G objects, P positive locations, K classes, D detections.
 """
 
 import math
@@ -18,28 +18,28 @@ from tasks.detectors.fpn import FPN, pyramid_strides
 from tasks.detectors.head import DetectionHead, Outputs, Targets, TestSettings, without_crowds
 from tasks.detectors.layers import begin
 
-RARE = 0.01  # probability of a class that an untrained head gives
-MOST_SIDES = 8  # a level's largest distance to a side, in its strides; its least is half of that
+RARE = 0.01  # prior probability of each class at initialisation
+MOST_SIDES = 8  # upper bound of a level's regression range, in strides; the lower bound is half of it
 
 
 class FCOSHead(DetectionHead):
-    """FPN, then two towers of convolutions shared by all levels: classes, and distances to the four sides with a
-    centre-ness.
+    """FPN, then two convolutional towers shared by all levels: one for classes, one for the distances to the four sides
+    and the centre-ness.
 
     Args:
         in_channels, strides: of the backbone's feature maps.
         num_classes: K.
-        data_have_masks: of no use here.
+        data_have_masks: ignored; FCOS predicts boxes only.
         channels: of the pyramid and the towers.
-        convs: of each tower, with group norm and ReLU.
-        first: the first of the feature maps that is read, from 0.
-        extra_levels: of the pyramid, beyond the backbone's.
-        radius: strides from an object's centre within which places are its.
+        convs: number of convolutions per tower, each with group norm and ReLU.
+        first: index of the first feature map used, from 0.
+        extra_levels: number of pyramid levels beyond the backbone's.
+        radius: centre sampling radius in strides: locations closer to an object's centre may be positive.
         alpha, gamma: of the focal loss.
-        test: see `TestSettings`; a score is the root of probability times centre-ness.
+        test: see `TestSettings`; a score is the square root of probability times centre-ness.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: invalid settings.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class FCOSHead(DetectionHead):
         return one_2.expand(finest_BCHW.shape[0], 2)
 
     def outputs(self, features: Sequence[Tensor]) -> Outputs:
-        """Of each level `classes` (B, K, H, W), `sides` (B, 4, H, W): distances in strides to the left, top, right and
-        bottom, and `centreness` (B, 1, H, W) as logits."""
+        """Per level: `classes` (B, K, H, W), logits; `sides` (B, 4, H, W), distances in strides to the left, top, right
+        and bottom; `centreness` (B, 1, H, W), logits."""
         found: Outputs = {"classes": [], "sides": [], "centreness": []}
         for number, x_BCHW in enumerate(self.neck(features[self.first :])):
             of_class, of_box = self.class_tower(x_BCHW), self.box_tower(x_BCHW)
@@ -103,10 +103,10 @@ class FCOSHead(DetectionHead):
             found["centreness"].append(self.centreness(of_box))
         return found
 
-    # -- places ----------------------------------------------------------------------------------------------------
+    # -- locations -------------------------------------------------------------------------------------------------
 
     def places(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """The pixel that each place stands for, `(N, 2)` x and y, and its level's stride, `(N,)`."""
+        """The image coordinates of each location, `(N, 2)` x and y in pixels, and its level's stride, `(N,)`."""
         points, strides = [], []
         for x_BCHW, stride in zip(outputs["classes"], self.strides, strict=True):
             height, width = x_BCHW.shape[-2:]
@@ -118,8 +118,8 @@ class FCOSHead(DetectionHead):
         return torch.cat(points), torch.cat(strides)
 
     def assigned(self, points_N2: Tensor, strides_N: Tensor, boxes_G4: Tensor) -> Tensor:
-        """The object of each place, `(N,)`, or -1: the smallest one in whose box and around whose centre it lies, and
-        whose farthest side is of its level's size."""
+        """Index of the object assigned to each location, `(N,)`, or -1: the smallest one whose box contains it, whose
+        centre is within the radius, and whose farthest side is within the level's regression range."""
         if not len(boxes_G4):
             return torch.full((len(points_N2),), -1, device=points_N2.device)
         left_top_NG2 = points_N2[:, None] - boxes_G4[:, :2]
@@ -137,7 +137,7 @@ class FCOSHead(DetectionHead):
         return torch.where(least_area_N < torch.inf, object_N, -1)
 
     def _flat(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of classes (B, N, K), distances in pixels (B, N, 4), logits of centre-ness (B, N)."""
+        """All levels concatenated: class logits (B, N, K), distances in pixels (B, N, 4), centre-ness logits (B, N)."""
 
         def joined(maps: Sequence[Tensor]) -> Tensor:
             return torch.cat([x.float().flatten(2).transpose(1, 2) for x in maps], dim=1)
@@ -148,8 +148,8 @@ class FCOSHead(DetectionHead):
     # -- losses ------------------------------------------------------------------------------------------------------
 
     def losses(self, outputs: Outputs, targets: Targets, sizes_B2: Tensor) -> dict[str, Tensor]:
-        """`class` (focal), `box` (1 - GIoU, weighted by the true centre-ness) and `centreness` (cross-entropy), each
-        over the places that lie in objects, of all pictures."""
+        """`class` (focal), `box` (1 - GIoU, weighted by the true centre-ness) and `centreness` (binary cross-entropy),
+        each normalised over the positive locations of all images."""
         logits_BNK, sides_BN4, centre_BN = self._flat(outputs)
         points_N2, strides_N = self.places(outputs)
         true_BNK = torch.zeros_like(logits_BNK)
@@ -199,7 +199,8 @@ def around(points: Tensor, sides: Tensor) -> Tensor:
 
 
 def true_centreness(points_P2: Tensor, boxes_P4: Tensor) -> Tensor:
-    """1 at the centre of a box, 0 at its edge, `(P,)`: the root of the ratios of opposite distances (equation 3)."""
+    """Centre-ness targets, `(P,)`: 1 at a box's centre, 0 at its edge; the square root of the product of the ratios of
+    opposite distances (equation 3)."""
     before_P2, behind_P2 = points_P2 - boxes_P4[:, :2], boxes_P4[:, 2:] - points_P2
     ratio_P2 = torch.minimum(before_P2, behind_P2) / torch.maximum(before_P2, behind_P2)
     return ratio_P2.clamp(min=0).prod(dim=1).sqrt()

@@ -1,6 +1,6 @@
-"""Feature pyramid (Lin et al. 2017, arXiv 1612.03144): all stages at one width, the coarse ones added to the fine.
+"""Feature pyramid network (FPN, Lin et al. 2017, arXiv 1612.03144).
 
-Shapes: N pictures, Ci channels of feature map i, C channels of the pyramid.
+Shapes: N images, Ci channels of feature map i, C channels of the pyramid.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from tasks.detectors.layers import NamedConv, begin
 
 
 class FPN(nn.Module):
-    """1 × 1 convolutions, nearest-neighbour top-down sums, 3 × 3 convolutions, further levels by taking every second
-    place; the names are those of mmdetection.
+    """1 × 1 lateral convolutions, top-down sums with nearest-neighbour upsampling, 3 × 3 output convolutions, and extra
+    levels by subsampling with stride 2; parameter names are those of mmdetection.
 
     Args:
         in_channels: C1 to the last.
         channels: C.
-        extra_levels: beyond the stages, each at twice the stride.
+        extra_levels: number of levels beyond the backbone's, each at twice the stride.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int = 256, extra_levels: int = 1) -> None:
@@ -31,7 +31,7 @@ class FPN(nn.Module):
                 begin(layer, "xavier")
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Feature maps from fine to coarse -> as many and `extra_levels` more, `(N, C, H, W)`."""
+        """Feature maps from fine to coarse -> the same number of levels plus `extra_levels`, `(N, C, H, W)` each."""
         maps = [lateral(x) for lateral, x in zip(self.lateral_convs, features, strict=True)]
         for i in reversed(range(len(maps) - 1)):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
@@ -42,7 +42,7 @@ class FPN(nn.Module):
 
 
 def pyramid_strides(strides: Sequence[int], extra_levels: int) -> list[int]:
-    """Map pixels a step of each level of the pyramid.
+    """The stride of each pyramid level in map pixels.
 
     >>> pyramid_strides([4, 8, 16, 32], 1)
     [4, 8, 16, 32, 64]

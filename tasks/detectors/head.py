@@ -1,6 +1,6 @@
-"""What every head of detection is to its task: feature maps -> detections, and losses of what lies between.
+"""Base class of the detection heads: feature maps -> raw outputs -> losses or detections.
 
-Shapes: B pictures of V maps each, D detections a picture, M side of a mask, n objects of a picture, K classes.
+Shapes: B images of V maps each, D detections per image, M side of a mask, n objects of an image, K classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,17 @@ Targets = Sequence[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class TestSettings:
-    """What of a head's answers is kept; the defaults are the official ones.
+    """Post-processing settings: score threshold, NMS threshold, number of detections. The defaults are the official
+    ones.
 
     Args:
-        score: least score of a detection.
-        overlap: IoU above which the worse one of two detections of a class goes.
-        most: detections of a picture.
-        candidates: pairs of box and class that are looked at, the best ones of a picture.
+        score: score threshold; detections at or below it are dropped.
+        overlap: IoU threshold of the class-wise NMS.
+        most: maximum number of detections per image.
+        candidates: number of top-scoring (box, class) pairs per image considered before NMS.
     """
 
-    __test__ = False  # pytest must not take it for one of its own
+    __test__ = False  # keeps pytest from collecting it
 
     score: float = 0.05
     overlap: float = 0.5
@@ -41,15 +42,15 @@ class TestSettings:
 
 
 class DetectionHead(nn.Module):
-    """Base of the heads of detection.
+    """Base class of the detection heads.
 
-    `forward` answers with detections, `(B, D, 6)`: x1, y1, x2, y2 in pixels of the maps, score, class; the best come
-    first, and rows beyond the last one found are 0. A head of masks adds probabilities, `(B, D, M, M)`.
-    In training, and within `unfinished`, it answers with its `outputs`, from which `losses` and `detect` go on.
+    `forward` returns detections, `(B, D, 6)`: x1, y1, x2, y2 in map pixels, score, class; sorted by descending score
+    and padded with rows of 0. A head with masks also returns their probabilities, `(B, D, M, M)`.
+    In training, and inside `unfinished`, `forward` returns the raw `outputs` that `losses` and `detect` take.
 
     Args:
         num_classes: K.
-        strides: of the levels that it reads.
+        strides: of the levels used.
     """
 
     has_masks = False
@@ -64,7 +65,7 @@ class DetectionHead(nn.Module):
 
     @contextmanager
     def unfinished(self) -> Iterator[None]:
-        """Let `forward` answer with outputs in evaluation, too: for validation, which measures a loss as well."""
+        """Makes `forward` return raw outputs in evaluation mode too: validation needs both the loss and detections."""
         self.finishes = False
         try:
             yield
@@ -74,12 +75,12 @@ class DetectionHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], views: int, context: dict[str, Tensor] | None = None
     ) -> Any:
-        """Feature maps of N = B·V maps -> detections, or outputs; see the class.
+        """Feature maps of N = B·V maps -> detections, or raw outputs; see the class.
 
         Args:
             features: from fine to coarse.
-            views: V; feature maps of a sample's maps are averaged.
-            context: `size`, (B, 2): what of each map is picture; without it all is.
+            views: V; the feature maps of a sample's V maps are averaged.
+            context: `size`, (B, 2): height and width of each image without padding; default: the whole map.
         """
         if views > 1:
             features = [x.unflatten(0, (-1, views)).mean(dim=1) for x in features]
@@ -89,7 +90,7 @@ class DetectionHead(nn.Module):
         return self.detect(outputs, self.sizes(features[0], context))
 
     def sizes(self, finest_BCHW: Tensor, context: dict[str, Tensor] | None) -> Tensor:
-        """Height and width of each picture in map pixels, `(B, 2)`."""
+        """Height and width of each image in map pixels, `(B, 2)`."""
         if context and "size" in context:
             return context["size"]
         height, width = (side * self.strides[0] for side in finest_BCHW.shape[-2:])
@@ -97,27 +98,27 @@ class DetectionHead(nn.Module):
         return one_2.expand(finest_BCHW.shape[0], 2)
 
     def outputs(self, features: Sequence[Tensor]) -> Outputs:
-        """Feature maps -> what convolutions make of them, level by level."""
+        """Feature maps -> raw outputs of the convolutions, per level."""
         raise NotImplementedError
 
     def losses(self, outputs: Outputs, targets: Targets, sizes_B2: Tensor) -> dict[str, Tensor]:
-        """The parts of the loss by name, each with its weight in it; their sum is trained.
+        """The loss terms by name, already weighted; their sum is the training loss.
 
         Args:
-            outputs: of `outputs`.
-            targets: of each picture `boxes` (n, 4) in map pixels, `labels` (n,), `crowd` (n,), perhaps `masks`
+            outputs: returned by `outputs`.
+            targets: per image `boxes` (n, 4) in map pixels, `labels` (n,), `crowd` (n,), optionally `masks`
                 (n, H, W).
             sizes_B2: see `sizes`.
         """
         raise NotImplementedError
 
     def detect(self, outputs: Outputs, sizes_B2: Tensor) -> Any:
-        """Outputs -> detections; see the class."""
+        """Raw outputs -> detections; see the class."""
         raise NotImplementedError
 
 
 def without_crowds(targets: Targets) -> list[dict[str, Tensor]]:
-    """Targets without the boxes that stand for crowds: these are not learnt from."""
+    """Targets without crowd boxes, which are excluded from training."""
     kept = []
     for target in targets:
         single = ~target["crowd"]

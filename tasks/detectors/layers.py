@@ -1,11 +1,11 @@
-"""Convolutions under the names that mmdetection's checkpoints have."""
+"""Layers with the parameter names of mmdetection's checkpoints, and weight initialisation."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class NamedConv(nn.Module):
-    """A convolution with bias, called `conv`, and perhaps a ReLU: `(N, in, H, W) -> (N, out, H, W)`."""
+    """A convolution with bias, named `conv`, and an optional ReLU: `(N, in, H, W) -> (N, out, H, W)`."""
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, relu: bool = False) -> None:
         super().__init__()
@@ -18,7 +18,8 @@ class NamedConv(nn.Module):
 
 
 def begin(layer: nn.Conv2d | nn.Linear | nn.ConvTranspose2d, how: str, std: float = 0.01) -> None:
-    """First values of a layer: `normal`, `xavier` (uniform) or `kaiming` (normal, fan out, ReLU); its bias 0."""
+    """Initialises a layer's weight with `normal`, `xavier` (uniform) or `kaiming` (normal, fan out, ReLU), its bias
+    with 0."""
     if how == "normal":
         nn.init.normal_(layer.weight, std=std)
     elif how == "xavier":

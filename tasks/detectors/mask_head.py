@@ -1,6 +1,6 @@
-"""Which pixels of a region are the object's (He et al. 2017, arXiv 1703.06870).
+"""Mask head of Mask R-CNN (He et al. 2017, arXiv 1703.06870).
 
-Shapes: R regions, C channels, S points a side of a region's features, M = 2 · S of its mask, K classes, G objects.
+Shapes: R regions, C channels, S side of the pooled features, M = 2 · S side of a mask, K classes, G objects.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tasks.detectors.layers import NamedConv, begin
 
 @dataclass(frozen=True)
 class MaskHeadSettings:
-    """Of all heads of masks.
+    """Settings shared by the mask heads of all stages.
 
     Args:
-        size: S.
-        convs: 3 × 3 convolutions with ReLU.
+        size: S, the RoIAlign output size.
+        convs: number of 3 × 3 convolutions with ReLU.
     """
 
     size: int = 14
@@ -32,7 +32,7 @@ class MaskHeadSettings:
 
 
 class MaskHead(nn.Module):
-    """`(R, C, S, S)` features of regions -> mask logits `(R, K, M, M)`; the names are mmdetection's.
+    """`(R, C, S, S)` region features -> mask logits `(R, K, M, M)`; parameter names are mmdetection's.
 
     Args:
         channels: C.
@@ -58,7 +58,7 @@ class MaskHead(nn.Module):
 
     @staticmethod
     def loss(logits_RKMM: Tensor, labels_R: Tensor, wanted_RMM: Tensor) -> Tensor:
-        """Binary cross-entropy of the masks of the regions' own classes, the mean over points; 0 without regions."""
+        """Mean binary cross-entropy of the mask of each region's true class; 0 without regions."""
         if not len(labels_R):
             return 0 * logits_RKMM.sum()
         return F.binary_cross_entropy_with_logits(of_class(logits_RKMM, labels_R), wanted_RMM)
@@ -71,13 +71,12 @@ def of_class(logits_RKMM: Tensor, labels_R: Tensor) -> Tensor:
 
 
 def mask_targets(masks_GHW: Tensor, objects_R: Tensor, boxes_R4: Tensor, side: int) -> Tensor:
-    """What the masks of regions should be, `(R, side, side)` of 0 and 1: half of a point's area or more is the
-    object's.
+    """Mask targets of regions, `(R, side, side)` of 0 and 1: 1 where the object covers at least half of a cell.
 
     Args:
-        masks_GHW: of the objects of a picture, bool.
-        objects_R: which of them each region stands for.
-        boxes_R4: the regions.
+        masks_GHW: masks of the objects of an image, bool.
+        objects_R: index of the object matched to each region.
+        boxes_R4: the regions' boxes.
         side: M.
     """
     if not len(objects_R):
@@ -90,25 +89,25 @@ def mask_targets(masks_GHW: Tensor, objects_R: Tensor, boxes_R4: Tensor, side: i
 
 
 def mean_of_stages(logits: Sequence[Tensor]) -> Tensor:
-    """Probabilities of all stages averaged."""
+    """The mean of the mask probabilities of all stages."""
     return torch.stack([each.sigmoid() for each in logits]).mean(dim=0)
 
 
 def pasted(probs_NMM: Tensor, boxes_N4: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks of boxes as masks of the whole picture, `(N, H, W)` bool.
+    """Pastes the masks of boxes into full-size masks of the image, `(N, H, W)` bool.
 
-    A pixel's probability is interpolated between the points' centres at its own centre, as in mmdetection.
+    Probabilities are interpolated bilinearly at pixel centres, as in mmdetection.
 
     Args:
-        probs_NMM: one mask a box.
-        boxes_N4: in pixels of the picture.
+        probs_NMM: one mask per box.
+        boxes_N4: in image pixels.
         size: H and W.
-        threshold: probability from which on a pixel is the object's.
+        threshold: minimum probability of a mask pixel.
     """
     height, width = size
     masks_NHW = torch.zeros((len(boxes_N4), height, width), dtype=torch.bool, device=probs_NMM.device)
     for mask_HW, probs_MM, (x1, y1, x2, y2) in zip(masks_NHW, probs_NMM, boxes_N4.tolist(), strict=True):
-        if not (x2 > x1 and y2 > y1):  # nor where they are no numbers
+        if not (x2 > x1 and y2 > y1):  # also skips NaN
             continue
         left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
         right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)

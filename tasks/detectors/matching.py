@@ -1,4 +1,4 @@
-"""Which object each detection of a picture is taken for, to be written beside it.
+"""Matching of an image's detections to ground-truth objects, for the prediction table of a test.
 
 Shapes: n detections, G objects.
 """
@@ -10,10 +10,10 @@ from torchvision.ops import box_iou
 def matched(
     found: dict[str, Tensor], target: dict[str, Tensor], least: float = 0.5
 ) -> tuple[list[int | None], list[float | None]]:
-    """Of each detection the place of its object in the target, and their IoU; `None`: it has no object.
+    """The index of the object matched to each detection, and their IoU; `None` for unmatched detections.
 
-    From the best score down each takes the object of its class that it overlaps most, of those left, from `least` on;
-    crowds are not taken.
+    Greedy: in descending order of score, each detection is matched to the unmatched object of its class with the
+    highest IoU, if that is at least `least`; crowd objects are never matched.
     """
     iou_nG = box_iou(found["boxes"], target["boxes"].to(found["boxes"]))
     same_nG = found["labels"][:, None] == target["labels"].to(found["labels"].device)[None]

@@ -1,6 +1,6 @@
-"""Region proposal network (Ren et al. 2015, arXiv 1506.01497): where on the pyramid something lies.
+"""Region proposal network (RPN, Ren et al. 2015, arXiv 1506.01497) on a feature pyramid.
 
-Shapes: B pictures, L levels, A anchors at a place, N anchors of all levels, P proposals.
+Shapes: B images, L levels, A anchors per location, N anchors of all levels, P proposals.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from tasks.detectors.sampling import assigned, sampled
 
 @dataclass(frozen=True)
 class RPNSettings:
-    """Of anchors, of the loss, and of proposals; the defaults are the official ones.
+    """Settings of anchors, loss and proposals; the defaults are the official ones.
 
     Args:
         scale: side of an anchor in strides of its level.
-        ratios: height to width of the anchors at a place.
-        positive, negative: IoU from which on, and below which an anchor is of an object or of background.
-        least: IoU from which on the anchors that overlap an object most are its, too.
-        samples: anchors of a picture that the loss is made of.
-        positive_part: of them, at most.
-        inside: anchors that reach beyond their picture are not learnt from.
-        beta: where the smooth L1 loss becomes linear.
-        before: proposals of a level that are looked at, the best ones, in training and else.
-        after: that are kept of a picture, in training and else.
-        overlap: IoU above which the worse one of two proposals goes.
+        ratios: aspect ratios (height / width) of the anchors at a location.
+        positive, negative: an anchor is positive from the first IoU on, and background below the second.
+        least: minimum IoU at which the best anchors of an object are positive below `positive`, too.
+        samples: number of anchors sampled per image for the loss.
+        positive_part: maximum fraction of positive ones among them.
+        inside: excludes anchors that cross the image border from the loss.
+        beta: the smooth L1 threshold between its quadratic and its linear part.
+        before: top-scoring proposals per level before NMS, in training and in evaluation.
+        after: proposals per image after NMS, in training and in evaluation.
+        overlap: IoU threshold of the NMS.
     """
 
     scale: float = 8.0
@@ -61,7 +61,8 @@ class RPNSettings:
 
 
 class RPN(nn.Module):
-    """A convolution on each level, then a score and four deltas for each anchor; the names are mmdetection's.
+    """A shared convolution on each level, then an objectness score and four deltas per anchor; parameter names are
+    mmdetection's.
 
     Args:
         channels: of the pyramid.
@@ -81,14 +82,14 @@ class RPN(nn.Module):
             begin(layer, "normal")
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Levels -> of each the scores `(B, A, H, W)` and deltas `(B, 4 · A, H, W)`."""
+        """Pyramid -> per level the score logits `(B, A, H, W)` and deltas `(B, 4 · A, H, W)`."""
         hidden = [F.relu(self.rpn_conv(x)) for x in pyramid]
         return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
 
     def _levels(
         self, scores: Sequence[Tensor], deltas: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each level its scores (B, n), deltas (B, n, 4) and anchors (n, 4)."""
+        """Per level: scores (B, n), deltas (B, n, 4) and anchors (n, 4)."""
         found = []
         for score, delta, stride in zip(scores, deltas, self.strides, strict=True):
             size = (score.shape[-2], score.shape[-1])
@@ -105,8 +106,8 @@ class RPN(nn.Module):
         targets: Sequence[dict[str, Tensor]],
         sizes_B2: Tensor,
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy, and smooth L1 of the deltas of anchors that stand for objects; both over the number of
-        anchors sampled."""
+        """`rpn_class`, binary cross-entropy, and `rpn_box`, smooth L1 of the deltas of positive anchors, both
+        divided by the number of sampled anchors."""
         levels = self._levels(scores, deltas)
         score_BN, delta_BN4 = (torch.cat([level[part] for level in levels], dim=1) for part in (0, 1))
         anchors_N4 = torch.cat([anchors for _, _, anchors in levels])
@@ -132,7 +133,7 @@ class RPN(nn.Module):
         }
 
     def _usable(self, anchors_N4: Tensor, size_2: Tensor) -> Tensor:
-        """Places of the anchors to learn from."""
+        """Indices of the anchors that may be sampled for the loss."""
         if not self.settings.inside:
             return torch.arange(len(anchors_N4), device=anchors_N4.device)
         within = (anchors_N4[:, :2] >= 0).all(1) & (anchors_N4[:, 2:] < size_2.flip(0)).all(1)
@@ -142,9 +143,10 @@ class RPN(nn.Module):
     def proposals(
         self, scores: Sequence[Tensor], deltas: Sequence[Tensor], sizes_B2: Tensor, training: bool
     ) -> tuple[Tensor, Tensor]:
-        """The best boxes of each picture, `(B, P, 4)`, cut off at its edges, and which of them are any, `(B, P)` bool.
+        """The proposals of each image, `(B, P, 4)`, clipped to it, and which rows are valid, `(B, P)` bool.
 
-        The best of each level are decoded, overlapping ones of a level thinned out, and the best of all levels kept.
+        The top-scoring anchors of each level are decoded and filtered by NMS within their level; the best of all levels
+        are kept.
         """
         before, after = (pair[0 if training else 1] for pair in (self.settings.before, self.settings.after))
         boxes, kept_scores, level_of = [], [], []

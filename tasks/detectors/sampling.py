@@ -1,6 +1,6 @@
-"""Which object a box stands for, and which boxes a loss is made of.
+"""Assignment of boxes to ground-truth objects, and random sampling of the boxes used in a loss.
 
-Shapes: N boxes, G objects, S boxes sampled.
+Shapes: N boxes, G objects, S sampled boxes.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ BACKGROUND, NEITHER = -1, -2
 def assigned(
     boxes_N4: Tensor, objects_G4: Tensor, positive: float, negative: float, least: float | None = None
 ) -> Tensor:
-    """The object of each box, `(N,)`: its index, `BACKGROUND`, or `NEITHER`.
+    """The object assigned to each box, `(N,)`: its index, `BACKGROUND`, or `NEITHER` (ignored).
 
     Args:
         boxes_N4, objects_G4: boxes in pixels.
-        positive: IoU from which on a box stands for the object that it overlaps most.
-        negative: IoU below which it is background.
-        least: the boxes that overlap an object most stand for it, too, from this IoU on; of several such objects the
-            last one counts (as in mmdetection's `MaxIoUAssigner`). `None`: they do not.
+        positive: minimum IoU at which a box is assigned to the object that it overlaps most.
+        negative: IoU below which a box is background.
+        least: minimum IoU at which the boxes with an object's highest IoU are assigned to it, too; of several such
+            objects the last one wins (as in mmdetection's `MaxIoUAssigner`). `None`: no such assignment.
     """
     found_N = torch.full((len(boxes_N4),), BACKGROUND, device=boxes_N4.device)
     if not len(objects_G4) or not len(boxes_N4):
@@ -41,12 +41,12 @@ def assigned(
 
 
 def sampled(found_N: Tensor, number: int, positive_part: float) -> tuple[Tensor, Tensor]:
-    """Places of the boxes drawn at random, those of objects and those of background.
+    """Indices of randomly sampled boxes: positives and negatives (background).
 
     Args:
-        found_N: of `assigned`.
-        number: of both together, at most; background fills up what objects leave.
-        positive_part: of them, at most.
+        found_N: returned by `assigned`.
+        number: maximum number of both together; negatives fill up the rest.
+        positive_part: maximum fraction of positives.
     """
     positive = _drawn(torch.nonzero(found_N >= 0)[:, 0], int(number * positive_part))
     negative = _drawn(torch.nonzero(found_N == BACKGROUND)[:, 0], number - len(positive))
@@ -61,13 +61,13 @@ def _drawn(places: Tensor, most: int) -> Tensor:
 
 @dataclass
 class Regions:
-    """The boxes of one picture that a stage learns from; those of objects come first.
+    """The sampled boxes of one image on which a stage is trained, positives first.
 
     Args:
         boxes: (S, 4).
-        objects: index of the object of each of the first ones, (P,).
-        labels: class of each, (S,); the number of classes for background.
-        are_truth: (S,), whether a box is an object's own.
+        objects: index of the object assigned to each of the P positives, (P,).
+        labels: class of each box, (S,); the number of classes for background.
+        are_truth: (S,), whether a box is a ground-truth box.
     """
 
     boxes: Tensor
@@ -84,13 +84,13 @@ def regions_of(
     number: int,
     positive_part: float,
 ) -> Regions:
-    """Assign and sample proposals, the objects' own boxes among them.
+    """Assigns and samples proposals, to which the ground-truth boxes are added.
 
     Args:
         boxes_N4: proposals.
         target: `boxes` (G, 4) and `labels` (G,), without crowds.
         num_classes: K.
-        iou: from which on a proposal stands for an object.
+        iou: minimum IoU of a positive proposal.
         number, positive_part: see `sampled`.
     """
     objects_G4 = target["boxes"]

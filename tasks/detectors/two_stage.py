@@ -1,9 +1,9 @@
-"""Detectors of two stages and more: regions are proposed, then classified, and their boxes refined from stage to stage.
+"""Two-stage and cascaded detectors: region proposals, then classification and box refinement in one or more stages.
 
-Cascade Mask R-CNN (Cai & Vasconcelos 2018, arXiv 1712.00726) as the official detection recipes set it, with the
-parameter names of their checkpoints; with one stage Faster and Mask R-CNN (arXiv 1506.01497, 1703.06870).
+Cascade Mask R-CNN (Cai & Vasconcelos 2018, arXiv 1712.00726) as configured in the official detection recipes, with the
+parameter names of their checkpoints; with a single stage, Faster and Mask R-CNN (arXiv 1506.01497, 1703.06870).
 
-Shapes: B pictures, R regions of all of them, P regions of each, K classes, D detections, M side of a mask.
+Shapes: B images, R regions of all images, P regions per image, K classes, D detections, M side of a mask.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ OF_CLASSES = (".fc_cls.", ".fc_reg.", ".conv_logits.")
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the stages that follow the proposals.
+    """Settings of one refinement stage.
 
     Args:
-        iou: from which on a region stands for an object.
-        weight: of its losses.
-        stds: scales of its deltas, see `BoxCoding`.
+        iou: minimum IoU of a positive region.
+        weight: weight of the stage's losses.
+        stds: standard deviations of its deltas, see `BoxCoding`.
     """
 
     iou: float = 0.5
@@ -50,7 +50,7 @@ class Stage:
 
 
 class RoIHead(nn.Module):
-    """Heads of boxes and masks, one of each a stage; holds them under their official names."""
+    """Container of the box and mask heads, one of each per stage, under their official parameter names."""
 
     def __init__(self, boxes: Sequence[BoxHead], masks: Sequence[MaskHead]) -> None:
         super().__init__()
@@ -60,21 +60,21 @@ class RoIHead(nn.Module):
 
 
 class TwoStageHead(DetectionHead):
-    """FPN, region proposals, and one or more stages of heads on RoIAlign's features.
+    """FPN, RPN, and one or more stages of box and mask heads on RoIAlign features.
 
     Args:
         in_channels, strides: of the backbone's feature maps.
         num_classes: K.
-        data_have_masks: whether the data have masks to learn from.
-        masks: whether there are heads of masks: `true`, `false`, or `auto`: where the data have masks.
-        channels: of the pyramid and of all convolutions behind it.
-        samples: regions of a picture that a stage learns from.
-        positive_part: of them that stand for objects, at most.
+        data_have_masks: whether the data set has masks.
+        masks: whether to add mask heads: `true`, `false`, or `auto` (if the data set has masks).
+        channels: of the pyramid and of all following convolutions.
+        samples: number of regions sampled per image to train a stage.
+        positive_part: maximum fraction of positive regions among them.
         stages: see `Stage`, from first to last.
         rpn, box, mask, test: see `RPNSettings`, `BoxHeadSettings`, `MaskHeadSettings`, `TestSettings`.
 
     Raises:
-        ValueError: settings that make no sense, or masks where the data have none.
+        ValueError: invalid settings, or `masks=true` on data without masks.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class TwoStageHead(DetectionHead):
     # -- maps ------------------------------------------------------------------------------------------------------
 
     def outputs(self, features: Sequence[Tensor]) -> Outputs:
-        """`pyramid`, and of its levels the proposals' `scores` and `deltas`."""
+        """`pyramid`, and the RPN's `scores` and `deltas` per level."""
         pyramid = self.neck(features)
         scores, deltas = self.rpn_head(pyramid)
         return {"pyramid": pyramid, "scores": scores, "deltas": deltas}
 
     def _read(self, outputs: Outputs, regions_R5: Tensor, size: int) -> Tensor:
-        """Features of regions; the pyramid's last level is for proposals only."""
+        """RoIAlign features of regions; the pyramid's last level is used by the RPN only."""
         return pooled(outputs["pyramid"][:-1], self.strides, regions_R5, size)
 
     def _box_head(self, stage: int) -> BoxHead:
@@ -144,7 +144,7 @@ class TwoStageHead(DetectionHead):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def losses(self, outputs: Outputs, targets: Targets, sizes_B2: Tensor) -> dict[str, Tensor]:
-        """Those of the proposals, and `box`, `class` and `mask` of each stage, e.g. `box_0`."""
+        """The RPN's losses, and `box`, `class` and `mask` of each stage, e.g. `box_0`."""
         targets = without_crowds(targets)
         scores, deltas = outputs["scores"], outputs["deltas"]
         losses = self.rpn_head.losses(scores, deltas, targets, sizes_B2)
@@ -208,8 +208,8 @@ class TwoStageHead(DetectionHead):
         deltas_R4K: Tensor,
         sizes_B2: Tensor,
     ) -> list[Tensor]:
-        """The regions of the next stage: moved by the deltas of their object's class, background by those of the class
-        predicted; an object's own box is not among them, the next stage adds it again."""
+        """The regions of the next stage, refined by the deltas of their true class, or for background of the predicted
+        class; ground-truth boxes are dropped, since the next stage adds them again."""
         labels_R = torch.cat([own.labels for own in regions])
         labels_R = torch.where(labels_R == self.num_classes, likeliest(logits_RK), labels_R)
         moved_R4 = self._box_head(number).refined(
@@ -226,10 +226,10 @@ class TwoStageHead(DetectionHead):
     # -- detections --------------------------------------------------------------------------------------------------
 
     def detect(self, outputs: Outputs, sizes_B2: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Detections `(B, D, 6)`, and with masks their probabilities `(B, D, M, M)`.
+        """Detections `(B, D, 6)`, and with mask heads their mask probabilities `(B, D, M, M)`.
 
-        Boxes are refined with the likeliest class from stage to stage; the classes' logits are averaged over stages,
-        the boxes are those of the last one.
+        Each stage refines the boxes with the deltas of the most likely class; class logits are averaged over stages,
+        boxes are those of the last stage.
         """
         boxes_BP4, there_BP = self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, False)
         batch, each = there_BP.shape
@@ -270,13 +270,13 @@ class TwoStageHead(DetectionHead):
     # -- official weights --------------------------------------------------------------------------------------------
 
     def load_official(self, left_out: Mapping[str, Tensor]) -> bool:
-        """Take the heads of an official checkpoint (`neck.*`, `rpn_head.*`, `roi_head.*`) as they are.
+        """Loads the heads of an official checkpoint (`neck.*`, `rpn_head.*`, `roi_head.*`).
 
-        Where the classes are others, all but the layers of classes is taken; where the data have no masks, their heads
-        are left out. Returns whether all layers of classes were taken.
+        If the number of classes differs, the class-specific layers are skipped; without mask heads, the checkpoint's
+        mask heads are ignored. Returns whether the class-specific layers were loaded.
 
         Raises:
-            CheckpointError: a head of another kind or width: tensors are missing, unknown or of other shapes.
+            CheckpointError: a head of another type or width: tensors are missing, unexpected or of other shapes.
         """
         given = {name: value for name, value in left_out.items() if name.startswith(OFFICIAL_PARTS)}
         if not given:
@@ -303,7 +303,7 @@ class TwoStageHead(DetectionHead):
 
 
 def _or_whole(boxes_P4: Tensor, size_2: Tensor) -> Tensor:
-    """Proposals; where there are none the whole picture is one: batch norms need something to see."""
+    """The proposals, or the whole image if there are none: batch norm layers need at least one region."""
     if len(boxes_P4):
         return boxes_P4
     height, width = size_2.tolist()
