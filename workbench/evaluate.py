@@ -1,4 +1,4 @@
-"""action=evaluate: evaluates frozen features by k-NN, logistic regression, few shots or retrieval."""
+"""action=evaluate: evaluates frozen features by k-NN, logistic regression, few-shot classification or retrieval."""
 
 import logging
 import time

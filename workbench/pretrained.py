@@ -23,7 +23,7 @@ HUB = "https://huggingface.co"
 
 def weights_file(cfg: DictConfig) -> str | Literal[True]:
     """Resolve `cfg.backbone.pretrained`: an address, or the name of a dense network's published weights
-    (`backbone.published_dense`), becomes a local file; true and other texts are returned unchanged.
+    (`backbone.published_dense`), becomes a local file; true and other strings are returned unchanged.
 
     An address may end in `#sha256=…`, the expected checksum. Files are kept in `data/weights/HOST/…` and read like any
     other checkpoint: tensors only.

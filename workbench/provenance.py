@@ -51,7 +51,7 @@ _CURRENT: ContextVar[Provenance | None] = ContextVar("provenance", default=None)
 
 @contextmanager
 def provenance() -> Iterator[Provenance]:
-    """An empty record, discarded at the end; wraps every action."""
+    """Context with an empty record, discarded at the end; wraps every action."""
     with _within(Provenance()) as own:
         yield own
 
