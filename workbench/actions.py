@@ -1,4 +1,4 @@
-"""From a composed configuration to the action it asks for."""
+"""Runs the action that a composed configuration selects."""
 
 import logging
 from pathlib import Path
@@ -20,9 +20,9 @@ log = logging.getLogger("widefield")
 
 
 def run_action(cfg: DictConfig) -> float | None:
-    """Run `cfg.action`; returns the monitored metric where there is one.
+    """Run `cfg.action`; returns the monitored metric, or None if the action has none.
 
-    `cfg.paths.run` is the run's folder; `run.py` leaves it to Hydra, a notebook or a test sets it.
+    `cfg.paths.run` is the run folder: with `run.py` Hydra's output directory; a notebook or a test sets it.
     """
     with STOP.heeded(), plain_errors(), provenance():
         quiet_libraries()

@@ -1,4 +1,4 @@
-"""From configuration nodes to objects: data, network, task."""
+"""Builds data, network and task from configuration nodes."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -31,14 +31,14 @@ AnyData = TypeVar("AnyData", DataModule, JointData)
 
 
 def build_data(cfg: DictConfig) -> DataModule:
-    """The data module, ready to read; its first line says what data it is."""
+    """Build the data module and set it up; logs a description of the data."""
     refuse_joint(cfg)
     data: DataModule = instantiate(cfg.task.data)
     return ready(data, {"": cfg})
 
 
 def build_all_data(cfg: DictConfig) -> DataModule | JointData:
-    """The data module of one task, or that of all tasks of a joint run."""
+    """Build the data module of a single task, or the combined one of a joint run."""
     if not is_joint(cfg):
         return build_data(cfg)
     own = member_cfgs(cfg)
@@ -48,7 +48,7 @@ def build_all_data(cfg: DictConfig) -> DataModule | JointData:
 
 
 def ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
-    """Read what the data hold, unless they have already, and say what they are."""
+    """Prepare and set up the data, check shard settings and log a description."""
     data.prepare_data()
     data.setup()
     for name, part in data.by_task().items():
@@ -63,7 +63,7 @@ def ready(data: AnyData, cfgs: dict[str, DictConfig]) -> AnyData:
 
 
 def refuse_joint(cfg: DictConfig) -> None:
-    """Raise a `UsageError` for a joint composition, where an action is about one task."""
+    """Raise a `UsageError` for a joint run; called by actions that handle a single task."""
     if is_joint(cfg):
         raise UsageError(
             f"action={cfg.action.name} is about one task, {cfg.task.name} trains several: "
@@ -73,7 +73,7 @@ def refuse_joint(cfg: DictConfig) -> None:
 
 @contextmanager
 def refused_settings() -> Iterator[None]:
-    """Settings that a part refuses are the user's to change, also where the part is called by hand."""
+    """Convert a `ValueError` or `TypeError` raised while constructing a component to a `UsageError`."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -81,10 +81,10 @@ def refused_settings() -> Iterator[None]:
 
 
 def build_network(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Network:
-    """Embedder, backbone and head; each takes its sizes from the one before."""
+    """Build embedder, backbone and head; each takes its sizes from the one before."""
     embedder_class = cast(type[Embedder], get_class(cfg.modality.embedder._target_))
     task_class = cast(type[Task], get_class(cfg.task.model._target_))
-    # Sizes are handed over by hand: through `instantiate` long lists would become configuration nodes.
+    # Sizes are passed as plain arguments: `instantiate` would convert long lists to configuration nodes.
     with refused_settings():
         embedder = instantiate(cfg.modality.embedder, _partial_=True)(
             **embedder_class.data_arguments(data_info)
@@ -106,7 +106,7 @@ def build_network(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool =
 
 
 def take_pretrained(cfg: DictConfig, network: Network) -> bool:
-    """Load `backbone.pretrained`; returns whether it held a classifier that fits and is now the head's."""
+    """Load `backbone.pretrained`; returns whether it held a classifier that fits and was loaded into the head."""
     report = network.backbone.load_pretrained(weights_file(cfg))
     head: Any = network.head
     answers = bool(head.load_official(report.left_out)) if hasattr(head, "load_official") else False
@@ -115,12 +115,12 @@ def take_pretrained(cfg: DictConfig, network: Network) -> bool:
 
 
 def build_task(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Task:
-    """The whole task, ready to train."""
+    """Build the task with its network, optimiser, scheduler and augmentation."""
     refuse_joint(cfg)
     task_class = cast(type[Task], get_class(cfg.task.model._target_))
     settle(cfg, [f"val/{name}" for name in task_class.metric_names(data_info)])
     augment = cfg.modality.augment
-    # Called by hand: objects passed through `instantiate` would be copied.
+    # Called directly: `instantiate` would copy objects passed through it.
     make_task: Callable[..., Task] = instantiate(cfg.task.model, _partial_=True)
     network = build_network(cfg, data_info, pretrained)
     with refused_settings():
@@ -135,7 +135,7 @@ def build_task(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = Tr
 
 
 def build_training(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Task | JointTask:
-    """The task of a run, or all tasks of a joint run around one backbone."""
+    """Build the task of a run, or the `JointTask` of a joint run, whose members share one backbone."""
     if not is_joint(cfg):
         return build_task(cfg, data_info, pretrained)
     own = member_cfgs(cfg)

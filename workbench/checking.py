@@ -1,4 +1,4 @@
-"""Whether the parts of a composition go together, before anything is built."""
+"""Checks that modality, task and backbone of a composition are compatible, before anything is built."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,7 +9,7 @@ from workbench.members import check_members, is_joint
 
 
 def tasks_of(modality: str) -> list[str]:
-    """Names of the tasks that read a modality."""
+    """Names of the tasks for a modality."""
     names = set()
     for file in sorted(file for folder in conf_folders() for file in (folder / "task").glob("*.yaml")):
         node = OmegaConf.load(file)
@@ -19,12 +19,12 @@ def tasks_of(modality: str) -> list[str]:
 
 
 def check_composition(cfg: DictConfig) -> None:
-    """Raise a `UsageError` where the parts cannot go together."""
+    """Raise a `UsageError` if the parts of the composition are incompatible."""
     if OmegaConf.is_missing(cfg.backbone, "name"):
         raise UsageError("which of timm's networks? Say backbone.name=NAME, e.g. backbone.name=convnext_atto")
     if is_joint(cfg):
         check_members(cfg)
-    # With a checkpoint `task=` only says which one is meant: the modality is the checkpoint's.
+    # With `ckpt=`, `task=` only selects a member; the modality comes from the checkpoint.
     if cfg.ckpt is None and cfg.task.modality != cfg.modality.name:
         raise UsageError(
             f"task {cfg.task.name} reads {cfg.task.modality}, not {cfg.modality.name}: "

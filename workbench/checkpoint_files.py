@@ -1,4 +1,4 @@
-"""Checkpoint files: found, written whole or not at all, read without running code."""
+"""Locates, writes (atomically) and reads checkpoint files; reading executes no code from a file."""
 
 import logging
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from workbench.stopping import STOP
 
 log = logging.getLogger("widefield")
 
-TRAINING_STATE = ("optimizer_states", "loops", "callbacks")  # what the trainer goes on with
+TRAINING_STATE = ("optimizer_states", "loops", "callbacks")  # what the trainer needs to resume
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, and are read without running code."""
+    """Checkpoint I/O with atomic writes; reading executes no code from a file."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         def write(draft: Path) -> None:
-            # Opened here, for a name is opened by C++, which hides why a write failed.
+            # Given a path, `torch.save` opens the file in C++, which hides why a write failed.
             with draft.open("wb") as file:
                 torch.save(checkpoint, file)
 
@@ -45,11 +45,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def find_checkpoint(name: str) -> tuple[Path, str | None]:
-    """A checkpoint's file, and the part of a joint run that is meant.
+    """Resolve a checkpoint name to its file and, for a joint run, the selected member.
 
     Args:
-        name: a file, a run's folder, whose best checkpoint is taken, or `hf://OWNER/NAME`, a repository of a hub;
-            `NAME@PART` means one part of a joint run.
+        name: a file, a run folder (its `best.ckpt`, else `last.ckpt`), or `hf://OWNER/NAME`, a Hugging Face Hub
+            repository; `NAME@PART` selects one member of a joint run.
     """
     if name.startswith(SCHEME):
         address, _, part = name.partition("@")
@@ -64,20 +64,20 @@ def find_checkpoint(name: str) -> tuple[Path, str | None]:
         for place in (whole / "checkpoints" / file, whole / file):
             if place.is_file():
                 return place, None
-    if (whole / DESCRIPTION).is_file():  # a model as it is published
+    if (whole / DESCRIPTION).is_file():  # a published model
         return whole / DESCRIPTION, None
     raise UsageError(f"there is no checkpoint in the folder {name}")
 
 
 def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Read one of our checkpoints; the one way to what such a file says.
+    """Read and validate a checkpoint of this project; every use of its content goes through here.
 
     Args:
         path: the file.
-        cfg: this command's composition: the classes it names may be named by the file too.
+        cfg: this command's composition; classes that it names are accepted in the file, too.
 
     Raises:
-        CheckpointError: damaged, not ours, or saying anything but what a model is (`workbench.composition`).
+        CheckpointError: damaged, not of this project, or not a valid model description (`workbench.composition`).
     """
     if not path.is_file():
         raise CheckpointError(f"ckpt: there is no file {path}")
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, cfg: DictConfig) -> dict[str, Any]:
 
 
 def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
-    """The checkpoint in a run's folder to go on from: the last one, or where that is damaged the best one.
+    """The checkpoint to resume a run from: `last.ckpt`, or `best.ckpt` if the last one is damaged.
 
     Raises:
         CheckpointError: both are damaged, or one is refused.
@@ -101,7 +101,7 @@ def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
     last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     if (
         last.is_dir()
-    ):  # in shards, by another program or an earlier version: its reader would run what is in it
+    ):  # sharded, by another program or an earlier version: reading it would execute its pickles
         raise CheckpointError(f"resume: {last} is a folder, and a checkpoint that is read here is one file")
     try:
         _check_resumable(last, cfg)
@@ -120,12 +120,12 @@ def point_to_resume(folder: Path, cfg: DictConfig) -> Path:
 
 
 def _check_resumable(path: Path, cfg: DictConfig) -> int:
-    """Raise for a checkpoint that cannot be gone on from; returns its epoch."""
+    """Raise if a checkpoint cannot be resumed; returns its epoch."""
     content = read_checkpoint(path, cfg)
     lacking = [key for key in TRAINING_STATE if not content.get(key)]
     if lacking:
         raise CheckpointError(f"{path} cannot be resumed: it lacks {', '.join(lacking)}")
-    # The trainer deletes what a restored callback calls its last file; on the disk only below its own folder.
+    # The trainer deletes the last file named in a callback's state; on disk only below the callback's own folder.
     if _names_address(content["callbacks"]):
         raise CheckpointError(f"{path} is refused: the state of its callbacks names an address")
     return int(content["epoch"])

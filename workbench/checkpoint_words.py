@@ -1,7 +1,7 @@
-"""`ckpt=RUN` brings the run's own modality and task along, so that their settings can be said beside it.
+"""Completes `ckpt=RUN` with the run's modality and task, so that their settings can be overridden beside it.
 
-Without them `action=test ckpt=RUN task.model.inference.flip=true` would be held against the settings of the default
-task. A run's folder is data (docs/SECURITY.md): only names of installed configuration files are taken from it.
+Without them `action=test ckpt=RUN task.model.inference.flip=true` would be checked against the settings of the default
+task. A run folder is untrusted data (docs/SECURITY.md): only names of installed configuration files are taken from it.
 """
 
 import re
@@ -17,12 +17,12 @@ from workbench.words import HUB, options
 from workbench.yaml_targets import read_yaml
 
 GROUPS = ("modality", "task")
-MOST_BYTES = 10**6  # of a run's config.yaml
+MOST_BYTES = 10**6  # maximum size of a run's config.yaml
 _SAID = re.compile(r"[+~]*(modality|task|experiment)(=|$)")
 
 
 def with_groups_of_checkpoint(words: list[str]) -> list[str]:
-    """The command line with `modality=` and `task=` of the run that `ckpt=` names, where it says neither."""
+    """Add `modality=` and `task=` of the run in `ckpt=`, unless the command sets modality, task or experiment."""
     typed = [word for place, word in enumerate(words) if not (place and words[place - 1] in ABOUT_FOLDERS)]
     asked = [word.partition("=")[2] for word in typed if word.startswith("ckpt=")]
     if not asked or is_sweep(words) or any(map(_SAID.match, typed)):
@@ -36,12 +36,12 @@ def with_groups_of_checkpoint(words: list[str]) -> list[str]:
 
 
 def take_checkpoint_words() -> None:
-    """Complete this process's own command line."""
+    """Apply `with_groups_of_checkpoint` to `sys.argv`."""
     sys.argv[1:] = with_groups_of_checkpoint(sys.argv[1:])
 
 
 def _groups_of(file: Path) -> dict[str, str]:
-    """The names of the groups of a run's composition, as far as there are configuration files of these names."""
+    """Modality and task names from a run's `config.yaml`; empty unless both have a configuration file."""
     try:
         if file.stat().st_size > MOST_BYTES:
             return {}

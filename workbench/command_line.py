@@ -1,4 +1,4 @@
-"""The command line: compose a modality, a task and a backbone, then act.
+"""Command line: composes a modality, a task and a backbone, then runs the action.
 
 Heavy libraries are imported inside `compose_and_act`, so that `--help` and shell completion stay quick.
 """
@@ -34,7 +34,7 @@ from workbench.words import check_words, plain_words
 register_resolvers()
 register_plugins()
 wait_briefly()
-# A full disk would answer every line of run.log with a traceback; the terminal has the same lines.
+# On a full disk logging would print a traceback for every line of run.log; the terminal shows the same lines.
 logging.raiseExceptions = False
 
 
@@ -47,7 +47,7 @@ def compose_and_act(cfg: DictConfig) -> float | None:
     words = words_of(HydraConfig.get().overrides.task)
     with plain_errors(), kept_errors(Path(HydraConfig.get().runtime.output_dir)):
         check_words(cfg, words)
-    if cfg.action.name == "doctor":  # before PyTorch is imported: it is asked when that is what fails
+    if cfg.action.name == "doctor":  # before PyTorch is imported: it also diagnoses failing imports
         from workbench.doctor import doctor
 
         doctor(cfg)
@@ -67,7 +67,7 @@ def obey() -> None:
         take_arguments()
         take_run_words()
         take_checkpoint_words()
-        take_secrets()  # of the words that a run's folder has added
+        take_secrets()  # in overrides added from a run folder
         quote_arguments()
         check_secrets()
         _place_config_path()
@@ -76,13 +76,13 @@ def obey() -> None:
     except Interrupted as stop:
         stop.end()
     except SystemExit:
-        if STOP.number is not None:  # the signal was taken for an error of what it broke into
+        if STOP.number is not None:  # the interrupted library turned the signal into an error
             STOP.leave().end()
         raise
 
 
 def _place_config_path() -> None:
-    """A relative `--config-path` starts at the folder of `run.py`; Hydra would look beside this module."""
+    """Make a relative `--config-path` relative to the folder of `run.py`; Hydra would use this module's folder."""
     flags = ("--config-path", "-cp")
     for place, word in enumerate(sys.argv):
         flag, equals, value = word.partition("=")

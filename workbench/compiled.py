@@ -1,7 +1,7 @@
-"""``compile=…``: the network through torch.compile, and replayed as CUDA graphs.
+"""``compile=…``: compiles the network with torch.compile, optionally with CUDA graphs.
 
-A network of many small steps waits for Python to start them; a CUDA graph starts all at once. Batches of another size
-than the one recorded (the last, say) are recorded too.
+A network of many small kernels is limited by launch overhead; a CUDA graph launches all of them at once. Each new batch
+size (e.g. of the last batch) is recorded as a graph of its own.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from workbench.errors import UsageError
 
 
 def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1) -> Callable[..., Any]:
-    """``forward`` in the form asked for.
+    """Compile ``forward`` as requested.
 
     Args:
-        forward: of tensors, any nesting of tensors as result.
-        how: False, as it is; True, compiled; ``"graphs"``, compiled and replayed as CUDA graphs on a GPU.
-        accumulated: batches whose gradients are added up for a step.
+        forward: takes tensors, returns any nesting of tensors.
+        how: False, unchanged; True, compiled; ``"graphs"``, compiled and replayed as CUDA graphs on a GPU.
+        accumulated: number of batches whose gradients are accumulated per step.
 
     Raises:
         UsageError: ``how`` is none of these, or ``"graphs"`` with accumulated gradients.
@@ -31,14 +31,14 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         return torch.compile(forward)
     if how != "graphs":
         raise UsageError(f"compile takes false, true or graphs, not {how}")
-    if accumulated > 1:  # the next batch's graph would write over the gradients
+    if accumulated > 1:  # the next batch's graph would overwrite the gradients
         raise UsageError(
             f"compile=graphs does not go with trainer.accumulate_grad_batches={accumulated}: take compile=true"
         )
     replay = torch.compile(forward, mode="reduce-overhead")
 
     def graphs(*inputs: Any) -> Any:
-        # A graph writes its outputs to the same place every time; who keeps them over a step must not see that.
+        # Every replay of a graph overwrites its output tensors; callers that keep them across steps need copies.
         return tree_map(lambda out: out.clone() if isinstance(out, Tensor) else out, replay(*inputs))
 
     return graphs

@@ -1,9 +1,9 @@
-"""What a file says a model is: checked here, in one place, before anything is resolved or built from it.
+"""Validates model descriptions from files, before anything is resolved or built from them.
 
-Compositions and data info come from checkpoints and run folders, that is, from anybody (docs/SECURITY.md). Allowed are
-plain values, classes of their slots (`workbench.targets`), and references such as `${task.data.seconds}` to what the
-file itself says or to this command's paths. No resolver runs, nothing comes from the environment, and where files are
-written this command decides.
+Compositions and data info in checkpoints and run folders are untrusted (docs/SECURITY.md). Allowed are plain values,
+classes registered for their slot (`workbench.targets`), and references such as `${task.data.seconds}` to values of the
+same file or to this command's paths. No resolver runs, nothing is read from the environment, and this command decides
+where files are written.
 """
 
 import logging
@@ -31,9 +31,9 @@ log = logging.getLogger("widefield")
 
 FORMATS = (1,)
 GROUPS = ("modality", "task", "backbone")
-OUTER = ("paths", "data_dir", "download", "seed")  # what a file may refer to beside itself: the command's own
-MODE = "${mode_of:${task.monitor}}"  # what conf/task says of `mode`; this sentence, and no other resolver
-DEPTH, VALUES, TEXT = 24, 2_000_000, 100_000  # nesting; values in all; characters of a text in a composition
+OUTER = ("paths", "data_dir", "download", "seed")  # values of this command that a file may refer to
+MODE = "${mode_of:${task.monitor}}"  # `mode` in conf/task; the only resolver call that is accepted
+DEPTH, VALUES, TEXT = 24, 2_000_000, 100_000  # maximum nesting, number of values, string length
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[\w-]+)*)\}")
 _SPECIAL = re.compile(r"_[a-z]+_")  # Hydra's keys: _partial_, _args_, …
@@ -44,10 +44,10 @@ _REQUIRED = ("modality.embedder", "task.model", "task.head", "task.data", "backb
 
 
 def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """One of our checkpoints as read from `path`, its description checked; paths in it become this command's.
+    """Validate the content of a checkpoint read from `path`; paths in it are replaced by this command's.
 
     Raises:
-        CheckpointError: anything in it that is not a description of a model; the sentence names the place.
+        CheckpointError: any content that does not describe a model; the message names the key.
     """
     with _of_file(path):
         stored = _node(content.get("widefield"), "widefield")
@@ -82,10 +82,10 @@ def check_content(content: Mapping[str, Any], path: Path, cfg: DictConfig) -> di
 
 
 def check_record(stored: Any, path: Path) -> None:
-    """What a checkpoint of ours says of its run, before the run is gone on with.
+    """Validate what a checkpoint records of its run, before the run is resumed.
 
     Raises:
-        CheckpointError: it is not what we write.
+        CheckpointError: not as written by this project.
     """
     with _of_file(path):
         stored = _node(stored, "widefield")
@@ -94,7 +94,7 @@ def check_record(stored: Any, path: Path) -> None:
 
 
 def _checked_record(stored: dict[str, Any]) -> None:
-    """What a checkpoint says of the data and the length of its training."""
+    """Validate the record of the training data, the validation metrics and the number of epochs."""
     check_plain(_node(stored.get("trained_on", {}), "trained_on"), "trained_on", interpolations=False)
     members = _node(_node(stored.get("composition", {}), "composition").get("task", {}), "task").get(
         "members"
@@ -113,7 +113,7 @@ def _checked_record(stored: dict[str, Any]) -> None:
 
 
 def check_composition_of_file(composition: Any, path: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Modality, task and backbone as a file gives them, checked; see `check_content`."""
+    """Validate modality, task and backbone from a file; see `check_content`."""
     with _of_file(path):
         check_plain(composition, "composition", interpolations=True)
         composition = with_current_names(composition)
@@ -150,7 +150,7 @@ def _member(name: str, member: Any, whole: dict[str, Any], path: Path, cfg: Dict
 def _checked(
     whole: dict[str, Any], place: str, path: Path, cfg: DictConfig, joint: bool = False
 ) -> dict[str, Any]:
-    """One composition, checked as it will be resolved; what it says is kept as it stands, but for its paths."""
+    """Validate one composition as it will be resolved; returns it unresolved, with its paths replaced."""
     task = dict(whole["task"])
     if task.get("mode") == MODE:
         monitor = task.get("monitor")
@@ -175,7 +175,7 @@ def _checked(
     if expanded["task"].get("mode") not in ("max", "min"):
         raise _Refused(f"says {place}task.mode={_shown(expanded['task'].get('mode'))}, not max or min")
     checked = {group: dict(whole[group]) for group in GROUPS}
-    if task.get("monitor") is not None:  # a metric that the task chooses itself decides later
+    if task.get("monitor") is not None:  # else the task chooses the metric, which decides later
         checked["task"]["mode"] = task["mode"]
     data = _node(expanded["task"].get("data"), f"{place}task.data")
     if joint:
@@ -199,14 +199,15 @@ def _checked(
 
 
 def check_plain(value: Any, place: str, interpolations: bool, text: int | None = TEXT) -> None:
-    """Raise where a value is not plain: dict with text keys, list, text, number, truth value, null.
+    """Raise unless a value is plain: a dict with string keys, list, string, number, bool or None.
 
-    Hydra's own keys (`_partial_`, …) are refused in a composition, which will be built; not where it is only compared.
+    Hydra's own keys (`_partial_`, …) are refused in a composition, which will be instantiated, but not in values that
+    are only compared.
 
     Args:
-        place: what to call it.
-        interpolations: whether `${…}` may stand in its texts (each is looked at later).
-        text: the longest text; None: any, and tuples are plain too (data_info).
+        place: name of the value in error messages.
+        interpolations: whether strings may contain `${…}` (each is checked later).
+        text: maximum length of a string; None: no limit, and tuples are accepted, too (data_info).
     """
     _Plain(interpolations, text).check(value, place, 0)
 
@@ -214,7 +215,7 @@ def check_plain(value: Any, place: str, interpolations: bool, text: int | None =
 class _Plain:
     def __init__(self, interpolations: bool, text: int | None) -> None:
         self.interpolations, self.text, self.seen = interpolations, text, 0
-        self.composition = interpolations and text is not None  # something that will be built
+        self.composition = interpolations and text is not None  # will be instantiated
 
     def check(self, value: Any, place: str, depth: int) -> None:
         self.seen += 1
@@ -241,7 +242,7 @@ class _Plain:
 
 
 def is_plain_reference(text: str) -> bool:
-    """Whether every interpolation in a text is one that a file may have.
+    """Whether every interpolation in a string is allowed in a file.
 
     >>> is_plain_reference("${paths.data}/shards"), is_plain_reference("${oc.env:HOME}")
     (True, False)
@@ -252,10 +253,10 @@ def is_plain_reference(text: str) -> bool:
 
 
 class _Expansion:
-    """A composition with its references to itself followed, as they will be once it is resolved.
+    """Expands a composition's references to itself, as they will be once it is resolved.
 
-    References to the command's own values stay. A reference that leads nowhere, in a circle or to ever more values is
-    refused, and so is every other interpolation.
+    References to the command's values are kept. Dangling, circular and exponentially growing references are refused,
+    and so is every other interpolation.
     """
 
     def __init__(self, groups: dict[str, Any]) -> None:
@@ -325,7 +326,7 @@ _NOTHING = object()
 
 
 def _own_paths(data: dict[str, Any], place: str, path: Path) -> dict[str, Any]:
-    """A data node whose written places, downloads and storage are this command's; addresses in it are not asked."""
+    """A copy of a data node with output paths, download and storage set by this command, without addresses."""
     own = dict(data)
     for key, ours in (("samples_dir", "${paths.samples}"), ("download", "${download}")):
         if key in own:
@@ -344,7 +345,7 @@ def _own_paths(data: dict[str, Any], place: str, path: Path) -> dict[str, Any]:
 
 
 def _is_ours(value: Any) -> bool:
-    """Whether a place to write to is none, or one below this command's paths."""
+    """Whether an output path is None or below this command's paths."""
     if value is None:
         return True
     return isinstance(value, str) and value.startswith("${paths.") and ".." not in value.split("/")
@@ -374,7 +375,7 @@ def _node(value: Any, place: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value out of a file, short and without control characters."""
+    """A value from a file, shortened and without control characters."""
     text = printable(value if isinstance(value, str) else repr(value)[:200])
     return text if len(text) <= 80 else f"{text[:77]}…"
 
@@ -383,10 +384,10 @@ def _shown(value: Any) -> str:
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
-    """A run folder's `config.yaml`, as plain values without interpolations.
+    """Read a run folder's `config.yaml` as plain values without interpolations.
 
     Raises:
-        CheckpointError: unreadable, or with anything else in it.
+        CheckpointError: unreadable, or with any other content.
     """
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
@@ -401,7 +402,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 class _Refused(ValueError):
-    """What is wrong with a file, as the end of a sentence that begins with its name."""
+    """Why a file is refused; the message continues a sentence that begins with the file's name."""
 
 
 @contextmanager
@@ -414,7 +415,7 @@ def _of_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def built_from(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a model is built from what `path` says is the file's fault, in one sentence."""
+    """Convert unexpected errors while a model is built from `path` to a `CheckpointError` of one sentence."""
     try:
         yield
     except (UsageError, TrainingError, DataError, CheckpointError):

@@ -1,7 +1,8 @@
-"""Where YAML lies: our own `conf/`, that of installed plug-ins, and the folders that a command names.
+"""Configuration folders: this project's `conf/`, those of installed plug-ins, and those named by the command.
 
 A plug-in is a distribution with an entry point of the group `widefield.plugins`; its value is the dotted path of a
-folder of YAML in a package, such as `widefield_tactile.conf`. Neither the package nor anything heavy is imported here.
+folder of YAML files in a package, such as `widefield_tactile.conf`. Neither the package nor anything heavy is imported
+here.
 """
 
 import sys
@@ -20,12 +21,12 @@ from workbench.typed_words import FOLDERS
 CONF = ROOT / "workbench" / "conf" if INSTALLED else ROOT / "conf"
 RUN = ROOT / "workbench" / "start" / "run.py" if INSTALLED else ROOT / "run.py"
 GROUP = "widefield.plugins"
-PROVIDER = "widefield-plugin"  # what Hydra's search path calls a plug-in's folder
+PROVIDER = "widefield-plugin"  # provider name of a plug-in's folder in Hydra's search path
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed plug-in: the name of its entry point, its distribution, its folder of YAML (None: not there)."""
+    """An installed plug-in: name and value of its entry point, its distribution, its YAML folder (None if missing)."""
 
     name: str
     distribution: str
@@ -35,7 +36,7 @@ class Plugin:
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """The installed plug-ins, by name."""
+    """The installed plug-ins, sorted by name."""
     found = {(point.name, point.value): point for point in entry_points(group=GROUP)}
     return tuple(_plugin(found[key]) for key in sorted(found))
 
@@ -46,7 +47,7 @@ def _plugin(point: EntryPoint) -> Plugin:
 
 
 def _folder(value: str) -> Path | None:
-    """The folder with a dotted path; of a package on top nothing is imported."""
+    """The folder at a dotted path; the top-level package is not imported."""
     top, *below = value.replace(":", ".").split(".")
     try:
         spec = find_spec(top)
@@ -58,7 +59,7 @@ def _folder(value: str) -> Path | None:
 
 
 def check_plugins() -> None:
-    """End with one sentence where a plug-in lacks its folder: what it adds would only seem to be unknown."""
+    """Exit with an error if the folder of a plug-in is missing; its options would only be reported as unknown."""
     for plugin in plugins():
         if plugin.folder is None:
             sys.exit(
@@ -68,7 +69,7 @@ def check_plugins() -> None:
 
 
 def typed_folders() -> list[Path]:
-    """The folders of YAML that this command names (`--config-dir`, `--config-path`)."""
+    """The configuration folders that this command names (`--config-dir`, `--config-path`)."""
     folders = []
     for before, word in zip(sys.argv, sys.argv[1:], strict=False):
         flag, equals, value = word.partition("=")
@@ -80,14 +81,14 @@ def typed_folders() -> list[Path]:
 
 
 def conf_folders() -> list[Path]:
-    """Every folder of YAML of this command; all of them are trusted."""
+    """All configuration folders of this command; all of them are trusted."""
     return [CONF, *(plugin.folder for plugin in plugins() if plugin.folder), *typed_folders()]
 
 
 def source_folders(sources: Iterable[Any]) -> list[Path]:
-    """The folders of YAML among the sources of Hydra's search path, first what is looked through first.
+    """The configuration folders in Hydra's search path, in search order.
 
-    Of Hydra's own configuration and that of its plug-ins nothing is among them.
+    Hydra's own configuration and that of its plug-ins are excluded.
     """
     ours = (source for source in sources if _is_ours(source.provider))
     return [folder for source in ours if (folder := source_folder(source)) is not None]
@@ -98,7 +99,7 @@ def _is_ours(provider: str) -> bool:
 
 
 def source_folder(source: Any) -> Path | None:
-    """Where a source of Hydra's search path lies on the disk; None: nowhere."""
+    """The folder of a source in Hydra's search path; None if it is not on disk."""
     if source.scheme() == "file":
         return Path(source.path)
     if source.scheme() != "pkg":
@@ -112,6 +113,6 @@ def source_folder(source: Any) -> Path | None:
 
 
 def find_yaml(group: str, name: str) -> Path | None:
-    """The file of a choice, e.g. `("task", "esc50")`; None: there is none."""
+    """The YAML file of a group option, e.g. `("task", "esc50")`; None if there is none."""
     files = (folder / group / f"{name}.yaml" for folder in conf_folders())
     return next((file for file in files if file.is_file()), None)

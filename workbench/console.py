@@ -1,4 +1,4 @@
-"""What the terminal shows: our own sentences, not every library's."""
+"""Terminal output: log handler, tables, and filters for the notices of libraries."""
 
 import logging
 import os
@@ -14,17 +14,17 @@ from rich.table import Table
 from tasks.secrets import mask
 from workbench.provenance import note
 
-# Names of files and classes are text, whatever they look like: "[/x]" is no markup, ":x:" no picture.
+# Names of files and classes are printed literally: "[/x]" is not markup, ":x:" not an emoji.
 console = Console(markup=False, emoji=False)
 
-_TIE = "\xa0"  # a space at which no row ends
+_TIE = "\xa0"  # no-break space
 
 
 class TerminalHandler(logging.StreamHandler):
-    """Shows log records through `console`, above a progress bar that stands there.
+    """Prints log records through `console`, above an active progress bar.
 
-    On a terminal a long line is continued in indented rows, without cutting names in two; a pipe or a file gets the
-    line as it is. Hydra's `stream` is not used: the console asks for `sys.stdout` when it prints.
+    On a terminal long lines are wrapped with indentation, without splitting names; a pipe or a file receives unwrapped
+    lines. Hydra's `stream` is not used: the console looks up `sys.stdout` when it prints.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -35,16 +35,16 @@ class TerminalHandler(logging.StreamHandler):
 
 
 def say(text: str) -> None:
-    """Print lines of plain text, above a progress bar that stands there."""
+    """Print plain text, above an active progress bar."""
     text = printable(text, keep="\n")
     rows = folded(text, console.width) if console.is_terminal else text
     console.print(rows, highlight=False, soft_wrap=True)
 
 
 def folded(text: str, width: int) -> str:
-    """Long lines continued in indented rows; a row ends between fields (two spaces) where a line has them.
+    """Wrap long lines with indentation; a line with fields (separated by two spaces) breaks between fields.
 
-    A line with a command stays whole, so that it can be copied, and so does a name longer than a row.
+    A line with a command is not wrapped, so that it can be copied, nor is a name longer than a row.
 
     >>> print(folded("epoch 1/4  train/loss 3.559  val/loss 3.561", 32))
     epoch 1/4  train/loss 3.559
@@ -63,7 +63,7 @@ def folded(text: str, width: int) -> str:
     return "\n".join(rows)
 
 
-# Notices that tell a user nothing they can act on, each with its reason.
+# Notices that a user cannot act on, each with the reason.
 _NOTICES = (
     r".*does not have many workers.*",  # small samples are read faster in the main process
     r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
@@ -82,21 +82,21 @@ _NOTICES = (
 
 
 class TextFormatter(logging.Formatter):
-    """Lines of a log as text that any file takes: the name of a file may be bytes that are none."""
+    """Escapes characters that cannot be encoded, such as invalid bytes in file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode(errors="backslashreplace").decode()
 
 
 class FileFormatter(TextFormatter):
-    """The same without secrets."""
+    """A `TextFormatter` that also masks secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask(super().format(record))
 
 
 def quiet_libraries() -> None:
-    """Silence the notices of the libraries below; warnings a user can act on still come through."""
+    """Silence the notices of libraries; warnings that a user can act on are still shown."""
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
     for name in (
@@ -115,17 +115,17 @@ def quiet_libraries() -> None:
 
 
 def speaks() -> bool:
-    """Whether this process tells what a run does: one of a distributed run."""
+    """Whether this process logs; in a distributed run, the one with local rank 0 and SLURM process id 0."""
     return not (int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("SLURM_PROCID", 0)))
 
 
 def short(path: Path) -> Path:
-    """A path as seen from the working folder, where it lies below it."""
+    """A path relative to the working directory, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text with its control and formatting characters escaped, so that a terminal shows them and does not obey.
+    r"""Escape control and formatting characters, so that a terminal shows them and does not interpret them.
 
     >>> printable("\x1b[31mred"), printable("日本 [x]")
     ('\\x1b[31mred', '日本 [x]')
@@ -137,7 +137,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> None:
-    """Print a small table; texts may come from a file: nothing in them is markup or a command to the terminal."""
+    """Print a small table. Cells may come from a file: markup and control characters are shown literally."""
     console.print(printable(title), style="bold", highlight=False)
     table = Table()
     for position, column in enumerate(columns):

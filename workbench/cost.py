@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates, time of a training step, time of one answer. Kept in every result."""
+"""Cost of a network: multiply-accumulates, time of a training step, inference latency. Kept in every result."""
 
 import copy
 import statistics
@@ -15,20 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.network import Network
 
-SKIPPED = 3  # first steps of a training, which set up memory and kernels
-STEPS = 50  # that are measured; on a GPU each is waited for, so they are not more
+SKIPPED = 3  # first training steps, excluded as warm-up
+STEPS = 50  # number of steps measured; limited, because each synchronises the GPU
 WARMUP, ANSWERS = 2, 15
-MOST_S = 0.3  # that answers are measured for, on a slow machine fewer of them
+MOST_S = 0.3  # maximum seconds for measuring latency; a slow machine makes fewer passes
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What is measured of a run.
+    """Measured cost of a run.
 
     Args:
         macs: multiply-accumulates of one sample's forward pass in deploy form (convolutions and matrix products).
-        step_s: median seconds of a training step, without reading the batch; None: there were too few.
-        latency_s: median seconds until the answer for a single sample, raw input in, in deploy form.
+        step_s: median seconds of a training step, without data loading; None if there were too few steps.
+        latency_s: median seconds of a forward pass of a single raw sample, in deploy form.
     """
 
     macs: int | None = None
@@ -36,7 +36,7 @@ class Cost:
     latency_s: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in `result.json`."""
+        """As a dictionary, for `result.json`."""
         return asdict(self)
 
 
@@ -68,12 +68,12 @@ class StepTimes(Callback):
 
     @property
     def median(self) -> float | None:
-        """Seconds of a step."""
+        """Median seconds of a step; None if none was measured."""
         return statistics.median(self.seconds) if self.seconds else None
 
 
 def cost_of(network: Network, trainer: Trainer, step_s: float | None = None) -> Cost:
-    """Count and time a copy of a network in deploy form, on the trainer's device and in its precision."""
+    """Measure MACs and latency of a copy in deploy form, on the trainer's device and in its precision."""
     device = trainer.strategy.root_device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         merged = copy.deepcopy(network)

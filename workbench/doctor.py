@@ -1,7 +1,7 @@
-"""action=doctor: what of an install works, on one screen, and the command that cures what does not.
+"""action=doctor: reports what works in an installation, and the command that fixes what does not.
 
-Every library is imported in a process of its own: one that is broken, aborts or hangs is a line, not the end. So
-nothing but the standard library is imported here.
+Every library is imported in a subprocess: one that is broken, aborts or hangs is only reported. So this module imports
+nothing but the standard library.
 """
 
 import os
@@ -23,9 +23,9 @@ from tasks.libraries import EXTRAS, INSTALL, cure, extra_cure
 from tasks.program import INSTALLED, ROOT
 
 WIDTH = 100
-PATIENCE = 180  # seconds for one check; a cold disk or a busy machine takes long over a first import
+PATIENCE = 180  # timeout of one check in seconds; a first import is slow on a cold disk or a busy machine
 HUB_PATIENCE = 3
-FINE = "fine:"  # what a check prints before its result
+FINE = "fine:"  # what a check that succeeds prints
 
 TORCH = """
 import torch
@@ -97,7 +97,7 @@ except urllib.error.HTTPError:
 
 @dataclass(frozen=True)
 class Library:
-    """A library to try: what it is called, how, what for, and whether anything can be trained without it."""
+    """A library to check: module, package, test code, whether training requires it, and its purpose."""
 
     module: str
     package: str = ""
@@ -137,27 +137,27 @@ TRITON = Library("triton")
 
 @dataclass(frozen=True)
 class Answer:
-    """How a check ended: `error` is empty where all is well, `lines` what it printed."""
+    """Result of a check: `error` is empty on success, `lines` is its output."""
 
     error: str
     lines: tuple[str, ...] = ()
 
     def get(self, key: str) -> list[str]:
-        """What it printed behind `key:`."""
+        """The output lines that begin with `key:`, without this prefix."""
         return [line.removeprefix(f"{key}:") for line in self.lines if line.startswith(f"{key}:")]
 
 
 def doctor(cfg: Any) -> None:
-    """Print the screen; leaves with exit code 1 where the install cannot train."""
+    """Print the report; exits with code 1 if the installation cannot train."""
     good = examine(str(cfg.paths.samples), str(cfg.paths.runs))
-    # What Hydra has written, see `run_folder`.
+    # Hydra's output folder, see `run_folder`.
     shutil.rmtree(Path(tempfile.gettempdir()) / f"widefield-doctor-{os.getpid()}", ignore_errors=True)
     if not good:
         sys.exit(1)
 
 
 def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
-    """Print the screen; returns whether the install can do its main job."""
+    """Print the report; returns whether the installation can train."""
     libraries = [*CORE, *READERS, TRITON]
     with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
         driver = pool.submit(_driver)
@@ -195,12 +195,12 @@ def examine(samples: str = "data/samples", runs: str = "runs") -> bool:
 
 
 def try_library(library: Library) -> Answer:
-    """Import a library and try it out in a process of its own."""
+    """Import and test a library in a subprocess."""
     return run_check(library.code or f"import {library.module}", library.module)
 
 
 def run_check(code: str, module: str = "", patience: float = PATIENCE) -> Answer:
-    """Run a few lines of Python elsewhere; a crash, an abort or no end is an answer too."""
+    """Run Python code in a subprocess; a crash, an abort or a timeout is returned as an error."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -224,7 +224,7 @@ def run_check(code: str, module: str = "", patience: float = PATIENCE) -> Answer
 
 
 def _why(stderr: str, module: str) -> str:
-    """The line that names the error of a traceback, without its folders."""
+    """The line of a traceback that names the error, without folders in paths."""
     named = [line for line in stderr.splitlines() if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
     line = named[-1] if named else (stderr.strip().splitlines() or ["no reason given"])[-1]
     kind, _, said = line.partition(": ")
@@ -234,7 +234,7 @@ def _why(stderr: str, module: str) -> str:
 
 
 def _driver() -> str:
-    """Driver of an NVIDIA card, empty where there is none."""
+    """Version of the NVIDIA driver; empty if there is none."""
     if shutil.which("nvidia-smi") is None:
         return ""
     try:
@@ -253,7 +253,7 @@ def _driver() -> str:
 def _hub() -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "not asked (HF_HUB_OFFLINE); published weights must lie in the cache"
-    # A name server may take its time, whatever is said to the socket.
+    # Resolving the name may take longer than the socket's timeout.
     answer = run_check(HUB, patience=HUB_PATIENCE + 1)
     return "no answer; published weights must lie in the cache" if answer.error else "answers"
 
@@ -262,7 +262,7 @@ def _hub() -> str:
 
 
 def tested_set() -> dict[str, str]:
-    """Package -> version that constraints.txt has for this Python; empty without that file."""
+    """Maps packages to their versions in constraints.txt for this Python; empty without that file."""
     file = (ROOT / "workbench" if INSTALLED else ROOT) / "constraints.txt"
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
@@ -303,7 +303,7 @@ def _with_version(library: Library, answer: Answer, tested: dict[str, str]) -> s
 
 
 def _row(head: str, said: str) -> None:
-    """A row of the screen; at most three lines of it."""
+    """Print a row of the report, at most three lines long."""
     lines = textwrap.wrap(said, WIDTH - 12, max_lines=3, placeholder=" …", break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         print(f"  {head if number == 0 else '':10}{line}")
@@ -385,7 +385,7 @@ def _tilde(path: Path) -> str:
 
 
 def _place(name: str, where: str | Path) -> str:
-    """Where something lies or will lie, whether it can be written to, and how much room there is."""
+    """Describe a location: its path, whether it is writable, and the free disk space."""
     path = Path(where).expanduser()
     nearest: Iterable[Path] = (path.absolute(), *path.absolute().parents)
     folder = next(place for place in nearest if place.exists())

@@ -1,4 +1,4 @@
-"""action=embed: features of files or of a data set's splits, with labels and paths, as .npz and parquet."""
+"""action=embed: writes features of files or of a dataset's splits, with labels and paths, as .npz and Parquet."""
 
 import logging
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ from workbench.results import write_config
 
 log = logging.getLogger("widefield")
 
-SHOWN = 10  # files without features that are named in the terminal
+SHOWN = 10  # maximum number of failed files listed in the terminal
 
 
 def embed(cfg: DictConfig) -> None:
-    """Write `embeddings.parquet`, `embeddings.npz`, `embed.json` and, of pooled features, `figures/embedding.png`."""
+    """Write `embeddings.parquet`, `embeddings.npz`, `embed.json` and, for pooled features, `figures/embedding.png`."""
     action = cfg.action
     wanted = Features.asked(action)
     check_reading(action)
@@ -95,10 +95,10 @@ def _asked_splits(splits: Any) -> list[str]:
 
 
 class _Some:
-    """Evenly spread rows that are kept for a picture.
+    """Keeps an evenly spaced subset of rows for the figure.
 
     Args:
-        total: samples there are.
+        total: number of samples.
     """
 
     def __init__(self, total: int) -> None:
@@ -121,7 +121,7 @@ class _Some:
             yield part
 
     def draw(self, class_names: list[str], title: str, folder: Path) -> Path | None:
-        """The rows over principal components, those of the training split where it is there."""
+        """Draw the rows over principal components, fitted on the training split if it is included."""
         if len(self.features) < 3:
             return None
         x_ND = np.stack(self.features)

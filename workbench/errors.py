@@ -1,4 +1,4 @@
-"""How an error reaches the user: one clear sentence, and an exit code that is not zero."""
+"""Reports errors to the user as one sentence, with a nonzero exit code."""
 
 import logging
 import os
@@ -22,15 +22,15 @@ ERROR_FILE = "error.json"
 
 
 class UsageError(ValueError):
-    """Something asked for that cannot be done; the message is one sentence."""
+    """A request that cannot be carried out; the message is one sentence."""
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why and what is left."""
+    """Training cannot continue; the message says why and what was saved."""
 
 
 def sentence(error: BaseException) -> str | None:
-    """The one sentence for an error that a user can act on; `None` for a defect of ours."""
+    """The message for an error that a user can act on; `None` for a bug."""
     if isinstance(error, (UsageError, TrainingError, WriteError)):
         return str(error)
     broken = complaint_of(error)
@@ -60,7 +60,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _of_the_disk(error: BaseException) -> str | None:
-    """The sentence for what a disk answered to somebody else's code, the trainer's or a library's."""
+    """The message for a disk error raised by the trainer or a library; `None` for any other."""
     file = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
     name = file.filename if file is not None and isinstance(file.filename, str) else None
     if refused := refusal(error):
@@ -72,19 +72,19 @@ def _of_the_disk(error: BaseException) -> str | None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn errors a user can act on into one sentence and exit code 1; `WIDEFIELD_TRACE=1` shows where they arose."""
+    """Exit with one sentence and code 1 on errors a user can act on; `WIDEFIELD_TRACE=1` keeps the traceback."""
     try:
         yield
     except Interrupted as stop:
         _say_stopped(stop)
         raise
-    except KeyboardInterrupt:  # where signals are not heeded
+    except KeyboardInterrupt:  # where signals are not handled
         if speaks():
             log.warning("stopped by SIGINT")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         said = sentence(error)
-        if STOP.number is not None:  # mostly what a signal to other processes of this run has broken
+        if STOP.number is not None:  # mostly caused by a signal to other processes of this run
             if said is not None and lost_reader(error) is None:
                 log.error("error: %s", said)
             ended = STOP.leave()
@@ -103,7 +103,7 @@ def _say_stopped(stop: Interrupted) -> None:
 
 
 def lost_reader(error: BaseException) -> str | None:
-    """What to say of an error that is a reader process which has ended; `None` for any other."""
+    """The message for an error caused by a DataLoader worker that has ended; `None` for any other."""
     said = str(error)
     if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
         return None
@@ -117,12 +117,12 @@ def lost_reader(error: BaseException) -> str | None:
 
 @contextmanager
 def kept_errors(folder: Path) -> Iterator[None]:
-    """Write why a run ended early into its folder, as `error.json`; a later attempt that succeeds removes it.
+    """Write the error that ends a run to `error.json` in its folder; the file of an earlier attempt is removed.
 
-    Where a disk stopped a run that has a checkpoint, the error says how to go on from it.
+    If a disk error ends a run that has a checkpoint, the message says how to resume it.
     """
     file = folder / ERROR_FILE
-    with suppress(OSError):  # a disk that takes nothing: whoever writes first says so
+    with suppress(OSError):  # disk not writable: the first write reports it
         file.unlink(missing_ok=True)
     try:
         yield
@@ -131,7 +131,7 @@ def kept_errors(folder: Path) -> Iterator[None]:
             raise
         told = _going_on(error, folder)
         said = sentence(told) or f"{type(error).__name__}: {error}"
-        with suppress(OSError, WriteError):  # a full disk is perhaps the very error
+        with suppress(OSError, WriteError):  # the error itself may be a full disk
             write_json(file, {"error": said, "traceback": traceback.format_exc()})
         if told is error:
             raise

@@ -1,4 +1,4 @@
-"""action=evaluate: what frozen features are worth, by k-NN, logistic regression, few shots or retrieval."""
+"""action=evaluate: evaluates frozen features by k-NN, logistic regression, few-shot classification or retrieval."""
 
 import logging
 import time
@@ -29,7 +29,7 @@ from workbench.results import write_config, write_result
 
 log = logging.getLogger("widefield")
 
-# Settings are looked at before the features are taken.
+# Settings are validated before the features are extracted.
 PROTOCOLS: dict[str, Callable[[DictConfig], Callable[[Splits], Found]]] = {
     "knn": lambda cfg: partial(protocols.knn, ks=whole_numbers(cfg, "k")),
     "linear": lambda cfg: partial(
@@ -71,7 +71,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 
 def numbers(cfg: DictConfig, name: str) -> list[float]:
-    """A setting of the action that lists numbers, or is one; raises `UsageError`."""
+    """A setting of the action that is a number or a list of numbers; raises `UsageError` otherwise."""
     given = cfg.action[name]
     found = list(given) if isinstance(given, ListConfig) else [given]
     if not all(type(value) in (int, float) for value in found):
@@ -80,7 +80,7 @@ def numbers(cfg: DictConfig, name: str) -> list[float]:
 
 
 def whole_numbers(cfg: DictConfig, name: str) -> list[int]:
-    """The same of whole numbers."""
+    """Like `numbers`, for integers."""
     found = numbers(cfg, name)
     if not all(type(value) is int for value in found):
         raise UsageError(f"action.{name}={cfg.action[name]}: it must list whole numbers")
@@ -88,7 +88,7 @@ def whole_numbers(cfg: DictConfig, name: str) -> list[int]:
 
 
 def whole_number(cfg: DictConfig, name: str) -> int:
-    """A setting of the action that is one whole number of at least 1; raises `UsageError`."""
+    """A setting of the action that is an integer of at least 1; raises `UsageError` otherwise."""
     value = cfg.action[name]
     if type(value) is not int or value < 1:
         raise UsageError(f"action.{name} must be a whole number of at least 1, not {value}")
@@ -98,7 +98,7 @@ def whole_number(cfg: DictConfig, name: str) -> int:
 def _features(
     source: Source, wanted: Features, cfg: DictConfig, names: list[str]
 ) -> tuple[Splits, list[dict[str, Any]]]:
-    """The features of all splits, and the samples that have none."""
+    """The features of all splits, and the samples that failed."""
     class_names = list(getattr(source.data, "class_names", []))
     if not class_names:
         raise UsageError(
@@ -144,14 +144,14 @@ def _report(
     failures: list[dict[str, Any]],
     wall_s: float,
 ) -> float | None:
-    """Write what was found, draw it and show it."""
+    """Write the results and figures and print a table."""
     own, first = source.cfg, next(iter(found.values()))
     metrics = {name: value for one in found.values() for name, value in one.metrics.items()}
     own.logger = {}
     with open_dict(own):
         own.task.monitor = first.monitor
         own.task.mode = "max"
-        own.trainer.precision = "32-true"  # whatever training would take
+        own.trainer.precision = "32-true"  # regardless of the training precision
     write_config(own)
     folder = Path(cfg.paths.run)
     device = device_of(cfg)

@@ -1,4 +1,4 @@
-"""action=export: one file that takes raw input, with the embedder inside and the backbone merged."""
+"""action=export: writes one file that takes raw input and holds the embedder and the merged backbone."""
 
 import copy
 import io
@@ -23,9 +23,9 @@ from workbench.restore import restore
 
 log = logging.getLogger("widefield")
 
-Free = Mapping[int, int]  # axis of a raw batch that may have any length -> what that is a multiple of
+Free = Mapping[int, int]  # dynamic axis of a raw batch -> what its length is a multiple of
 BATCH_ALONE: Free = {0: 1}
-AXES = {0: "batch", 2: "height", 3: "width"}  # what free axes are called
+AXES = {0: "batch", 2: "height", 3: "width"}  # names of dynamic axes
 
 
 def export(cfg: DictConfig) -> None:
@@ -71,8 +71,8 @@ def export(cfg: DictConfig) -> None:
 
 
 def _fitted(raw: Any, free: Free) -> Any:
-    """A raw batch whose free axes are multiples of what they must be, and at least two of them: exporters take a length
-    of one for a constant."""
+    """Repeat and crop a raw batch so that each dynamic axis is at least two multiples long: exporters treat a length
+    of one as a constant."""
 
     def cut(value: Tensor) -> Tensor:
         for axis, multiple in free.items():
@@ -86,7 +86,7 @@ def _fitted(raw: Any, free: Free) -> Any:
 
 
 def _longer(raw: Any, free: Free) -> Any:
-    """A raw batch whose free axes are longer: each sample of it so many times."""
+    """Repeat a raw batch so that each dynamic axis is twice as long."""
 
     def repeated(value: Tensor) -> Tensor:
         return value.repeat([2 if axis in free else 1 for axis in range(value.ndim)])
@@ -101,7 +101,7 @@ def _said_shape(value: Tensor, free: Free) -> list[int | str]:
 
 
 def _dynamic_shapes(raw: Any, free: Free) -> Any:
-    """What the exporters are told of each tensor's axes."""
+    """The `dynamic_shapes` argument of the exporters."""
     dims = {
         axis: torch.export.Dim(AXES.get(axis, f"axis{axis}"), min=1 if multiple == 1 else 2, max=4096)
         for axis, multiple in free.items()
@@ -115,14 +115,14 @@ def _dynamic_shapes(raw: Any, free: Free) -> Any:
 def write_torch_export(
     network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE
 ) -> Callable[[Any], Any]:
-    """Write a `torch.export` program with free axes; returns what answers as the file does."""
+    """Write a `torch.export` program with dynamic axes; returns the model as read back from the file."""
     with torch.no_grad(), warnings.catch_warnings():
-        # torchvision tells PyTorch the length of what non-maximum suppression leaves in an old way.
+        # torchvision declares the output length of non-maximum suppression in a deprecated way.
         warnings.filterwarnings("ignore", message=".*create_unbacked_symint", category=FutureWarning)
         program = torch.export.export(network, (raw,), dynamic_shapes=(_dynamic_shapes(raw, free),))
 
     def write(draft: Path) -> None:
-        # Into memory first: where a disk is full, PyTorch's writer of these archives ends the whole process.
+        # Into memory first: on a full disk PyTorch's archive writer ends the whole process.
         archive = io.BytesIO()
         torch.export.save(program, archive, extra_files=provenance_entries())
         draft.write_bytes(archive.getbuffer())
@@ -133,18 +133,18 @@ def write_torch_export(
 
 
 def provenance_entries() -> dict[str, str]:
-    """What an exported file says of drawn data that its model was trained on."""
+    """The provenance note of a model trained on synthetic data, as metadata of an exported file."""
     said = note()
     return {FIELD: said} if said else {}
 
 
 def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE) -> Callable[[Any], Any]:
-    """Write an ONNX model with free axes; returns what answers as onnxruntime does with it."""
+    """Write an ONNX model with dynamic axes; returns a function that runs it in onnxruntime."""
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's deprecations are not the user's
-        # By name: the exporter takes a dict at the end of the positional arguments for keyword arguments.
+        warnings.simplefilter("ignore")  # the exporter's deprecation warnings
+        # By name: the exporter treats a dict as last positional argument as keyword arguments.
         program = torch.onnx.export(
             network,
             kwargs={"raw": raw},

@@ -20,7 +20,7 @@ def _installed(module: str) -> bool:
 
 
 def need(extra: str, feature: str) -> None:
-    """Raise a `UsageError` that names the extra, unless what `feature` needs is installed."""
+    """Raise a `UsageError` that names the extra if a dependency of `feature` is not installed."""
     missing = [module for module in EXTRAS[extra] if not _installed(module)]
     if missing:
         raise UsageError(f"{feature} needs {', '.join(missing)}: pip install -e '.[{extra}]'")

@@ -1,6 +1,6 @@
-"""Figures that all tasks share: maps, samples, curves; and the one way to a file, with the note on drawn data.
+"""Figures shared by all tasks (maps, samples, curves), and `save`, which adds the provenance note.
 
-What a test or a prediction is about is drawn by its task (`Task.draw_report`). Every axis has its label and unit.
+The results of a test or a prediction are drawn by the task (`Task.draw_report`). Every axis has a label and a unit.
 """
 
 import sys
@@ -31,14 +31,14 @@ WARNING = "tab:red"
 
 
 def save(figure: Figure, path: Path, dpi: int = 130) -> None:
-    """Write a figure as PNG and close it; the one way from a figure to a file."""
+    """Write a figure with its provenance note as PNG and close it; every figure is saved by this function."""
     say_provenance(figure, provenance.note())
     write_atomically(path, lambda draft: figure.savefig(draft, dpi=dpi, format="png"))
     plt.close(figure)
 
 
 def say_provenance(figure: Figure, note: str | None) -> None:
-    """Write below a figure that its data are not real, where they are not (`workbench.provenance`)."""
+    """Add the provenance note, if any, below a figure (`workbench.provenance`)."""
     if note:
         lines = textwrap.wrap(note, max(int(13 * figure.get_figwidth()), 20))
         figure.supxlabel("\n".join(lines), fontsize=8, color=WARNING, parse_math=False)
@@ -72,7 +72,7 @@ def draw_maps(maps_BVCHW: Tensor, axes: MapAxes, captions: Sequence[str], path: 
 
 
 def draw_samples(raw: Any, maps_BVCHW: Tensor, embedder: Any, captions: Sequence[str], path: Path) -> None:
-    """Draw raw samples beside their maps: a row a sample, the sample itself first, then up to six views."""
+    """Draw raw samples beside their maps: one row per sample, the raw sample first, then up to six views."""
     maps_each = maps_BVCHW.shape[1]
     axes = embedder.view_axes()
     axes = (axes * maps_each if len(axes) == 1 else axes)[:6]
@@ -80,7 +80,7 @@ def draw_samples(raw: Any, maps_BVCHW: Tensor, embedder: Any, captions: Sequence
     figure = plt.figure(figsize=(3.1 * (views + 1) + 0.8, 2.7 * count + 0.6))
     figure.set_layout_engine("constrained", wspace=0.08)  # labels of a panel in 3-D reach beyond it
     grid = figure.add_gridspec(count, views + 1)
-    # An embedder may lay several views into the channels of one map; they then name its channels.
+    # An embedder may put several views into the channels of one map; its axes then describe the channels.
     views_shown = [
         _channels(maps_BVCHW[:count, min(view, maps_each - 1)].numpy(), axes[view]) for view in range(views)
     ]
@@ -102,7 +102,7 @@ def draw_samples(raw: Any, maps_BVCHW: Tensor, embedder: Any, captions: Sequence
 
 
 def _channels(maps: np.ndarray, axes: MapAxes) -> np.ndarray:
-    """The channels of ``(..., C, H, W)`` that a picture shows."""
+    """Select the channels of ``(..., C, H, W)`` that are drawn."""
     if axes.channel is None:
         return maps
     chosen = [axes.channel] if isinstance(axes.channel, int) else list(axes.channel)
@@ -110,7 +110,7 @@ def _channels(maps: np.ndarray, axes: MapAxes) -> np.ndarray:
 
 
 def draw_map(panel: Axes, map_CHW: Tensor, axes: MapAxes) -> AxesImage:
-    """Draw one map on a panel of your own, labelled; returns the image, for a colour bar."""
+    """Draw one map with axis labels on the given axes; returns the image, for a colour bar."""
     shown_CHW = _channels(map_CHW.detach().float().cpu().numpy(), axes)
     low, high = np.percentile(shown_CHW, [1, 99])
     image: AxesImage = _draw_map(panel, shown_CHW, axes, (float(low), float(high)))
@@ -147,12 +147,12 @@ def _draw_map(panel: Axes, map_CHW: np.ndarray, axes: MapAxes, limits: tuple[flo
 
 
 def draw_curves(history: Path, path: Path) -> None:
-    """Draw metrics.csv: one panel a metric, training and validation in it; of a joint run one row a task."""
+    """Plot metrics.csv: one panel per metric, with training and validation; for a joint run one row per task."""
     table = pd.read_csv(history)
     names = {column.split("/", 1)[1] for column in table if column.startswith(("train/", "val/"))}
     if not names:
         return
-    rows: dict[str, list[str]] = {}  # task (none in an ordinary run) -> its metrics, the loss first
+    rows: dict[str, list[str]] = {}  # task (`""` in a single-task run) -> its metrics, the loss first
     for name in sorted(names, key=lambda name: ("/" in name, not name.endswith("loss"), name)):
         rows.setdefault(name.rpartition("/")[0], []).append(name)
     columns = max(len(row) for row in rows.values())

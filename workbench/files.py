@@ -1,4 +1,4 @@
-"""Writing files so that a kill leaves either the old or the new one, never half of one."""
+"""Atomic file writing: after a kill either the old or the new file exists, never a partial one."""
 
 import csv
 import json
@@ -18,10 +18,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a draft beside `path`, then move it there in one step.
+    """Let `write` fill a temporary file (draft) beside `path`, then rename it to `path`.
 
     Raises:
-        WriteError: the disk refuses; what was there before is still there, and no draft.
+        WriteError: the disk refuses; an existing file is kept, and the draft is removed.
     """
     draft = draft_of(path)
     try:
@@ -30,19 +30,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             write(draft)
             os.replace(draft, path)
     finally:
-        with suppress(OSError):  # a disk that refused the draft
+        with suppress(OSError):  # the disk may have refused the draft
             draft.unlink(missing_ok=True)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a kill in the middle of `write_atomically` has left below `folder`, where nobody else writes."""
+    """Remove drafts left below `folder` by an interrupted `write_atomically`; no other process may write there."""
     for draft in list(folder.rglob(".*")):
         if re.fullmatch(r"\..+-[0-9a-f]{32}", draft.name) and draft.is_file() and not draft.is_symlink():
             draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as indented JSON; secrets in texts are hidden, here and below."""
+    """Write plain values as indented JSON; secrets in strings are masked, as in all writers below."""
     text = json.dumps(_masked(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
 
@@ -56,13 +56,13 @@ def _masked(content: Any) -> Any:
 
 
 def write_findings(path: Path, content: dict[str, Any]) -> None:
-    """Write what an action found as JSON; where its data are drawn, `drawn` says so."""
+    """Write the results of an action as JSON, with the provenance note, if any, as `drawn`."""
     said = provenance.note()
     write_json(path, {provenance.FIELD: said, **content} if said else content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8; what has none (a file's name may be any bytes) as an escape, which JSON reads."""
+    """Write text as UTF-8; characters that cannot be encoded (invalid bytes in file names) are escaped as in JSON."""
 
     def write(draft: Path) -> None:
         draft.write_text(mask(text), encoding="utf-8", errors="backslashreplace")
@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Write the given columns of rows as CSV; where their data are drawn, a last column `drawn` says so."""
+    """Write the given columns of rows as CSV, with the provenance note, if any, as last column `drawn`."""
     if said := provenance.note():
         columns = [*(column for column in columns if column != provenance.FIELD), provenance.FIELD]
         rows = [{**row, provenance.FIELD: said} for row in rows]
@@ -86,9 +86,9 @@ def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> N
 
 
 def plain_cell(value: Any) -> Any:
-    """A cell that a spreadsheet does not take for a formula: text that begins like one gets a leading apostrophe.
+    """A cell that a spreadsheet does not parse as a formula: text that begins like one gets a leading apostrophe.
 
-    Numbers stay numbers, also where they come as text.
+    Numbers are kept, also as text.
 
     >>> plain_cell("=1+1"), plain_cell("-0.5"), plain_cell(-0.5)
     ("'=1+1", '-0.5', -0.5)

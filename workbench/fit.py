@@ -1,4 +1,4 @@
-"""action=fit: train, then test the best checkpoint; goes on where a killed run stopped."""
+"""action=fit: trains, then tests the best checkpoint; resumes an interrupted run."""
 
 import logging
 import re
@@ -34,13 +34,13 @@ from workbench.transfer import freeze, start_from
 
 log = logging.getLogger("widefield")
 
-PHASES = 25  # of a profile shown, the longest
+PHASES = 25  # maximum number of profiler phases shown, the longest
 
 
 def fit(cfg: DictConfig) -> float | None:
     """Train, then test the best checkpoint; returns the best value of the monitored metric.
 
-    What the result says of validation and test is measured of the same weights, those of the checkpoint it names.
+    Validation and test metrics of a result belong to the same weights, those of the checkpoint it names.
     """
     with going_on_said(Path(cfg.paths.run)):
         return _fit(cfg)
@@ -73,7 +73,7 @@ def _fit(cfg: DictConfig) -> float | None:
             embedder.fit_statistics(source.training_raws())
         balance(part, source)
         shapes.append(f"{name} {map_shape(embedder)}".strip())
-        if cfg.compile:  # what training, validation and test all run
+        if cfg.compile:  # used by training, validation and test
             part.network.runner = compiled(
                 part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
             )
@@ -95,9 +95,9 @@ def _fit(cfg: DictConfig) -> float | None:
     chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
     if cfg.action.test_after:
-        # Without a best checkpoint the weights are those that training left.
+        # Without a best checkpoint the final weights are tested.
         path = str(chosen.path) if chosen.epoch is not None else None
-        if is_sharded(trainer.strategy):  # a whole network to test; the one trained is in parts
+        if is_sharded(trainer.strategy):  # the trained network is sharded; test a whole one
             path = str(chosen.path)
             task = build_training(cfg, data.info(), pretrained=False)
             task.drawn = known()
@@ -110,13 +110,13 @@ def _fit(cfg: DictConfig) -> float | None:
 
 @dataclass
 class Chosen:
-    """The checkpoint whose numbers a result gives.
+    """The checkpoint whose metrics a result reports.
 
     Args:
-        path: its file; None: none was written.
-        metrics: what validation measured of its weights.
-        score: the monitored metric.
-        epoch: of the best checkpoint; None where it is not the best one but the last.
+        path: its file; None if none was written.
+        metrics: validation metrics of its weights.
+        score: value of the monitored metric.
+        epoch: of the best checkpoint; None if it is the last one instead.
     """
 
     path: Path | None = None
@@ -126,7 +126,7 @@ class Chosen:
 
 
 def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chosen:
-    """The best checkpoint; where none is kept (`callbacks.best=null`, no validation) the last weights."""
+    """The best checkpoint; if none is kept (`callbacks.best=null`, no validation), the last one."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
     if best is not None and best.epoch is not None:
@@ -137,7 +137,7 @@ def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chos
 
 
 def balance(task: Task, data: DataModule) -> None:
-    """Measure class weights on the training split, where the loss asks for them (`task.loss.weight=balanced`)."""
+    """Compute class weights on the training split if the loss needs them (`task.loss.weight=balanced`)."""
     loss: Any = getattr(task, "loss", None)
     if not getattr(loss, "needs_balance", False):
         return
@@ -155,7 +155,7 @@ def balance(task: Task, data: DataModule) -> None:
 
 
 def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:
-    """Give every logger (TensorBoard, W&B, MLflow) the whole configuration, resolved."""
+    """Log the whole resolved configuration to every logger (TensorBoard, W&B, MLflow)."""
     configuration: Any = OmegaConf.to_container(resolved(cfg))
     if said := note():
         configuration |= {FIELD: said}
@@ -164,7 +164,7 @@ def log_configuration(cfg: DictConfig, trainer: Trainer) -> None:
 
 
 def metrics_of(trainer: Trainer, split: str) -> dict[str, float]:
-    """What the trainer last measured on a split, by full name (`val/acc`)."""
+    """The trainer's latest metrics of a split, by full name (`val/acc`)."""
     found = trainer.callback_metrics.items()
     return {name: float(value) for name, value in found if name.startswith(f"{split}/")}
 
@@ -180,8 +180,8 @@ def finish(
     wall_s: float,
     step_s: float | None = None,
 ) -> None:
-    """Write the result and show it: numbers, where things lie, what to type next."""
-    # A joint run has no single sample; of a sharded network no process has the whole.
+    """Write the result; print metrics, output files and the next commands."""
+    # A joint run has no single kind of sample; a sharded network is not whole in any process.
     cost = None
     if isinstance(task, Task) and not is_sharded(trainer.strategy):
         cost = cost_of(task.network, trainer, step_s)
@@ -220,11 +220,11 @@ def finish(
 
 
 def show_profile(trainer: Trainer) -> None:
-    """Print where the time went, if `trainer.profiler` was asked to measure it."""
+    """Print the time of each phase if `trainer.profiler` is set."""
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     durations: dict[str, list[float]] | None = getattr(profiler, "recorded_durations", None)
     if durations is None:
-        if text := profiler.summary():  # of another kind, in its own words
+        if text := profiler.summary():  # other profilers have a summary of their own
             console.print(text, highlight=False, soft_wrap=True)
         return
     spent = sorted(
@@ -248,7 +248,7 @@ def show_profile(trainer: Trainer) -> None:
 
 
 def _phase(name: str) -> str:
-    """A phase without the kind of its owner and without a callback's settings.
+    """Name of a phase without the kind of its owner and without a callback's settings.
 
     >>> _phase("[Callback]ModelCheckpoint{'mode': 'min'}.on_train_end")
     'ModelCheckpoint.on_train_end'
@@ -257,7 +257,7 @@ def _phase(name: str) -> str:
 
 
 def next_commands(cfg: DictConfig, data: DataModule | JointData, checkpoint: Path) -> list[str]:
-    """What to type next, of a joint run for each of its tasks."""
+    """Commands to run next; in a joint run one prediction for each task."""
     lines = []
     for name, part in data.by_task().items():
         which = {"task": cfg.task.members[name].task.name} if name else {}

@@ -1,4 +1,4 @@
-"""What needs no composition: `--version`, `--help`, and flags that do not exist."""
+"""Flags that need no composition: `--version`, `--help`, and unknown ones."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from hydra._internal.utils import get_args_parser
 from tasks.program import called
 from workbench.conf_folders import CONF, conf_folders
 
-# In this order, each with what it chooses; groups of a plug-in follow.
+# In display order, with descriptions; groups of plug-ins follow.
 GROUPS = {
     "modality": "what is read, and how it becomes maps; brings the first task of its own",
     "task": "what is asked of which data",
@@ -58,7 +58,7 @@ FLAGS = (
 
 
 def answer_flags() -> None:
-    """Answer `--help` and `--version` and end; end with one sentence for a flag that does not exist."""
+    """Handle `--help` and `--version` and exit; exit with an error for an unknown flag."""
     arguments = sys.argv[1:]
     if {"--version", "-V"} & set(arguments):
         print(versions(), flush=True)
@@ -72,7 +72,7 @@ def answer_flags() -> None:
 
 
 def versions() -> str:
-    """`widefield 0.1.0 (Python 3.11.7, PyTorch 2.11.0, CUDA 12.8)`; nothing is imported for it."""
+    """`widefield 0.1.0 (Python 3.11.7, PyTorch 2.11.0, CUDA 12.8)`, without importing any of them."""
     found = [f"Python {sys.version.split()[0]}"]
     for name, package in (("PyTorch", "torch"), ("Lightning", "lightning")):
         try:
@@ -84,7 +84,7 @@ def versions() -> str:
 
 
 def help_text(width: int, only: list[str] | None = None) -> str:
-    """What `--help` prints, in rows of at most `width` characters; of some groups alone, if they are named."""
+    """The text of `--help`, at most `width` characters wide; of the groups in `only`, if given."""
     width = max(min(width, 120), 60)
     shown = [line for group in only or groups() for line in _group(group, width)]
     if only:
@@ -115,13 +115,13 @@ def help_text(width: int, only: list[str] | None = None) -> str:
 
 
 def groups() -> list[str]:
-    """The groups that a person chooses from, most important first."""
+    """The configuration groups for users, most important first."""
     there = {entry.name for folder in conf_folders() for entry in folder.glob("*") if entry.is_dir()}
     return [*(name for name in GROUPS if name in there), *sorted(there - set(GROUPS) - set(HIDDEN))]
 
 
 def header(file: Path) -> str:
-    """The first sentence of the comment on top of a YAML.
+    """The first sentence of the comment at the top of a YAML file.
 
     >>> header(CONF / "trainer" / "gpu.yaml")
     'One GPU, bf16 mixed precision'
@@ -133,7 +133,7 @@ def header(file: Path) -> str:
             break
         if not text.startswith("@package"):
             said.append(text)
-    # A sentence ends; so does what stands before a command.
+    # The end of a sentence, or the beginning of a command.
     end = r"(?<!\bal)\.(?: |$)|(?<=\?) |:? (?=[\[']?\w+=|python )|[:,;]$"
     return re.split(end, " ".join(said), maxsplit=1)[0].strip()
 
@@ -147,7 +147,7 @@ def _group(group: str, width: int) -> list[str]:
         if not any(part.startswith("_") for part in file.relative_to(top).parts)
     }
     beside = {top.name for folder in conf_folders() for top in folder.glob("*") if top.is_dir()}
-    # Folders within a group that files are in, too, are groups of their own (modality/embedder, task/loss).
+    # In a group with files, subfolders are groups of their own (modality/embedder, task/loss).
     nested = {name for name in files if "/" in name and any("/" not in other for other in files)}
     names = [
         name
@@ -162,12 +162,12 @@ def _group(group: str, width: int) -> list[str]:
 
 
 def _defaults() -> set[str]:
-    """Tasks that only stand for the first one of a modality."""
+    """Names of modalities; a task file of this name only selects the default task of the modality."""
     return {file.stem for folder in conf_folders() for file in (folder / "modality").glob("*.yaml")}
 
 
 def _columns(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """Names and sentences side by side; a sentence too long for its row is cut."""
+    """Names and descriptions in two columns; a description too long for its row is truncated."""
     usual = [len(name) for name, _ in rows if len(name) <= width // 2]
     first = max(usual, default=0)
     lines = []
@@ -204,7 +204,7 @@ def _own_version() -> str:
 
 
 def _cuda() -> str | None:
-    """The CUDA that PyTorch was built for."""
+    """The CUDA version that PyTorch was built for, without importing it."""
     spec = find_spec("torch")
     file = Path(spec.origin).parent / "version.py" if spec and spec.origin else None
     if file is None or not file.is_file():

@@ -1,4 +1,4 @@
-"""What a run that has been stopped says: what is saved, and the command that goes on with it."""
+"""Messages of an interrupted run: what is saved, and the command that resumes it."""
 
 import signal
 import sys
@@ -16,9 +16,9 @@ from workbench.stopping import STOP
 
 
 def how_to_go_on(folder: Path) -> str:
-    """`to go on: python run.py … resume=RUN`, to be pasted; without a command line, as in a notebook, in words.
+    """`to go on: python run.py … resume=RUN`, to be pasted; without a command line (in a notebook) an instruction.
 
-    All words are repeated: some, such as callbacks of one's own, a run's record does not bring back by itself.
+    All overrides are repeated: some, such as custom callbacks, are not restored from the run's record.
     """
     if not HydraConfig.initialized():
         return f"to go on, repeat the command with resume={folder}"
@@ -27,11 +27,11 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def what_is_left(folder: Path, since: float | None = None) -> str:
-    """What there is to go on from, and how; the end of a sentence.
+    """The checkpoint to resume from, and how; the end of a sentence.
 
     Args:
-        folder: the run's.
-        since: when the run was asked to stop, in seconds since 1970.
+        folder: the run folder.
+        since: Unix time at which the run was asked to stop, in seconds.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
@@ -43,7 +43,7 @@ def what_is_left(folder: Path, since: float | None = None) -> str:
 
 @contextmanager
 def going_on_said(folder: Path) -> Iterator[None]:
-    """In here a signal, or a reader that was killed, ends the run with a sentence that says how to go on with it."""
+    """In this context a signal or a killed DataLoader worker ends the run with a message on how to resume it."""
 
     def said() -> str:
         name = signal.Signals(STOP.number or signal.SIGTERM).name

@@ -1,11 +1,11 @@
-"""A model as a folder, or a repository of a hub, that anybody can read: weights, description, model card.
+"""Published models: a folder or a Hugging Face Hub repository with weights, description and model card.
 
     model.safetensors   the weights, and nothing else
-    widefield.json      what a checkpoint says of its model (modality, task, backbone, what it knows of its data)
-    config.yaml         the whole configuration, without places on the disk
+    widefield.json      the description of the model (modality, task, backbone, data info)
+    config.yaml         the whole configuration, without local paths
     README.md           the model card, made from result.json
 
-What is read from such a folder is data, checked as a checkpoint is (`workbench.composition`); nothing in it is run.
+Such a folder is untrusted data, validated like a checkpoint (`workbench.composition`); nothing in it is executed.
 """
 
 import json
@@ -24,15 +24,15 @@ from workbench.typed_words import TASK_PATHS
 SCHEME = "hf://"
 WEIGHTS, DESCRIPTION, CONFIG, CARD = "model.safetensors", "widefield.json", "config.yaml", "README.md"
 READ = (DESCRIPTION, WEIGHTS)
-MOST_MB = 64  # of a description
+MOST_MB = 64  # maximum size of a description
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def repository(name: str) -> str:
-    """`OWNER/NAME` of `hf://OWNER/NAME`.
+    """Extract `OWNER/NAME` from `hf://OWNER/NAME`.
 
     Raises:
-        UsageError: it is no such name.
+        UsageError: the name is invalid.
 
     >>> repository("hf://me/words")
     'me/words'
@@ -44,14 +44,14 @@ def repository(name: str) -> str:
 
 
 def is_repository(name: str) -> bool:
-    """Whether a text could be `OWNER/NAME` of a hub's repository."""
+    """Whether a string is a valid Hub repository name, `OWNER/NAME`."""
     return _NAME.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def fetch(name: str) -> Path:
-    """The description of `hf://OWNER/NAME` on this machine, the weights beside it; fetched if the hub has newer ones.
+    """Download `hf://OWNER/NAME` unless the cache is up to date; returns the path of the description.
 
-    Where the hub does not answer, what the cache holds is taken.
+    The weights are beside it. If the Hub does not answer, the cached version is used.
 
     Raises:
         CheckpointError: there is no such repository, or it lacks a file.
@@ -61,7 +61,7 @@ def fetch(name: str) -> Path:
     owner_and_name = repository(name)
     try:
         folder = huggingface_hub.snapshot_download(repo_id=owner_and_name, allow_patterns=list(READ))
-    except Exception as error:  # of the network, the hub, the cache: each library has its own
+    except Exception as error:  # network, Hub and cache errors have no common type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{SCHEME}{owner_and_name} cannot be fetched: {reason[:300]}") from error
     for file in READ:
@@ -71,7 +71,7 @@ def fetch(name: str) -> Path:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """A description and the weights beside it, laid out as a checkpoint's content; not yet checked.
+    """Read a description and the weights beside it, as a checkpoint's content; not yet validated.
 
     Raises:
         CheckpointError: unreadable, too large, or weights in another format.
@@ -97,11 +97,11 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def write_model(folder: Path, content: dict[str, Any], config: str, card: str) -> None:
-    """Write the four files.
+    """Write the four files of a published model.
 
     Args:
-        folder: where to.
-        content: of a checkpoint, as read.
+        folder: output folder.
+        content: content of a checkpoint, as read.
         config: the text of `config.yaml`.
         card: the text of the model card.
     """
@@ -120,7 +120,7 @@ def write_model(folder: Path, content: dict[str, Any], config: str, card: str) -
 
 
 def without_places(node: Any) -> Any:
-    """Plain values without folders and files of the machine that they come from."""
+    """Plain values without local paths: path settings become None, other absolute paths their last component."""
     if isinstance(node, dict):
         return {
             key: None if key in TASK_PATHS and _is_place(value) else without_places(value)
@@ -137,5 +137,5 @@ def _is_place(value: Any) -> bool:
     return isinstance(value, str) and not value.startswith("${")
 
 
-#: What of a checkpoint's description is published; the state of the training is not.
+#: Keys of a checkpoint's description that are published; the training state is not.
 KEPT = ("format", "composition", "facts", "drawn", "trained_on")

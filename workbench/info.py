@@ -1,4 +1,4 @@
-"""action=info: what is composed, without training anything."""
+"""action=info: describes the composed model, without training it."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ from workbench.restore import restore
 
 
 def info(cfg: DictConfig) -> None:
-    """Print composition, parameters, MACs, shapes and receptive field; of a joint run its members."""
+    """Print composition, parameters, MACs, shapes and receptive field; for a joint run its members."""
     if is_joint(cfg) and not cfg.ckpt:
         joint_info(cfg)
         return
@@ -54,7 +54,7 @@ def info(cfg: DictConfig) -> None:
 
 
 def joint_info(cfg: DictConfig) -> None:
-    """Print a row for each member, and what sharing the backbone saves."""
+    """Print a row for each member, and the parameters saved by sharing the backbone."""
     training = build_training(cfg, build_all_data(cfg).info(), pretrained=False)
     rows, alone = [], 0
     for name, task in training.by_task().items():
@@ -75,7 +75,7 @@ def joint_info(cfg: DictConfig) -> None:
 
 
 def number_of_parameters(module: nn.Module) -> int:
-    """Numbers that a module learns, shared ones once."""
+    """Number of parameters of a module; shared ones are counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Training from Python, in a notebook say: a composed configuration goes in, a trained model comes out."""
+"""Training from Python, e.g. in a notebook: takes a composed configuration, returns a trained model."""
 
 import json
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from workbench.restore import restore
 
 @dataclass
 class Trained:
-    """What :func:`train` made, or one member of what :func:`train_jointly` made.
+    """Result of :func:`train`, or of one member of :func:`train_jointly`.
 
     Args:
         task: the best checkpoint's model, in evaluation mode, on the CPU.
-        data: what it was trained on, ready to read.
+        data: the data module it was trained on, set up.
         result: the content of `result.json`: metrics, parameters, wall time in seconds, …
-        history: `metrics.csv`, a row an epoch.
+        history: `metrics.csv`, one row per epoch.
         folder: the run's folder.
     """
 
@@ -45,12 +45,12 @@ class Trained:
 
 
 def train(cfg: DictConfig) -> Trained:
-    """What `python run.py` does with this composition, without a word on the screen.
+    """Train as `python run.py` does with this composition, without terminal output.
 
-    The run's folder and all its files are as the command leaves them. `cfg` itself stays as it is.
+    The run folder and its files are the same as those of the command. `cfg` is not modified.
 
     Raises:
-        UsageError, TrainingError, DataError: what cannot be done, in one sentence; kept in `error.json` too.
+        UsageError, TrainingError, DataError: the request cannot be carried out; also written to `error.json`.
 
     Example:
         >>> run = train(compose("modality=audio", "trainer.max_epochs=2"))  # doctest: +SKIP
@@ -63,12 +63,12 @@ def train(cfg: DictConfig) -> Trained:
 
 
 def train_jointly(cfg: DictConfig) -> dict[str, Trained]:
-    """Like :func:`train`, for several tasks around one backbone: the name of each member -> what came of it.
+    """Like :func:`train`, for several tasks around one backbone; maps each member's name to its result.
 
     Every member has its own model and data; result, history and folder are those of the whole run.
 
     Raises:
-        UsageError, TrainingError, DataError: what cannot be done, in one sentence; kept in `error.json` too.
+        UsageError, TrainingError, DataError: the request cannot be carried out; also written to `error.json`.
     """
     if not is_joint(cfg):
         raise UsageError(f"{cfg.task.name} is one task: train returns it")
@@ -77,7 +77,7 @@ def train_jointly(cfg: DictConfig) -> dict[str, Trained]:
 
 
 def _fitted(cfg: DictConfig) -> DictConfig:
-    """Train in silence; the configuration, with the run's folder filled in."""
+    """Train without terminal output; returns the configuration with the run folder filled in."""
     quiet_libraries()
     cfg = cfg.copy()
     if cfg.action.name != "fit":
@@ -95,7 +95,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
 
 
 def _trained(cfg: DictConfig, data: DataModule, part: str = "") -> Trained:
-    """A finished run, or a part of it, read back from its folder."""
+    """Read a finished run, or one member of it, back from its folder."""
     folder = Path(cfg.paths.run)
     checkpoints = [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     checkpoint = next((file for file in checkpoints if file.is_file()), None)
@@ -104,7 +104,7 @@ def _trained(cfg: DictConfig, data: DataModule, part: str = "") -> Trained:
     asking = cfg.copy()
     with open_dict(asking):
         asking.ckpt = f"{checkpoint}{part}"
-    recorded(asking, [])  # the checkpoint says all of it
+    recorded(asking, [])  # no overrides: the checkpoint decides everything
     history = folder / "metrics.csv"
     return Trained(
         task=restore(asking).task,
@@ -117,7 +117,7 @@ def _trained(cfg: DictConfig, data: DataModule, part: str = "") -> Trained:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No tables and sentences on the terminal; errors and warnings still come through."""
+    """Suppress tables and messages on the terminal; errors and warnings are still shown."""
     before, console.quiet = console.quiet, True
     try:
         yield

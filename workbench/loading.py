@@ -1,4 +1,4 @@
-"""A trained model from Python: `load` finds it, `Model.predict` asks it."""
+"""Trained models from Python: `load` finds and loads one, `Model.predict` runs it."""
 
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
@@ -21,17 +21,17 @@ from workbench.predict import NOT_FINITE, is_finite
 from workbench.quoting import word
 from workbench.restore import Restored, restore
 
-#: One sample: a file, or what the modality's files hold, as `DataModule.read_file` gives it.
+#: One sample: a file, or what the modality's files hold, as `DataModule.read_file` returns it.
 Input: TypeAlias = str | Path | NDArray[Any] | Tensor | dict[str, Any]
 OneInput = TypeVar("OneInput", bound=Input)
 
 
 class Model:
-    """A trained model with its reader of files, made by :func:`load`.
+    """A trained model with its file reader, returned by :func:`load`.
 
     Args:
         restored: the model and its composition.
-        data: reads files as it was trained on them.
+        data: reads files as in training.
     """
 
     def __init__(self, restored: Restored[Task], data: DataModule) -> None:
@@ -49,7 +49,7 @@ class Model:
 
     @property
     def data_info(self) -> dict[str, Any]:
-        """What it knows of its data: class names, names and statistics of variates."""
+        """What the model stores about its data: class names, names and statistics of variates."""
         return self.task.data_info
 
     @overload
@@ -61,20 +61,20 @@ class Model:
     def predict(
         self, x: Input | list[OneInput], *, top_k: int = 5, batch_size: int = 16
     ) -> Prediction | list[Prediction]:
-        """What the model says of one sample, or of each of several.
+        """Predict one sample, or each of a list of samples.
 
         Args:
             x: a file; an array as the embedder reads it, without the batch dimension (a waveform `(T,)` at the task's
-                sample rate, an image `(3, S, S)` uint8, …), where that is several arrays a
-                dictionary (a window of a series: `values` (T, variates), `calendar`, `date`); or a list of these.
-            top_k: most classes to list.
-            batch_size: samples at a time.
+                sample rate, an image `(3, S, S)` uint8, …), or a dictionary where the embedder reads several
+                arrays (a window of a series: `values` (T, variates), `calendar`, `date`); or a list of these.
+            top_k: maximum number of classes to list.
+            batch_size: samples per forward pass.
 
         Returns:
-            For each sample its `columns` (label, probabilities, values) and the same in words, `shown`.
+            For each sample its `columns` (label, probabilities, values) and the same as text, `shown`.
 
         Raises:
-            UsageError: an array of another number of dimensions, or a prediction that is not finite.
+            UsageError: an array with the wrong number of dimensions, or a prediction that is not finite.
             DataError: a file that cannot be read.
         """
         if isinstance(x, str | Path | np.ndarray | Tensor | dict):
@@ -86,7 +86,7 @@ class Model:
             try:
                 with torch.inference_mode():
                     predictions += self.task.predict(batch, top_k)
-            except KeyError as error:  # of a dictionary that was given
+            except KeyError as error:  # a key missing in a dictionary
                 raise UsageError(f"a sample of {self.cfg.task.name} lacks {error.args[0]}") from error
         if not all(map(is_finite, predictions)):
             raise UsageError(NOT_FINITE)
@@ -124,18 +124,18 @@ class Model:
 def load(
     name: str | Path, *, device: str | torch.device = "cpu", config_dir: str | Path | None = None
 ) -> Model:
-    """A trained model.
+    """Load a trained model.
 
     Args:
-        name: a run's folder, a checkpoint's file, or a repository of a hub, `OWNER/NAME` or `hf://OWNER/NAME`;
-            `NAME@PART` is one part of a joint run. What it says of its model is checked before it is built
-            (docs/SECURITY.md): it names registered classes only.
-        device: where the model goes.
-        config_dir: a folder of YAML that names further classes, of a plug-in that is not installed.
+        name: a run folder, a checkpoint file, or a Hugging Face Hub repository, `OWNER/NAME` or `hf://OWNER/NAME`;
+            `NAME@PART` is one member of a joint run. The description of the model is validated before it is
+            built (docs/SECURITY.md): it may name registered classes only.
+        device: device of the model.
+        config_dir: a configuration folder that names further classes, e.g. of a plug-in that is not installed.
 
     Raises:
-        UsageError: there is no such model, or a joint run without a part.
-        CheckpointError: it cannot be read or trusted.
+        UsageError: there is no such model, or no member of a joint run is named.
+        CheckpointError: it cannot be read, or is refused.
 
     Example:
         >>> model = load("runs/speech_commands/RUN")  # doctest: +SKIP
@@ -152,7 +152,7 @@ def load(
 
 
 def _located(name: str) -> str:
-    """The name as `ckpt=` takes it."""
+    """The name in the form that `ckpt=` takes."""
     place = Path(name.rpartition("@")[0] or name).expanduser()
     if name.startswith(SCHEME) or Path(name).expanduser().exists() or place.exists():
         return name

@@ -1,4 +1,4 @@
-"""metrics.csv, the history of a run as one table, one row an epoch; and what other loggers say of a full disk."""
+"""The logger of metrics.csv, a table with one row per epoch, and disk errors of other loggers."""
 
 import csv
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger("widefield")
 
 
 class MetricsCsv(Logger):
-    """Writes epoch metrics to one CSV file; a resumed run goes on in the same table.
+    """Writes epoch metrics to one CSV file; a resumed run continues the same table.
 
     Args:
         path: the file. Existing rows are kept; a repeated epoch replaces its row.
@@ -63,7 +63,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration lies in config.yaml."""
+        """Does nothing: the configuration is in config.yaml."""
 
     def _write(self) -> None:
         columns = ["epoch", "step"]
@@ -77,17 +77,17 @@ CALLS = ("log_hyperparams", "log_metrics", "log_graph", "save", "finalize")
 
 
 def telling(logger: Logger, run: str) -> Logger:
-    """A logger whose calls say in one sentence what a disk refuses; the run ends, as without its `metrics.csv`.
+    """Make a logger raise `WriteError` on disk errors, which ends the run, as an error of `metrics.csv` does.
 
-    Libraries hide it: TensorBoard writes in a thread, whose last errors nobody asks for; W&B and MLflow raise errors
-    of their own. A run that is ending for another reason goes on doing so.
+    Libraries hide them: TensorBoard writes in a thread whose last errors are lost; W&B and MLflow raise errors of their
+    own. If the run is already ending for another reason, the error is only logged.
 
     Args:
-        logger: of any kind; changed in place.
-        run: the run's folder, for loggers that name no place of their own.
+        logger: any logger; modified in place.
+        run: the run folder, for loggers without a folder of their own.
 
     Raises:
-        WriteError: in the call that finds out; it names the logger's folder.
+        WriteError: in the call that detects the error; it names the logger's folder.
     """
     _leave_threads_to_their_loggers()
     for name in CALLS:
@@ -102,7 +102,7 @@ def _told(logger: Logger, call: Callable[..., Any], run: str) -> Callable[..., A
         ending = last and (args[0] if args else kwargs.get("status", "success")) != "success"
         try:
             with writing(_place(logger, run), ELSEWHERE, hidden=True):
-                if call.__name__ == "log_hyperparams":  # the first of all calls; some make their files later
+                if call.__name__ == "log_hyperparams":  # the first call; some create their files later
                     getattr(logger, "experiment", None)
                 files = _event_files(logger) if last else []
                 answer = call(*args, **kwargs)
@@ -119,7 +119,7 @@ def _told(logger: Logger, call: Callable[..., Any], run: str) -> Callable[..., A
 
 
 def _place(logger: Logger, run: str) -> Path:
-    """The folder that a logger fills."""
+    """The folder that a logger writes to."""
     return Path(logger.log_dir or logger.save_dir or run)
 
 
@@ -128,22 +128,22 @@ class _EventFile(Protocol):
 
 
 def _event_files(logger: Logger) -> list[_EventFile]:
-    """TensorBoard's files that are open, each written by a thread."""
+    """TensorBoard's open event files, each written by a thread."""
     writer = logger._experiment if isinstance(logger, TensorBoardLogger) else None
     return list((writer.all_writers or {}).values()) if writer is not None else []
 
 
 def _raise_what_is_left(file: _EventFile) -> None:
-    """Raise what the thread of a closed file has met since it was last asked."""
+    """Raise an error that the thread of a closed file has not reported yet."""
     try:
         file.flush()
     except OSError as error:
-        if error.errno is not None:  # else: that the file is closed
+        if error.errno is not None:  # otherwise: the file is closed
             raise
 
 
 def _leave_threads_to_their_loggers() -> None:
-    """No traceback for what a disk refuses to a thread of TensorBoard's: its logger raises the same."""
+    """Suppress tracebacks of disk errors in TensorBoard's threads: the logger raises the same errors."""
     before = threading.excepthook
     if getattr(before, "of_loggers", False):
         return

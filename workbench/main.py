@@ -1,4 +1,4 @@
-"""Where `run.py` and the console script `widefield` start: heed signals, then import, then obey the command line."""
+"""Entry point of `run.py` and the script `widefield`: installs signal handlers, imports, runs the command."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ def main() -> None:
         said = complaint_of(error)
         if said is None or os.environ.get("WIDEFIELD_TRACE"):
             raise
-        if "action=doctor" in sys.argv[1:]:  # it needs no library at all, so it can still say what is wrong
+        if "action=doctor" in sys.argv[1:]:  # it needs no library, so it still works
             from workbench.doctor import examine
 
             sys.exit(0 if examine() else 1)
         sys.exit(f"error: {said}")
     try:
         obey()
-    except BrokenPipeError:  # whoever reads what is printed has gone, as `head` does
-        # What is left is not tried again at the end.
+    except BrokenPipeError:  # the reader of stdout has exited, e.g. `head`
+        # The rest is not flushed again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)  # as if ended by SIGPIPE, which Windows does not have

@@ -1,8 +1,8 @@
-"""A joint run's members: several tasks in one composition, and one of them out of it.
+"""Members of a joint run: several tasks in one composition, and one of them extracted from it.
 
 `cfg.task.members` holds a modality and a task for each member. Their interpolations (`${task.data.seconds}`,
-`${modality.embedder.size}`, …) are those of a run on its own, so they are resolved in a configuration where the member
-*is* the modality and the task: `member_cfg`.
+`${modality.embedder.size}`, …) are written for a single-task run, so `member_cfg` resolves them in a configuration
+where the member is the modality and the task.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ STEMS = ("per_modality", "shared")
 
 
 def is_joint(cfg: DictConfig) -> bool:
-    """Whether several tasks are composed."""
+    """Whether a composition has several tasks."""
     return "members" in cfg.task
 
 
@@ -53,7 +53,7 @@ def member_cfgs(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """The configuration without interpolations and secrets, each member's resolved where they mean what they say."""
+    """The configuration without interpolations and secrets; each member is resolved in its own `member_cfg`."""
     whole = without_words(cfg.copy())
     if is_joint(cfg):
         OmegaConf.set_struct(whole, False)
@@ -65,7 +65,7 @@ def resolved(cfg: DictConfig) -> DictConfig:
 
 
 def check_members(cfg: DictConfig) -> None:
-    """Raise a `UsageError` where the parts of a joint run cannot go together."""
+    """Raise a `UsageError` if the parts of a joint run are incompatible."""
     members = cfg.task.members
     if not members:
         raise UsageError("task.members is empty: a joint run needs at least one modality and task")
@@ -101,13 +101,13 @@ def check_members(cfg: DictConfig) -> None:
 
 
 def members_of(content: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """Name -> modality and task nodes, if a checkpoint is of a joint run."""
+    """Maps member names to modality and task nodes; None if a checkpoint is not of a joint run."""
     members: dict[str, dict[str, Any]] | None = content["widefield"]["composition"]["task"].get("members")
     return members
 
 
 def member_content(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """One member of a joint checkpoint, as the checkpoint of an ordinary task."""
+    """One member of a joint checkpoint, in the form of a single-task checkpoint."""
     stored = content["widefield"]
     joint = stored["composition"]
     member = joint["task"]["members"][name]
@@ -131,7 +131,7 @@ def member_content(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def matching(members: dict[str, dict[str, Any]], task: str | None, modality: str | None) -> str | None:
-    """The only member with this task, else the only one of this modality."""
+    """The only member with this task, else the only one of this modality, else None."""
     for group, wanted in (("task", task), ("modality", modality)):
         found = [name for name, member in members.items() if member[group]["name"] == wanted]
         if len(found) == 1:
@@ -140,9 +140,9 @@ def matching(members: dict[str, dict[str, Any]], task: str | None, modality: str
 
 
 def asked_member(cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None) -> str | None:
-    """The member of a joint checkpoint that this command is about, if it says so.
+    """The member of a joint checkpoint that this command selects, or None.
 
-    It says so by `@PART` behind the checkpoint's name, by `task=`, or by `modality=`.
+    It is selected by `@PART` after the checkpoint's name, by `task=`, or by `modality=`.
     """
     members = members_of(content)
     if members is None:
@@ -165,7 +165,7 @@ def asked_member(cfg: DictConfig, path: Path, content: dict[str, Any], part: str
 def one_member(
     cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """The content of an ordinary checkpoint as it is; of a joint one the member that is asked about, and its name."""
+    """The content of a single-task checkpoint, or that of the selected member of a joint one and its name."""
     name = asked_member(cfg, path, content, part)
     if name is not None:
         return member_content(content, name), name
@@ -177,17 +177,17 @@ def one_member(
 
 
 def listed(members: dict[str, dict[str, Any]]) -> str:
-    """The members in words."""
+    """The members as text."""
     return ", ".join(f"{name} ({member['task']['name']})" for name, member in members.items())
 
 
 def _raw(node: Any) -> Any:
-    """A copy of a node with its interpolations."""
+    """A copy of a node, interpolations unresolved."""
     if isinstance(node, DictConfig):
         return OmegaConf.create(OmegaConf.to_container(node, resolve=False))
     return node
 
 
 def _says_which(cfg: DictConfig) -> bool:
-    """Whether a command says which member it is about; a configuration made otherwise means the task it holds."""
+    """Whether a command selects a member; a configuration without recorded overrides selects the task it holds."""
     return overrides(cfg) is None or was_said(cfg, "task=", "modality=", "experiment=")

@@ -1,4 +1,4 @@
-"""The model card of a published model, made from what its checkpoint and its run's result.json say."""
+"""Model card of a published model, generated from its checkpoint and its run's result.json."""
 
 import math
 from typing import Any
@@ -29,13 +29,13 @@ widefield modality={modality} init_from=hf://{repo} freeze=stages.0-2
 
 
 def model_card(repo: str, stored: dict[str, Any], result: dict[str, Any], license_name: str | None) -> str:
-    """Markdown with the front matter that a hub reads.
+    """Markdown with the front matter that the Hub reads.
 
     Args:
         repo: `OWNER/NAME`.
-        stored: a checkpoint's description, checked.
-        result: of `result.json`; empty where there is none for these very weights.
-        license_name: of the weights; None: nothing is said.
+        stored: a checkpoint's description, validated.
+        result: content of `result.json`; empty if there is none for these weights.
+        license_name: license of the weights; None: omitted.
     """
     groups = stored["composition"]
     modality, task, backbone = (str(groups[group]["name"]) for group in ("modality", "task", "backbone"))
@@ -91,6 +91,6 @@ def _of(result: dict[str, Any], key: str, inner: str) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """A value as text that means nothing to Markdown, HTML or YAML."""
+    """A value as text without special meaning in Markdown, HTML or YAML."""
     text = printable(str(value))[:200]
     return "".join(char if char.isalnum() or char in " .,:;+-_/()%" else " " for char in text).strip()

@@ -1,4 +1,4 @@
-"""Which metric decides: it chooses best.ckpt, stops early, and is what a sweep compares."""
+"""The monitored metric: selects best.ckpt, stops early, and is compared by sweeps."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from workbench.resolvers import LESS_IS_BETTER, MORE_IS_BETTER, mode_of
 
 
 def settle(cfg: DictConfig, measured: Sequence[str]) -> None:
-    """Fill in `cfg.task.monitor` where it is null, and refuse one that will not be measured.
+    """Set `cfg.task.monitor` if it is null, and refuse a metric that is not measured.
 
     Args:
-        measured: full names of what validation measures (`val/acc`), the task's own choice first; empty: not known.
+        measured: full names of the validation metrics (`val/acc`), the task's own choice first; empty: unknown.
 
     Raises:
-        UsageError: another metric, with the ones there are; a `mode` that would keep the worst checkpoint.
+        UsageError: the metric is not measured, or `mode` would keep the worst checkpoint.
     """
     if cfg.task.monitor is None:
         if not measured:

@@ -1,13 +1,13 @@
-"""Where classes stood before: configurations, sweeps and checkpoints made then are read by today's names.
+"""Former names of classes, so that older configurations, sweeps and checkpoints can still be read.
 
-Nothing heavy is imported here: it is asked before PyTorch is imported.
+Imports nothing heavy: it is used before PyTorch is imported.
 """
 
 from typing import Any
 
 from omegaconf import AnyNode, DictConfig, ListConfig, flag_override
 
-#: Files of `tasks.datasets`, which lay in one folder, by where they lie now.
+#: Former modules of `tasks.datasets`, then a single folder -> current modules.
 DATASETS = {
     "audio_files": "audio.files",
     "audio_folder": "audio.folder",
@@ -41,7 +41,7 @@ DATASETS = {
 
 
 def current_name(name: Any) -> Any:
-    """A class's name of today; anything else as it is.
+    """The current name of a class; any other value is returned unchanged.
 
     >>> current_name("tasks.datasets.time_series.ett.ETT"), current_name("torch.nn.L1Loss")
     ('tasks.datasets.time_series.ett.ETT', 'torch.nn.L1Loss')
@@ -53,7 +53,7 @@ def current_name(name: Any) -> Any:
 
 
 def with_current_names(content: Any) -> Any:
-    """Plain content of a file, every `_target_` by its name of today."""
+    """Plain content of a file with the current name in every `_target_`."""
     if isinstance(content, dict):
         return {
             key: current_name(value) if key == "_target_" else with_current_names(value)
@@ -63,7 +63,7 @@ def with_current_names(content: Any) -> Any:
 
 
 def take_current_names(cfg: DictConfig | ListConfig) -> None:
-    """Likewise of a composed configuration, in place."""
+    """Like `with_current_names`, for a composed configuration, in place."""
     keys: Any = range(len(cfg)) if isinstance(cfg, ListConfig) else list(cfg)
     for key in keys:
         node = cfg._get_node(key)

@@ -1,4 +1,4 @@
-"""A recipe with another backbone than its own: what it says of its own network's construction is left out, and said."""
+"""Experiments with another backbone: drops settings that only the original backbone's class accepts, and logs it."""
 
 import logging
 from collections.abc import Iterator
@@ -14,11 +14,10 @@ log = logging.getLogger("widefield")
 
 
 def leave_out_others_settings(cfg: DictConfig) -> None:
-    """Take out of `cfg.backbone.model` what only backbones of another class know.
+    """Remove settings from `cfg.backbone.model` that only backbones of another class accept.
 
-    An experiment sets, say, `backbone.model.feature_norms` of the network it was made with; with
-    `backbone=convnext_atto` beside it that setting has no meaning. Names that no backbone knows stay, to
-    be refused where the network is built.
+    An experiment may set, e.g., `backbone.model.feature_norms` for its own network; `backbone=convnext_atto` has no
+    such setting. Names that no backbone knows are kept, and refused when the network is built.
     """
     model = cfg.backbone.model
     signature = signature_of(str(model._target_))
@@ -42,7 +41,7 @@ def _known_settings() -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _settings_in(folders: tuple[Path, ...]) -> frozenset[str]:
-    """The settings that any backbone's YAML names."""
+    """Names of the settings in the YAML files of all backbones."""
 
     def named() -> Iterator[str]:
         for file in sorted(file for folder in folders for file in (folder / "backbone").glob("*.yaml")):

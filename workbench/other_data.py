@@ -1,4 +1,4 @@
-"""What a trained model is tested on: its own data, or others with its own statistics and classes."""
+"""Data for testing a trained model: its own, or other data with the model's statistics and classes."""
 
 import logging
 from typing import Any
@@ -22,14 +22,14 @@ SPLITS = ("auto", "test", "all")
 
 
 def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
-    """The data of a checkpoint's test, ready to read: of `cfg.data_dir`, or the embedded sample.
+    """The data to test a checkpoint on, set up: those in `cfg.data_dir`, or the embedded sample.
 
-    `action.split` says what of them: `test`, the test split as a training draws it; `all`, every labelled item (of data
-    that state a test split themselves, that); `auto`, `test` for the data that the model was trained on and `all` for
+    `action.split` selects the items: `test`, the test split as in training; `all`, every labelled item (or the test
+    split that the data themselves define); `auto`, `test` for the data that the model was trained on and `all` for
     others.
 
     Raises:
-        UsageError, DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
+        UsageError, DataError: the model cannot be tested on these data, e.g. they have classes unknown to it.
     """
     asked = str(cfg.action.split)
     if asked not in SPLITS:
@@ -48,7 +48,7 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
     if asked == "test" or (asked == "auto" and same):
         return _test_split(restored, same)
     if not was_said(cfg, "task.data.limit="):
-        data.limit = None  # that of the training
+        data.limit = None  # the limit of the training
     whole = data.read_whole(restored.task.data_info)
     if whole is None:
         if asked == "all":
@@ -64,16 +64,16 @@ def data_to_test(cfg: DictConfig, restored: Restored[Any]) -> DataModule:
 
 
 def _is_that_of(data: DataModule, restored: Restored[Any]) -> bool:
-    """Whether the model was trained on these data, wherever they lie now, or on what was in this very folder."""
+    """Whether the model was trained on these data, wherever they are now, or on this very folder."""
     record = restored.trained_on
     if record.get("place") == data.place_digest():
         return True
     try:
         data.setup()
-    except DataError:  # too little for a training, say; read as a whole they may do
+    except DataError:  # e.g. too few samples for training; they may suffice when read as a whole
         return False
     same = not changed_data(restored.task.data_info, data.info(), {}, {})
-    return same and (not record or record.get("digest") == data.digest())  # none: of an earlier version
+    return same and (not record or record.get("digest") == data.digest())  # no record: an earlier version
 
 
 def _trained_on(restored: Restored[Any]) -> DataModule:
@@ -83,7 +83,7 @@ def _trained_on(restored: Restored[Any]) -> DataModule:
 
 
 def _test_split(restored: Restored[Any], same: bool) -> DataModule:
-    """The test split as a training draws it, for the classes and with the statistics of the model."""
+    """The test split as in training, with the model's classes and statistics."""
     data = build_data(restored.cfg)
     data_info, known, record = data.info(), restored.task.data_info, restored.trained_on
     changes = changed_data(known, data_info, record, data.record())
@@ -102,7 +102,7 @@ def _test_split(restored: Restored[Any], same: bool) -> DataModule:
 
 
 def same_facts(restored: Restored[Any], data_info: dict[str, Any]) -> None:
-    """Raise a `UsageError` where the data are not those a checkpoint was trained on."""
+    """Raise a `UsageError` if the data differ from those that a checkpoint was trained on."""
     changes = changed_data(restored.task.data_info, data_info, {}, {})
     if changes:
         raise UsageError(

@@ -1,8 +1,8 @@
-"""The words of a command (Hydra's overrides), handed on with the configuration that they made.
+"""Hydra overrides of a command, recorded in the configuration composed from them.
 
-A configuration holds values, and does not tell which of them were asked for. With a checkpoint that decides: what a
-command says (`task.data.limit=7`) goes before what the checkpoint says, what is there by default does not. So whoever
-composes records the words in the configuration: the command line, and `compose` for a notebook or a test.
+A configuration does not tell which of its values were set explicitly. With a checkpoint this matters: an override
+(`task.data.limit=7`) takes precedence over the checkpoint's value, a default does not. So the overrides are recorded in
+the configuration, by the command line and by `compose` for a notebook or a test.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,12 @@ register_plugins()
 
 
 def compose(*words: str, config_name: str = "config", config_dir: str | Path | None = None) -> DictConfig:
-    """The configuration of the command `python run.py WORDS`.
+    """Compose the configuration of the command `python run.py WORDS`.
 
     Args:
         words: overrides in Hydra's grammar, `group=NAME` or `group.key=VALUE`.
-        config_name: the YAML to begin with.
-        config_dir: a folder of YAML beside our own, as with `--config-dir`.
+        config_name: the primary configuration file.
+        config_dir: an additional configuration folder, as with `--config-dir`.
 
     Example:
         >>> compose("modality=time_series", "task.data.limit=7").task.data.limit
@@ -47,27 +47,27 @@ def compose(*words: str, config_name: str = "config", config_dir: str | Path | N
 
 
 def recorded(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    """The configuration itself, with the words that made it in it."""
+    """Record overrides in a configuration; returns the same object."""
     with open_dict(cfg):
         cfg[KEY] = list(words)
     return cfg
 
 
 def without_words(cfg: DictConfig) -> DictConfig:
-    """The configuration itself, to be kept: without the words that made it."""
+    """Remove the recorded overrides from a configuration; returns the same object."""
     with open_dict(cfg):
         cfg.pop(KEY, None)
     return cfg
 
 
 def overrides(cfg: DictConfig) -> list[str] | None:
-    """The words that made a configuration, references in them as they were said; None: nobody recorded any."""
+    """The overrides recorded in a configuration, references unresolved; None if none were recorded."""
     node: Any = cfg._get_node(KEY) if KEY in cfg else None
     return None if node is None else words_of(node)
 
 
 def was_said(cfg: DictConfig, *beginnings: str) -> bool:
-    """Whether one of the words that made a configuration begins so."""
+    """Whether one of the recorded overrides begins with one of these strings."""
     return any(said.startswith(beginnings) for said in overrides(cfg) or [])
 
 
@@ -77,7 +77,7 @@ def _address(folder: str | Path) -> str:
 
 @contextmanager
 def _another_hydra() -> Iterator[None]:
-    """Whatever Hydra is at, in a notebook or a command, is left alone."""
+    """Set aside and restore Hydra's global state, so that a Hydra in use is not affected."""
     before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = HydraConfig.instance().cfg = None
     try:

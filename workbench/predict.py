@@ -1,4 +1,4 @@
-"""action=predict: ask a checkpoint about files; a broken file becomes a row with its error."""
+"""action=predict: predictions of a checkpoint for files; an unreadable file becomes a row with its error."""
 
 import glob
 import logging
@@ -30,7 +30,7 @@ from workbench.restore import restore
 log = logging.getLogger("widefield")
 
 SHOWN = 40
-EVERY = 10  # seconds between two writings of the predictions so far
+EVERY = 10  # seconds between two intermediate writes of the predictions
 NOT_FINITE = "the model's prediction is not finite (NaN or infinite): its weights or this sample are damaged"
 
 
@@ -46,7 +46,7 @@ def predict(cfg: DictConfig) -> None:
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
     common: dict[str, dict[str, list[Any]]] = {}  # columns of the tables that all files share
-    shared: dict[str, list[tuple[str, Shared]]] = {}  # and what they add to other files
+    shared: dict[str, list[tuple[str, Shared]]] = {}  # and their contributions to other shared files
     path = Path(cfg.paths.run) / "predictions.csv"
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
@@ -56,7 +56,7 @@ def predict(cfg: DictConfig) -> None:
         collect_shared(answered, shared)
         write_predictions(restored.task, Path(cfg.paths.run), answered, start, len(files))
         rows += answered
-        if time.monotonic() - written > EVERY:  # what a file that ends the process would take along is little
+        if time.monotonic() - written > EVERY:  # limits the loss if a file ends the process
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
@@ -78,7 +78,7 @@ def predict(cfg: DictConfig) -> None:
 
 
 def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
-    """The files `input` names: one file, all readable files below a folder, or a glob."""
+    """The files that `input` names: one file, all files with a known extension below a folder, or a glob."""
     if not pattern:
         raise UsageError("action=predict needs input=FILE, a folder or a glob such as 'input=clips/*.wav'")
     path = Path(pattern).expanduser()
@@ -101,7 +101,7 @@ def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
 
 
 def predict_files(task: Task, data: DataModule, files: list[Path], top_k: int) -> list[dict[str, Any]]:
-    """One row per file, in order; unreadable files carry `error`."""
+    """One row per file, in order; rows of unreadable files have an `error`."""
     rows: list[dict[str, Any]] = [{"path": str(file)} for file in files]
     raws, errors = read_raws(data, files)
     for position, error in errors.items():
@@ -121,7 +121,7 @@ def predict_files(task: Task, data: DataModule, files: list[Path], top_k: int) -
 
 
 def read_raws(data: DataModule, files: list[Path]) -> tuple[dict[int, Any], dict[int, str]]:
-    """Position of a file -> its raw sample, and of those that cannot be read -> why."""
+    """Read files; returns raw samples and error messages, each by position of the file."""
     raws: dict[int, Any] = {}
     errors: dict[int, str] = {}
     for position, file in enumerate(files):
@@ -129,7 +129,7 @@ def read_raws(data: DataModule, files: list[Path]) -> tuple[dict[int, Any], dict
             raws[position] = data.read_file(file)
         except ReadError as error:
             errors[position] = str(error)
-        except DataError:  # no file is at fault: a library is missing, …
+        except DataError:  # not the file's fault, e.g. a missing library
             raise
         except Exception as error:
             errors[position] = unexpected(error)
@@ -148,14 +148,14 @@ def is_finite(prediction: Prediction) -> bool:
 
 
 def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], first: int, files: int) -> None:
-    """Write the tables and files and draw the pictures of the predictions that have any, and let go of the predictions.
+    """Write the tables, files and figures of predictions, and release the predictions.
 
     Args:
-        task: draws what a prediction reports.
-        folder: of the run; with several files tables and reports lie in a folder for each below it.
-        rows: as answered; each gets the `files` that were written.
-        first: number of the first one.
-        files: how many are answered in all.
+        task: draws the reports of predictions.
+        folder: the run folder; with several input files, tables and reports go to a subfolder for each.
+        rows: of `predict_files`; the paths of written files are added to each as `files`.
+        first: number of the first row.
+        files: total number of input files.
     """
     for number, row in enumerate(rows, start=first):
         prediction = row.pop("prediction", None)
@@ -180,7 +180,7 @@ def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], firs
 
 
 def collect_tables(rows: list[dict[str, Any]], tables: dict[str, dict[str, list[Any]]]) -> None:
-    """Add to tables that all files share, name -> columns, what the predictions of some of them hold."""
+    """Append the shared tables of predictions to `tables`, name -> columns."""
     for row in rows:
         prediction = row.get("prediction")
         for name, own in prediction.shared_tables.items() if isinstance(prediction, Prediction) else ():
@@ -191,7 +191,7 @@ def collect_tables(rows: list[dict[str, Any]], tables: dict[str, dict[str, list[
 
 
 def write_tables(folder: Path, tables: dict[str, dict[str, list[Any]]]) -> list[Path]:
-    """Write these tables; returns where they lie."""
+    """Write shared tables as CSV; returns their paths."""
     files = []
     for name, table in tables.items():
         files.append(folder / f"{name}.csv")
@@ -201,7 +201,7 @@ def write_tables(folder: Path, tables: dict[str, dict[str, list[Any]]]) -> list[
 
 
 def collect_shared(rows: list[dict[str, Any]], shared: dict[str, list[tuple[str, Shared]]]) -> None:
-    """Put by what predictions add to files that all of them share, by the files' names."""
+    """Collect the contributions of predictions to shared files, by name of the file."""
     for row in rows:
         prediction = row.get("prediction")
         for name, part in prediction.shared.items() if isinstance(prediction, Prediction) else ():
@@ -209,7 +209,7 @@ def collect_shared(rows: list[dict[str, Any]], shared: dict[str, list[tuple[str,
 
 
 def write_shared(folder: Path, shared: dict[str, list[tuple[str, Shared]]]) -> list[Path]:
-    """Write these files; returns where they lie."""
+    """Write shared files; returns their paths."""
     files = []
     for name, parts in shared.items():
         files.append(folder / name)
@@ -218,7 +218,7 @@ def write_shared(folder: Path, shared: dict[str, list[tuple[str, Shared]]]) -> l
 
 
 def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:
-    """Let `write` fill a draft, told what is to be said of drawn data."""
+    """Call `write` with a draft and the provenance note."""
     write(draft, note())
 
 

@@ -1,5 +1,5 @@
-"""`backbone.pretrained=https://…` or `hf://OWNER/REPOSITORY/FILE`: weights at an address, downloaded once; also those
-of dense networks, by name."""
+"""`backbone.pretrained=https://…` or `hf://OWNER/REPOSITORY/FILE`: downloads weights once; also those of dense
+networks, by name."""
 
 import os
 import re
@@ -22,15 +22,15 @@ HUB = "https://huggingface.co"
 
 
 def weights_file(cfg: DictConfig) -> str | Literal[True]:
-    """`cfg.backbone.pretrained`: true or a name, or the file of this machine where it is an address or the name of a
-    dense network's published weights (`backbone.published_dense`).
+    """Resolve `cfg.backbone.pretrained`: an address, or the name of a dense network's published weights
+    (`backbone.published_dense`), becomes a local file; true and other strings are returned unchanged.
 
-    An address may end in `#sha256=…`, the checksum that its file must have. A file is kept in
-    `data/weights/HOST/…`, and read as any other checkpoint is: tensors only.
+    An address may end in `#sha256=…`, the expected checksum. Files are kept in `data/weights/HOST/…` and read like any
+    other checkpoint: tensors only.
 
     Raises:
-        UsageError: an address of another kind.
-        DataError: it cannot be downloaded.
+        UsageError: an unsupported address.
+        DataError: the download fails.
     """
     if cfg.backbone.pretrained is True:
         return True

@@ -1,8 +1,8 @@
-"""Whether what an action writes comes of real data: the one place that knows.
+"""Whether the output of an action is based on real data or on embedded (synthetic) samples.
 
-A drawn sample imitates a data set, and a number or a picture made from one must never pass for one of that data set.
-Data modules say what they imitate, checkpoints keep it, and whatever reads either says so here. Figures, tables and
-other files ask for `note` where they are written, so a new one cannot forget it.
+A synthetic sample imitates a dataset; numbers and figures made from it must not be mistaken for those of the dataset.
+Data modules declare what they imitate, checkpoints store it, and readers of either register it here. The functions that
+write figures, tables and other files add `note` themselves, so that no output can lack it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,22 +15,22 @@ FIELD = "drawn"  # column of a table, key of a JSON file, entry of an exported m
 
 @dataclass
 class Provenance:
-    """The data sets that drawn samples stand for, in one action.
+    """The datasets that synthetic samples imitate, in one action.
 
     Args:
-        data: of the data that are read.
-        models: of those that its models were trained on, or on which the run that they began with was.
+        data: imitated by the data that are read.
+        models: imitated by the training data of its models, or of the runs that these were initialised from.
     """
 
     data: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
 
     def names(self) -> list[str]:
-        """All of them, each once."""
+        """All datasets, without duplicates."""
         return list(dict.fromkeys([*self.data, *self.models]))
 
     def note(self) -> str | None:
-        """What must stand beside every number; None: all data are real.
+        """The provenance note, to be shown with every result; None if all data are real.
 
         >>> Provenance(["Speech Commands"]).note()
         'drawn sample, not Speech Commands'
@@ -51,14 +51,14 @@ _CURRENT: ContextVar[Provenance | None] = ContextVar("provenance", default=None)
 
 @contextmanager
 def provenance() -> Iterator[Provenance]:
-    """Nothing is known when it begins, and forgotten when it ends: put around every action."""
+    """Context with an empty record, discarded at the end; wraps every action."""
     with _within(Provenance()) as own:
         yield own
 
 
 @contextmanager
 def only(data: Iterable[str]) -> Iterator[Provenance]:
-    """Of several data sets in an action those that the block is about; the others have taught its model."""
+    """Within this context only `data` count as data read; other datasets count as those of its models."""
     outer, own = _CURRENT.get() or Provenance(), list(data)
     others = [name for name in outer.names() if name not in own]
     with _within(Provenance(own, others)) as inner:
@@ -75,24 +75,24 @@ def _within(own: Provenance) -> Iterator[Provenance]:
 
 
 def data_read(names: Iterable[str]) -> None:
-    """Say what the data read are a drawn sample of; no names: they are real."""
+    """Register the datasets that the data read imitate; empty if the data are real."""
     if current := _CURRENT.get():
         current.data += [name for name in names if name not in current.data]
 
 
 def model_read(names: Iterable[str]) -> None:
-    """Say what a model read was trained on a drawn sample of."""
+    """Register the datasets imitated by the synthetic samples that a model was trained on."""
     if current := _CURRENT.get():
         current.models += [name for name in names if name not in current.models]
 
 
 def known() -> list[str]:
-    """Every data set that a drawn sample stands for, as a checkpoint keeps it."""
+    """All registered datasets, as stored in a checkpoint."""
     current = _CURRENT.get()
     return current.names() if current else []
 
 
 def note() -> str | None:
-    """What must stand beside every number of this action; None: all data are real."""
+    """The provenance note of this action; None if all data are real."""
     current = _CURRENT.get()
     return current.note() if current else None

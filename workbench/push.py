@@ -1,4 +1,4 @@
-"""action=push: a checkpoint as a repository of a hub, with weights, description, configuration and a model card."""
+"""action=push: publishes a checkpoint as a Hugging Face Hub repository, with configuration and model card."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from workbench.model_card import model_card
 from workbench.quoting import command
 from workbench.restore import restore_all
 
-#: Of a run's configuration: where things lie and what was asked, which says nothing of the model.
+#: Keys of a run's configuration that are not published: paths and options that do not describe the model.
 LEFT_OUT = (
     "paths",
     "data_dir",
@@ -33,7 +33,7 @@ LEFT_OUT = (
 
 
 def push(cfg: DictConfig) -> None:
-    """Write the folder `model` into this run's, read it back, and upload it."""
+    """Write the folder `model` into the run folder, verify it by building the model from it, and upload it."""
     if not cfg.action.repo:
         raise UsageError("action=push needs action.repo=OWNER/NAME, the repository to write to")
     if cfg.ckpt is None:
@@ -61,7 +61,7 @@ def push(cfg: DictConfig) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A run's result; empty where there is none."""
+    """Read a run's `result.json`; empty if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def config_of(run: Path, content: dict[str, Any]) -> str:
-    """The run's configuration without places, as YAML; where it is not kept, that of the model alone."""
+    """The run's configuration without local paths, as YAML; if it was not kept, that of the model alone."""
     try:
         whole = read_run_config(run / "config.yaml")
     except CheckpointError:
@@ -83,7 +83,7 @@ def config_of(run: Path, content: dict[str, Any]) -> str:
 
 
 def check(cfg: DictConfig, folder: Path) -> None:
-    """Build the model from the folder, as its readers will."""
+    """Check that the model can be built from the folder."""
     own = cfg.copy()
     OmegaConf.set_struct(own, False)
     own.ckpt = str(folder)
@@ -94,7 +94,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     """Upload a folder; returns the repository's address.
 
     Raises:
-        UsageError: the hub refuses, or does not answer.
+        UsageError: the Hub refuses, or does not answer.
     """
     import huggingface_hub
 
@@ -102,7 +102,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     try:
         address = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Widefield: action=push")
-    except Exception as error:  # of the network, the hub, a token: each has its own
+    except Exception as error:  # network, Hub and token errors have no common type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"{repo} was not published: {reason[:300]}; what would be uploaded lies in {folder}"

@@ -1,6 +1,6 @@
-"""Commands as they are printed: pasted into a shell, they say the very values that were meant.
+"""Quoting of printed commands, so that they can be pasted into a shell unchanged.
 
-Two readers take quotes away, the shell and Hydra. Every command that the program prints is made here.
+Both the shell and Hydra remove quotes. Every command that the program prints is built here.
 """
 
 import shlex
@@ -19,7 +19,7 @@ PARSER = OverridesParser.create()
 
 
 def command(*words: str, **options: Any) -> str:
-    """A command line to type next, of words as they are and of options (a value of any plain kind, or a path).
+    """A command line of literal words and of options (plain values or paths).
 
     >>> command("-m", task="esc50", data_dir=Path("my sounds (2)"))
     'python run.py -m task=esc50 \\'data_dir="my sounds (2)"\\''
@@ -29,7 +29,7 @@ def command(*words: str, **options: Any) -> str:
 
 
 def _config_dir(words: Sequence[str]) -> list[str]:
-    """The folder of YAML that this command has named: the next one, of these words, needs it too."""
+    """The `--config-dir` of this command, which the printed command needs as well, unless `words` have one."""
     flags = ("--config-dir", "-cd")
     if any(said.partition("=")[0] in flags for said in words):
         return []
@@ -41,17 +41,17 @@ def _config_dir(words: Sequence[str]) -> list[str]:
 
 
 def typed(key: str, value: Any) -> str:
-    """`KEY=VALUE` as a person types it in a shell."""
+    """`KEY=VALUE`, quoted for a shell."""
     return shlex.quote(word(key, value))
 
 
 def word(key: str, value: Any) -> str:
-    """`KEY=VALUE` as Hydra reads it, behind the shell."""
+    """`KEY=VALUE` in Hydra's grammar, without quotes for a shell."""
     return f"{key}={value_text(value)}"
 
 
 def value_text(value: Any) -> str:
-    """A value as Hydra's grammar reads it back.
+    """A value in Hydra's grammar, which parses to the same value.
 
     >>> value_text([1e-3, None, "a=b", True])
     '[0.001,null,"a=b",true]'
@@ -69,13 +69,13 @@ def value_text(value: Any) -> str:
 
 
 def quoted(text: str | Path) -> str:
-    """Text in quotes of Hydra's grammar; `${` in it is no reference."""
+    """Text quoted in Hydra's grammar; `${` is escaped."""
     text = str(text).replace("${", "\\${")
     return QuotedString(text, Quote.single if '"' in text else Quote.double).with_quotes()
 
 
 def plain(text: str) -> str:
-    """The text that a value on the command line stands for: without Hydra's quotes, where it has some.
+    """The text of a value on the command line, without Hydra's quotes, if any.
 
     >>> plain('"a b"'), plain("a=b"), plain("1e3")
     ('a b', 'a=b', '1e3')
@@ -85,7 +85,7 @@ def plain(text: str) -> str:
 
 
 def reads_as(text: str) -> Any:
-    """What Hydra makes of the text of a value; `NotImplemented` where it is none.
+    """Parse the text of a value as Hydra does; `NotImplemented` if it cannot be parsed.
 
     >>> reads_as("1e3"), reads_as("a=b")
     (1000.0, NotImplemented)

@@ -1,6 +1,6 @@
-"""Our plug-ins of Hydra, made known by hand.
+"""Registers this project's Hydra plug-ins explicitly.
 
-Hydra looks through the folders of the package `hydra_plugins`; an editable install has none there, only an import hook.
+Hydra scans the folders of the package `hydra_plugins`; an editable install has only an import hook there.
 """
 
 from hydra.core.plugins import Plugins
@@ -11,6 +11,6 @@ from hydra_plugins.widefield.sweepers import GridSweeper
 
 
 def register_plugins() -> None:
-    """Make the sweepers and the search path of plug-ins known to Hydra; twice is as good as once."""
+    """Register the sweepers and the plug-ins' search path with Hydra; idempotent."""
     for ours in (GridSweeper, StudySweeper, PluginFolders):
         Plugins.instance().register(ours)

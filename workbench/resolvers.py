@@ -1,4 +1,4 @@
-"""Values that the configuration asks for by name; imported by run.py before anything heavy."""
+"""Resolvers for OmegaConf; imported by run.py before anything heavy."""
 
 import itertools
 import json
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-# Beginnings of metrics' names.
+# Prefixes of metric names.
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "mape")
 MORE_IS_BETTER = ("acc", "macc", "map", "miou", "score", "event_f1", "segment_f1", "frame_f1", "psds")
-DEVIATION = "_sd"  # the end of a standard deviation's name
+DEVIATION = "_sd"  # suffix of standard deviations
 
 
-TOGETHER = 600.0  # seconds in which all processes of a distributed run have asked for their folder
+TOGETHER = 600.0  # seconds within which all processes of a distributed run ask for their folder
 
 
 def register_resolvers() -> None:
-    """Make `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}` known to OmegaConf."""
+    """Register `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}` with OmegaConf."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
@@ -40,9 +40,9 @@ def run_folder(
         runs: parent of all runs.
         action, task, backbone: names; a fit goes to `runs/<task>/`, any other action to `runs/<action>/`.
         resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
-        source: the folder that a report is about; the report goes into it.
+        source: the folder that a report covers; the report is written into it.
     """
-    if action == "doctor":  # it keeps nothing, and must start where runs cannot be written
+    if action == "doctor":  # it keeps no files, and must work where `runs` is not writable
         return str(Path(tempfile.gettempdir()) / f"widefield-doctor-{os.getpid()}")
     if action == "report":
         return str(Path(source or runs).expanduser() / "report")
@@ -58,12 +58,12 @@ def run_folder(
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{backbone}" if action == "fit" else "")
     try:
         return str(_shared_folder(parent / name, Path(runs) / ".jobs"))
-    except OSError:  # a disk that takes no folders: whoever writes into it says so
+    except OSError:  # folder cannot be created: the first write reports it
         return str(parent / name)
 
 
 def new_folder(path: Path) -> Path:
-    """Make the folder `path`, or where something lies there `path-2`, …: of those that ask, each gets its own."""
+    """Create the folder `path`, or `path-2`, … if it exists; concurrent callers get different folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for count in itertools.count(1):
         folder = path if count == 1 else path.with_name(f"{path.name}-{count}")
@@ -74,17 +74,17 @@ def new_folder(path: Path) -> Path:
 
 
 def _shared_folder(path: Path, claims: Path) -> Path:
-    """`new_folder`, the same one for all processes that SLURM or torchrun has started together.
+    """Like `new_folder`, but the same folder for all processes that SLURM or torchrun has started together.
 
-    The first to put its folder's name into the job's file below `claims` has chosen; a link is made by one alone, also
-    on the network's file systems. (The processes that the trainer starts itself are told the folder.)
+    The first process to link its folder's name to the job's file below `claims` decides; only one process can create a
+    link, also on network file systems. (Processes started by the trainer receive the folder from it.)
     """
     job = _job_of(os.environ)
     if job is None:
         return new_folder(path)
     claims.mkdir(parents=True, exist_ok=True)
     claim = claims / re.sub(r"[^\w.-]+", "-", job)
-    if claim.is_file() and time.time() - claim.stat().st_mtime > TOGETHER:  # of an earlier job of this name
+    if claim.is_file() and time.time() - claim.stat().st_mtime > TOGETHER:  # from an earlier job of this name
         claim.unlink(missing_ok=True)
     folder = new_folder(path)
     draft = claims / f".{uuid.uuid4().hex}"
@@ -100,7 +100,7 @@ def _shared_folder(path: Path, claims: Path) -> Path:
 
 
 def _job_of(environ: Mapping[str, str]) -> str | None:
-    """What the processes of a distributed run have in common; None: this one is alone.
+    """An identifier shared by the processes of a distributed run; None for a single process.
 
     >>> _job_of({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"})
     'slurm-7-0-0'
@@ -118,14 +118,14 @@ def _job_of(environ: Mapping[str, str]) -> str | None:
         )
     if (
         int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    ):  # said by srun, not by a script that starts runs one by one
+    ):  # set by srun, not in a script that starts runs one by one
         keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         return "-".join(["slurm", *(environ.get(key, "0") for key in keys)])
     return None
 
 
 def folder_name(overrides: str) -> str:
-    """One folder's name for a job of a sweep, at most 120 characters: none that a shell or an option would mind.
+    """Folder name of a sweep job: at most 120 characters, none of them special to a shell or an option parser.
 
     >>> folder_name("modality=audio_backbone.dims=[8,16]")
     'modality-audio_backbone.dims-8-16'
@@ -134,7 +134,7 @@ def folder_name(overrides: str) -> str:
 
 
 def mode_of(metric: str | None) -> str:
-    """Whether more (`max`) or less (`min`) of a metric is better, by its name; `max` for a metric not yet chosen.
+    """Whether a metric is better when larger (`max`) or smaller (`min`), by its name; `max` if not yet chosen.
 
     >>> mode_of("val/loss"), mode_of("val/audio/acc"), mode_of("test/few_shot_5_acc_sd")
     ('min', 'max', 'min')
@@ -144,12 +144,12 @@ def mode_of(metric: str | None) -> str:
 
 
 def direction_of(mode: str) -> str:
-    """Optuna's word for a task's `mode` (`max` or `min`)."""
+    """Optuna's direction for a task's `mode` (`max` or `min`)."""
     return {"max": "maximize", "min": "minimize"}[mode]
 
 
 def can_go_on(folder: Path, wanted: Mapping[str, str]) -> bool:
-    """Whether a folder holds a fit without a result, of these parts (`backbone` -> its name, …)."""
+    """Whether a folder holds an unfinished fit with these parts (`backbone` -> its name, …)."""
     if not (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""From a checkpoint back to the model that made it."""
+"""Rebuilds a model from its checkpoint."""
 
 import logging
 from dataclasses import dataclass, field
@@ -32,10 +32,10 @@ class Restored(Generic[AnyTask]):
     Args:
         cfg: the composition, with this command's paths and options.
         task: in evaluation mode.
-        checkpoint: its file; `FILE@PART` where it is a part of a joint run.
-        epoch: the one it was saved in.
-        joint: name of the joint run that it is a part of.
-        trained_on: the record of its data (`DataModule.record`); empty in checkpoints of earlier versions.
+        checkpoint: its file; `FILE@PART` for a member of a joint run.
+        epoch: the epoch it was saved in.
+        joint: name of the joint run that it is a member of.
+        trained_on: the record of its training data (`DataModule.record`); empty in checkpoints of earlier versions.
     """
 
     cfg: DictConfig
@@ -47,9 +47,9 @@ class Restored(Generic[AnyTask]):
 
 
 def restore(cfg: DictConfig) -> Restored[Task]:
-    """Rebuild the model of `cfg.ckpt`: its own modality, task and backbone, this command's paths and options.
+    """Rebuild the model of `cfg.ckpt`: its modality, task and backbone, with this command's paths and options.
 
-    Of a joint run it is the member that this command says: by `task=`, `modality=`, or `ckpt=RUN@PART`.
+    Of a joint run, the member is selected by `task=`, `modality=`, or `ckpt=RUN@PART`.
     """
     path, content, part = _read_asked(cfg)
     joint = content["widefield"]["composition"]["task"]["name"]
@@ -65,7 +65,7 @@ def restore(cfg: DictConfig) -> Restored[Task]:
 
 
 def restore_all(cfg: DictConfig) -> Restored[Task] | Restored[JointTask]:
-    """Like `restore`; a joint run as a whole, unless this command says which member."""
+    """Like `restore`, but a joint run is restored as a whole unless this command selects a member."""
     path, content, part = _read_asked(cfg)
     if members_of(content) is None or asked_member(cfg, path, content, part) is not None:
         return restore(cfg)
@@ -95,9 +95,9 @@ def _merge(cfg: DictConfig, stored: dict[str, Any], member: str | None = None) -
     """This command's configuration with the checkpoint's modality, task and backbone in it.
 
     Args:
-        cfg: what this command says of them goes before what the checkpoint says.
+        cfg: this command's configuration; its overrides take precedence over the checkpoint.
         stored: the checkpoint's composition.
-        member: its name, where it is one out of a joint run.
+        member: its name, if it is a member of a joint run.
     """
     own = cfg.copy()
     OmegaConf.set_struct(own, False)
@@ -127,10 +127,9 @@ def _merge(cfg: DictConfig, stored: dict[str, Any], member: str | None = None) -
 
 
 def _own_key(key: str, stored: dict[str, Any], member: str | None) -> str | None:
-    """The setting of the checkpoint's parts that a command names; None: it is of none of them.
+    """The key of the checkpoint's composition that an override sets; None if it sets none.
 
-    What is said of a member of a joint run (`task.members.NAME.task.data.limit`) is a setting of that member's own
-    (`task.data.limit`).
+    For a member of a joint run, `task.members.NAME.task.data.limit` is its own `task.data.limit`.
     """
     if key.startswith("task.members.") and "members" not in stored["task"]:
         _, _, name, key = key.split(".", 3) if key.count(".") > 2 else (*key.split("."), "")

@@ -1,4 +1,4 @@
-"""result.json: what a run was and what came of it."""
+"""Writes result.json: the settings, metrics and environment of a run."""
 
 import math
 import subprocess
@@ -98,8 +98,9 @@ def versions() -> dict[str, str]:
 def git_state() -> str | None:
     """The commit of this project, with `-dirty` when files differ from it.
 
-    In a checkout it is asked of git; an installed package has it recorded from its build. `None` where neither is to
-    be had. A repository around the project or around an environment is not asked: its commit says nothing of us.
+    It is read from git in a checkout, from the record of the build in an installed package; `None` if neither is
+    available. A repository around the project or around an environment is ignored: its commit does not describe this
+    project.
     """
     if INSTALLED:
         record = ROOT / "workbench" / "commit.txt"

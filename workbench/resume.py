@@ -1,4 +1,4 @@
-"""Going on with a run: the checkpoint to go on from, and whether command and data are still those that made it."""
+"""Resuming a run: finds the checkpoint, and checks that command and data match the original ones."""
 
 import logging
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ from workbench.overrides import overrides
 
 log = logging.getLogger("widefield")
 
-SHOWN = 3  # changes that a sentence names
-FILLED = (".modality.augment", ".task.members")  # nodes that every command fills as it likes
+SHOWN = 3  # maximum number of changes named in a message
+FILLED = (".modality.augment", ".task.members")  # nodes whose keys each command chooses
 
 
 @dataclass
 class Resumed:
-    """A run to go on with.
+    """A run to resume.
 
     Args:
         path: its checkpoint.
-        stored: what the checkpoint says of the run: `data_info`, `trained_on`, `max_epochs`.
-        epochs: how many are complete.
-        planned: how many it was to have.
+        stored: the checkpoint's record of the run: `data_info`, `trained_on`, `max_epochs`.
+        epochs: number of completed epochs.
+        planned: number of epochs originally planned.
     """
 
     path: str
@@ -45,10 +45,10 @@ class Resumed:
 
 
 def resume_from(cfg: DictConfig) -> Resumed | None:
-    """The run that `cfg.resume` asks to go on with; None: a new one.
+    """The run that `cfg.resume` names; None for a new one.
 
     Raises:
-        UsageError: there is none, or it was made by another command.
+        UsageError: there is no such run, or it was made by another command.
     """
     if not cfg.resume:
         return None
@@ -80,7 +80,7 @@ def resume_from(cfg: DictConfig) -> Resumed | None:
 
 
 def _complete(content: dict[str, Any]) -> int:
-    """Epochs that a checkpoint has behind it."""
+    """Number of completed epochs in a checkpoint."""
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     return int(progress["processed"])
 
@@ -96,9 +96,9 @@ def _more_epochs(cfg: DictConfig, resumed: Resumed) -> None:
 
 
 def _same_command(cfg: DictConfig, before: Any) -> None:
-    """Raise a `UsageError` where this command would learn something else than the one that made the run."""
+    """Raise a `UsageError` if settings that affect training differ from those that made the run."""
     now, said = resolved(cfg), _said(cfg)
-    # A metric that the task chooses itself is null in the command and named in the run's own configuration.
+    # A metric chosen by the task is null in the command and named in the run's own configuration.
     chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
     changed = [
         key
@@ -116,7 +116,7 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
 
 
 def _is_new(key: str, before: Any, said: list[str]) -> bool:
-    """Whether a setting was not there yet in the version that made the run, and is not said either."""
+    """Whether a setting did not exist in the version that made the run and is not overridden now."""
     node, place, parts = before, "", key.split(".")
     while isinstance(node, DictConfig) and parts and parts[0] in node:
         place, node = f"{place}.{parts[0]}", node[parts[0]]
@@ -127,7 +127,7 @@ def _is_new(key: str, before: Any, said: list[str]) -> bool:
 
 
 def _said(cfg: DictConfig) -> list[str]:
-    """The settings that this command says one by one, or as a dictionary."""
+    """The keys that this command overrides individually or as a dictionary."""
     words = OverridesParser.create().parse_overrides(overrides(cfg) or [])
     return [
         word.key_or_group
@@ -137,7 +137,7 @@ def _said(cfg: DictConfig) -> list[str]:
 
 
 def _settings(cfg: DictConfig) -> list[str]:
-    """Leaves of the configuration that decide what is learnt; `trainer.max_epochs` may change, see `_more_epochs`."""
+    """Configuration keys that affect training; `trainer.max_epochs` may change, see `_more_epochs`."""
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
     free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
     elsewhere = ("data.shards.cache_", "data.shards.storage")
@@ -159,7 +159,7 @@ def _leaves(node: Any, path: str) -> list[str]:
 
 
 def same_data(cfg: DictConfig, data: DataModule | JointData, resumed: Resumed) -> None:
-    """Raise a `UsageError` where the data are not those that the run has been trained on so far."""
+    """Raise a `UsageError` if the data differ from those that the run has been trained on so far."""
     data_info, record = data.info(), data.record()
     stored_info, stored_record = resumed.stored["facts"], resumed.stored.get("trained_on") or {}
     for name in data.by_task():
@@ -176,21 +176,21 @@ def same_data(cfg: DictConfig, data: DataModule | JointData, resumed: Resumed) -
             )
 
 
-COUNTED = ("test_crops",)  # data info that follow from the clips tested: other ones make them no other data
+COUNTED = ("test_crops",)  # data info that depend on the test clips only; not compared
 
 
 def changed_data(
     known: dict[str, Any], data_info: dict[str, Any], was: dict[str, Any], record: dict[str, Any]
 ) -> list[str]:
-    """What differs between two data sets, in words.
+    """Describes the differences between two datasets.
 
     Args:
-        known, data_info: what a checkpoint and the data say a model must know (`DataModule.data_info`).
-        was, record: likewise of the items (`DataModule.record`); those of earlier versions lack some of it.
+        known, data_info: data info of a checkpoint and of the current data (`DataModule.data_info`).
+        was, record: records of their items (`DataModule.record`); those of earlier versions lack some keys.
     """
     changes = [
         _changed(key, known.get(key), data_info.get(key))
-        for key in known  # a later version may ask for more
+        for key in known  # a later version may have more keys
         if key not in COUNTED and known.get(key) != data_info.get(key)
     ]
     if not was:

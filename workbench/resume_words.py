@@ -1,8 +1,9 @@
-"""`python run.py resume=RUN`: the command of a run again, from the words that Hydra recorded in its folder.
+"""`python run.py resume=RUN`: restores a run's command from the overrides that Hydra recorded in its folder.
 
-Words that are given replace those of the run; what they may not change is refused later (`workbench.resume`). A run's
-folder is data (docs/SECURITY.md): its words may name classes of the installed configuration only, no place to write
-to, and no reference; downloads, loggers and storage options on the network are said again by who goes on.
+Overrides on the command line replace those of the run; changes that are not allowed are refused later
+(`workbench.resume`). A run folder is untrusted data (docs/SECURITY.md): its overrides may name classes of the installed
+configuration only, no output path, and no reference; downloads, network loggers and storage options must be given
+again.
 """
 
 import re
@@ -29,22 +30,22 @@ TAKEN = (
     *("modality", "task", "backbone", "optimizer", "scheduler", "trainer", "callbacks", "logger"),
     *("experiment", "debug", "seed", "data_dir", "init_from", "freeze", "compile", "action"),
 )
-# Where this command writes or what it asks on the network: never from a record. They decide nothing that is learnt.
+# Output paths and network access: never taken from a record. They do not affect training.
 OWN = ("samples_dir", "download", "shards.cache_dir", "shards.cache_gb", "shards.storage")
 WRITES = (
     *("cache_dir", "dirpath", "path", "save_dir", "default_root_dir", "checkpoint_dir", "tracking_uri"),
     *("root_dir", "filename", "log_dir", "out", "folder"),
 )
-LOGGERS = {"csv", "tensorboard"}  # they write into the run's folder alone
-OBJECTS = ("callbacks", "logger", "trainer")  # what could write anywhere
+LOGGERS = {"csv", "tensorboard"}  # they write into the run folder only
+OBJECTS = ("callbacks", "logger", "trainer")  # groups that could write anywhere
 _METRIC = re.compile(r"(train|val|test)(/[\w.-]+)+")
 
 
 def expand_run(words: list[str]) -> list[str]:
-    """The command line with `resume=RUN` or `resume=auto` completed by the run's own words.
+    """Complete a command line with `resume=RUN` or `resume=auto` by the run's recorded overrides.
 
     Raises:
-        UsageError: there is no such run; a recorded word is one that only the command itself may say.
+        UsageError: there is no such run; a recorded override is allowed on the command line only.
     """
     places = [place for place, word in enumerate(words) if _is_word(word) and not _is_value(words, place)]
     typed = [words[place] for place in places]
@@ -63,14 +64,14 @@ def expand_run(words: list[str]) -> list[str]:
 
 
 def own_words(folder: Path, said: list[str]) -> list[str]:
-    """The words that a run was made by, without those that are said anew.
+    """The recorded overrides of a run, without those that `said` replaces.
 
     Raises:
-        UsageError: a word that only the command itself may say, or a record that cannot be read.
+        UsageError: an override that is allowed on the command line only, or an unreadable record.
     """
     record = folder / RECORD
     if not record.is_file():
-        return []  # made from Python; what is said is compared with its config.yaml
+        return []  # made from Python; the command is compared with its config.yaml
     try:
         content = read_yaml(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -86,9 +87,9 @@ def own_words(folder: Path, said: list[str]) -> list[str]:
 
 
 def newest(said: list[str]) -> Path | None:
-    """The newest run without a result, of the modality, task and backbone that are said, if there is one."""
+    """The newest unfinished run with the given modality, task and backbone; None if there is none."""
     cfg = composed(quoted_words(said))
-    if cfg is None:  # Hydra will say what is wrong
+    if cfg is None:  # Hydra will report the error
         return None
     groups = {_key(word) for word in said}
     chosen = {"task": ("task", "modality", "experiment"), "backbone": ("backbone", "experiment")}
@@ -98,7 +99,7 @@ def newest(said: list[str]) -> Path | None:
 
 
 def take_run_words() -> None:
-    """Expand `resume=` in this process's own command line."""
+    """Expand `resume=` in `sys.argv`."""
     try:
         sys.argv[1:] = expand_run(sys.argv[1:])
     except (UsageError, OSError, RuntimeError, OmegaConfBaseException) as error:
@@ -106,7 +107,7 @@ def take_run_words() -> None:
 
 
 def _check_places(override: Override, folder: Path) -> None:
-    """Raise a `UsageError` for a word of a run that says where to write, names an address or asks for a value."""
+    """Raise a `UsageError` if a recorded override sets an output path, an address or a reference."""
     key = _key(str(override.input_line))
     if override.is_sweep_override():
         raise UsageError(f"{KEY}={folder}: this run's own {key} is no single value")
@@ -129,7 +130,7 @@ def _check_places(override: Override, folder: Path) -> None:
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every value with its whole dotted place; an empty dictionary is a value."""
+    """Every value with its full dotted key; an empty dictionary is a value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(f"{place}.{key}", inner)
@@ -166,7 +167,7 @@ def _other_action(words: list[str]) -> bool:
 
 
 def _is_taken(word: str) -> bool:
-    """Whether a recorded word is said again; only then it is looked at."""
+    """Whether a recorded override is reused; only such overrides are checked."""
     key, _, package = _key(word).partition("@")
     group = re.split(r"[./]", key)[0]
     if group not in TAKEN or key in ("action", "action._target_") or _is_own(key):

@@ -1,8 +1,8 @@
-"""Hydra's record of a run's command (`.hydra/` in its folder), kept so that several processes can go on with it.
+"""Hydra's record of a run's command (`.hydra/` in its folder), written so that several processes can resume it.
 
-`resume=RUN` reads the words of the run from there, in every process that SLURM or torchrun starts, and Hydra would
-write them anew in each. Here one process writes, whole files: whoever reads meanwhile sees the words before or those
-after, which expand to the same command (`workbench.resume_words`).
+`resume=RUN` reads the overrides of the run from there in every process that SLURM or torchrun starts, while Hydra would
+rewrite them in each. Here one process writes the files, atomically: concurrent readers see the old overrides or the new
+ones, which expand to the same command (`workbench.resume_words`).
 """
 
 import sys
@@ -18,7 +18,7 @@ from workbench.files import write_atomically
 
 
 class RunRecord(Callback):
-    """Writes what Hydra would write, in its stead."""
+    """Writes the record in place of Hydra."""
 
     def __init__(self) -> None:
         self.subfolder: str | None = None
@@ -40,7 +40,7 @@ class RunRecord(Callback):
             _write(folder / "config.yaml", whole)
             _write(folder / "hydra.yaml", hydra)
             _write(folder / "overrides.yaml", config.hydra.overrides.task)
-        except WriteError as refused:  # an error of a callback would be a warning to Hydra
+        except WriteError as refused:  # Hydra only warns about errors of callbacks
             sys.exit(f"error: {refused}")
 
 

@@ -1,9 +1,9 @@
-"""Secrets in a command: taken out before Hydra sees it, given back to whoever asks for their value.
+"""Secrets on the command line: moved to the environment before Hydra sees them, resolved where they are used.
 
-A secret that is typed (`storage.secret=abc`, `data_dir=s3://KEY:SECRET@bucket`) moves into an environment variable of
-this process and of those that it starts, and the word becomes `storage.secret=${secret:storage.secret}`. What Hydra, a
-sweep and a cluster's launcher keep of a command is then this reference. `hide` of `tasks.secrets` keeps the value out
-of what is written with references resolved, and `Hiding` out of what is printed.
+A secret in an override (`storage.secret=abc`, `data_dir=s3://KEY:SECRET@bucket`) moves to an environment variable of
+this process and its children, and the override becomes `storage.secret=${secret:storage.secret}`. Hydra, sweeps and
+cluster launchers record only this reference. `hide` of `tasks.secrets` removes the value from files with resolved
+references, and `Hiding` from what is printed.
 """
 
 import io
@@ -30,7 +30,7 @@ _ASKED = re.compile(r"\$\{secret:([^${}]*)\}")
 
 
 def variable(key: str) -> str:
-    """The environment variable that a setting's secret is in.
+    """The environment variable that holds a setting's secret.
 
     >>> variable("task.data.shards.storage.secret")
     'WIDEFIELD_SECRET_TASK_DATA_SHARDS_STORAGE_SECRET'
@@ -51,7 +51,7 @@ def secret_of(key: str) -> str:
 
 
 def lacking(key: str) -> str:
-    """The sentence for a secret that a command needs and does not have."""
+    """The error message for a missing secret."""
     return f"{key} holds a secret, which is never kept: say it again, or set the environment variable {variable(key)}"
 
 
@@ -59,7 +59,7 @@ OmegaConf.register_new_resolver("secret", secret_of, replace=True)
 
 
 def take_secrets() -> None:
-    """Move every secret out of this process's command line; what is printed from now on shows none."""
+    """Move the secrets in `sys.argv` to the environment; from now on secrets in stdout and stderr are masked."""
     sys.argv[1:] = [_without_secrets(word) for word in sys.argv[1:]]
     for name, value in os.environ.items():
         if name.startswith(VARIABLE):
@@ -70,19 +70,19 @@ def take_secrets() -> None:
 
 
 def check_secrets() -> None:
-    """End the process with one sentence where its command refers to a secret that is not in the environment."""
+    """Exit with an error if the command refers to a secret that is not in the environment."""
     for key in (key for word in sys.argv[1:] for key in _ASKED.findall(word)):
         if variable(key) not in os.environ:
             sys.exit(f"error: {lacking(key)}")
 
 
 def is_reference(word: str) -> bool:
-    """Whether a word of the command line only says that a secret is in the environment."""
+    """Whether the value of an override is just a reference to a secret in the environment."""
     return _ASKED.fullmatch(word.partition("=")[2]) is not None
 
 
 def _without_secrets(word: str) -> str:
-    """A word of the command line with references in place of the secrets in it, whose values are kept."""
+    """Replace the secrets in an override by references, and store their values in the environment."""
     key, equals, value = word.partition("=")
     plain = key.lstrip("+~").partition("@")[0]
     whole = is_secret(plain) and not value.startswith(("{", "["))
@@ -112,7 +112,7 @@ def _without_secrets(word: str) -> str:
 
 
 def _may_hold(value: str) -> bool:
-    """Whether it is worth to look closer."""
+    """Whether a value may hold a secret (a quick check)."""
     return "://" in value or _names_secrets(value)
 
 
@@ -128,13 +128,13 @@ def _parsed(word: str) -> Override | None:
 
 
 def _kept(key: str, value: str) -> str:
-    """Keep a secret in the environment; returns what refers to it."""
+    """Store a secret in the environment; returns the reference to it."""
     os.environ[variable(key)] = value
     return f"${{secret:{key}}}"
 
 
 def _plain(value: Any) -> Any:
-    """What Hydra's parser gives, as plain containers."""
+    """A value of Hydra's parser as plain containers."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -146,12 +146,12 @@ def _plain(value: Any) -> Any:
 
 
 def words_of(node: ListConfig | list[str]) -> list[str]:
-    """Words that Hydra keeps of a command, as they were said: a reference in them is not followed."""
+    """The overrides that Hydra recorded, references unresolved."""
     return list(OmegaConf.to_container(node, resolve=False)) if isinstance(node, ListConfig) else list(node)  # type: ignore[arg-type]
 
 
 def hidden(cfg: DictConfig) -> DictConfig:
-    """A configuration without references, every secret in it hidden; those are learnt."""
+    """A resolved configuration with every secret hidden; the secrets are masked in later output, too."""
     content = OmegaConf.to_container(cfg, resolve=False)
     learn(content)
     without = hide(content)
@@ -159,7 +159,7 @@ def hidden(cfg: DictConfig) -> DictConfig:
 
 
 def give_back(cfg: DictConfig) -> None:
-    """Put references where a configuration out of a file says that a secret was hidden.
+    """Replace hidden secrets in a configuration from a file by references.
 
     Raises:
         UsageError: the secret is not in the environment.
@@ -179,9 +179,9 @@ def _leaves(content: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 class HideLiterals(Callback):
-    """Secrets written in YAML: moved out of the composition before Hydra keeps it.
+    """Moves secrets written in YAML out of the composition before Hydra records it.
 
-    A sweep keeps its YAML too, and refuses it: see `refuse_literals`.
+    A sweep also copies its YAML, and refuses such secrets: see `refuse_literals`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -206,9 +206,9 @@ def _move(config: DictConfig, place: str, secret: str) -> None:
 
 
 def refuse_literals(file: Path) -> None:
-    """Raise a `UsageError` where a YAML file that will be copied holds a secret itself."""
+    """Raise a `UsageError` if a YAML file that will be copied holds a literal secret."""
     text = file.read_text(encoding="utf-8", errors="replace")
-    if "://" not in text and not _may_hold(text):  # nearly all of them, and YAML takes its time
+    if "://" not in text and not _may_hold(text):  # true for nearly all files; parsing YAML is slow
         return
     for place, _ in secrets_in(_yaml(text)):
         raise UsageError(
@@ -221,14 +221,14 @@ def _yaml(text: str) -> Any:
     try:
         return read_yaml(text)
     except (ValueError, yaml.YAMLError, RecursionError):
-        return None  # Hydra says so where it is asked for
+        return None  # Hydra reports the error when it loads the file
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
 class Hiding(io.TextIOWrapper):
-    """A stream that shows no secret."""
+    """A text stream that masks secrets."""
 
     def write(self, text: str) -> int:
         super().write(mask(text))

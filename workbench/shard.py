@@ -1,4 +1,4 @@
-"""action=shard: write the files of a task into shards that can be read from anywhere."""
+"""action=shard: writes the files of a task to shards, in a local folder or remote storage."""
 
 import tempfile
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def shard(cfg: DictConfig) -> None:
     assert isinstance(options, dict)
     target = Storage(action.out, {str(key): value for key, value in options.items()})
     settings = split_settings(cfg)
-    place = target.folder or Path(tempfile.gettempdir())  # of another machine: what is sent is made here
+    place = target.folder or Path(tempfile.gettempdir())  # remote storage: made here, then uploaded
     with writing(
         place, f"or choose another folder with {'action.out' if target.folder else 'TMPDIR'}=FOLDER"
     ):
@@ -65,7 +65,7 @@ def shard(cfg: DictConfig) -> None:
 
 
 def rows(shards: Sequence[Shard]) -> list[tuple[str, ...]]:
-    """Split, samples, shards and megabytes."""
+    """Rows of the table: split, samples, shards and megabytes."""
     table: list[tuple[str, ...]] = []
     for split in SPLITS:
         part = [shard for shard in shards if shard.split == split]

@@ -1,4 +1,4 @@
-"""Settings of a task that decide what is trained and tested on: in shards they are fixed."""
+"""Task settings that determine the training and test data (folds, labels, …); in shards they are fixed."""
 
 from inspect import signature
 from typing import Any
@@ -10,11 +10,12 @@ from tasks.datasets.shards.data import ReadsShards, ShardableData, ShardableSett
 from workbench.errors import UsageError
 from workbench.quoting import typed, value_text
 
-HELD_OUT = ("val_part", "test_part")  # decide the splits, whichever class takes them
+HELD_OUT = ("val_part", "test_part")  # determine the splits, whichever class takes them
 
 
 def split_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of `task.data` that are neither about reading a file nor about every source (folds, labels, …)."""
+    """The settings of `task.data` that are specific to a dataset (folds, labels, …), not those for reading files or
+    common to all datasets."""
     source = get_class(cfg.task.data._target_)
     modality = next(
         parent for parent in source.__mro__ if {ShardableData, ReadsShards} & set(parent.__bases__)
@@ -26,12 +27,12 @@ def split_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_settings(cfg: DictConfig, data: ReadsShards, member: str = "") -> None:
-    """Raise a `UsageError` where shards were written with other settings than the command's.
+    """Raise a `UsageError` if shards were written with settings other than the command's.
 
     Args:
-        cfg: of the run, or of one member as if it ran on its own.
-        data: which reads the shards.
-        member: of a joint run: its name.
+        cfg: configuration of the run, or of one member as if it ran on its own.
+        data: the data module that reads the shards.
+        member: its name, in a joint run.
     """
     written = data.shard_set.settings if data.shard_set else {}
     now = split_settings(cfg)

@@ -1,8 +1,8 @@
-"""Training with parameters sharded among processes (`trainer=fsdp`).
+"""Training with parameters sharded across processes (`trainer=fsdp`).
 
-Lightning's own settings do not suit the networks here in three points: it would cast every buffer, so that an
-embedder's filters and the statistics of the batch norms were rounded to bfloat16; a step that fails would be hidden
-by an error of putting the batch norms back; and weights that were sharded to be trained cannot be tested in place.
+Lightning's defaults are unsuitable in three points: all buffers would be cast, which rounds an embedder's filters and
+the statistics of batch norms to bfloat16; an error in a step would be hidden by a second one when batch norms are
+restored; and weights sharded for training cannot be tested in place.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from torch.distributed.fsdp import MixedPrecision
 
 
 def fsdp() -> FSDPStrategy:
-    """Parameters, gradients and optimiser states sharded among the processes; a checkpoint is one whole file.
+    """A strategy that shards parameters, gradients and optimiser states; a checkpoint is a single file.
 
-    Weights, gradients and buffers keep single precision; what `trainer.precision` rounds is the arithmetic, by
-    autocast, as with one GPU and with `ddp`.
+    Weights, gradients and buffers stay in single precision; `trainer.precision` acts by autocast, as with one GPU and
+    with `ddp`.
     """
     return FSDPStrategy(mixed_precision=MixedPrecision())
 
@@ -29,9 +29,9 @@ def is_sharded(strategy: Strategy) -> bool:
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
-    """Batch norm across the GPUs of a run; a step that broke off in the middle of sharded weights stays the error."""
+    """Synchronised batch norm across GPUs; `revert` does not hide the error of a step with sharded weights."""
 
     def revert(self, model: Any) -> nn.Module:
-        with contextlib.suppress(TypeError):  # weights that are gathered for the step are no parameters
+        with contextlib.suppress(TypeError):  # weights gathered for a step are not parameters
             model = super().revert(model)
         return model

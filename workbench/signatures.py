@@ -1,4 +1,4 @@
-"""What a class or function takes, read from its source: importing the trainer or timm takes seconds."""
+"""Signatures of classes and functions, parsed from source: importing the trainer or timm takes seconds."""
 
 import ast
 import re
@@ -7,12 +7,12 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-DEEPEST = 6  # re-exports followed
+DEEPEST = 6  # maximum number of re-exports followed
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Names of arguments with their annotations as written, and whether any other keyword is taken, too."""
+    """Names of arguments with their annotations as written, and whether other keywords are accepted."""
 
     arguments: dict[str, str]
     any_keyword: bool
@@ -20,7 +20,7 @@ class Signature:
 
 @lru_cache(maxsize=64)
 def signature_of(target: str) -> Signature | None:
-    """The signature of the class or function with a dotted path; None where its source does not tell.
+    """The signature of the class or function with a dotted path; None if its source does not show it.
 
     >>> signature_of("tasks.optimizers.create_optimizer").arguments["lr"]
     'float'
@@ -33,7 +33,7 @@ def signature_of(target: str) -> Signature | None:
 
 
 def optimizers() -> list[str]:
-    """timm's names of optimisers, from its source."""
+    """Names of timm's optimisers, parsed from its source."""
     file = _file("timm.optim._optim_factory")
     said = file.read_text(encoding="utf-8") if file else ""
     return sorted(set(re.findall(r"(?:\bname=|OptimInfo\(\s*|register_alias\()'(\w+)'", said)))
@@ -41,7 +41,7 @@ def optimizers() -> list[str]:
 
 def _file(module: str) -> Path | None:
     top, *below = module.split(".")
-    spec = find_spec(top)  # of a package on top nothing is imported
+    spec = find_spec(top)  # does not import a top-level package
     if spec is None or not spec.submodule_search_locations:
         return None
     path = Path(next(iter(spec.submodule_search_locations)), *below)

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 end what this process does: after a step that can be saved, else at once.
+"""Handles SIGINT, SIGTERM, SIGHUP and SIGUSR1: ends the process, after a step that can be saved or else at once.
 
-Only standard library: `run.py` heeds signals before it imports anything heavy. The process has one `STOP`, on which
-`workbench.callbacks.interrupt` acts while it trains.
+Standard library only: `run.py` installs the handlers before it imports anything heavy. The process has one `STOP`,
+which `workbench.callbacks.interrupt` acts on during training.
 """
 
 import atexit
@@ -18,20 +18,20 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-TOLD = signal.SIGUSR2  # from one process of a distributed run to another: a signal has come
-UNHEEDED = b"\0"  # beside the numbers of signals: heed no more
-SAME = 0.5  # seconds in which a second signal is the first one, sent to the process and to its group
-PATIENCE = 12.0  # seconds that a step or a validation is given to end
-LEAVING = 6.0  # seconds that cleaning up is given, before the process ends wherever it is
+TOLD = signal.SIGUSR2  # tells other processes of a distributed run of a signal
+UNHEEDED = b"\0"  # written among signal numbers: stop watching
+SAME = 0.5  # seconds within which a second signal is the same one, sent to the process and its group
+PATIENCE = 12.0  # seconds that a step or a validation has to finish
+LEAVING = 6.0  # seconds for cleaning up, before the process is ended by force
 
-STARTED_BY = "WIDEFIELD_PARENT"  # process id of who started this one and waits for it
+STARTED_BY = "WIDEFIELD_PARENT"  # process id of the parent that waits for this process
 STARTED_FOR_A_RUN = (
     os.environ.get(STARTED_BY) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
 )
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run; no `except Exception` of a library holds it up.
+    """A signal ended the run; not caught by `except Exception` in libraries.
 
     Args:
         number: the signal.
@@ -45,7 +45,7 @@ class Interrupted(SystemExit):
         return f"stopped by {signal.Signals(self.number).name}"
 
     def end(self) -> NoReturn:
-        """Say it, unless that has been done, and end the process, without waiting for what libraries still hold."""
+        """Print the message, unless that has been done, and exit without waiting for what libraries still hold."""
         if not (STOP.said or STARTED_FOR_A_RUN):
             print(self, file=sys.stderr)
         atexit._run_exitfuncs()
@@ -54,16 +54,16 @@ class Interrupted(SystemExit):
 
 
 class Stop:
-    """What has become of a signal to this process.
+    """State of signal handling in this process.
 
     Attributes:
-        number: the signal; None: there was none.
-        said: whether the user has been told what became of the run.
-        waits: whether the run itself looks for a signal, after every step, and saves. Otherwise a signal raises
-            `Interrupted` where it arrives.
-        patience: seconds that a run which looks for itself is given.
-        say: what is said if the process has to be ended from outside its own flow; `""`: nothing.
-        tell: lets the other processes of this run know.
+        number: the signal; None if there was none.
+        said: whether the final message has been printed.
+        waits: whether the run itself checks for a signal after every step, and saves. Otherwise a signal raises
+            `Interrupted` at once.
+        patience: returns the seconds that a run with `waits` has to react.
+        say: returns the message for a process that is ended by force; `""`: none.
+        tell: notifies the other processes of this run.
     """
 
     def __init__(self) -> None:
@@ -88,12 +88,12 @@ class Stop:
 
     @property
     def waited(self) -> float:
-        """Seconds since the signal came."""
+        """Seconds since the signal arrived; 0 without a signal."""
         return 0.0 if self._came is None else time.monotonic() - self._came
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While a checkpoint is written nobody loses patience."""
+        """Suspend the timeouts while a checkpoint is written."""
         self._writing += 1
         try:
             yield
@@ -102,7 +102,7 @@ class Stop:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Heed signals, and put back what was there before; where they are heeded already, nothing changes."""
+        """Handle signals in this context and restore the previous handlers; no effect if they are handled already."""
         if self.heeding or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -114,7 +114,8 @@ class Stop:
             self._forget()
 
     def heed(self) -> Callable[[], None]:
-        """Heed signals from now on; returns what undoes it. What `nohup` ignores stays ignored."""
+        """Install the signal handlers; returns a function that removes them. A SIGHUP ignored by `nohup` stays
+        ignored."""
         self.heeding = True
         terminal = [number for number in (0, 1, 2) if _is_terminal(number)]
         heard, told = os.pipe()
@@ -131,10 +132,10 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(former)
-            with suppress(BlockingIOError):  # full of signals: its end must do
+            with suppress(BlockingIOError):  # the pipe is full: closing it must do
                 os.write(
                     told, UNHEEDED
-                )  # its end alone never comes while a process started meanwhile holds it, too
+                )  # closing alone has no effect while a child process holds the pipe, too
             os.close(told)
             watch.join()
             self.heeding = False
@@ -142,9 +143,9 @@ class Stop:
         return undo
 
     def leave(self) -> Interrupted:
-        """The exception to raise; from now on the process has `LEAVING` seconds to end.
+        """Return the exception to raise; from now on the process has `LEAVING` seconds to end.
 
-        Libraries that it breaks into warn of it, PyTorch's differentiation with a traceback: that is not shown.
+        Warnings of the libraries it interrupts (e.g. of autograd, with a traceback) are suppressed.
         """
         self.waits = False
         if self._quiet is None:
@@ -168,7 +169,7 @@ class Stop:
         self.number = signal.SIGTERM if number == TOLD else number
 
     def _watch(self, heard: int, terminal: list[int]) -> None:
-        """Tell the others of a signal, and lose patience with what runs too long: by an exception, then by force."""
+        """Notify the other processes of a signal, and end what exceeds its time: by an exception, then by force."""
         first: int | None = None
         while True:
             ready, _, _ = select.select([heard], [], [], None if first is None else 0.1)
@@ -218,13 +219,13 @@ def _flush() -> None:
 
 
 def exit_code(number: int) -> int:
-    """128 + the signal, as in a shell; 0 in a process that the run's first one has started and waits for: that one
-    would take another for a crash, and be killed for it while it saves."""
+    """128 + the signal, as in a shell; 0 in a process started by the run's first one, which would take another code
+    for a crash and kill this process while it saves."""
     return 0 if STARTED_FOR_A_RUN else 128 + number
 
 
 def _let_go_of(terminal: list[int]) -> None:
-    """A terminal that is closed takes no more words, which would be an error in the middle of saving."""
+    """Redirect the streams of a closed terminal to the null device: writing to them would fail while saving."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in terminal:
         os.dup2(nowhere, number)

@@ -1,4 +1,4 @@
-"""The part of a configuration that a checkpoint keeps."""
+"""The part of a configuration that a checkpoint stores."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from workbench.members import is_joint, member_cfgs
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
     """The model's part of the composition as plain containers.
 
-    References to itself and to a command's paths are kept; what a resolver gives is written as a value, because none
-    is asked when a checkpoint is read. Secrets are hidden.
+    References within it and to a command's paths are kept; resolver calls are replaced by their values, because no
+    resolver runs when a checkpoint is read. Secrets are hidden.
     """
     stored: dict[str, Any] = {group: _storable(cfg[group], group) for group in MODEL_GROUPS}
     if is_joint(cfg):
@@ -28,7 +28,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _storable(node: Any, place: str, raw: Any = None) -> Any:
-    """A node as plain containers; `raw`: what is to be stored, where the node only says what it resolves to."""
+    """A node as plain containers; `raw`: the content to store, if `node` serves only to resolve its values."""
     if raw is None:
         raw = OmegaConf.to_container(node, resolve=False)
     if isinstance(raw, dict):

@@ -1,9 +1,10 @@
-"""Which classes a file may name: those of its slot, looked up by name, never imported because a file says so.
+"""Classes that a file may name: those of its slot, looked up by name, never imported because a file names them.
 
-A slot is a place in the composition where a `_target_` may stand, such as `task.loss`. A name is allowed there
+A slot is a place in the composition that may hold a `_target_`, such as `task.loss`. A name is allowed there
 - if the trusted configuration names it at that slot: this command, `conf/`, and whatever else is on Hydra's search path
   (plug-ins, `--config-dir`); or
-- if it is a public class of `modalities`, `backbone` or `tasks`, or a loss of `torch.nn`, and of the slot's base.
+- if it is a public class of `modalities`, `backbone` or `tasks`, or a loss of `torch.nn`, and a subclass of the slot's
+  base.
 """
 
 import importlib
@@ -26,7 +27,7 @@ from workbench.conf_folders import conf_folders, source_folder
 from workbench.yaml_targets import Slots, add_targets, placed, slots_below, slots_of
 
 PACKAGES = ("modalities", "backbone", "tasks")
-#: The slots that our own classes fill, each with its base. Any other slot must stand in the trusted configuration.
+#: Slots of this project's classes, with their base class. Any other slot must be in the trusted configuration.
 BASES: dict[str, type] = {
     "modality.embedder": Embedder,
     "modality.augment.raw": nn.Module,
@@ -56,7 +57,7 @@ def _is_dotted(name: Any) -> bool:
 
 
 def is_class_of(name: Any, base: type | None) -> bool:
-    """Whether a name is that of a public class of ours, defined in that package, or of a loss of torch's."""
+    """Whether a name is a public class of this project, or a loss of `torch.nn`, with this base class."""
     if base is None or not _is_dotted(name):
         return False
     place, _, last = name.rpartition(".")
@@ -69,9 +70,7 @@ def is_class_of(name: Any, base: type | None) -> bool:
     if parts[0] not in PACKAGES or any(part.startswith("_") for part in parts):
         return False
     try:
-        module = importlib.import_module(
-            place
-        )  # a module of ours, or nothing: no attribute is walked through
+        module = importlib.import_module(place)  # a module of this project only; attributes are not traversed
     except ImportError:
         return False
     found = vars(module).get(last)
@@ -84,7 +83,7 @@ def is_class_of(name: Any, base: type | None) -> bool:
 
 
 def _search_path() -> Iterator[Slots]:
-    """The slots of `conf/`, of plug-ins and of everything else on Hydra's search path, where Hydra is at work."""
+    """The slots of `conf/`, of plug-ins and, if Hydra is initialised, of everything else on its search path."""
     ours = conf_folders()
     yield from map(slots_below, ours)
     if not GlobalHydra.instance().is_initialized():
@@ -98,7 +97,7 @@ def _search_path() -> Iterator[Slots]:
 
 
 def _slots_in(source: Any, group: str = "") -> Slots:
-    """Likewise for a source that is no folder, such as the store of structured configurations."""
+    """The slots of a source that is not a folder, such as Hydra's config store."""
     found: Slots = defaultdict(set)
     for name in source.list(group, ObjectType.CONFIG):
         loaded = source.load_config(f"{group}/{name}".lstrip("/"))

@@ -1,4 +1,4 @@
-"""action=test: measure a checkpoint, or official weights as they are, on the test split."""
+"""action=test: evaluates a checkpoint, or published weights as they are, on the test split."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ from workbench.trainer import build_trainer
 
 
 def test(cfg: DictConfig) -> float | None:
-    """Test `cfg.ckpt`, or without it `cfg.backbone.pretrained`; returns the test value of what is monitored."""
+    """Test `cfg.ckpt`, or without it `cfg.backbone.pretrained`; returns the test value of the monitored metric."""
     started = time.monotonic()
     as_published = cfg.ckpt is None and cfg.backbone.pretrained is not None
     own, data, task, checkpoint = _published(cfg) if as_published else _trained(cfg)
@@ -43,7 +43,7 @@ Found = tuple[DictConfig, DataModule | JointData, Task | JointTask, Path | None]
 
 
 def trained(cfg: DictConfig) -> tuple[DictConfig, DataModule, Task, Path]:
-    """The model of a checkpoint, of a joint one the member asked about, and its data."""
+    """The model of a checkpoint (of a joint one, the selected member) and its data."""
     restored = restore(cfg)
     data = build_data(restored.cfg)
     same_facts(restored, data.info())

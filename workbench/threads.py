@@ -1,17 +1,17 @@
-"""How long the CPU kernels' threads wait for each other before they sleep."""
+"""Spin time of the threads of CPU kernels, before they sleep."""
 
 import os
 import sys
 
-#: Turns of a loop, some ten microseconds: most parallel parts of a small network's step follow each other sooner.
+#: Spin iterations, some ten microseconds: longer than most gaps between parallel parts of a small network's step.
 TURNS = "2000"
 
 
 def wait_briefly() -> None:
-    """Set it, before PyTorch is imported, unless the environment says what to do.
+    """Set the spin time, before PyTorch is imported, unless the environment sets a policy.
 
-    Threads that spin for long, OpenMP's default, let a step take ten times as long on a busy machine, where one waits
-    for another that does not run. Threads that sleep at once make two slower than one on a quiet machine.
+    With long spinning, OpenMP's default, a step can take ten times as long on a busy machine, where threads wait for
+    others that are not scheduled. With immediate sleep two threads are slower than one on an idle machine.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return

@@ -1,4 +1,4 @@
-"""From a configuration to Lightning's trainer."""
+"""Builds Lightning's trainer from the configuration."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from workbench.stopping import STARTED_BY, STARTED_FOR_A_RUN, STOP, TOLD
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
-    """The trainer with its callbacks and loggers."""
+    """Build the trainer with its callbacks and loggers."""
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("this trainer needs a GPU and none was found: take trainer=cpu")
     if cfg.trainer.strategy == "fsdp" and not torch.cuda.is_available():
@@ -40,11 +40,11 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         **_limits(cfg),
         **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
         callbacks=callbacks,
-        # Of itself the trainer would keep checkpoints of its own where ours are switched off.
+        # By default the trainer adds a checkpoint callback of its own if ours is switched off.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers or False,
         plugins=plugins,
-        sync_batchnorm=False,  # by the plugins
+        sync_batchnorm=False,  # done by the plugins
         default_root_dir=cfg.paths.run,
     )
     refuse_folders(trainer.strategy)
@@ -53,9 +53,9 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
 
 def refuse_folders(strategy: Strategy) -> None:
-    """Raise a `UsageError` for a strategy whose checkpoints are folders, which each process fills by itself.
+    """Raise a `UsageError` for a strategy whose checkpoints are folders, written by every process separately.
 
-    They would be neither whole nor not there, and reading one runs what its pickles say.
+    They could not be written atomically, and reading one executes its pickles.
     """
     sharded = getattr(strategy, "_state_dict_type", "full") != "full"
     if sharded or isinstance(strategy, ModelParallelStrategy | DeepSpeedStrategy):
@@ -66,21 +66,21 @@ def refuse_folders(strategy: Strategy) -> None:
 
 
 def heed_signals_together(trainer: Trainer) -> None:
-    """Leave signals to `workbench.stopping`, in all processes that the trainer starts; one tells the others.
+    """Let `workbench.stopping` handle signals, in all processes that the trainer starts; one notifies the others.
 
-    The trainer's own handler ends a run wherever it is and saves nothing, and of several processes it waits in a
-    collective operation, from which none may come back.
+    The trainer's own handler stops a run at any point without saving, and with several processes it waits in a
+    collective operation that may never return.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     launcher: Any = trainer.strategy.launcher
     start = getattr(launcher, "_call_children_scripts", None)
-    if start is not None:  # by subprocesses
+    if start is not None:  # it starts subprocesses
 
         def start_followers() -> None:
             os.environ[STARTED_BY] = str(os.getpid())
             try:
                 start()
-            finally:  # other commands that this process starts belong to nobody
+            finally:  # later subprocesses are not part of the run
                 del os.environ[STARTED_BY]
 
         launcher._call_children_scripts = start_followers
@@ -95,7 +95,7 @@ def heed_signals_together(trainer: Trainer) -> None:
 
 
 def _limits(cfg: DictConfig) -> dict[str, int]:
-    """Of a joint run a number of batches to validate or test on means so many of every member, which take turns."""
+    """In a joint run, a limit on validation or test batches counts for each member; the members take turns."""
     if not is_joint(cfg):
         return {}
     said = {key: cfg.trainer[key] for key in ("limit_val_batches", "limit_test_batches")}
@@ -103,7 +103,7 @@ def _limits(cfg: DictConfig) -> dict[str, int]:
 
 
 class SyncOnCPU(LayerSync):
-    """Batch norm across the processes of a distributed run on CPUs."""
+    """Synchronised batch norm across the processes of a distributed run on CPUs."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         return across_processes(model)

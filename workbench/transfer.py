@@ -1,4 +1,4 @@
-"""init_from=RUN and freeze=…: begin with what another run has learnt, and keep a part of it as it is."""
+"""init_from=RUN and freeze=…: initialises from the weights of another run, and freezes parts of the network."""
 
 import logging
 from pathlib import Path
@@ -24,17 +24,17 @@ RECORD = "init_from.json"
 
 
 def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
-    """Give `task` what the run `cfg.init_from` has learnt; says what was taken, also in `init_from.json`.
+    """Initialise `task` from the run `cfg.init_from`; logs what was loaded, also to `init_from.json`.
 
-    The backbone's weights are always taken, the first convolution adapted to the maps' channels. Of an embedder of
-    the same class its learnt weights are taken; with the same settings and the same data also its statistics. The
-    head is taken where task, data and shapes are the same; else it starts anew, but for the norm in front of a
-    classifier of the same modality, which official fine-tuning keeps. Of a joint run the member with the same task is
-    taken, else the one of the same modality, or the one that `RUN@PART` names.
+    The backbone is always loaded, its first convolution adapted to the maps' channels. Of an embedder of the same class
+    the parameters are loaded, and with the same settings and data also the statistics. The head is loaded if task, data
+    and shapes are the same; otherwise it is newly initialised, except for the norm before a classifier of the same
+    modality, as in official fine-tuning. Of a joint run, the member with the same task is used, else the one of the
+    same modality, or the one that `RUN@PART` names.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of another backbone.
-        UsageError: a joint run with no such member, or one that could begin with several.
+        UsageError: a joint run with no such member, or with several.
     """
     path, part = find_checkpoint(str(cfg.init_from))
     content = read_checkpoint(path, cfg)
@@ -51,7 +51,7 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
 def _source(
     cfg: DictConfig, path: Path, content: dict[str, Any], part: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """The content of the ordinary checkpoint to start from, and its name in a joint run."""
+    """The content of the single-task checkpoint to start from, and its member's name in a joint run."""
     members = members_of(content)
     if members is None:
         if part is not None:
@@ -88,7 +88,7 @@ def _take(
     if whole:
         head = take_fitting(task.network.head, head_state)
     elif source.modality.name == cfg.modality.name and source.task.head._target_ == cfg.task.head._target_:
-        # As the official fine-tuning does: the norm belongs to the features, only the classifier is of the old classes.
+        # As in official fine-tuning: the norm belongs to the features, only the classifier depends on the old classes.
         norm = {name: value for name, value in head_state.items() if name.startswith("norm.")}
         head = take_fitting(task.network.head, norm)
     log.info(
@@ -112,7 +112,7 @@ def _take(
 
 
 def source_composition(cfg: DictConfig, composition: dict[str, Any]) -> DictConfig:
-    """This command's configuration with the modality, task and backbone of another run, to resolve those in."""
+    """This command's configuration with modality, task and backbone of another run, to resolve them in."""
     source = cfg.copy()
     OmegaConf.set_struct(source, False)
     for group in MODEL_GROUPS:
@@ -126,17 +126,17 @@ def plain(cfg: DictConfig, key: str) -> Any:
 
 
 def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below a prefix, by the rest of their names."""
+    """The entries below a prefix, with the prefix removed from their names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape."""
+    """Maps names to shapes."""
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def take_fitting(module: nn.Module, state: dict[str, Tensor], parameters_only: bool = False) -> list[str]:
-    """Load the entries that fit in name and shape; returns their names."""
+    """Load the entries whose names and shapes match; returns their names."""
     own = dict(module.named_parameters()) if parameters_only else module.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     module.load_state_dict(fitting, strict=False)
@@ -144,7 +144,7 @@ def take_fitting(module: nn.Module, state: dict[str, Tensor], parameters_only: b
 
 
 def freeze(cfg: DictConfig, task: Training) -> None:
-    """Keep the parts that `cfg.freeze` names as they are; says what is left to train."""
+    """Freeze the parts that `cfg.freeze` names; logs the number of parameters left to train."""
     spec = cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze or [])
     for member in task.by_task().values():
         with refused_settings():

@@ -1,7 +1,7 @@
-"""Words as a person types them: a path is a path, although Hydra's grammar gives `=`, `(`, `,` and others a meaning.
+"""Quotes the values of a command line for Hydra, whose grammar gives `=`, `(`, `,` and others in a path a meaning.
 
-Before Hydra reads the command line, a value that it would refuse, or take for something else than the path it is, gets
-quotes of Hydra's grammar. What is quoted already, lists, references (`${…}`) and sweeps stay as they are.
+Before Hydra reads the command line, a value that it would refuse or misinterpret is quoted in Hydra's grammar. Values
+that are quoted already, valid lists, references (`${…}`) and sweeps are not changed.
 """
 
 import itertools
@@ -15,16 +15,16 @@ from hydra.errors import HydraException
 
 from workbench.quoting import PARSER, quoted, reads_as
 
-# What takes a path; behind `task.` and in `paths.` there are more.
+# Settings that take a path; more of them in `task.` and `paths.`, see `is_path`.
 PATHS = ("data_dir", "ckpt", "input", "init_from", "resume", "sweep.resume", "action.out", "hydra.run.dir")
 TASK_PATHS = ("data_dir", "samples_dir", "cache_dir", "csv")
 REFERENCE = re.compile(r"\$\{[\w.:/]+(:.*)?\}", re.DOTALL)
-FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd")  # flags before a folder of YAML
-ABOUT_FOLDERS = (*FOLDERS, "--config-name", "-cn")  # flags before a value
+FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd")  # flags that take a configuration folder
+ABOUT_FOLDERS = (*FOLDERS, "--config-name", "-cn")  # flags that take a value
 
 
 def quote_arguments() -> None:
-    """Quote the words of this process's own command line, and of the line that a shell wants completed."""
+    """Quote the values in `sys.argv`, and prepare the line that a shell asks to complete."""
     sys.argv[1:] = quoted_words(sys.argv[1:])
     if "COMP_LINE" in os.environ:
         sys.argv[1:1] = named_folders(os.environ["COMP_LINE"])  # their files are completed, too
@@ -32,7 +32,7 @@ def quote_arguments() -> None:
 
 
 def quoted_words(arguments: list[str]) -> list[str]:
-    """The arguments of a command, in words that Hydra reads as they were meant; doing it twice changes nothing more.
+    """Quote the arguments of a command for Hydra; idempotent.
 
     >>> quoted_words(["-m", "ckpt=epoch=3-step=36.ckpt", "seed=0,1"])
     ['-m', 'ckpt="epoch=3-step=36.ckpt"', 'seed=0,1']
@@ -51,7 +51,7 @@ def quoted_words(arguments: list[str]) -> list[str]:
 
 
 def is_sweep(arguments: list[str]) -> bool:
-    """Whether a command makes many runs.
+    """Whether a command is a sweep.
 
     >>> is_sweep(["--multi"]), is_sweep(["sweep=seeds"]), is_sweep(["sweep=seeds", "hydra.mode=RUN"])
     (True, True, False)
@@ -75,7 +75,7 @@ def is_path(key: str) -> bool:
 
 
 def named_folders(line: str) -> list[str]:
-    """The flag `--config-dir` in a command line that is being typed, for whatever answers it.
+    """The flag `--config-dir` in a command line that is being completed.
 
     >>> named_folders("python run.py --config-dir 'my conf' modality=au")
     ['--config-dir=my conf']
@@ -94,7 +94,7 @@ def named_folders(line: str) -> list[str]:
 
 
 def completable(line: str) -> str:
-    """A command line that is being typed, without the words that Hydra's completion cannot read.
+    """A command line that is being completed, without words that Hydra's completion cannot parse.
 
     >>> completable("python run.py 'data_dir=my sounds (2)' modality=au")
     'python run.py modality=au'
@@ -102,7 +102,7 @@ def completable(line: str) -> str:
     words = re.findall(r"""(?:\\.|'[^']*'|"(?:\\.|[^"])*"|[^\s'"\\])+(?:['"\\].*)?|['"\\].*""", line)
     finished, last = (words, []) if line[-1:].isspace() else (words[:-1], words[-1:])
     kept = [word for word in finished if "=" not in word or _readable(word)]
-    # What is typed in quotes is left to the shell, which knows files.
+    # Quoted text is left to the shell, which completes files.
     last = [
         word if not re.search(r"[\s'\"\\]", word) else word.lstrip("'\"").partition("=")[0] for word in last
     ]
@@ -120,7 +120,7 @@ def _readable(word: str) -> bool:
 
 
 def _path(value: str, sweeps: bool) -> str:
-    """A value that is a path, or in a sweep several with commas between them."""
+    """Quote a value that is a path, or in a sweep several comma-separated paths."""
     if _exists(value) or not sweeps or "," not in value or _is_meant(value):
         return _one_path(value)
     return ",".join(map(_one_path, _apart(value)))
@@ -133,14 +133,14 @@ def _one_path(value: str) -> str:
 
 
 def _is_meant(value: str) -> bool:
-    """Whether it is something of Hydra's own: a reference, text in quotes, a sweep written as a call."""
+    """Whether a value is Hydra's syntax: a reference, quoted text, or a sweep written as a call."""
     if REFERENCE.search(value):
         return True
     return re.match(r"['\"]|\w+\(", value) is not None and reads_as(value) is not NotImplemented
 
 
 def _apart(value: str) -> Iterator[str]:
-    """The paths in a list with commas; where a path that is there holds commas itself, it stays whole."""
+    """Split a comma-separated list of paths; an existing path that contains commas is kept whole."""
     parts = value.split(",")
     start = 0
     while start < len(parts):
@@ -156,7 +156,7 @@ def _exists(value: str) -> bool:
 
 
 def _other(value: str, sweeps: bool) -> str:
-    """A value of any other kind: quotes only where Hydra cannot read it, and where it is one piece of text."""
+    """Quote a value that is not a path, if Hydra cannot parse it and it is one piece of text."""
     if reads_as(value) is not NotImplemented:
         return value
     if value.startswith("[") and value.endswith("]"):

@@ -1,7 +1,7 @@
-"""Typing errors on the command line: one sentence with the nearest name, before anything heavy is imported.
+"""Checks the command line for typing errors: one sentence with the nearest name, before heavy imports.
 
-Behind `+` Hydra takes any key, and a setting that nobody reads would train on without it: here only what the node's
-class takes is accepted.
+With `+` Hydra accepts any key, and a setting that nothing uses would be ignored silently: here only arguments of the
+node's class are accepted.
 """
 
 import difflib
@@ -34,13 +34,13 @@ from workbench.files import ELSEWHERE
 from workbench.quoting import quoted, value_text
 from workbench.signatures import optimizers, signature_of
 
-FREE = ("callbacks", "logger")  # where the program looks for objects of any name
+FREE = ("callbacks", "logger")  # groups whose entries may have any name
 MEMBERS = "task.members"
 PLACES = {"modality.augment": ("raw", "mixup", "maps")}
 HYDRAS = ("_partial_", "_recursive_", "_convert_", "_args_")
-MIXED = ("compile",)  # true, or a word
+MIXED = ("compile",)  # true, or a string
 MOST_NAMES = 12
-HUB = "hf://"  # a repository of a hub, which is asked later
+HUB = "hf://"  # a Hub repository, checked later
 OURS = "WIDEFIELD_FULL_ERROR"  # HYDRA_FULL_ERROR was set here, not by the user; processes started by this one see both
 
 
@@ -71,7 +71,7 @@ def plain_words() -> Iterator[None]:
 
 
 def _refused(error: Exception) -> WriteError | None:
-    """What a disk answered to Hydra itself; its log hides it in a `ValueError`."""
+    """The disk error that Hydra itself met, or None; its logging setup hides it in a `ValueError`."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError) or not isinstance(cause.filename, str):
         return None
@@ -81,7 +81,7 @@ def _refused(error: Exception) -> WriteError | None:
 
 
 def explained(error: BaseException, words: list[str]) -> str:
-    """One sentence for an error of Hydra's about the words of a command."""
+    """One sentence for a Hydra error about the overrides of a command."""
     said = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").partition("/")
@@ -98,7 +98,7 @@ def explained(error: BaseException, words: list[str]) -> str:
 
 
 def refused_word(error: Exception, key: str, words: list[str]) -> str:
-    """One sentence for what goes wrong while the folder is looked at that a setting names."""
+    """One sentence for an error in reading the folder that a setting names."""
     if isinstance(error, (UsageError, WriteError)):
         return str(error)
     value = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{key}=")), "")
@@ -108,7 +108,7 @@ def refused_word(error: Exception, key: str, words: list[str]) -> str:
 
 
 def unreadable(word: str) -> str:
-    """The sentence for a word that is no `KEY=VALUE`, or whose value Hydra's grammar does not know."""
+    """The error message for a word that is not `KEY=VALUE`, or whose value Hydra cannot parse."""
     key, equals, value = word.partition("=")
     if not equals or not re.fullmatch(r"[+~]*[\w./@:-]+", key):
         return (
@@ -119,7 +119,7 @@ def unreadable(word: str) -> str:
 
 
 def unknown(key: str, base: DictConfig) -> str:
-    """The sentence for a key that is not there, with the nearest ones that are."""
+    """The error message for an unknown key, with the nearest known ones."""
     parts = key.split(".")
     node, place = _walk(base, parts)
     name = parts[len(place)]
@@ -127,7 +127,7 @@ def unknown(key: str, base: DictConfig) -> str:
     if not place:
         names = sorted({*names, *_groups()})
         what = "group" if len(parts) > 1 else "setting"
-        # `epochs` is a setting somewhere below, under a name that holds it.
+        # `epochs`, say, is part of the name of a nested setting.
         below = sorted(
             {leaf for leaf in _leaves(base) if name in leaf.rpartition(".")[2].split("_")}, key=len
         )
@@ -135,7 +135,7 @@ def unknown(key: str, base: DictConfig) -> str:
         return f"{name} is no {what}; " + (
             f"did you mean {near[0]}?" if near else f"there are {listed(names)}"
         )
-    # A node that is empty takes what its class hands on.
+    # An empty node takes what its class passes on.
     return f"{'.'.join(place)} has no {name}: {choices(name, names) if names else f'say +{key}=…'}"
 
 
@@ -153,16 +153,16 @@ def choices(name: str, names: Iterable[str]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The names in words, the first of them where there are many."""
+    """The names as text, cut after `MOST_NAMES`."""
     more = f", … ({len(names)} in all)" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
 
 
 def check_words(cfg: DictConfig, words: list[str]) -> None:
-    """Raise a `UsageError` for what a command adds that nobody reads, and for values of another kind.
+    """Raise a `UsageError` for added settings that nothing uses, and for values of the wrong type.
 
     Args:
-        cfg: as composed from them.
+        cfg: the configuration composed from them.
         words: `key=value`, as typed.
     """
     parsed = OverridesParser.create().parse_overrides(words)
@@ -209,18 +209,18 @@ def _check_added(word: Override, base: DictConfig, cfg: DictConfig) -> None:
 
 
 def _takes(target: str, name: str, word: Override, known: Iterable[str] = ()) -> None:
-    """Raise a `UsageError` unless a class takes an argument; where its source does not tell, making it will."""
+    """Raise a `UsageError` unless a class takes an argument; if its source does not show it, instantiation will."""
     signature = signature_of(target)
     if name in ("_target_", *HYDRAS) or signature is None or name in signature.arguments:
         return
-    # Where others are handed on, their taker refuses what it does not know; what looks like one of ours is a typo.
+    # Keywords passed on are checked by their receiver; a name close to a known argument is a typo.
     if not signature.any_keyword or difflib.get_close_matches(name, signature.arguments, 1, cutoff=0.8):
         names = {*signature.arguments, *known} - {"_target_"}
         raise UsageError(f"{word.input_line}: {target} takes no {name}: {choices(name, names)}")
 
 
 def _check_kind(word: Override, base: DictConfig, cfg: DictConfig) -> None:
-    """Raise a `UsageError` for a word where the configuration has a number, or true or false."""
+    """Raise a `UsageError` for a string where the configuration has a number or a bool."""
     before, now = OmegaConf.select(base, word.key_or_group), str(_value(cfg, word))
     if not isinstance(before, bool | int | float) or "${" in now or word.key_or_group in MIXED:
         return
@@ -235,7 +235,7 @@ def _check_kind(word: Override, base: DictConfig, cfg: DictConfig) -> None:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    """What can be told of single values without building anything."""
+    """Check single values, as far as possible without building anything."""
     if type(cfg.get("seed")) is not int or cfg.seed < 0:
         raise UsageError(f"seed={cfg.get('seed')}: it must be a whole number from 0 on")
     optimizer = cfg.get("optimizer") or {}
@@ -262,7 +262,7 @@ def _check_values(cfg: DictConfig) -> None:
 
 
 def _value(cfg: DictConfig, word: Override) -> Any:
-    """The value that a key has now, interpolations as they are written."""
+    """The value of the key of an override, interpolations unresolved."""
     if word.is_delete():
         return None
     *parents, last = word.key_or_group.split(".")
@@ -273,7 +273,7 @@ def _value(cfg: DictConfig, word: Override) -> Any:
 
 
 def _walk(node: Any, parts: list[str]) -> tuple[Any, list[str]]:
-    """The deepest node that is there on the way down, and the way to it."""
+    """The deepest existing node along a path, and the path to it."""
     place: list[str] = []
     for part in parts:
         if not isinstance(node, DictConfig) or part not in node or node._is_missing():
@@ -298,7 +298,7 @@ def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[str]:
 
 
 def composed(words: list[str]) -> DictConfig | None:
-    """The configuration that these words make; None where they make none."""
+    """The configuration composed from these overrides; None if they cannot be composed."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -331,7 +331,7 @@ def _groups() -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """The files of a group, or where it has only folders, those in them; none that begin with `_`."""
+    """The options of a group: its YAML files, or those in subfolders if it has no others; none that begin with `_`."""
     names: set[str] = set()
     for pattern in ("*.yaml", "*/*.yaml"):
         for top in (folder / group for folder in conf_folders()):
@@ -343,6 +343,6 @@ def options(group: str) -> list[str]:
 
 
 def _is_group(word: str) -> bool:
-    """Whether a word chooses a file of a group, or puts it somewhere (`task@task.members.audio.task=…`)."""
+    """Whether an override selects an option of a group, also for a package (`task@task.members.audio.task=…`)."""
     key = word.lstrip("+~").partition("=")[0]
     return "@" in key or any((folder / key).is_dir() for folder in conf_folders())
