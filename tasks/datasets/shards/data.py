@@ -150,7 +150,7 @@ class ReadsShards(DataModule):
     def read_packed(
         self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
     ) -> tuple[Any, Any]:
-        """`read_pair` for a sample in a shard: `parts` maps extensions to contents, `item.path` is the original file."""
+        """`read_pair` for a sample in a shard. `parts` maps extensions to contents; `item.path` is the source file."""
         raise NotImplementedError
 
     @property

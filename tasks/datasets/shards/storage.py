@@ -125,7 +125,7 @@ class Storage:
         self._ask(file, put)
 
     def exists(self, file: str) -> bool:
-        """Whether a (small) file exists; reads all of it, since only that is reliable over http."""
+        """Whether a small file exists; it is read completely, since only that is reliable over http."""
         try:
             self.read(file, SMALL)
         except MissingFile:
@@ -133,7 +133,7 @@ class Storage:
         return True
 
     def _open(self) -> tuple[Any, str]:
-        """The file system and the path in it; opened on each call, since it must not be carried into another process."""
+        """The file system and the path in it; opened on each call, since it must not be shared between processes."""
         from fsspec.core import url_to_fs
 
         try:
