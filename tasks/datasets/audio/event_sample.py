@@ -105,7 +105,7 @@ def _noise(length: int, rng: np.random.Generator) -> Wave:
 
 
 def sound_events(root: Path, parts: dict[str, int] | None = None) -> None:
-    """Writes recordings to `train/`, `val/` and `test/`, and `events.csv`; recordings without events have a row, too."""
+    """Writes recordings to `train/`, `val/` and `test/`, and `events.csv`, with a row also for those without events."""
     rows: list[tuple[str, ...]] = []
     for part, (split, count) in enumerate((parts or PARTS).items()):
         for number in range(count):

@@ -1,8 +1,8 @@
 """Images with boxes: base class of the detection data modules.
 
 A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`. Its target is a dictionary of `boxes` (n, 4) float32, x1,
-y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, if available, `masks` (n, H, W) bool; n may
-be 0. The target of a batch is a list of these.
+y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, if available, `masks` (n, H, W) bool; n
+may be 0. The target of a batch is a list of these.
 """
 
 import hashlib

@@ -37,9 +37,9 @@ LICENCE_PLATE = (2**16 - 1, 255)  # -1 in a 16-bit or 8-bit image
 class Cityscapes(MaskData):
     """Cityscapes with fine annotations: 2,975 training and 500 validation images.
 
-    Masks are `*_gtFine_labelTrainIds.png` if they exist (made by cityscapesScripts), else `*_gtFine_labelIds.png`, whose
-    values are mapped to train ids. The test split is `val`, as in most published results (the labels of `test` are not
-    released); a part of `train` is held out for model selection.
+    Masks are `*_gtFine_labelTrainIds.png` if they exist (made by cityscapesScripts), else `*_gtFine_labelIds.png`,
+    whose values are mapped to train ids. The test split is `val`, as in most published results (the labels of `test`
+    are not released); a part of `train` is held out for model selection.
 
     Args:
         **settings: see `MaskData` and `DataModule`.
