@@ -35,7 +35,7 @@ class ShardCache:
 
         Raises:
             DataError: it cannot be downloaded completely.
-        WriteError: the disk cannot be written.
+            WriteError: the disk cannot be written.
         """
         path = self.folder / file
         if not path.is_file():
