@@ -1,4 +1,4 @@
-"""Arrays kept beside the data, so that they are made once: decoded frames, sampled points."""
+"""On-disk cache of arrays that are expensive to compute: decoded frames, sampled points."""
 
 import logging
 import os
@@ -13,11 +13,11 @@ from tasks.disk import WriteError, draft_of, writing
 
 log = logging.getLogger("widefield")
 
-_said: set[Path] = set()  # folders whose refusal this process has told
+_said: set[Path] = set()  # cache folders for which this process has logged a write error
 
 
 def read_array(entry: Path) -> NDArray[Any] | None:
-    """A kept array, mapped into memory; None: there is none, or it is damaged."""
+    """Returns a cached array, memory-mapped; None if it is missing or damaged."""
     try:
         return np.asarray(np.load(entry, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError):
@@ -25,14 +25,14 @@ def read_array(entry: Path) -> NDArray[Any] | None:
 
 
 def keep_array(entry: Path, array: NDArray[Any], folder: Path) -> None:
-    """Keep an array as NPY; any number of processes may do so at once: an entry appears in one step or not at all.
+    """Cache an array as NPY. Writes are atomic, so concurrent processes are safe.
 
-    A cache that cannot be written costs time, nothing else; it is said once.
+    A cache that cannot be written is no error; a warning is logged once.
 
     Args:
-        entry: the file.
-        array: what to keep.
-        folder: of the whole cache.
+        entry: the cache file.
+        array: the array.
+        folder: root folder of the cache.
     """
     draft = draft_of(entry)
     try:

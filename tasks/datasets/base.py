@@ -1,7 +1,7 @@
-"""What every source of data shares: where it lies, its splits, how a batch is drawn and what a broken file does.
+"""Base class of all data modules: location, splits, batching, and handling of unreadable files.
 
-A source with `data_dir=null` is its embedded sample: a small, deterministic imitation written once in the real
-benchmark's file format and folder layout, and read by the very reader that reads the real thing.
+With `data_dir=null` a data module uses its embedded sample: a small, deterministic imitation written once in the real
+benchmark's file format and folder layout, and read by the same reader as the real data.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ from tasks.disk import writing
 
 log = logging.getLogger("widefield")
 
-DIGESTED = 10_000  # items of a split, evenly spread, that the digest of a data set looks at
+DIGESTED = 10_000  # maximum number of items per split, evenly spaced, that the digest of a data set covers
 
 
 class CommonSettings(TypedDict, total=False):
-    """Arguments every data module takes, passed on to `DataModule`."""
+    """Arguments of every data module, passed to `DataModule`."""
 
     name: str
     data_dir: str | None
@@ -60,7 +60,7 @@ class CommonSettings(TypedDict, total=False):
 
 
 class ClassificationSettings(CommonSettings, total=False):
-    """Arguments every source of classes takes, passed on to `ClassTargets`."""
+    """Arguments of every classification data module, passed to `ClassTargets`."""
 
     balance: str
     mixup: Mixup | None
@@ -70,30 +70,30 @@ Loader = TypeVar("Loader", bound=ResumableLoader)
 
 
 def limited(loader: Loader, data: LightningDataModule) -> Loader:
-    """The loader, which knows how much of an epoch the trainer of its data module draws."""
+    """Sets the loader's `limit` to the trainer's `limit_train_batches`; returns the loader."""
     if data.trainer is not None:
         loader.limit = data.trainer.limit_train_batches
     return loader
 
 
 class DataModule(LightningDataModule):
-    """One source of data for one modality.
+    """One data set of one modality.
 
-    A subclass states `modality`, `layout` (what `data_dir` must look like), `homepage`, `extensions`, and implements
-    `write_sample`, `read_splits`, `read_item`, `read_file`; `fetch` too where an official download exists. What its
-    targets mean is said by `targets`, an object that it has; `kind` makes it.
+    A subclass defines `modality`, `layout` (what `data_dir` must look like), `homepage`, `extensions`, and implements
+    `write_sample`, `read_splits`, `read_item`, `read_file`, and `fetch` where an official download exists. The
+    semantics of its targets are defined by its `targets` object, which `kind` constructs.
 
     Args:
-        name: name of the task; the embedded sample lies in `samples_dir/name`.
+        name: name of the task; the embedded sample is in `samples_dir/name`.
         data_dir: folder of the real data, or `None` for the embedded sample.
-        samples_dir: folder that holds the embedded samples of all tasks.
-        download: fetch the real data into `data_dir` when it is not there.
-        batch_size: training batch per device.
-        eval_batch_size: batch for validation and test; `None` means `batch_size`.
-        num_workers: reader processes; `None` means 0 for the sample and up to 8 for real data.
-        seed: seeds order, crops and augmentation.
-        limit: use only so many items of every split, evenly spread (quick trials).
-        **targets: settings of its kind of target.
+        samples_dir: folder of the embedded samples of all tasks.
+        download: download the real data into `data_dir` if missing.
+        batch_size: training batch size per device.
+        eval_batch_size: batch size for validation and test; `None` means `batch_size`.
+        num_workers: `DataLoader` workers; `None` means 0 for the sample and up to 8 for real data.
+        seed: seed of the order, crops and augmentation.
+        limit: maximum number of items per split, evenly spaced (for quick trials).
+        **targets: arguments of `kind`.
 
     Raises:
         DataError: missing or unusable data, in one sentence.
@@ -104,11 +104,11 @@ class DataModule(LightningDataModule):
     homepage: ClassVar[str | None] = None
     extensions: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "files"
-    format: str = "files"  # a source of shards has another
+    format: str = "files"  # `ReadsShards` has another
     targets: Targets
-    kind: ClassVar[Kind] = Targets  # makes `targets` of the settings for them
-    draws: ClassVar[bool] = True  # whether `read_item` makes random choices
-    sample_version: ClassVar[int] = 1  # raised when write_sample changes: old samples are drawn anew
+    kind: ClassVar[Kind] = Targets  # constructs `targets` from its arguments
+    draws: ClassVar[bool] = True  # whether `read_item` is random
+    sample_version: ClassVar[int] = 1  # incremented when write_sample changes: old samples are regenerated
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -152,12 +152,12 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.limit = limit
         self.splits: dict[str, Sequence[Item]] = {}
-        self.notes: list[str] = []  # what was inferred or left out in reading; said in the first lines
+        self.notes: list[str] = []  # what was inferred or skipped while reading; logged at the start
 
     # -- what a subclass implements -----------------------------------------------------------------------------
 
     def write_sample(self, root: Path) -> None:
-        """Write the embedded sample below `root`, deterministically, in the real layout."""
+        """Write the embedded sample to `root`, deterministically, in the real layout."""
         raise NotImplementedError
 
     def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
@@ -169,20 +169,20 @@ class DataModule(LightningDataModule):
         raise NotImplementedError
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Read one item as a raw sample and its target, which lies where the raw sample was cropped; raises
-        `ReadError`. As it is: `read_item`, and the target that the item has from `read_splits`."""
+        """Read one item as a raw sample and its target, cropped alike; raises `ReadError`. By default: `read_item`, and
+        the item's target from `read_splits`."""
         return self.read_item(item, train, rng), item.target
 
     def join_targets(self, targets: list[Any]) -> Any:
-        """The targets of some samples -> the target of their batch, as their kind wants it."""
+        """Collates targets to the target of a batch (`Targets.join`)."""
         return self.targets.join(targets)
 
     def join_raws(self, raws: list[Any]) -> Any:
-        """The raw data of some samples -> the raw batch: stacked, unless their sizes differ."""
+        """Collates raw samples to a raw batch. By default they are stacked."""
         return default_collate(raws)
 
     def read_file(self, path: Path) -> Any:
-        """Read a user's file for prediction, as `read_item` does at test time; raises `ReadError`."""
+        """Read a user's file for prediction, like `read_item` at test time; raises `ReadError`."""
         raise NotImplementedError
 
     def fetch(self, root: Path) -> None:
@@ -190,7 +190,7 @@ class DataModule(LightningDataModule):
         raise DataError(f"{self.name} has no official download; place it by hand: {self.layout}")
 
     def looks_complete(self, root: Path) -> bool:
-        """Whether `root` already holds the real data, so that nothing is downloaded."""
+        """Whether `root` already contains the real data, so that nothing is downloaded."""
         return root.is_dir() and any(not _of_a_download(path) for path in root.iterdir())
 
     # -- what Lightning and the workbench call ------------------------------------------------------------------
@@ -216,7 +216,7 @@ class DataModule(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The classes of the targets, in the order of their indices; none where they are of no classes."""
+        """Class names in the order of their indices; empty for targets without classes."""
         return self.targets.class_names
 
     @class_names.setter
@@ -225,7 +225,7 @@ class DataModule(LightningDataModule):
 
     @property
     def multilabel(self) -> bool:
-        """Whether an item may be of several classes."""
+        """Whether an item may have several classes."""
         return self.targets.multilabel
 
     @multilabel.setter
@@ -233,26 +233,26 @@ class DataModule(LightningDataModule):
         self.targets.multilabel = several
 
     def by_task(self) -> "dict[str, DataModule]":
-        """The sources in it, by name; the name of an only one is empty."""
+        """Maps a task name to its data module; a single task has the key `''`."""
         return {"": self}
 
     def class_counts(self) -> tuple[NDArray[np.int64], int] | None:
-        """How often each class occurs in what is trained on, (K,), and how much that is; None: there are no classes."""
+        """Number of occurrences of each class in the training split, (K,), and the total; None without classes."""
         return self.targets.class_counts(self.splits["train"])
 
     def info(self) -> dict[str, Any]:
-        """What a model must know of the data to answer (plain values; kept in every checkpoint)."""
+        """What a model needs to know about the data to predict (plain values; saved in every checkpoint)."""
         return self.targets.info()
 
     def recall(self, data_info: dict[str, Any]) -> None:
-        """Take over what a checkpoint says of its data before `read_file`, where a reader needs it (columns, …)."""
+        """Restore `info()` of a checkpoint before `read_file`, where a reader needs it (columns, …)."""
         self.targets.recall(data_info)
 
     def adopt(self, data_info: dict[str, Any]) -> None:
-        """Make the test split one for a model of this data, which was trained on other data.
+        """Convert the test split for a model that was trained on other data.
 
         Raises:
-            DataError: the model cannot be asked about these data, e.g. classes that it does not know, by name.
+            DataError: the model cannot be tested on these data, e.g. it lacks some of their classes (by name).
         """
         items = self.splits.get("test", [])
         adopted = self.targets.adopt(items, self.info(), data_info, self.place)
@@ -260,8 +260,8 @@ class DataModule(LightningDataModule):
             self.splits = {"test": adopted}
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
-        """All labelled items to test a model of this data on, or those of a test split that the data themselves
-        state; None: the source has but one test split, that of `setup` (benchmarks).
+        """Returns all labelled items for testing a model with this `data_info`, or those of a test split that the data
+        define themselves; None if the only test split is that of `setup` (benchmarks).
 
         Raises:
             DataError: as `adopt`.
@@ -269,12 +269,12 @@ class DataModule(LightningDataModule):
         return None
 
     def take_whole(self, whole: Whole, data_info: dict[str, Any]) -> None:
-        """Make these items the test split, and the only one."""
+        """Make these items the test split, and drop the other splits."""
         self.recall(data_info)
         self.splits = {"test": spread(whole.items, self.limit)}
 
     def record(self) -> dict[str, Any]:
-        """What data these are, to be compared later (plain values; kept in every checkpoint beside the data_info).
+        """Fingerprint of the data, for later comparison (plain values; saved in every checkpoint beside the data_info).
 
         `place` and `digest` are hashes: of the folder's path, and of the names and targets of the items.
         """
@@ -286,12 +286,12 @@ class DataModule(LightningDataModule):
         }
 
     def place_digest(self) -> str:
-        """A hash of where the data lie."""
+        """Hash of the location of the data."""
         place = self.place if "://" in self.place else str(Path(self.place).resolve())
         return hashlib.sha256(place.encode()).hexdigest()[:32]
 
     def digest(self) -> str:
-        """A hash of the items of all splits: their names below the folder and their targets."""
+        """Hash of the items of all splits: their names relative to the folder, and their targets."""
         found, root = hashlib.sha256(), f"{self.root}{os.sep}"
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):
@@ -301,27 +301,27 @@ class DataModule(LightningDataModule):
         return found.hexdigest()[:32]
 
     def describe(self) -> str:
-        """One line: what data this is and where it lies."""
+        """One-line description of the data and their location."""
         kind = "embedded sample of " if self.source == "sample" else ""
         sizes = " / ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS if split in self.splits)
         return f"{kind}{self.name} ({sizes} {self.unit}{self.details()}) in {self.place}"
 
     @property
     def title(self) -> str:
-        """What people call the data set."""
+        """Display name of the data set."""
         return str(self.name)
 
     @property
     def drawn(self) -> list[str]:
-        """The title of the data set that these data, drawn by us, only imitate; empty: the data are real.
+        """The title of the data set that these synthetic data imitate; empty for real data.
 
-        A folder of samples that is given as `data_dir` is a drawn one, too.
+        A folder of embedded samples that is passed as `data_dir` counts as synthetic, too.
         """
         return [self.title] if self.source == "sample" or is_drawn(self.root) else []
 
     @property
     def place(self) -> str:
-        """Where the data lie: a folder, or the address of one."""
+        """Location of the data: a folder, or a URL."""
         return str(self.root)
 
     def example_file(self) -> Path | None:
@@ -329,7 +329,7 @@ class DataModule(LightningDataModule):
         return self.splits["test"][0].path if self.splits else None
 
     def details(self) -> str:
-        """What `describe` adds after the sizes, beginning with a comma."""
+        """Suffix of `describe` after the sizes, beginning with a comma."""
         return self.targets.details()
 
     def bad_layout(self, problem: str) -> DataError:
@@ -340,7 +340,7 @@ class DataModule(LightningDataModule):
     def loader(
         self, split: str, *, train: bool | None = None, batch_size: int | None = None
     ) -> ResumableLoader:
-        """The batches of a split: shuffled and augmented for training, every item once in order otherwise."""
+        """The loader of a split: shuffled and augmented for training, else every item once in order."""
         train = split == "train" if train is None else train
         items = self.splits[split]
         if batch_size is None:
@@ -366,7 +366,7 @@ class DataModule(LightningDataModule):
         return self.loader("test")
 
     def training_raws(self, most: int = 2000) -> Iterator[Any]:
-        """Raw batches of the training split, un-augmented, at most about `most` samples spread over it."""
+        """Raw batches of the training split without augmentation: at most about `most` samples, evenly spaced."""
         items = self.splits["train"]
         chosen = items[:: max(1, len(items) // most)][:most]
         dataset = self._dataset(chosen, train=False)
@@ -380,15 +380,15 @@ class DataModule(LightningDataModule):
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _dataset(self, items: Sequence[Item], train: bool) -> ItemDataset:
-        """What reads these items."""
+        """The reader of these items."""
         return self.targets.dataset(items, self._reader(train), train=train, seed=self.seed, draws=self.draws)
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
-        """Which items make up each batch."""
+        """The batch sampler of a split."""
         return self.targets.batches(self.splits[split], train=train, batch_size=batch_size, seed=self.seed)
 
     def _reader(self, train: bool) -> Reader:
-        """`read_pair` with the train flag fixed, in a form that reader processes can be given."""
+        """`read_pair` with the train flag fixed, picklable for workers."""
         return _Reader(self, train)
 
     def _workers(self) -> int:
@@ -397,7 +397,7 @@ class DataModule(LightningDataModule):
         return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
     def _fetch_once(self) -> None:
-        """`fetch`, in one of the processes that want it at the same time."""
+        """Call `fetch` in one of several concurrent processes; the others wait."""
 
         def waiting() -> None:
             log.info("download: another process is fetching %s; waiting for it", self.name)

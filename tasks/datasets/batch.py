@@ -1,7 +1,7 @@
-"""What a reader hands on: a sample, a batch of them, and what could not be read.
+"""What a reader returns: samples, batches and failures.
 
-A batch whose files were all unreadable has length 0 and no raw data; data that cannot be used at all never become a
-batch: the loader raises the reader's `DataError` in the process that asked.
+A batch whose files were all unreadable has length 0 and no raw data. If the data as a whole are unusable, the loader
+raises the reader's `DataError` in the main process.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from torch.utils.data import default_collate
 
 from tasks.datasets.errors import DataError
 
-Joined = Callable[[list[Any]], Any]  # the targets (or raw data) of some samples -> those of their batch
+Joined = Callable[[list[Any]], Any]  # collates the targets (or raw data) of samples
 
 
 class Copies(list[Any]):
-    """Several raw samples of one item, e.g. differently augmented; each is a sample of the batch by itself."""
+    """Several raw samples of one item, e.g. repeated augmentations; each becomes a sample of the batch."""
 
 
 @dataclass(slots=True)
@@ -27,10 +27,10 @@ class Sample:
     """One item as read.
 
     Args:
-        raw: what the embedder reads, without the batch dimension; `Copies` of it where training draws several.
-        target: what is to be predicted (class index, multi-hot array, mask, window, …); None: nothing is known.
-        index: place of the item in its split.
-        mixed_target: (K,), how much of each class is in it, where items were mixed with each other.
+        raw: input of the embedder, without the batch dimension; `Copies` for repeated augmentation.
+        target: class index, multi-hot array, mask, window, …; None if unknown.
+        index: index of the item in its split.
+        mixed_target: (K,), soft target of a mixed sample.
     """
 
     raw: Any
@@ -41,29 +41,29 @@ class Sample:
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that could not be read; `said` names it and says why."""
+    """An item that could not be read; `said` is the message with its name and the reason."""
 
     said: str
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Data that cannot be used as a whole; `said` is the sentence for the user."""
+    """Data that are unusable as a whole; `said` is the message for the user."""
 
     said: str
 
 
 @dataclass
 class Batch:
-    """Samples side by side, in the order in which they were asked for.
+    """A batch of samples, in the order of the requested indices.
 
     Args:
-        raw: of B samples, joined as their kind says (`DataModule.join_raws`); None where B is 0.
-        target: of B samples, joined as their kind says (`DataModule.join_targets`); None where nothing is known.
-        index: (B,), places of the items in their split.
-        failures: what is said of each item that could not be read.
-        mixed_target: (B, K) where items were mixed with each other.
-        task: which of several tasks it is of; a single one has the key `""`.
+        raw: collated by `DataModule.join_raws`; None if B is 0.
+        target: collated by `DataModule.join_targets`; None if unknown.
+        index: (B,), indices of the items in their split.
+        failures: one message for each item that could not be read.
+        mixed_target: (B, K), soft targets of mixed samples.
+        task: name of the task; a single task has the key `""`.
     """
 
     raw: Any
@@ -77,7 +77,7 @@ class Batch:
         return len(self.index)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU takes it faster (asked for by the `DataLoader`)."""
+        """Copy the batch to page-locked memory (called by the `DataLoader`)."""
         pinned = {
             each.name: tree_map(
                 lambda value: value.pin_memory() if isinstance(value, Tensor) else value,
@@ -94,12 +94,12 @@ Read = Sample | Failure | Unusable
 def collate(
     samples: Sequence[Read], join: Joined = default_collate, join_raws: Joined = default_collate
 ) -> Batch | Unusable:
-    """The batch of the readable samples, copies of an item one after the other, and the failures of the others.
+    """Collates the readable samples, with `Copies` of an item in sequence, and collects the failures.
 
     Args:
-        samples: as read, in order.
-        join: joins their targets.
-        join_raws: joins their raw data.
+        samples: what was read, in order.
+        join: collates the targets.
+        join_raws: collates the raw data.
     """
     read: list[Sample] = []
     failures: list[str] = []
@@ -123,12 +123,12 @@ def collate(
 
 
 def usable(batch: Batch | Unusable) -> Batch:
-    """The batch; raises the `DataError` that a reader ran into."""
+    """Returns the batch; raises the `DataError` of the reader, if any."""
     if isinstance(batch, Unusable):
         raise DataError(batch.said)
     return batch
 
 
 def _apart(sample: Sample) -> list[Sample]:
-    """The samples of an item that was read as several."""
+    """Splits a sample with `Copies` into single samples."""
     return [replace(sample, raw=one) for one in sample.raw]

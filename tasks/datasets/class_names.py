@@ -1,4 +1,4 @@
-"""Class names of a model beside those of the data that it is tested on."""
+"""Compares the class names of a model with those of its test data."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +15,7 @@ def refuse_unknown(own: Sequence[str], known: Sequence[str], place: str) -> None
 
 
 def not_there(own: Iterable[str], known: Sequence[str]) -> str:
-    """The classes of a model that its test data lack, in words; empty where there are none.
+    """Message that lists the model's classes that its test data lack; empty if there are none.
 
     >>> not_there(["cat"], ["cat", "cow", "dog"])
     '; there is nothing of cow, dog, which it knows'

@@ -1,7 +1,8 @@
-"""Downloading, so that a cut, damaged or exchanged file never looks like data, and what has arrived is not lost.
+"""Resumable downloads with checksums.
 
-A file arrives as `NAME.part`, with what is known of it in `NAME.part.json`; a later attempt asks for the rest only,
-and begins anew where the server's file has changed. It gets its name when it is whole and has its checksum.
+A file is downloaded as `NAME.part`, with its metadata in `NAME.part.json`. A later attempt requests the remaining bytes
+only, and restarts if the file on the server has changed. The file is renamed once it is complete and its checksum
+matches.
 """
 
 import base64
@@ -31,13 +32,13 @@ from tasks.secrets import mask
 
 log = logging.getLogger("widefield")
 
-ATTEMPTS = 5  # in a row of which none brings at least CHUNK bytes
-PAUSE = 1.0  # seconds before the second attempt, then twice as long each time
-LONGEST_PAUSE = 60.0  # seconds, whatever a server asks for
+ATTEMPTS = 5  # consecutive attempts that each receive less than CHUNK bytes
+PAUSE = 1.0  # seconds before the second attempt; doubled after each
+LONGEST_PAUSE = 60.0  # seconds; caps Retry-After
 TIMEOUT = 60.0  # seconds without a byte
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others a little later
-BEYOND = 416  # the server's file ends before the place we ask for
-LASTING = (  # asking again does not help
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # transient status codes
+BEYOND = 416  # range not satisfiable: the file on the server is shorter
+LASTING = (  # permanent: not retried
     *(socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError),
     *(FileNotFoundError, PermissionError, IsADirectoryError),
 )
@@ -48,10 +49,10 @@ class Source:
     """A file to download.
 
     Args:
-        url: https or file; http only with a checksum. `https://USER:PASSWORD@…` signs in.
-        sha256: checksum in hexadecimal; `None` where the publisher's file is not fixed, then its length and its own
-            integrity are checked, and the checksum of the first download is kept beside it and compared.
-        most_gb: most gigabytes (10^9 bytes) of the file, and of what it unpacks to.
+        url: https or file; http only with a checksum. `https://USER:PASSWORD@…` uses basic authentication.
+        sha256: checksum in hexadecimal; `None` if the publisher's file may change: then its length and the archive's
+            integrity are checked, and the checksum of the first download is saved beside it and compared.
+        most_gb: maximum size of the file, and of its unpacked contents, in gigabytes (10^9 bytes).
     """
 
     url: str
@@ -65,7 +66,7 @@ class Source:
 
     @property
     def file(self) -> str:
-        """The file's name in the address."""
+        """File name in the URL."""
         return unquote(urlsplit(self.url).path).rpartition("/")[2] or "file"
 
     def __str__(self) -> str:
@@ -73,12 +74,12 @@ class Source:
 
 
 def download(source: Source, path: Path, timeout: float = TIMEOUT) -> None:
-    """Download to ``path``, which appears only when it is whole and its checksum is right; a whole one is kept.
+    """Download to ``path``, which is created only when complete and verified; an existing file is verified and kept.
 
-    Of several processes that ask for the same file one downloads and the others wait.
+    Of several concurrent processes one downloads and the others wait.
 
     Raises:
-        DataError: any failure, with what to do by hand.
+        DataError: any failure; the message explains how to place the file by hand.
     """
     if not _trustworthy(source):
         raise DataError(
@@ -105,19 +106,19 @@ def _trustworthy(source: Source) -> bool:
 
 
 class _Again(Exception):
-    """An attempt that failed for a reason that may pass; the text says which."""
+    """A transient failure of an attempt; the message is the reason."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
-        self.pause = pause  # seconds that the server asks for
+        self.pause = pause  # seconds, from Retry-After
 
 
 class _Transfer:
-    """One file on its way.
+    """The transfer of one file.
 
     Args:
-        source, path: from where to where.
-        timeout: seconds without a byte after which a connection counts as lost.
+        source, path: source and destination.
+        timeout: seconds without data after which a connection is considered lost.
     """
 
     def __init__(self, source: Source, path: Path, timeout: float) -> None:
@@ -126,7 +127,7 @@ class _Transfer:
         self.about = path.with_name(f"{path.name}.part.json")
 
     def run(self) -> None:
-        """Download, going on from what is there already, as often as needed."""
+        """Download, resuming from the partial file, with retries."""
         failed, pause = 0, PAUSE
         with shown_progress(f"download: {self.source} to {self.path}") as progress:
             while True:
@@ -181,14 +182,14 @@ class _Transfer:
             raise _Again(f"broke off after {received:,} of {length:,} bytes")
 
     def _place(self, reply: Any, have: int) -> tuple[int, int | None]:
-        """Where in the file the answer begins, and how long the file is."""
+        """Returns the offset at which the response begins, and the length of the file."""
         stated = reply.headers.get("Content-Length")
         if stated is not None and not stated.isdecimal():
             raise DataError(f"{self.source} answered without a length that can be read; try again")
         if getattr(reply, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
             return 0, int(
                 stated
-            ) if stated is not None else None  # from the start: changed, or it knows no ranges
+            ) if stated is not None else None  # from the start: the file changed, or ranges are not supported
         unit, _, place = str(reply.headers.get("Content-Range", "")).partition(" ")
         span, _, whole = place.partition("/")
         first = span.partition("-")[0]
@@ -208,9 +209,9 @@ class _Transfer:
     def _receive(
         self, reply: Any, start: int, length: int | None, progress: Callable[[int, int | None], None]
     ) -> int:
-        """Append what arrives to the part; returns its size."""
+        """Append the received bytes to the partial file; returns its size."""
         received = start
-        read = getattr(reply, "read1", reply.read)  # what is there, not only whole chunks: nothing is lost
+        read = getattr(reply, "read1", reply.read)  # what is available, not only full chunks: nothing is lost
         with self.part.open("r+b") as file:
             file.truncate(start)
             file.seek(start)
@@ -228,9 +229,9 @@ class _Transfer:
         return DataError(f"{self.source} is larger than {self.source.most:,} bytes, the most it may have")
 
     def _begin(self, reply: Any, length: int | None) -> None:
-        """Begin the part anew, and note what tells whether the server's file is still the same."""
+        """Start a new partial file, and save the tag that identifies the server's version of the file."""
         tag = reply.headers.get("ETag") or ""
-        if not tag.startswith('"'):  # a weak one promises no equal bytes
+        if not tag.startswith('"'):  # a weak ETag does not guarantee identical bytes
             tag = reply.headers.get("Last-Modified") or ""
         self._forget()
         known = {"url": str(self.source), "tag": tag, "length": length}
@@ -244,7 +245,7 @@ class _Transfer:
             return 0
 
     def _known(self) -> dict[str, Any]:
-        """What was noted of the part; of another address it is of no use."""
+        """Returns the metadata of the partial file; discards both if they belong to another URL."""
         try:
             known = json.loads(self.about.read_bytes())
         except (OSError, ValueError):
@@ -262,13 +263,13 @@ class _Transfer:
         url, signed = _signed_in(self.source.url)
         request = urllib.request.Request(url, headers=headers)
         if signed:
-            request.add_unredirected_header("Authorization", signed)  # for this host, not where it sends us
+            request.add_unredirected_header("Authorization", signed)  # for this host only, not for redirects
         opener = urllib.request.build_opener(_Redirects(self.source))
         return opener.open(request, timeout=self.timeout)
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """What goes wrong with a connection, in words; `_Again` where it may pass."""
+        """Converts connection errors to `DataError`, or to `_Again` if they are transient."""
         try:
             yield
         except urllib.error.HTTPError as error:
@@ -297,7 +298,7 @@ class _Transfer:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server to another address, never from https to anything less."""
+    """Follows redirects, but never from https to another scheme."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -314,7 +315,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _signed_in(url: str) -> tuple[str, str | None]:
-    """An address without `USER:PASSWORD@`, and the header that says the same."""
+    """Returns the URL without `USER:PASSWORD@`, and the equivalent Authorization header."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url, None
@@ -327,12 +328,12 @@ def _signed_in(url: str) -> tuple[str, str | None]:
 
 
 def record_of(path: Path) -> Path:
-    """The file that keeps the checksum of a download whose publisher names none; `sha256sum --check` reads it."""
+    """The file with the checksum of a download for which none is published, in the format of `sha256sum --check`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def sha256_of(path: Path) -> str:
-    """Checksum of a file in hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -341,9 +342,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _check(source: Source, file: Path, path: Path) -> None:
-    """Raise a `DataError` where a file is not the one meant by `source`.
+    """Raise a `DataError` if a file is not the one specified by `source`.
 
-    Without a checksum of the publisher's, that of the first download is recorded beside ``path`` and compared later.
+    Without a published checksum, that of the first download is recorded beside ``path`` and compared later.
     """
     found = sha256_of(file)
     if source.sha256 is not None:

@@ -1,4 +1,4 @@
-"""Embedded samples: drawn once into a folder that says so, and never over anything else."""
+"""Embedded (synthetic) samples: generated once into a marked folder, never overwriting anything else."""
 
 import json
 import shlex
@@ -14,20 +14,20 @@ ELSEWHERE = "or draw the sample elsewhere with paths.samples=FOLDER"
 
 
 def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Let `write` fill the folder `root`, unless it already holds what `stamp` says.
+    """Let `write` fill the folder `root`, unless its stamp already equals `stamp`.
 
-    An older sample gives way to the new one; nothing else does.
+    An older sample is replaced; anything else is refused.
 
     Raises:
-        DataError: something lies there that was not drawn by us.
-        WriteError: the disk refuses; nothing is left of the attempt.
+        DataError: `root` contains something other than an embedded sample.
+        WriteError: the disk cannot be written; nothing is left behind.
     """
     root = root.resolve()
     marker = root / "SAMPLE.json"
     if _stamp(marker) == stamp:
         return
     refuse_strangers(root)
-    # Drawn beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
+    # Written to a temporary folder and renamed: an interrupted or parallel run never leaves a partial sample.
     draft = draft_of(root)
     try:
         with writing(root, ELSEWHERE):
@@ -48,7 +48,7 @@ def draw_once(root: Path, stamp: dict[str, Any], write: Callable[[Path], None]) 
 
 
 def _stamp(marker: Path) -> dict[str, Any] | None:
-    """What a drawn sample says of itself; None: it is none."""
+    """The stamp of an embedded sample; None if it is not one."""
     try:
         said = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
     except (OSError, ValueError):
@@ -57,12 +57,12 @@ def _stamp(marker: Path) -> dict[str, Any] | None:
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file or folder is a sample drawn by us, or lies in one."""
+    """Whether a file or folder is, or is inside, an embedded sample."""
     return any(_stamp(folder / "SAMPLE.json") for folder in (path, *path.absolute().parents))
 
 
 def refuse_strangers(root: Path) -> None:
-    """Raise a `DataError` where `root` holds anything but a sample drawn by us."""
+    """Raise a `DataError` if `root` contains anything but an embedded sample."""
     if not root.exists() or _stamp(root / "SAMPLE.json") or (root.is_dir() and not any(root.iterdir())):
         return
     raise DataError(

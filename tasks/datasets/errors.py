@@ -1,13 +1,13 @@
-"""What can be wrong with data; nothing heavy is imported here."""
+"""Errors about data; nothing heavy is imported here."""
 
 
 class DataError(ValueError):
-    """Data that cannot be used as asked; the message is one sentence for the user."""
+    """Data that cannot be used as requested; the message is one sentence for the user."""
 
 
 class ReadError(DataError):
-    """One file that cannot be read; the message says why, without the file's name."""
+    """A file that cannot be read; the message is the reason, without the file's name."""
 
 
 class UnreadableItem(DataError):
-    """One item that cannot be read; the message names it."""
+    """An item that cannot be read; the message names it."""

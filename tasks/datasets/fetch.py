@@ -1,4 +1,4 @@
-"""Archives, downloaded and unpacked in one go."""
+"""Downloads and unpacks archives."""
 
 import shutil
 import tempfile
@@ -11,22 +11,22 @@ SCRATCH = ".unpack-"
 
 
 def download_and_unpack(source: Source, folder: Path, timeout: float = TIMEOUT) -> None:
-    """Download a ``.tar``, ``.tar.gz`` or ``.zip`` and unpack it into ``folder``, all or nothing.
+    """Download a ``.tar``, ``.tar.gz`` or ``.zip`` and unpack it into ``folder``, completely or not at all.
 
-    The archive lies in ``folder`` while it is needed, or beside it where there is no such folder yet; one that
-    somebody has put there is taken, and stays. Files that are in ``folder`` already are kept as they are.
+    The archive is stored in ``folder``, or beside it if the folder does not exist yet, and deleted afterwards; an
+    archive that was already there is used and kept. Existing files in ``folder`` are not overwritten.
 
     Raises:
-        DataError: no connection, a cut or altered file, no such archive, or a member that would land elsewhere.
+        DataError: no connection, an incomplete or altered file, no archive, or a member outside the folder.
     """
     home = folder if folder.is_dir() else folder.parent
     home.mkdir(parents=True, exist_ok=True)
     archive = home / source.file
     theirs = archive.is_file()
     download(source, archive, timeout)
-    for left in home.glob(f"{SCRATCH}*"):  # of a process that was killed
+    for left in home.glob(f"{SCRATCH}*"):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    # In the same folder: the last step is then a rename on one file system.
+    # In the same folder, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=home, prefix=SCRATCH) as scratch:
         unpacked = Path(scratch) / "unpacked"
         try:

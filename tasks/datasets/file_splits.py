@@ -1,4 +1,4 @@
-"""The training, validation and test split of a collection of files: stated, drawn by name, or dealt out in folds."""
+"""Training, validation and test splits of a collection of files: given, by name hash, or by folds."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,8 +12,7 @@ from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
 
 @dataclass(frozen=True)
 class Entry:
-    """A file found: its labels, the split or fold it was given (`None`: by name) and what it must not be parted
-    from."""
+    """A file with its labels, its given split or fold (`None`: by name hash), and its group, which is never split."""
 
     path: Path
     labels: tuple[str, ...]
@@ -23,7 +22,7 @@ class Entry:
 
 
 def by_parts(path: Path) -> tuple[str, ...]:
-    """Order of files: folder by folder."""
+    """Sort key of files: folder by folder."""
     return path.parts
 
 
@@ -60,15 +59,15 @@ class FileSplits:
         self.order = order
 
     def split(self, root: Path, entries: list[Entry], notes: list[str]) -> dict[str, list[Entry]]:
-        """Given splits stay; `val` and `test` are taken from the rest where nothing gives them.
+        """Assigns entries to splits. Given splits are kept; missing `val` and `test` are taken from the rest.
 
         Args:
-            root: the folder that names are counted from.
+            root: folder that names are relative to.
             entries: the files.
-            notes: gets a sentence for what was inferred.
+            notes: what was inferred is appended, one sentence each.
 
         Raises:
-            DataError: a split that stays empty, or settings that the files do not go with.
+            DataError: an empty split, or settings that do not match the files.
         """
         names = [_below(entry.path, root) for entry in entries]
         given = [self._given_split(name, entry) for name, entry in zip(names, entries, strict=True)]
@@ -124,7 +123,7 @@ class FileSplits:
         return found
 
     def _by_stated_fold(self, names: list[str], entries: list[Entry], notes: list[str]) -> list[str]:
-        """The splits where every file says its fold; what is not tested leaves a fraction for validation."""
+        """Splits by given folds; a fraction of the files outside the test fold is the validation split."""
         folds = sorted({entry.fold for entry in entries if entry.fold}, key=_by_number)
         fold = folds[0] if self.fold is None else str(self.fold)
         if fold not in folds or len(folds) < 2:
@@ -140,7 +139,7 @@ class FileSplits:
         ]  # fmt: skip
 
     def _by_dealt_fold(self, entries: list[Entry]) -> list[str]:
-        """The splits where folds are made here: of the files of each class, or of the groups."""
+        """Splits by computed folds, of the files of each class or of the groups."""
         fold = self.fold
         if not isinstance(fold, int) or not 1 <= fold <= self.folds:
             raise DataError(f"fold must be between 1 and folds={self.folds}, not {fold}")
@@ -160,7 +159,7 @@ class FileSplits:
 
 
 def pattern_of(argument: str, text: str | None) -> re.Pattern[str] | None:
-    """A regular expression that an argument gives; raises `DataError`."""
+    """Compiles the regular expression of an argument; raises `DataError`."""
     try:
         return None if text is None else re.compile(text)
     except re.error as error:
@@ -168,7 +167,7 @@ def pattern_of(argument: str, text: str | None) -> re.Pattern[str] | None:
 
 
 def _refuse_torn(root: Path, entries: Sequence[Entry], given: Sequence[str | None]) -> None:
-    """Raise a `DataError` for a group that is stated to lie in two splits or folds."""
+    """Raise a `DataError` for a group whose files are given different splits or folds."""
     stated: dict[str, set[str]] = {}
     for entry, fixed in zip(entries, given, strict=True):
         if entry.group and (role := fixed or (entry.fold and f"fold {entry.fold}")):

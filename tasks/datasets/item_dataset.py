@@ -19,13 +19,13 @@ Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, targ
 
 
 class ItemDataset(Dataset[Read]):
-    """Reads the items of one split; every random choice depends on (seed, epoch, index) alone.
+    """Reads the items of one split; all randomness depends on (seed, epoch, index) only.
 
     Args:
-        items: of the split.
-        read: reads one.
-        seed: of its random choices.
-        draws: whether there are any; a generator for each item takes longer than a slice of memory.
+        items: items of the split.
+        read: reads one item.
+        seed: random seed.
+        draws: whether `read` is random; without, no generator is created per item, which can take longer than reading.
     """
 
     def __init__(self, items: Sequence[Item], read: Reader, seed: int, draws: bool = True) -> None:
@@ -46,11 +46,11 @@ class ItemDataset(Dataset[Read]):
             return self.sample(index, rng)
         except UnreadableItem as error:
             return Failure(str(error))
-        except (DataError, WriteError) as error:  # a reader process could only hand on a traceback
+        except (DataError, WriteError) as error:  # a worker could only pass on a traceback
             return Unusable(str(error))
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """One sample; raises `UnreadableItem`, or `DataError` where the data as a whole cannot be used."""
+        """Returns one sample; raises `UnreadableItem`, or `DataError` if the data as a whole are unusable."""
         raw, target = self.pair(self.items[index], rng)
         return Sample(raw, target, index)
 
@@ -62,19 +62,19 @@ class ItemDataset(Dataset[Read]):
             raise UnreadableItem(f"{item.name}: {error}") from error
         except OSError as error:  # deleted, or made unreadable, since it was listed
             raise UnreadableItem(f"{item.name}: {(error.strerror or str(error)).lower()}") from error
-        except (DataError, WriteError):  # the data as a whole cannot be used, or a disk refuses
+        except (DataError, WriteError):  # the data as a whole are unusable, or a disk cannot be written
             raise
-        except Exception as error:  # one file never takes the others along, whatever its reader comes across
+        except Exception as error:  # one bad file must not end the run, whatever its reader raises
             raise UnreadableItem(f"{item.name}: {unexpected(error)}") from error
 
 
 class MixedDataset(ItemDataset):
-    """Training items mixed with each other; a sample has `mixed_target`, (K,), beside its own `target`.
+    """Training items with mixup; a sample has a `mixed_target`, (K,), besides its own `target`.
 
     Args:
         items, read, seed: see `ItemDataset`.
-        mixup: draws the partners.
-        classes: K.
+        mixup: draws the partners and mixes.
+        classes: number of classes, K.
     """
 
     def __init__(

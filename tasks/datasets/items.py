@@ -1,4 +1,4 @@
-"""Items of a source: single samples on disk, before they are read."""
+"""Items of a data set: references to single samples on disk, before they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """One sample on disk: its file, its target (class index, multi-hot array, …) and where in the file it lies."""
+    """One sample on disk: its file, its target (class index, multi-hot array, …) and its location within the file."""
 
     path: Path
     target: Any = None
@@ -19,17 +19,17 @@ class Item:
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name of the item in messages."""
         return str(self.path)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Labelled items for a test of a model that was trained on other data.
+    """Labelled items for testing a model that was trained on other data.
 
     Args:
-        items: their targets are those of the model.
-        said: which they are, in words that follow the sentence's subject (`all 60 files are tested`).
+        items: with targets in the model's classes.
+        said: description of the selection (`all 60 files are tested`).
     """
 
     items: Sequence[Item]
@@ -37,7 +37,7 @@ class Whole:
 
 
 def spread(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most ``most`` items, evenly spread: items lie class by class, and the first ones would be of one class."""
+    """At most ``most`` items, evenly spaced: items are sorted by class, so the first ones would be of one class."""
     if most is None or most >= len(items):
         return items
     return [items[position * len(items) // most] for position in range(most)]

@@ -1,8 +1,8 @@
-"""Several sources of data behind one loader: every batch is of one of them.
+"""Several data sets behind one loader; every batch is from one of them.
 
-Which task a step draws, and which of its batches, is a pure function of (seed, epoch, step), like the batches
-themselves (`tasks.datasets.sampling`): a run continued after a kill draws the same ones, and all processes of a
-distributed run draw the same task.
+The task and the batch of a step are a pure function of (seed, epoch, step), like the batches themselves
+(`tasks.datasets.sampling`): a resumed run draws the same ones, and all processes of a distributed run draw the same
+task.
 """
 
 import os
@@ -26,13 +26,13 @@ JointKey = tuple[str, Key]  # (task, key of its data set)
 
 
 def shares_of(passes: Mapping[str, int], steps: int, sampling: str, temperature: float) -> dict[str, int]:
-    """Steps of each task in an epoch.
+    """Number of steps of each task in an epoch.
 
     Args:
-        passes: task -> batches in one pass through its training split.
-        steps: of the epoch, all tasks together; every task gets at least one.
-        sampling: `round_robin` (the same for all) or `proportional` (to passes ** (1 / temperature)).
-        temperature: 1 follows the sizes; the higher, the more even (arXiv 1907.05019).
+        passes: task -> number of batches in one pass through its training split.
+        steps: total number of steps of the epoch; every task gets at least one.
+        sampling: `round_robin` (equal for all tasks) or `proportional` (to passes ** (1 / temperature)).
+        temperature: 1 is proportional to the sizes; higher is closer to uniform (arXiv 1907.05019).
 
     >>> shares_of({"large": 30, "small": 10}, 40, "proportional", 1.0)
     {'large': 30, 'small': 10}
@@ -56,12 +56,12 @@ def shares_of(passes: Mapping[str, int], steps: int, sampling: str, temperature:
 
 
 class JointBatches(EpochBatches):
-    """Training batches of several tasks, interleaved; those of a task go on from epoch to epoch, pass by pass.
+    """Interleaved training batches of several tasks; the passes of a task continue across epochs.
 
     Args:
-        members: task -> the batches of one pass through its training split.
+        members: task -> batch sampler of one pass through its training split.
         shares: task -> steps in an epoch.
-        in_turns: the tasks take turns as evenly as their shares allow; else an epoch's order is shuffled.
+        in_turns: interleave the tasks as evenly as their shares allow; otherwise shuffle the order in each epoch.
         seed: seed of the order.
     """
 
@@ -77,7 +77,7 @@ class JointBatches(EpochBatches):
 
     def order(self, epoch: int) -> list[str]:
         """The task of every step of an epoch."""
-        # The n-th of a task's m steps lies at (n + ½) / m of the epoch; at the same place the first task comes first.
+        # The n-th of a task's m steps is at (n + ½) / m of the epoch; ties go to the first task.
         places = [
             ((n + 0.5) / share, position, name)
             for position, (name, share) in enumerate(self.shares.items())
@@ -104,8 +104,8 @@ class JointBatches(EpochBatches):
 
 
 class AllInTurns(EpochBatches):
-    """Evaluation: every batch of every task once. The tasks take turns, so that the first few batches, all that a quick
-    trial asks for (`trainer.limit_val_batches`), are of every task."""
+    """Evaluation: every batch of every task once. The tasks take turns, so that the first few batches (see
+    `trainer.limit_val_batches`) cover every task."""
 
     def __init__(self, members: Mapping[str, EpochBatches]) -> None:
         super().__init__(0, 1, shuffle=False, drop_last=False, seed=0)
@@ -146,12 +146,12 @@ class JointDataset(Dataset[tuple[str, Read]]):
 def collate_task(
     samples: list[tuple[str, Read]], join: Mapping[str, Joined], join_raws: Mapping[str, Joined]
 ) -> Batch | Unusable:
-    """A batch of one task, which it names.
+    """Collates a batch of one task and sets `Batch.task`.
 
     Args:
         samples: each with the name of its task.
-        join: task -> what joins its targets.
-        join_raws: task -> what joins its raw data.
+        join: task -> collate function of its targets.
+        join_raws: task -> collate function of its raw data.
     """
     name = samples[0][0]
     batch = collate([sample for _, sample in samples], join[name], join_raws[name])
@@ -163,9 +163,9 @@ class JointData(LightningDataModule):
 
     Args:
         members: task -> its data module.
-        sampling, temperature: how the steps of an epoch are dealt out, see `shares_of`.
-        steps_per_epoch: `None`: as many as the members' passes have together.
-        num_workers: reader processes for all; `None`: as many as the member that wants most.
+        sampling, temperature: distribution of the steps of an epoch over the tasks, see `shares_of`.
+        steps_per_epoch: `None`: the sum of the members' passes.
+        num_workers: `DataLoader` workers for all tasks; `None`: the maximum over the members.
         seed: seed of the order of tasks.
     """
 
@@ -199,15 +199,15 @@ class JointData(LightningDataModule):
         return self.members
 
     def info(self) -> dict[str, Any]:
-        """Task -> what its data module knows."""
+        """Task -> `DataModule.info`."""
         return {name: member.info() for name, member in self.members.items()}
 
     def record(self) -> dict[str, Any]:
-        """Task -> what data these are (`DataModule.record`)."""
+        """Task -> `DataModule.record`."""
         return {name: member.record() for name, member in self.members.items()}
 
     def sizes(self, split: str) -> dict[str, int]:
-        """Task -> samples of a split."""
+        """Task -> number of samples of a split."""
         return {name: len(member.splits[split]) for name, member in self.members.items()}
 
     @property
@@ -226,16 +226,16 @@ class JointData(LightningDataModule):
 
     @property
     def drawn(self) -> list[str]:
-        """The data sets that drawn samples among the members imitate; empty: all data are real."""
+        """The data sets that synthetic members imitate; empty if all data are real."""
         return list(dict.fromkeys(title for member in self.members.values() for title in member.drawn))
 
     @property
     def place(self) -> str:
-        """The folder that all the data lie in."""
+        """The common parent folder of all data."""
         return os.path.commonpath([member.root.absolute() for member in self.members.values()])
 
     def describe(self) -> str:
-        """A line for each task."""
+        """A count, then one line per task."""
         lines = [f"{name}: {member.describe()}" for name, member in self.members.items()]
         return f"{len(lines)} tasks\n  " + "\n  ".join(lines)
 

@@ -1,6 +1,6 @@
-"""Tables of labels, as people write them: any spreadsheet's encoding, separator and headers.
+"""Reads label tables with the usual encodings, separators and headers of spreadsheets.
 
-What had to be inferred is kept as notes for the user; what cannot be told safely is refused.
+Inferred settings are reported as notes to the user; ambiguous tables are refused.
 """
 
 import codecs
@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 
 from tasks.datasets.errors import DataError
 
-# What a column is called, in order of preference; compared without case, spaces, "-" and "_".
+# Accepted column names in order of preference; compared without case, spaces, "-" and "_".
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("path", "file", "filename", "filepath", "relativepath", "slicefilename", "audio", "audiopath", "image",
              "imagepath", "video", "videopath", "clip", "wav", "fname", "img"),
@@ -33,7 +33,7 @@ LARGEST_TABLE = 2**30  # bytes
 
 @dataclass(frozen=True)
 class Row:
-    """One line: the file it names and what it says of it (`None`: nothing)."""
+    """One line: a file and its attributes (`None` where not given)."""
 
     line: int
     path: str
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The rows of a table, which roles its columns have, and what was inferred."""
+    """The rows of a table, the column name of each role, and notes about what was inferred."""
 
     rows: Sequence[Row]
     columns: Mapping[str, str]
@@ -55,17 +55,18 @@ class LabelTable:
 def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] | None = None) -> LabelTable:
     """Read a table of labels.
 
-    UTF-8, UTF-16 with a mark, or else Windows-1252; separated by commas, semicolons, tabs or bars; headers in any
-    case, with spaces around. Without headers: `path,label` or `path,label,split`, if the first path exists.
+    Encodings: UTF-8, UTF-16 with a byte-order mark, else Windows-1252. Separators: commas, semicolons, tabs or bars.
+    Headers are case-insensitive and stripped. Without a header: `path,label` or `path,label,split`, if the first path
+    exists.
 
     Args:
         table: the file.
-        root: the folder that paths start from; only looked at to tell a table without headers.
-        columns: which column is `path`, `label`, `split`, `fold`, `group`, where their names do not tell;
-            `None` for a role: no column has it, whatever its name.
+        root: folder that paths are relative to; used only to detect a table without a header.
+        columns: role -> column name for `path`, `label`, `split`, `fold`, `group`, where the names are not the usual
+            ones; `None` ignores a role, whatever the column names.
 
     Raises:
-        DataError: no such file, no text, no such columns, or a line with more or fewer cells than the header.
+        DataError: no such file, no text, missing columns, or a line with more cells than the header.
     """
     text, encoding = decoded(table)
     separator, lines = separated(table, text)
@@ -89,7 +90,7 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] 
 
 
 def existing(root: Path, name: str) -> Path:
-    """The file that a row names, below `root`; Windows' backslashes are read where the file is found by them."""
+    """The path of a row's file below `root`; backslashes are separators if no file has the literal name."""
     path = root / name
     if "\\" in name and not path.is_file():
         path = root / PureWindowsPath(name).as_posix()
@@ -97,7 +98,7 @@ def existing(root: Path, name: str) -> Path:
 
 
 def decoded(table: Path) -> tuple[str, str]:
-    """The text of a table, and the encoding that it was read in; raises `DataError`."""
+    """Returns the text of a table and its encoding; raises `DataError`."""
     if not table.is_file():
         raise DataError(f"the table {table} does not exist")
     if table.stat().st_size > LARGEST_TABLE:
@@ -122,11 +123,11 @@ def _text(table: Path, raw: bytes, encoding: str) -> str:
 
 
 def separated(table: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
-    """The separator, and the cells of every line that has any, with its number."""
+    """Returns the separator, and the line number and cells of every non-empty line."""
     first = next(iter(text.splitlines()), "")
     skipped = int(
         first.casefold().startswith("sep=") and len(first.strip()) == len("sep=;")
-    )  # a hint of Excel's
+    )  # Excel's separator hint
     if skipped:
         separator, text = first[4], text[len(first) :].lstrip("\r\n")
     else:
@@ -155,16 +156,16 @@ def roles_of(
     wanted: Mapping[str, str | None],
     columns: Mapping[str, tuple[str, ...]],
 ) -> dict[str, str]:
-    """The header's name of every role that is found.
+    """Maps each role found to its column name.
 
     Args:
-        table: named in messages.
-        header: its first line.
-        wanted: the header's name of some roles; `None`: no column has it.
-        columns: what each role's column may be called (compared without case, spaces, "-" and "_").
+        table: for messages.
+        header: cells of the first line.
+        wanted: role -> column name given by the user; `None`: the role is ignored.
+        columns: role -> accepted column names (compared without case, spaces, "-" and "_").
 
     Raises:
-        DataError: roles or names that there are not, or a name that stands twice.
+        DataError: unknown roles or column names, or a duplicate column.
     """
     unknown = sorted(set(wanted) - set(columns))
     if unknown:
@@ -193,7 +194,7 @@ def _without_header(
     roles: Mapping[str, str],
     lines: Sequence[tuple[int, list[str]]],
 ) -> dict[str, str]:
-    """The roles of a table whose first line is a row already; else the error that it lacks columns."""
+    """The roles of a table without a header; raises `DataError` if its first row names no file."""
     if len(cells) in (2, 3) and existing(root, cells[0]).is_file():
         return {role: role for role in ("path", "label", "split")[: len(cells)]}
     absent = " and ".join(role for role in ("path", "label") if role not in roles)
@@ -219,5 +220,5 @@ def _plain(name: str) -> str:
 
 
 def spoken(separator: str) -> str:
-    """What a separator is called."""
+    """The name of a separator."""
     return {";": "semicolons", "\t": "tabs", "|": "bars"}.get(separator, repr(separator))

@@ -1,6 +1,6 @@
 r"""Labels and splits of any collection of files: a folder per class, a table, or labels in the file names.
 
-A source for files of one kind (sounds, pictures, …) asks `LabelledFiles` for its items and adds the reading.
+A data module for one kind of file (audio, images, …) gets its items from `LabelledFiles` and adds the reading.
 """
 
 import os
@@ -34,11 +34,11 @@ SPLIT_NAMES = {
     "testing": "test",
     "eval": "test",
 }
-SPLIT_FOLDER = re.compile(r"[ _-]?(set|split|data)$")  # what may stand behind the name of a split's folder
+SPLIT_FOLDER = re.compile(r"[ _-]?(set|split|data)$")  # optional suffix of a split folder's name
 
 
 class LabelSettings(TypedDict, total=False):
-    """Arguments of `LabelledFiles` that every collection of files takes."""
+    """Arguments of `LabelledFiles` that every data module for collections of files takes."""
 
     csv: str | None
     csv_columns: Mapping[str, str | None] | None
@@ -53,7 +53,7 @@ class LabelSettings(TypedDict, total=False):
 
 
 def label_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of `LabelledFiles` among those of a source, and the others."""
+    """Separates a data module's settings into those of `LabelledFiles` and the rest."""
     own = LabelSettings.__annotations__
     return (
         {key: value for key, value in settings.items() if key in own},
@@ -64,32 +64,32 @@ def label_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 class LabelledFiles:
     """Finds files with their labels and splits.
 
-    Where a split is not given, it is drawn from a hash of each file's path below the folder (or of its
-    ``group``), so it is the same on every machine and a new file never moves another.
+    Splits that are not given are drawn from a hash of each file's path relative to the folder (or of its
+    ``group``), so they are the same on every machine and a new file never moves another.
 
-    Folds go through the files of each class in the order of the numbers in their names: ``number`` deals them
-    out in turn, ``block`` cuts the order into consecutive stretches. Where neighbouring files were cut from
-    one recording, dealing puts the same scene into training and test; blocks mostly do not, and their figure
-    is the more honest one. A table's column of folds is taken as it is.
+    Folds are computed per class, with files ordered by the numbers in their names: ``number`` assigns them
+    round-robin, ``block`` cuts the order into contiguous blocks. Where neighbouring files were cut from one
+    recording, round-robin leaks scenes from training into test; blocks mostly do not, and their score is the more
+    honest one. A fold column of a table is used as it is.
 
     Args:
-        extensions: endings of the files wanted, in small letters.
-        csv: a table with the columns ``path`` (below the folder), ``label`` and, if you like, ``split`` or ``fold``,
+        extensions: file extensions to read, in lower case.
+        csv: a table with the columns ``path`` (relative to the folder), ``label`` and optionally ``split`` or ``fold``,
             and ``group`` (`tasks.datasets.label_table`).
-        csv_columns: which of its columns is ``path``, ``label``, ``split``, ``fold`` or ``group``, where their names do
-            not tell.
-        multilabel: a file may have several labels, in a row each or separated by ``;``; only with ``csv``.
-        label_from: regular expression searched in a file's name, with a group ``(?P<label>...)`` and, if you
-            like, ``(?P<group>...)``: files of one group (speaker, session) are then never split up.
-        test_from, val_from: regular expressions searched in a file's path below the folder; what they find
-            is the test or validation split.
+        csv_columns: role -> column name for ``path``, ``label``, ``split``, ``fold`` or ``group``, where the names are
+            not the usual ones.
+        multilabel: a file may have several labels, in separate rows or separated by ``;``; only with ``csv``.
+        label_from: regular expression searched in a file's name, with a group ``(?P<label>...)`` and optionally
+            ``(?P<group>...)``: files of one group (speaker, session) then stay in one split.
+        test_from, val_from: regular expressions searched in a file's path relative to the folder; matching files
+            form the test or validation split.
         test_fraction, val_fraction: fractions of the files, where the splits are not given otherwise;
-            ``val_fraction`` is also the validation split of what a fold leaves.
-        fold: the fold to test on: 1 to ``folds``, or a value of the table's column; ``None``: no folds, or the first
-            of a table's.
-        folds: how many, where no table says it.
+            with folds, ``val_fraction`` applies to the files outside the test fold.
+        fold: the test fold: 1 to ``folds``, or a value of the table's column; ``None``: no folds, or the first one of
+            a table.
+        folds: number of folds, where no table defines them.
         folds_by: ``number`` or ``block``.
-        order: sorts the files of a class.
+        order: sort key of the files of a class.
 
     Raises:
         DataError: settings that contradict each other.
@@ -129,7 +129,7 @@ class LabelledFiles:
             order=order,
         )
         self.extensions = extensions
-        self.notes: list[str] = []  # what was inferred, a sentence each
+        self.notes: list[str] = []  # what was inferred, one sentence each
         self.listing = Listing()
         self.csv = csv
         self.csv_columns = csv_columns
@@ -150,7 +150,7 @@ class LabelledFiles:
 
         Args:
             root: the folder.
-            bad_layout: makes the error for a folder that holds something else.
+            bad_layout: makes the error for a folder with another layout.
         """
         entries = self._entries(root, bad_layout)
         classes = sorted({label for entry in entries for label in entry.labels})
@@ -174,15 +174,15 @@ class LabelledFiles:
         }
 
     def read_whole(self, root: Path, known: Sequence[str], bad_layout: Callable[[str], DataError]) -> Whole:
-        """Every labelled file below ``root``, or those of its test split where folders or the table state one.
+        """Every labelled file below ``root``, or only the test split if folders or the table define one.
 
         Args:
             root: the folder.
-            known: the classes that targets are indices of.
-            bad_layout: makes the error for a folder that holds something else.
+            known: class names that target indices refer to.
+            bad_layout: makes the error for a folder with another layout.
 
         Raises:
-            DataError: also for a class that is not known.
+            DataError: unusable data, or a class that is not in `known`.
         """
         entries = self._entries(root, bad_layout, tuple(known))
         if not entries:
@@ -199,7 +199,7 @@ class LabelledFiles:
     def _entries(
         self, root: Path, bad_layout: Callable[[str], DataError], known: Sequence[str] | None = None
     ) -> list[Entry]:
-        """All labelled files; `notes` says what was inferred and passed over."""
+        """All labelled files; sets `notes` about what was inferred and skipped."""
         if not root.is_dir():
             raise bad_layout(f"{root} is not a folder")
         self.notes, self.listing = [], Listing()
@@ -220,7 +220,7 @@ class LabelledFiles:
         return entries
 
     def _from_folders(self, root: Path, known: Sequence[str] | None = None) -> Iterator[Entry]:
-        """One entry a file; with `known` classes a folder is a split's by its name alone."""
+        """One entry per file. With `known` classes, a split folder is recognised by its name alone."""
         folders = _folders(root)
         parts = [
             (None if path.name in (known or ()) else split_of_folder(path.name), path) for path in folders
@@ -293,7 +293,7 @@ class LabelledFiles:
         return Entry(path, tuple(labels), SPLIT_NAMES.get(split), row.group, row.fold)
 
     def _merged(self, file: Path, first: Row, one: Entry, row: Row, other: Entry) -> Entry:
-        """Two rows of one file; they may differ in their labels only, and that only where it may have several."""
+        """Merges two rows of one file; only their labels may differ, and only with `multilabel`."""
         for what in ("split", "fold", "group"):
             values = getattr(one, what), getattr(other, what)
             if values[0] != values[1]:
@@ -322,7 +322,7 @@ class LabelledFiles:
         return sorted(list_files(folder, self.extensions, self.listing), key=self.order)
 
     def split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
-        """Given splits stay; `val` and `test` are taken from the rest where nothing gives them."""
+        """Assigns entries to splits, see `FileSplits.split`."""
         return self.splits.split(root, entries, self.notes)
 
     def _target(self, entry: Entry, index: dict[str, int]) -> Any:
@@ -334,7 +334,7 @@ class LabelledFiles:
 
 
 class FromLabelledFiles(DataModule):
-    """A source of classes whose items `files` finds; stands before the source that reads them."""
+    """Mixin for classification data modules whose items come from `files`; put it before the class that reads them."""
 
     kind: ClassVar[Kind] = ClassTargets
     files: LabelledFiles
@@ -353,12 +353,12 @@ class FromLabelledFiles(DataModule):
 
 
 def readable_name(name: str) -> str:
-    """A name as text: a file's may be any bytes, those that are none are written as escapes."""
+    """A file name as valid text; undecodable bytes are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def split_of_folder(name: str) -> str | None:
-    """The split that a folder's name says: ``Train``, ``training_set``, ``val-data``, …; ``None``: it says none."""
+    """The split of a folder by its name (``Train``, ``training_set``, ``val-data``, …); ``None``: no split."""
     return SPLIT_NAMES.get(SPLIT_FOLDER.sub("", name.lower()))
 
 

@@ -1,4 +1,4 @@
-"""Items that are made when they are asked for: millions of them would fill the memory as objects."""
+"""Items created on access, since millions of objects would exhaust memory."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -7,7 +7,7 @@ from tasks.datasets.items import Item
 
 
 class LazyItems(Sequence[Item]):
-    """A sequence of items kept as arrays; a subclass says how many there are and makes each (`item`)."""
+    """A sequence of items backed by arrays; a subclass implements `__len__` and `item`."""
 
     def item(self, index: int) -> Item:
         """The item at an index from 0 to len(self) - 1."""

@@ -1,4 +1,4 @@
-"""Listing the files of a folder that can be read, and saying what was passed over."""
+"""Lists the readable files of a folder and reports what was skipped."""
 
 import os
 from collections import Counter
@@ -6,19 +6,19 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SHOWN = 5  # endings named
-NEVER = ("__MACOSX",)  # folders that are not hidden, but hold no one's data
+SHOWN = 5  # extensions listed in the report
+NEVER = ("__MACOSX",)  # folders without data that are not hidden
 
 
 @dataclass
 class Listing:
-    """What was passed over below a folder: files by ending, and how many files and folders were hidden."""
+    """What was skipped below a folder: files by extension, and the number of hidden files and folders."""
 
     others: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
     def passed_over(self) -> str | None:
-        """What was not read, in words; ``None``: nothing was."""
+        """Message about skipped files; ``None`` if there are none."""
         named = [f"{count:,} {ending}" for ending, count in self.others.most_common(SHOWN)]
         rest = sum(self.others.values()) - sum(count for _, count in self.others.most_common(SHOWN))
         named += [f"{rest:,} others"] if rest else []
@@ -31,18 +31,18 @@ class Listing:
 
 
 def usual_place(root: Path, names: Iterable[str], fits: Callable[[Path], bool]) -> Path | None:
-    """The first of the usual folders below `root` (`.`: itself) that fits; ``None``: none does."""
+    """The first of the folders `names` below `root` (`.`: itself) that fits; ``None`` if none does."""
     return next((root / name for name in names if fits(root / name)), None)
 
 
 def list_files(folder: Path, endings: Collection[str], listing: Listing | None = None) -> list[Path]:
-    """The files below a folder with one of these endings (in small letters), in no order; nothing that is hidden,
-    no pipes and devices, which could block for ever.
+    """Files below a folder with one of these extensions (in lower case), unordered, without hidden files; without
+    pipes and devices, which could block forever.
 
     Args:
-        folder: where to look, sub-folders included.
-        endings: ``.png``, …
-        listing: takes up what is passed over.
+        folder: searched recursively.
+        endings: file extensions: ``.png``, …
+        listing: counts what is skipped.
     """
     found = []
     listing = listing if listing is not None else Listing()
@@ -55,7 +55,7 @@ def list_files(folder: Path, endings: Collection[str], listing: Listing | None =
 
 
 def sorted_out(folder: Path, names: Iterable[str], endings: Collection[str], listing: Listing) -> list[Path]:
-    """Those of the files directly in a folder that can be read; the others are counted."""
+    """Of the files directly in a folder those that can be read; the others are counted in `listing`."""
     found = []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
@@ -69,5 +69,5 @@ def sorted_out(folder: Path, names: Iterable[str], endings: Collection[str], lis
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no one's data: ``.ipynb_checkpoints``, ``._photo.jpg``, …"""
+    """Whether a file or folder of this name is hidden or system data: ``.ipynb_checkpoints``, ``._photo.jpg``, …"""
     return name.startswith(".") or name in NEVER

@@ -1,4 +1,4 @@
-"""Locks that all processes and threads of this machine respect; the system frees them after a kill."""
+"""File locks between processes and threads of one machine; the system releases them if a process is killed."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # some network file syst
 
 @contextmanager
 def locked(file: Path, keep: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be.
+    """Hold the lock of a file, which is created if missing.
 
     Args:
-        keep: leave the file there afterwards, for locks that are taken again and again.
-        waiting: called once where somebody else holds it.
+        keep: keep the file afterwards, for locks that are taken repeatedly.
+        waiting: called once if another process or thread holds the lock.
     """
     import fcntl  # not on Windows
 
@@ -30,14 +30,14 @@ def locked(file: Path, keep: bool = True, waiting: Callable[[], None] | None = N
                         waiting = None
                     fcntl.flock(lock, fcntl.LOCK_EX)
             if not keep and not _is(file, lock.fileno()):
-                continue  # who held it has removed it: whoever comes now makes another
+                continue  # the previous holder has removed the file: create it again
             try:
                 yield
             finally:
                 if not keep:
                     file.unlink(missing_ok=True)
                 try:
-                    # Said aloud: a process forked meanwhile holds the file as well.
+                    # Explicit, since a process forked meanwhile holds the open file as well.
                     fcntl.flock(lock, fcntl.LOCK_UN)
                 except OSError as error:
                     if error.errno not in NO_LOCKS:
@@ -46,7 +46,7 @@ def locked(file: Path, keep: bool = True, waiting: Callable[[], None] | None = N
 
 
 def _is(file: Path, number: int) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Whether an open file is still the file at this path."""
     try:
         return os.path.samestat(file.stat(), os.fstat(number))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Mixup while reading: a training sample is mixed with another of the training split.
+"""Mixup in the data set: a training sample is mixed with another of the training split.
 
-On the device a batch can be mixed with itself alone (`modalities.audio_augment.WaveformMixup`, timm's mixup); here the
-partner is any item, at the price of reading two files for one sample.
+On the device, samples can be mixed only within a batch (`modalities.audio_augment.WaveformMixup`, timm's mixup). Here
+the partner is any item, at the cost of reading two files per sample.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ class Mixup:
 
     Args:
         prob: probability that a sample is mixed.
-        alpha: its share is drawn from Beta(alpha, alpha).
+        alpha: the mixing coefficient is drawn from Beta(alpha, alpha).
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an argument out of range.
     """
 
     def __init__(self, prob: float, alpha: float = 10.0) -> None:
@@ -32,7 +32,7 @@ class Mixup:
         self.alpha = alpha
 
     def draw(self, size: int, rng: np.random.Generator) -> tuple[int, float] | None:
-        """The partner's index in a data set of ``size`` items and the sample's own share; ``None``: not mixed."""
+        """The partner's index in a data set of ``size`` items and the mixing coefficient; ``None``: not mixed."""
         if rng.random() >= self.prob:
             return None
         return int(rng.integers(size)), float(rng.beta(self.alpha, self.alpha))
@@ -45,14 +45,14 @@ class Mixup:
         other: Callable[[int], Any],
         rng: np.random.Generator,
     ) -> tuple[Any, NDArray[np.float32]]:
-        """Raw sample and its target -> the same pair, mixed or not.
+        """Returns the raw sample and its target, mixed with probability `prob`.
 
         Args:
-            raw: a tensor of floats.
+            raw: a floating-point tensor.
             target_K: one-hot or multi-hot, (K,).
-            size: of the data set.
+            size: number of items of the data set.
             other: index -> the partner's raw sample and target, of the same shapes.
-            rng: decides everything.
+            rng: random generator.
 
         Raises:
             TypeError: raw samples that cannot be mixed.
@@ -70,7 +70,7 @@ class Mixup:
 
 
 def multi_hot(target: Any, classes: int) -> NDArray[np.float32]:
-    """A class index as (K,), one-hot; targets that already are (K,) pass through."""
+    """One-hot encoding (K,) of a class index; a (K,) target is returned unchanged."""
     if np.ndim(target):
         return np.asarray(target, dtype=np.float32)
     hot: NDArray[np.float32] = np.zeros(classes, dtype=np.float32)

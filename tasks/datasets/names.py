@@ -1,14 +1,14 @@
-"""Names that come from elsewhere (an index, an archive, a server) and become files of this machine, checked once."""
+"""Validates file names from untrusted sources (an index, an archive, a server)."""
 
 from pathlib import PurePosixPath
 
 from tasks.datasets.errors import DataError
 
-LONGEST = 255  # bytes, what common file systems allow
+LONGEST = 255  # bytes, the limit of common file systems
 
 
 def plain_name(name: object) -> str:
-    r"""The name, if it is that of a file directly in a folder.
+    r"""Returns the name if it is a plain file name without folders.
 
     Raises:
         DataError: it is empty, hidden, too long, or holds a separator, a drive or a control character.
@@ -32,7 +32,7 @@ def plain_name(name: object) -> str:
 
 
 def inside(name: str) -> PurePosixPath:
-    """The path of a member of an archive, which stays below the folder that it is unpacked into.
+    """The relative path of an archive member, which stays inside the folder that it is unpacked into.
 
     Raises:
         DataError: it is absolute, names a drive, leads out of its folder or holds a control character.

@@ -1,4 +1,4 @@
-"""Reader processes: a signal to the whole process group is for the process that started them, and they end with it."""
+"""Signal handling of `DataLoader` workers: group signals are left to the parent, and workers exit with it."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What ends a run: by hand, by a scheduler, with its terminal.
+# Signals that end a run: from the user, a scheduler, or a closed terminal.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LOOK = 2.0  # seconds between two looks at whether the starting process still lives
+LOOK = 2.0  # seconds between checks whether the parent is alive
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Processes started in here never get `SIGNALS`; this process gets them afterwards."""
+    """Blocks `SIGNALS` in this process, and in processes started inside; this process receives them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -23,12 +23,12 @@ def signals_held() -> Iterator[None]:
 
 
 def follow(worker: int) -> None:
-    """In a reader process: heed SIGTERM from the process that started it alone, and end when that is gone.
+    """`worker_init_fn`: the worker obeys SIGTERM from its parent only, and exits when the parent is gone.
 
     Args:
-        worker: its number, as `DataLoader` says it to `worker_init_fn`.
+        worker: worker id, as passed to `worker_init_fn`.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # not inherited where readers are started afresh
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # not inherited with the spawn start method
     if sys.platform == "linux":
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""What readers of files share: their libraries, imported late; one sentence where a library or a file is at fault."""
+"""Shared helpers of file readers: lazy imports of libraries, and error messages for libraries and files."""
 
 import ctypes
 import importlib
@@ -13,29 +13,27 @@ from tasks.libraries import complaint
 
 
 class MissingLibrary(DataError):
-    """A library that is missing or broken. No file is at fault, so it ends the run: it is no `ReadError`."""
+    """A library that is missing or broken. Not a `ReadError`, since no file is at fault: it ends the run."""
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import a library that reads files.
+    """Import a library for reading files.
 
     Args:
-        module: its name; a submodule such as ``pyarrow.parquet`` works too.
+        module: module name; submodules such as ``pyarrow.parquet`` are allowed.
         purpose: what needs it, as a plural: ``"point clouds"``.
 
     Raises:
-        MissingLibrary: it is not installed, or does not load (a missing shared library, an undefined symbol, …).
+        MissingLibrary: it is not installed or cannot be loaded (a missing shared library, an undefined symbol, …).
     """
     try:
         return importlib.import_module(module)
-    except (
-        Exception
-    ) as error:  # a broken library fails in any way there is: ImportError, OSError, RuntimeError, …
+    except Exception as error:  # a broken library may raise anything: ImportError, OSError, RuntimeError, …
         raise MissingLibrary(complaint(module.split(".")[0], error, purpose)) from error
 
 
 def available(module: str) -> ModuleType | None:
-    """A library that can be done without: the module, or `None` where it does not import."""
+    """Import an optional library; `None` if the import fails."""
     try:
         with _local_symbols():
             return importlib.import_module(module)
@@ -45,10 +43,10 @@ def available(module: str) -> ModuleType | None:
 
 @contextmanager
 def _local_symbols() -> Iterator[None]:
-    """Keep the symbols of shared libraries that are loaded here to themselves.
+    """Load shared libraries with RTLD_LOCAL instead of RTLD_GLOBAL.
 
-    decord asks for its library's to be seen by all. Open3D, loaded later, then calls the C++ functions in decord's
-    library in place of its own, and the process crashes where both are used, as in a joint run of videos and points.
+    decord loads its library with RTLD_GLOBAL. Open3D, loaded later, then resolves C++ symbols to decord's library
+    instead of its own, and a process that uses both crashes, as in a joint run of videos and point clouds.
     """
     before = ctypes.RTLD_GLOBAL
     ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
@@ -59,13 +57,13 @@ def _local_symbols() -> Iterator[None]:
 
 
 def unexpected(error: Exception) -> str:
-    """One sentence for an error that the reader of a file did not foresee."""
+    """One-sentence message for an unexpected error of a file reader."""
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     return f"it cannot be read ({type(error).__name__}{f': {reason}' if reason else ''})"
 
 
 def check_file(path: Path) -> None:
-    """Raise a `ReadError` unless a regular file with content is there; a pipe or a device could block for ever."""
+    """Raise a `ReadError` unless `path` is a non-empty regular file; a pipe or a device could block forever."""
     if not path.is_file():
         what = " (it is a folder, pipe or device)" if path.exists() else ""
         raise ReadError(f"there is no such file{what}")

@@ -1,4 +1,4 @@
-"""Batches that are a pure function of (seed, epoch), so that a run continued after a kill draws the same ones."""
+"""Batch samplers that are a pure function of (seed, epoch), so that a resumed run draws the same batches."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,16 +22,16 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of `(index, epoch)` keys; each process of a distributed run draws its own share.
+    """Batches of `(index, epoch)` keys; each process of a distributed run draws its own shard.
 
-    Training (`drop_last=True`) gives every process the same number of full batches. Evaluation gives every item
+    In training (`drop_last=True`) every process gets the same number of full batches. In evaluation every item occurs
     exactly once over all processes, whatever the batch size.
 
     Args:
         size: number of items.
         batch_size: items per batch and process.
         shuffle: a new order each epoch, drawn from `(seed, epoch)`.
-        drop_last: leave out the items that do not fill a batch on every process.
+        drop_last: drop the items that do not fill a batch on every process.
         seed: seed of the order.
     """
 
@@ -42,15 +42,15 @@ class EpochBatches(Sampler[list[Key]]):
         self.drop_last = drop_last
         self.seed = seed
         self.epoch = 0
-        self.skip = 0  # batches of the next pass already seen before a restart
+        self.skip = 0  # batches of the next pass to skip after resuming
 
     @property
     def sampler(self) -> "EpochBatches":
-        """Where the trainer looks for `set_epoch`."""
+        """The object on which the trainer calls `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass (called by the trainer)."""
+        """Set the epoch of the next pass (called by the trainer)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class EpochBatches(Sampler[list[Key]]):
         return range(rank, self.size, world)
 
     def _mine(self) -> list[int]:
-        """The items of this process in the order of this epoch."""
+        """The item indices of this process, in the order of this epoch."""
         order = list(range(self.size))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -80,13 +80,13 @@ class EpochBatches(Sampler[list[Key]]):
 
 
 class BalancedBatches(EpochBatches):
-    """Training batches whose items are drawn with replacement, as many an epoch as there are.
+    """Training batches with weighted sampling with replacement; an epoch has as many draws as there are items.
 
-    The draws are a function of (seed, epoch) alone; every process takes its share of them. A key says how often its
-    index was drawn before, so that every draw is cropped and mixed in another way.
+    The draws are a function of (seed, epoch) only; every process takes its shard of them. A key includes how often its
+    index was drawn before, so that repeated draws are augmented differently.
 
     Args:
-        weights: of each item, (N,): it is drawn in proportion to it.
+        weights: sampling weight of each item, (N,).
         batch_size, seed: see `EpochBatches`.
     """
 
@@ -108,7 +108,7 @@ class BalancedBatches(EpochBatches):
 
 
 def _counted(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each value of (N,) was there before, (N,).
+    """Number of earlier occurrences of each value of (N,), (N,).
 
     >>> _counted(np.array([4, 7, 4, 4])).tolist()
     [0, 0, 1, 2]
@@ -122,19 +122,19 @@ def _counted(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def labels_of(target: Any) -> NDArray[np.int64]:
-    """The classes of a target: of an index the one, of a multi-hot array (K,) those that are set."""
+    """The classes of a target: a class index or a multi-hot array (K,)."""
     return np.flatnonzero(target) if np.ndim(target) else np.array([target])
 
 
 def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.float64]:
-    """Weight of each item so that rare labels are drawn as often as frequent ones, (N,).
+    """Sampling weight of each item, (N,), so that rare labels are drawn as often as frequent ones.
 
-    The rule of AST (arXiv 2104.01778) for AudioSet: a label counts 1000 / (items that have it + 0.01), an item the sum
-    of its labels. Where items have one label each, all classes are drawn equally often.
+    As in AST (arXiv 2104.01778) for AudioSet: the weight of a label is 1000 / (number of its items + 0.01), that of an
+    item the sum over its labels. If items have one label each, all classes are drawn equally often.
 
     Args:
         labels: the classes of each item.
-        classes: K.
+        classes: number of classes, K.
     """
     own = list(labels)
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *own]).astype(np.int64)
@@ -144,12 +144,12 @@ def label_weights(labels: Iterable[NDArray[Any]], classes: int) -> NDArray[np.fl
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that the trainer can stop in the middle of an epoch and continue at the next batch.
+    """A DataLoader that can be stopped in the middle of an epoch and resumed at the next batch.
 
-    Its reader processes leave signals to this one. A `DataError` of one of them arises here, as one sentence.
+    Its workers leave signals to the main process. A `DataError` in a worker is raised in the main process.
 
     Attributes:
-        limit: `trainer.limit_train_batches`, a number of batches or a share of them: all that is drawn of an epoch.
+        limit: `trainer.limit_train_batches`: number or fraction of the batches of an epoch.
     """
 
     batch_sampler: EpochBatches
@@ -170,17 +170,17 @@ class ResumableLoader(DataLoader[Any]):
             yield usable(batch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the current pass stands: its epoch and the batches already handed out."""
+        """Position in the current pass: its epoch and the number of batches already returned."""
         return {"epoch": self.batch_sampler.epoch, "batches": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next pass continue where `state` was taken."""
+        """Resume the next pass at `state`."""
         finished = state["batches"] >= self._drawn()
         self.batch_sampler.set_epoch(state["epoch"] + int(finished))
         self.batch_sampler.skip = 0 if finished else state["batches"]
 
     def _drawn(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch, with `limit`."""
         whole = len(self.batch_sampler)
         limit = whole if self.limit is None else self.limit
         return min(whole, limit if isinstance(limit, int) else int(whole * limit))

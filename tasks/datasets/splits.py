@@ -1,4 +1,4 @@
-"""Splits that depend on names alone: adding or removing files never moves another file to another split."""
+"""Deterministic splits from hashes of names, and cross-validation folds."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,17 +9,16 @@ FOLDS_BY = ("number", "block")
 
 
 def stable_fraction(name: str) -> float:
-    """A number in [0, 1) that looks random but is the same on every machine, for one name."""
+    """Hash of a name as a number in [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="backslashreplace")).digest()[:6], "big") / 2**48
 
 
 def held_out_groups(groups: Iterable[tuple[str, str]], fraction: float) -> set[str]:
-    """Groups to hold out so that about ``fraction`` of every class goes, always leaving a group of each
-    class.
+    """Groups to hold out: about ``fraction`` of every class, leaving at least one group of each class.
 
     Args:
-        groups: for every item its class and its group (recordings of one source, of one speaker, …).
-        fraction: part of the items to hold out.
+        groups: class and group (recordings of one source, of one speaker, …) of every item.
+        fraction: fraction of the items to hold out.
     """
     sizes: dict[str, dict[str, int]] = {}
     for label, group in groups:
@@ -44,8 +43,8 @@ def held_out_files(files: Iterable[tuple[str, str]], fraction: float) -> set[str
     """Names to hold out: about ``fraction`` of every class, at least one and never all of a class.
 
     Args:
-        files: for every file its class and its name.
-        fraction: part of the files to hold out.
+        files: class and name of every file.
+        fraction: fraction of the files to hold out.
     """
     names: dict[str, list[str]] = {}
     for label, name in files:
@@ -61,20 +60,20 @@ def fold_parts(count: int, fold: int, folds: int, folds_by: str, val_fraction: f
     """The splits of ``count`` files in the order of their numbers, for cross-validation.
 
     Args:
-        count: files of one class.
+        count: number of files of one class.
         fold: the fold to test on, from 0.
-        folds: how many.
-        folds_by: ``number`` deals the files out in turn, ``block`` cuts their order into stretches.
-        val_fraction: what is held out for validation of the files that are not tested.
+        folds: number of folds.
+        folds_by: ``number`` assigns the files round-robin, ``block`` in contiguous blocks.
+        val_fraction: fraction of the files outside the test fold to hold out for validation.
     """
     places = np.arange(count)
     dealt = folds_by == "number"
     tested = (places % folds if dealt else places * folds // count) == fold
     rest = places[~tested]
     held = round(val_fraction * len(rest))
-    if dealt:  # spread over the rest, as the fold is
+    if dealt:  # evenly spaced in the rest, like the fold
         chosen = rest[(2 * np.arange(held) + 1) * len(rest) // max(2 * held, 1)]
-    else:  # the stretch behind the tested one, or the first one
+    else:  # the block after the test fold, continued at the start
         behind = rest[rest > places[tested].max(initial=-1)]
         chosen = np.concatenate([behind, rest])[:held]
     return ["test" if tested[place] else "val" if place in chosen else "train" for place in places]

@@ -1,7 +1,7 @@
-"""Kinds of target: what the targets of a source's items mean.
+"""Kinds of target: class indices, multi-hot arrays, ….
 
-A data module has one (`DataModule.targets`); which, its class says (`DataModule.kind`). So a source of pictures may
-have classes, masks or boxes, and whatever reads sounds may have classes or events.
+A data module is composed with one (`DataModule.targets`), constructed by `DataModule.kind`: images may have classes,
+masks or boxes as targets, audio classes or events.
 
 Shapes: K classes.
 """
@@ -25,79 +25,79 @@ BALANCES = ("none", "labels")
 
 
 class Targets:
-    """Targets of which nothing needs to be known: tensors or numbers of one shape, stacked in a batch."""
+    """Base class: targets are tensors or numbers of one shape, stacked in a batch."""
 
     def __init__(self) -> None:
-        self.class_names: list[str] = []  # where they are of classes; set when the source is read
-        self.multilabel = False  # whether an item may be of several classes, or of none
+        self.class_names: list[str] = []  # set when the data are read; empty without classes
+        self.multilabel = False  # whether an item may have several classes, or none
 
     def join(self, targets: list[Any]) -> Any:
-        """The targets of some samples -> the target of their batch."""
+        """Collates targets to the target of a batch."""
         return default_collate(targets)
 
     def info(self) -> dict[str, Any]:
-        """What a model must know of them to answer (plain values; kept in every checkpoint)."""
+        """What a model needs to know about the targets to predict (plain values; saved in every checkpoint)."""
         return {}
 
     def recall(self, data_info: dict[str, Any]) -> None:
-        """Take over what a checkpoint says of them."""
+        """Restore `info()` of a checkpoint."""
 
     def adopt(
         self, items: Sequence[Item], info: dict[str, Any], data_info: dict[str, Any], place: str
     ) -> Sequence[Item]:
-        """Items with the targets that a model of other data has for them.
+        """Converts the targets of test items for a model that was trained on other data.
 
         Args:
-            items: of the test split.
-            info: of the data themselves (`DataModule.info`).
-            data_info: of the model.
-            place: what to call the data.
+            items: items of the test split.
+            info: `DataModule.info` of the test data.
+            data_info: that of the model's training data.
+            place: name of the data in messages.
 
         Raises:
-            DataError: the model cannot be asked about them.
+            DataError: the model cannot be tested on these data.
         """
         if data_info != info:
             raise DataError(f"{place} is other data than the model was trained on, and of another kind")
         return items
 
     def details(self) -> str:
-        """What the line that describes the data says of them, beginning with a comma."""
+        """Suffix for `DataModule.describe`, beginning with a comma."""
         return ""
 
     def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int] | None:
-        """How often each class occurs in these items, (K,), and how much that is of; None: there are no classes."""
+        """Number of occurrences of each class in these items, (K,), and the total; None without classes."""
         return None
 
     @property
     def in_any_order(self) -> str:
-        """The settings by which training asks for any item at any time, which shards do not give; empty: none."""
+        """Names of the active settings that need random access, which shards do not support; empty if none."""
         return ""
 
     def dataset(
         self, items: Sequence[Item], read: Reader, *, train: bool, seed: int, draws: bool
     ) -> ItemDataset:
-        """What reads items of a split; see `ItemDataset`."""
+        """The data set of a split's items; see `ItemDataset`."""
         return ItemDataset(items, read, seed, draws)
 
     def batches(self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int) -> EpochBatches:
-        """Which items make up each batch."""
+        """The batch sampler of a split."""
         return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed)
 
 
-#: What makes the targets of a data module from the settings for them: a class, or a function.
+#: Constructs the targets of a data module from their settings: a class, or a function.
 Kind = Callable[..., Targets]
 
 
 class ClassTargets(Targets):
-    """Classes: an index, or where an item may be of several a multi-hot float array (K,).
+    """Classes: an index, or with `multilabel` a multi-hot float array (K,).
 
-    `class_names` have an order that is stable across machines.
+    The order of `class_names` is the same on every machine.
 
     Args:
-        balance: how training items are drawn: `none`, each once an epoch; `labels`, with replacement, in proportion to
-            the rarity of their labels (`tasks.datasets.sampling.label_weights`).
-        mixup: mixes training items with each other as they are read; a batch then has soft `mixed_target`s (B, K).
-        multilabel: whether an item may be of several classes.
+        balance: sampling of training items: `none`, each once per epoch; `labels`, with replacement, weighted by the
+            rarity of their labels (`tasks.datasets.sampling.label_weights`).
+        mixup: mixes training items as they are read; a batch then has soft `mixed_target`s (B, K).
+        multilabel: whether an item may have several classes.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ClassTargets(Targets):
         self.balance = balance
         self.mixup = mixup
         self.multilabel = multilabel
-        self._weights: NDArray[np.float64] | None = None  # of the training items, once they were asked for
+        self._weights: NDArray[np.float64] | None = None  # of the training items, computed on first use
 
     def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "multilabel": self.multilabel}
@@ -157,7 +157,7 @@ class ClassTargets(Targets):
         return BalancedBatches(self._weights, batch_size, seed=seed)
 
     def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
-        """How many items are of each class, (K,), and how many there are."""
+        """Number of items of each class, (K,), and of all items."""
         positives_K: NDArray[np.int64] = np.zeros(len(self.class_names), dtype=np.int64)
         for labels in labels_in(items):
             positives_K[labels] += 1
@@ -170,7 +170,7 @@ def labels_in(items: Sequence[Item]) -> Iterator[NDArray[Any]]:
 
 
 def translation(own: Sequence[str], known: Sequence[str]) -> Callable[[Any], Any]:
-    """A function that makes a target for the classes `own` one for the classes `known`, which hold them all.
+    """A function that maps a target for the classes `own` to one for the classes `known`, a superset.
 
     >>> translation(["cow", "dog"], ["cat", "cow", "dog"])(1)
     2

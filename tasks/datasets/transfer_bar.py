@@ -1,4 +1,4 @@
-"""How far a download is: a bar on a terminal, a line now and then in a log."""
+"""Progress of a download: a progress bar on a terminal, else occasional log lines."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ EVERY = 30.0  # seconds between lines of a log
 
 @contextmanager
 def shown_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Say what begins, then how far it is: call the value with the bytes there are and those there will be."""
+    """Log a title, then show progress: yields a callback that takes the received and the total number of bytes."""
     log.info("%s", title)
     if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         yield _Lines()

@@ -1,4 +1,4 @@
-"""Unpacking archives that may be anybody's: nothing lands elsewhere, fills the disk or is half there."""
+"""Safe unpacking of untrusted archives: no path traversal, bounded size, no partial results."""
 
 import errno
 import shutil
@@ -12,15 +12,15 @@ from tasks.datasets.names import inside
 CHUNK = 1 << 20  # bytes
 MOST_GB = 50.0
 MOST_MEMBERS = 1_000_000
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # no fault of an archive
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # not the archive's fault
 
 
 def unpack(archive: Path, folder: Path, most: int = round(MOST_GB * 1e9)) -> None:
     """Unpack a tar or zip file into ``folder``, which is created.
 
-    Only files and folders are: links and devices have no place in a data set, and are how archives escape their
-    folder. No member may land outside, and all of them together hold at most ``most`` bytes, whatever is said of
-    each, and fit on the disk; files with holes, which fill a disk out of nothing, are refused.
+    Only files and folders are unpacked: links and devices have no place in a data set and allow path traversal. No
+    member may be outside the folder; the total size is at most ``most`` bytes and fits on the disk. Sparse files are
+    refused.
 
     Raises:
         DataError: any of these, a damaged archive, or one of more than `MOST_MEMBERS` members.
@@ -38,7 +38,7 @@ def unpack(archive: Path, folder: Path, most: int = round(MOST_GB * 1e9)) -> Non
     except DataError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    # Whatever a decompressor comes across in a spoilt archive; only a full disk is not the archive's fault.
+    # A damaged archive may raise anything; only errors of the disk are not the archive's fault.
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path, most: int = round(MOST_GB * 1e9)) -> Non
 
 
 def need_room(folder: Path, needed: int, what: str) -> None:
-    """Raise a `DataError` where a disk has no room for so many bytes."""
+    """Raise a `DataError` if the disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(f"{what} needs {needed / 1e9:,.3g} GB, and {folder} has {free / 1e9:,.3g} GB free")

@@ -1,4 +1,4 @@
-"""AudioSet (Gemmeke et al. 2017): ten-second clips of videos with any of 527 labels, as many as are to be had."""
+"""AudioSet (Gemmeke et al. 2017): ten-second clips from videos, multi-label with 527 classes."""
 
 import csv
 import os
@@ -32,26 +32,26 @@ FOLDERS = {
     "unbalanced": ("unbalanced_train_segments", "unbal_train", "unbalanced_train"),
     "eval": ("eval_segments", "eval"),
 }
-BELOW = (".", "audios", "audio", "clips")  # where the folders of clips lie
-# A clip is named after its video: ID, YID, ID_START_END or YID_START_END.
+BELOW = (".", "audios", "audio", "clips")  # parent folders of the clip folders
+# File names of clips contain the video id: ID, YID, ID_START_END or YID_START_END.
 CLIP = re.compile(r"Y?(?P<video>[\w-]{11})(?:_[\d.]+_[\d.]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A row of a table of segments: a video and the classes to be heard in its ten seconds."""
+    """A row of a segment table: a video id and its classes."""
 
     video: str
     labels: tuple[int, ...]
 
 
 class Clips(LazyItems):
-    """Items made as they are asked for: two million of them, with 527 numbers each, would take gigabytes.
+    """Items created on access: two million of them, with 527 numbers each, would take gigabytes.
 
     Args:
-        folders: where clips lie.
-        found: number of the folder, path below it and classes of each clip.
-        classes: K.
+        folders: folders of clips.
+        found: folder index, relative path and classes of each clip.
+        classes: number of classes, K.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Clips(LazyItems):
 
 
 class AudioSet(AudioData):
-    """AudioSet with its official tables; clips that are missing (videos vanish) are left out and counted.
+    """AudioSet with its official tables; missing clips (deleted videos) are skipped and counted.
 
-    There is no official validation split: part of the training clips is held out, chosen by a hash of the video's name.
-    Testing is on the evaluation segments.
+    There is no official validation split: a fraction of the training clips is held out, by a hash of the video id.
+    The test split is the evaluation segments.
 
     Args:
-        train: segments to train on: ``full`` (balanced and unbalanced, about two million), ``balanced`` (22,160) or
+        train: training segments: ``full`` (balanced and unbalanced, about two million), ``balanced`` (22,160) or
             ``unbalanced``.
-        val_fraction: part of the training clips to validate on.
+        val_fraction: fraction of the training clips used for validation.
         sample_rate, seconds, test_crops: see `AudioData`.
         **common: see `ShardableData`, `ClassificationData` and `DataModule`.
     """
@@ -114,8 +114,8 @@ class AudioSet(AudioData):
             raise DataError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
         self.train = train
         self.val_fraction = val_fraction
-        self.listed = 0  # clips in the tables that were read
-        self.found = 0  # … that are there
+        self.listed = 0  # clips listed in the tables
+        self.found = 0  # clips found on disk
 
     def write_sample(self, root: Path) -> None:
         from tasks.datasets.audio.sample import audioset
@@ -137,9 +137,9 @@ class AudioSet(AudioData):
         named = [
             (number, name, segment) for number, (_, clips) in enumerate(train) for name, segment in clips
         ]
-        # By video, and not by name of a file: the same ones for everybody.
+        # By video id, not by file name: the same split for everybody.
         places = [stable_fraction(segment.video) for _, _, segment in named]
-        first = min(places)  # at least one, of however few
+        first = min(places)  # at least one
         held = [place < self.val_fraction or place == first for place in places]
         classes = len(self.class_names)
 
@@ -159,7 +159,7 @@ class AudioSet(AudioData):
     def _clips(
         self, root: Path, part: str, numbers: Mapping[str, int]
     ) -> tuple[Path, list[tuple[str, Segment]]]:
-        """The folder of a part, and the clips of its table that are there: path below the folder, segment."""
+        """The folder of a subset, and the clips of its table found on disk: relative path, segment."""
         table = root / TABLES[part]
         if not table.is_file():
             raise self.bad_layout(f"no {table.name} in {root}")
@@ -178,7 +178,7 @@ class AudioSet(AudioData):
 
 
 def read_labels(file: Path) -> tuple[dict[str, int], list[str]]:
-    """Number of each label by its id (`/m/09x0r`), and the names in the order of the numbers."""
+    """Maps label ids (`/m/09x0r`) to class indices; also returns the class names."""
     with file.open(newline="", encoding="utf-8") as text:
         reader = csv.DictReader(text)
         columns = ("index", "mid", "display_name")
@@ -196,7 +196,7 @@ def read_labels(file: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def read_segments(table: Path, numbers: Mapping[str, int]) -> Iterator[Segment]:
-    """The rows of a table of segments: comments with #, then video, start, end, "id,id,…"."""
+    """The rows of a segment table: comments with #, then video, start, end, "id,id,…"."""
     seen: set[str] = set()
     with table.open(newline="", encoding="utf-8") as text:
         for line, row in enumerate(csv.reader(text, skipinitialspace=True), start=1):
@@ -214,7 +214,7 @@ def read_segments(table: Path, numbers: Mapping[str, int]) -> Iterator[Segment]:
 
 
 def clip_files(folder: Path) -> dict[str, str]:
-    """Path below ``folder`` of each video's clip; folders within are looked into."""
+    """Maps video ids to the paths of their clips, relative to ``folder`` (searched recursively)."""
     files: dict[str, str] = {}
     for place, below, names in os.walk(folder):
         below.sort()

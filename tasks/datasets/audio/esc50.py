@@ -21,14 +21,14 @@ FOLDS = (1, 2, 3, 4, 5)
 
 
 class ESC50(AudioData):
-    """ESC-50 with one official fold for testing; the published figure is the mean over ``fold=1..5``.
+    """ESC-50 with one official fold for testing; the published accuracy is the mean over ``fold=1..5``.
 
-    Validation is a fixed part of the other four folds, taken by source recording, so that no recording is in
-    both; the test fold chooses nothing.
+    The validation split is a fixed fraction of the other four folds, grouped by source recording. The test fold is not
+    used for model selection.
 
     Args:
-        fold: the fold to test on, 1 to 5.
-        val_fraction: part of the training folds to validate on.
+        fold: the test fold, 1 to 5.
+        val_fraction: fraction of the training folds used for validation.
         sample_rate, seconds, test_crops: see `AudioData`.
         **common: see `ShardableData` and `DataModule`.
     """

@@ -1,7 +1,7 @@
-"""The embedded sample of sound events: recordings in which six kinds of sound overlap in noise, with their table.
+"""The embedded sample of sound events: recordings of six kinds of overlapping sounds in noise, with an event table.
 
-Four kinds are tones at any pitch, told apart by how it moves alone: a chirp up has the mean spectrum of a chirp down.
-The noise's level rises and falls, so loudness alone does not tell when something sounds.
+Four kinds are tones at random pitch that differ only in their pitch contour: an up-chirp has the mean spectrum of a
+down-chirp. The noise level varies, so loudness alone does not reveal events.
 
 Shapes: T samples.
 """
@@ -15,15 +15,15 @@ import numpy as np
 from tasks.datasets.audio.sample import Wave, write_wav
 
 RATE = 16000
-PARTS = {"train": 72, "val": 14, "test": 18}  # recordings
+PARTS = {"train": 72, "val": 14, "test": 18}  # number of recordings
 SECONDS = (8.0, 12.0)  # of most recordings
 LONG = (20.0, 30.0)  # of every sixth
-EMPTY = 9  # every so many recordings one has no event
-APART = 0.4  # seconds of silence between two events of a kind, at least
+EMPTY = 9  # one in this many recordings has no event
+APART = 0.4  # minimum seconds between two events of a kind
 
 
 def _tone(octaves: Wave, pitch: float, rng: np.random.Generator) -> Wave:
-    """A tone with two overtones whose pitch moves by so many octaves, (T,)."""
+    """A tone with two overtones, (T,); `octaves` is the pitch contour relative to `pitch`."""
     phase = 2 * np.pi * np.cumsum(pitch * 2.0**octaves) / RATE
     overtones = rng.uniform(0.1, 0.6, 2)
     return np.asarray(np.sin(phase) + overtones[0] * np.sin(2 * phase) + overtones[1] * np.sin(3 * phase))
@@ -63,7 +63,7 @@ def _pitch(rng: np.random.Generator) -> float:
 
 
 KINDS: dict[str, tuple[Callable[[int, np.random.Generator], Wave], float, float]] = {
-    # how it sounds, shortest and longest in seconds
+    # synthesis function, minimum and maximum duration in seconds
     "chirp_down": (_chirp(-1), 0.4, 1.0),
     "chirp_up": (_chirp(1), 0.4, 1.0),
     "hiss": (_hiss, 0.4, 1.5),
@@ -75,9 +75,9 @@ Annotation = tuple[float, float, str]  # onset, offset, label
 
 
 def recording(seconds: float, empty: bool, rng: np.random.Generator) -> tuple[Wave, list[Annotation]]:
-    """A recording, (T,), and its events by onset; about one begins every 1.4 seconds, three in four overlap none."""
+    """A recording, (T,), and its events by onset: about one per 1.4 seconds, three in four without overlap."""
     clip = _noise(round(seconds * RATE), rng)
-    free = dict.fromkeys(KINDS, 0.0)  # when each kind may begin again
+    free = dict.fromkeys(KINDS, 0.0)  # earliest next onset of each kind
     events: list[Annotation] = []
     now = float(rng.uniform(0, 1.0))
     while not empty:
@@ -98,14 +98,14 @@ def recording(seconds: float, empty: bool, rng: np.random.Generator) -> tuple[Wa
 
 
 def _noise(length: int, rng: np.random.Generator) -> Wave:
-    """Noise whose level moves by several decibels every second or two."""
+    """Noise whose level changes by several decibels every second or two."""
     knots = rng.uniform(-9, 3, length // RATE + 2)
     decibels = np.interp(np.arange(length) / RATE, np.arange(len(knots)), knots)
     return np.asarray(0.05 * 10 ** (decibels / 20) * rng.normal(size=length))
 
 
 def sound_events(root: Path, parts: dict[str, int] | None = None) -> None:
-    """`train/`, `val/` and `test/` with recordings, and `events.csv`; a recording without events has a row, too."""
+    """Writes recordings to `train/`, `val/` and `test/`, and `events.csv`, with a row also for those without events."""
     rows: list[tuple[str, ...]] = []
     for part, (split, count) in enumerate((parts or PARTS).items()):
         for number in range(count):

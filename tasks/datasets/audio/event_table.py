@@ -1,6 +1,6 @@
-"""Tables of sound events, as people write them: path, onset, offset, label; any spreadsheet's encoding and headers.
+"""Reads tables of sound events (path, onset, offset, label) with the usual encodings and headers of spreadsheets.
 
-What had to be inferred is kept as notes for the user; rows that cannot be true are refused, each by its line.
+Inferred settings are reported as notes to the user; impossible rows are refused with their line numbers.
 """
 
 import math
@@ -17,7 +17,7 @@ from tasks.datasets.label_table import COLUMNS as OF_LABELS
 from tasks.datasets.label_table import decoded, existing, roles_of, separated, spoken
 from tasks.datasets.labelled_files import SPLIT_NAMES, Entry
 
-# What a column is called, in order of preference; compared without case, spaces, "-" and "_".
+# Accepted column names in order of preference; compared without case, spaces, "-" and "_".
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": (*OF_LABELS["path"], "audiofile", "audiofilename", "soundfile", "beginfile"),
     "onset": ("onset", "start", "begin", "starttime", "begintime", "onsettime", "onset(s)", "start(s)", "begin(s)",
@@ -29,14 +29,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     **{role: OF_LABELS[role] for role in ("split", "fold", "group")},
 }  # fmt: skip
 NEEDED = ("path", "onset", "offset", "label")
-SHOWN = 5  # bad rows named
-SLACK = 0.05  # seconds that an event may reach beyond the end of its recording: it is cut there
+SHOWN = 5  # bad rows listed in a message
+SLACK = 0.05  # seconds by which an event may exceed the end of its recording; it is clipped there
 NO_NUMBER = ("", "nan", "na", "none", "null", "-")
 
 
 @dataclass
 class Recording:
-    """A file, what sounds in it and, where the table says so, its split, fold and group."""
+    """A file, its events and, if given, its split, fold and group."""
 
     entry: Entry
     seconds: float
@@ -45,7 +45,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class EventTable:
-    """The recordings of a table, by path, and what was inferred."""
+    """The recordings of a table, by path, and notes about what was inferred."""
 
     recordings: Sequence[Recording]
     notes: Sequence[str]
@@ -66,21 +66,21 @@ def read_event_table(
     length_of: Callable[[Path], float | None],
     columns: Mapping[str, str | None] | None = None,
 ) -> EventTable:
-    """Read a table of events: one a row, several rows a file; a row with a path alone is of a file without events.
+    """Read an event table: one event per row; a row with only a path is a file without events.
 
-    UTF-8, UTF-16 with a mark, or else Windows-1252; separated by commas, semicolons, tabs or bars; headers in any case.
-    Without headers: `path,onset,offset,label`, if the first path exists. Where commas do not separate, they may stand
-    in numbers.
+    Encodings: UTF-8, UTF-16 with a byte-order mark, else Windows-1252. Separators: commas, semicolons, tabs or bars.
+    Headers are case-insensitive. Without a header: `path,onset,offset,label`, if the first path exists. Decimal commas
+    are accepted if the separator is not a comma.
 
     Args:
         table: the file.
-        root: the folder that paths start from.
-        length_of: seconds of a file; raises `ReadError`.
-        columns: which column is `path`, `onset`, `offset`, `label`, `split`, `fold` or `group`, where their names do
-            not tell; `None`: no column has it.
+        root: folder that paths are relative to.
+        length_of: duration of a file in seconds; raises `ReadError`.
+        columns: role -> column name for `path`, `onset`, `offset`, `label`, `split`, `fold` or `group`, where the names
+            are not the usual ones; `None` ignores a role.
 
     Raises:
-        DataError: no such file or columns; or rows that cannot be true, the first ones by line.
+        DataError: no such file or columns, or impossible rows; the first ones are listed by line.
     """
     text, encoding = decoded(table)
     separator, lines = separated(table, text)
@@ -125,7 +125,7 @@ def read_event_table(
 
 
 class _Reader:
-    """Takes rows one after the other, and keeps what is wrong with them."""
+    """Processes rows in sequence and collects their errors."""
 
     def __init__(self, root: Path, length_of: Callable[[Path], float | None], decimal_comma: bool) -> None:
         self.root = root
@@ -152,7 +152,7 @@ class _Reader:
             self.problems.append(f"line {row.line} {error}")
 
     def _recording(self, row: _Row) -> Recording | None:
-        """That of a row; `None`: its file cannot be read, which was said before."""
+        """The recording of a row; `None` if its file cannot be read, which is reported once."""
         if not row["path"]:
             raise ValueError("lacks a path")
         split = row["split"].lower()
@@ -220,13 +220,13 @@ class _Reader:
 def merged(
     events: Sequence[tuple[float, float, str]], classes: Mapping[str, int]
 ) -> tuple[NDArray[np.float64], int]:
-    """Events as an array (E, 3) by onset, those of a class that overlap as one; and how many went into others.
+    """Events as an array (E, 3) by onset, with overlapping events of a class merged; and the number of merged events.
 
     >>> merged([(0, 2, "a"), (1, 3, "a"), (1, 2, "b")], {"a": 0, "b": 1})[0].tolist()
     [[0.0, 3.0, 0.0], [1.0, 2.0, 1.0]]
     """
     found: list[tuple[float, float, float]] = []
-    last: dict[str, int] = {}  # place of each class's last event
+    last: dict[str, int] = {}  # index of each class's last event
     gone = 0
     for onset, offset, label in sorted(events):
         place = last.get(label)

@@ -1,8 +1,8 @@
-r"""Recordings with sound events: a folder and a table of what sounds from when to when.
+r"""Recordings with sound events: a folder and a table of events with onset and offset.
 
 Examples:
-    Recordings anywhere below a folder and `events.csv` with the columns path, onset, offset, label (seconds), and split
-    if you like::
+    Recordings anywhere below a folder and `events.csv` with the columns path, onset, offset (seconds), label and
+    optionally split::
 
         python run.py task=sound_events data_dir=PATH
 
@@ -41,11 +41,11 @@ from tasks.datasets.labelled_files import LabelledFiles, label_settings, split_o
 from tasks.datasets.listing import list_files
 
 Events = NDArray[np.float64]  # (E, 3): onset and offset in seconds, class index
-FILL = -1.0  # onset, offset and class of what fills up the events of a batch
+FILL = -1.0  # padding value of events in a batch
 
 
 class SoundEventSettings(CommonSettings, total=False):
-    """Arguments of `SoundEvents` that it hands on."""
+    """Arguments that `SoundEvents` passes on."""
 
     test_from: str | None
     val_from: str | None
@@ -57,23 +57,23 @@ class SoundEventSettings(CommonSettings, total=False):
 
 
 class SoundEvents(DataModule):
-    """Recordings of any length and what sounds in them, several classes perhaps at once.
+    """Recordings of any length with sound events, possibly overlapping.
 
     A raw sample is `{"waveform": (T,) float32 in [-1, 1], "length": T}`, its target the events in it, `(E, 3)`: onset
-    and offset in seconds from its start, class index. Training reads windows: a recording gives as many as cover it,
-    each moved at random by up to half the way to the next; a shorter one has silence behind. Validation, testing and
-    prediction read recordings whole. Batches are filled up with silence, and events with -1.
+    and offset in seconds from its start, class index. Training reads windows: as many as cover a recording, each
+    shifted at random by up to half the hop; shorter recordings are padded with silence. Validation, testing and
+    prediction read whole recordings. In a batch, waveforms are padded with silence, events with -1.
 
-    Data info: `class_names`, `seconds` of a window.
+    Data info: `class_names`, `seconds` (window length).
 
     Args:
-        csv: the table, below `data_dir` (`tasks.datasets.audio.event_table`). Splits are those of its column `split`,
-            or else of the folders that paths begin with (`train/…`); where nothing states them, they are drawn as for
-            any files (`LabelledFiles`). A recording lies in one split as a whole.
-        csv_columns: which of its columns is which, where their names do not tell.
+        csv: the event table, relative to `data_dir` (`tasks.datasets.audio.event_table`). Splits are given by its
+            column `split`, else by the top-level folders (`train/…`), else drawn as in `LabelledFiles`. A recording
+            is never divided between splits.
+        csv_columns: role -> column name, where the names are not the usual ones.
         sample_rate: in Hz; files at another rate are resampled.
-        seconds: length of a window.
-        move: whether windows are moved at random.
+        seconds: window length.
+        move: whether training windows are shifted at random.
         **settings: see `LabelledFiles` (splits and folds) and `DataModule`.
     """
 
@@ -113,7 +113,7 @@ class SoundEvents(DataModule):
 
         sound_events(root)
 
-    # -- which recordings there are --------------------------------------------------------------------------------
+    # -- recordings and splits -------------------------------------------------------------------------------------
 
     def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         recordings = self._recordings(root)
@@ -163,7 +163,7 @@ class SoundEvents(DataModule):
         return self._split_by_folders(root, sorted(found.recordings, key=lambda one: one.entry.path.parts))
 
     def _split_by_folders(self, root: Path, recordings: list[Recording]) -> list[Recording]:
-        """Recordings with the splits that their first folders say, where all do and the table has none."""
+        """Assign splits by top-level folders, if all of them name a split and the table has none."""
         entries = [recording.entry for recording in recordings]
         below = [
             entry.path.relative_to(root).parts if entry.path.is_relative_to(root) else () for entry in entries
@@ -179,7 +179,7 @@ class SoundEvents(DataModule):
         ]
 
     def _targets(self, recordings: Sequence[Recording]) -> dict[Path, Events]:
-        """The events of each recording; says how many were merged."""
+        """The events of each recording; adds a note about merged events."""
         index = {name: number for number, name in enumerate(self.class_names)}
         targets, gone = {}, 0
         for recording in recordings:
@@ -195,7 +195,7 @@ class SoundEvents(DataModule):
         return [Item(recording.entry.path, events, {"seconds": recording.seconds})]
 
     def _windows(self, recording: Recording, events: Events) -> list[Item]:
-        """As many windows as cover a recording, evenly spread."""
+        """Evenly spaced windows that cover a recording."""
         spare = max(recording.seconds - self.seconds, 0.0)
         count = math.ceil(spare / self.seconds - 1e-9) + 1
         where = {"seconds": recording.seconds, "apart": spare / max(count - 1, 1)}
@@ -217,7 +217,7 @@ class SoundEvents(DataModule):
         if train and self.move:
             start += (rng.random() - 0.5) * item.where["apart"]
         start = min(max(start, 0.0), spare)
-        # As the reader has it: where in a longer file a crop lies, from 0 to 1; a shorter one begins at once.
+        # Relative position of the crop in a longer file, from 0 to 1; a shorter one is placed at the start.
         waveform = read_crop(item.path, self.sample_rate, self.seconds, place=start / spare if spare else 0.0)
         length = min(round((whole - start) * self.sample_rate), len(waveform))
         return _raw(waveform, length), events_between(
@@ -238,7 +238,7 @@ class SoundEvents(DataModule):
         return _raw(waveform, len(waveform))
 
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
-        """Waveforms (B, T) with silence behind the shorter ones, lengths (B,); from a bare waveform, too."""
+        """Collates to waveforms (B, T), padded with silence, and lengths (B,); also accepts bare waveforms."""
         raws = [_raw(raw, len(raw)) if isinstance(raw, Tensor) else raw for raw in raws]
         waveforms = [raw["waveform"] for raw in raws]
         return {
@@ -247,11 +247,11 @@ class SoundEvents(DataModule):
         }
 
     def join_targets(self, targets: list[Any]) -> Tensor:
-        """Events (B, E, 3) filled up with -1."""
+        """Events (B, E, 3) padded with -1."""
         events = [torch.from_numpy(np.asarray(target, dtype=np.float64)) for target in targets]
         return torch.nn.utils.rnn.pad_sequence(events, batch_first=True, padding_value=FILL)
 
-    # -- for a model of other data ---------------------------------------------------------------------------------
+    # -- models trained on other data ------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "seconds": self.seconds}
@@ -292,7 +292,7 @@ class SoundEvents(DataModule):
 
 
 def events_between(events: Events, start: float, end: float) -> Events:
-    """What of some events falls between two times, counted from the first."""
+    """Events clipped to an interval, with times relative to its start."""
     inside = events[(events[:, 0] < end) & (events[:, 1] > start)].copy()
     inside[:, :2] = inside[:, :2].clip(start, end) - start
     return inside

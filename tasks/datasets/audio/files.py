@@ -1,6 +1,6 @@
-"""Reading audio files as waveforms of fixed length: what every audio source shares.
+"""Reads audio files as waveforms of fixed length; base class of the audio data modules.
 
-Shapes: T samples at the wanted rate, K crops.
+Shapes: T samples at the target rate, K crops.
 """
 
 import math
@@ -33,28 +33,28 @@ CONTAINERS = (".m4a", ".aac", ".wma", ".mka")  # read by FFmpeg (PyAV)
 EXTENSIONS = SOUND_FILES + CONTAINERS
 MAGIC = (b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75")  # Matroska, ASF (WMA)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; outside, the header is damaged
-LOUDEST = 2.0**31  # of files of floating-point numbers: whole numbers of 32 bits are within it, damage is not
+LOUDEST = 2.0**31  # maximum of floating-point files: the 32-bit integer range; beyond it, the file is damaged
 # Some streams do not state their length (libsndfile says 2**63 - 1); they are read from the start.
 UNKNOWN_LENGTH = 2**48
-LONGER = 1.02  # times the seconds read: what clips may exceed them by unsaid
-LOOKED_AT = 200  # clips of a split
+LONGER = 1.02  # clips up to this factor longer than `seconds` are cropped without a note
+LOOKED_AT = 200  # clips per split
 FULL = "full"
-LONGEST = 60.0  # seconds up to which clips are filled up
+LONGEST = 60.0  # maximum seconds to which `seconds=full` pads clips
 MOST_CROPS = 1000
 
 
 class AudioData(ShardableData):
-    """A source whose items are audio files and whose raw sample is a waveform ``(T,)``, float32 in [-1, 1].
+    """Base class of data modules for audio files; a raw sample is a waveform ``(T,)``, float32 in [-1, 1].
 
     Training reads a random crop (a shorter file is placed at random in silence); validation, testing and
-    prediction read the centre, or ``test_crops`` crops spread evenly from start to end, ``(K, T)``.
+    prediction read the centre crop, or ``test_crops`` evenly spaced crops, ``(K, T)``.
 
     Args:
         sample_rate: in Hz; files at another rate are resampled.
         seconds: length of a waveform; ``full``: that of the longest clip of all splits, so that every clip is read
-            whole. Shorter ones lie in silence, up to the same length in every batch: a clip's answer does not depend
-            on those beside it. Longer files, in prediction or in other data, are refused.
-        test_crops: K; 1 gives ``(T,)``; ``full`` takes as many as cover the longest clip without gaps.
+            whole. Shorter clips are padded with silence to this length, independently of the batch, so predictions do
+            not depend on it. Longer files, in prediction or in other data, are refused.
+        test_crops: K; 1 gives ``(T,)``; ``full`` uses as many as cover the longest clip without gaps.
         **common: see `ShardableData` and `DataModule`.
     """
 
@@ -120,14 +120,14 @@ class AudioData(ShardableData):
         self.notes += self._lengths_note()
 
     def _refuse_unmeasured(self, option: str, else_say: str) -> None:
-        """Raise a `DataError` for clips whose lengths cannot be read before they are."""
+        """Raise a `DataError` if the lengths of clips cannot be read from their headers (remote shards)."""
         if self.storage is not None and self.storage.folder is None:
             raise DataError(
                 f"{option}={FULL} needs shards in a folder, whose clips can be measured: say {else_say}"
             )
 
     def _longest_clip(self) -> float:
-        """Seconds of the longest clip of all splits."""
+        """Duration of the longest clip of all splits, in seconds."""
         self._refuse_unmeasured("seconds", "seconds=SECONDS")
         longest = max((length for split in self.splits for length in self._lengths(split, None)), default=0.0)
         if not longest:
@@ -141,7 +141,7 @@ class AudioData(ShardableData):
         return _rounded_up(longest)
 
     def _covering_crops(self) -> int:
-        """How many crops of `seconds` cover the longest clip of the validation and test splits without gaps."""
+        """Number of crops of `seconds` that cover the longest clip of the validation and test splits."""
         self._refuse_unmeasured("test_crops", "test_crops=K")
         measured = [split for split in ("val", "test") if split in self.splits]
         lengths = [length for split in measured for length in self._lengths(split, None)]
@@ -154,7 +154,7 @@ class AudioData(ShardableData):
         return max(crops, 1)
 
     def _lengths_note(self) -> list[str]:
-        """How much of longer clips is read, and which option reads more."""
+        """Note about how much of longer clips is read, and the option that reads more."""
         seconds = sorted(length for split in self.splits for length in self._lengths(split, LOOKED_AT))
         if self.whole_clips and seconds:
             return [
@@ -176,7 +176,7 @@ class AudioData(ShardableData):
         ]
 
     def _lengths(self, split: str, most: int | None) -> Iterator[float]:
-        """Seconds of the clips of a split, or of some, by their headers; none of shards that lie elsewhere."""
+        """Durations in seconds of clips of a split (at most about `most`), by their headers; none for remote shards."""
         if self.storage is not None and self.storage.folder is None:
             return
         if most is not None and self.storage is not None:
@@ -208,7 +208,7 @@ class AudioData(ShardableData):
 
 
 def length_of(path: Path) -> float | None:
-    """Seconds of a file, from its header; None where it does not say.
+    """Duration of a file in seconds, from its header; None if not stated.
 
     Raises:
         ReadError: it cannot be read as audio.
@@ -226,7 +226,7 @@ def length_of(path: Path) -> float | None:
 
 
 def _rounded_up(seconds: float) -> float:
-    """To three digits.
+    """Rounded up to three significant digits.
 
     >>> _rounded_up(12.3412)
     12.4
@@ -239,19 +239,19 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     """Read ``seconds`` of a file, mixed down to one channel and resampled, as ``(T,)`` float32.
 
     Args:
-        path: WAV, FLAC, OGG, Opus, MP3, AIFF and whatever else libsndfile reads; M4A, AAC and WMA through PyAV.
-        sample_rate: wanted rate in Hz; T is ``round(seconds * sample_rate)``.
-        place: where in a longer file the crop lies, or where in silence a shorter file lies: 0 at the start,
-            0.5 in the middle, 1 at the end.
+        path: WAV, FLAC, OGG, Opus, MP3, AIFF or another format of libsndfile; M4A, AAC and WMA through PyAV.
+        sample_rate: target rate in Hz; T is ``round(seconds * sample_rate)``.
+        place: relative position of the crop in a longer file, or of a shorter file in silence: 0 is the start,
+            0.5 the middle, 1 the end.
 
     Raises:
-        ReadError: the file is missing, empty, not audio, broken or holds values that are not finite.
+        ReadError: the file is missing, empty, not audio, broken or contains non-finite values.
     """
     check_file(path)
     sound, rate = (_read_container if is_container(path) else _read_sound_file)(path, seconds, place)
     if len(sound) == 0:
         raise ReadError("it holds no sound (0 samples)")
-    peak = max(float(sound.max()), -float(sound.min()))  # NaN where the sound holds one
+    peak = max(float(sound.max()), -float(sound.min()))  # NaN if any sample is NaN
     if not math.isfinite(peak):
         raise ReadError("it holds values that are not finite numbers")
     if peak > LOUDEST:
@@ -265,7 +265,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
 
 
 def is_container(path: Path) -> bool:
-    """Whether FFmpeg reads it: by its ending, or where it has none, as a sample of a shard, by its first bytes."""
+    """Whether a file is read by FFmpeg: by extension, or without one (samples of shards) by its first bytes."""
     if path.suffix:
         return path.suffix.lower() in CONTAINERS
     with path.open("rb") as file:
@@ -274,11 +274,11 @@ def is_container(path: Path) -> bool:
 
 
 def _is_adts(start: bytes) -> bool:
-    return start[:1] == b"\xff" and len(start) > 1 and start[1] & 0xF6 == 0xF0  # layer 0; of an MP3 it is 1
+    return start[:1] == b"\xff" and len(start) > 1 and start[1] & 0xF6 == 0xF0  # layer 0; MP3 has 1
 
 
 def _read_sound_file(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
-    """Samples (T, channels) of the crop, as far as the file reaches, and their rate, by libsndfile."""
+    """Read the samples of the crop that exist in the file, (T, channels), and the rate, with libsndfile."""
     soundfile = require("soundfile", "audio files")
     try:
         with soundfile.SoundFile(path) as file:
@@ -292,7 +292,7 @@ def _read_sound_file(path: Path, seconds: float, place: float) -> tuple[NDArray[
 
 
 def _read_container(path: Path, seconds: float, place: float) -> tuple[NDArray[np.float32], int]:
-    """The same by FFmpeg: decoded from the start, since seeking in compressed sound is not exact to the sample."""
+    """The same with FFmpeg: decoded from the start, since seeking in compressed audio is not sample-accurate."""
     with _container(path) as (container, stream):
         wanted = math.ceil(seconds * stream.rate)
         start = max(round(place * (_stated_length(container, stream) - wanted)), 0)
@@ -308,7 +308,7 @@ def _read_container(path: Path, seconds: float, place: float) -> tuple[NDArray[n
 
 @contextmanager
 def _container(path: Path) -> Iterator[tuple[Any, Any]]:
-    """An open file and its first sound stream; what FFmpeg finds wrong inside the block is a `ReadError`."""
+    """Opens a file and its first audio stream; FFmpeg errors inside the block become a `ReadError`."""
     av = require("av", f"audio files such as {', '.join(CONTAINERS)}")
     try:
         with av.open(str(path)) as container:
@@ -324,7 +324,7 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _stated_length(container: Any, stream: Any) -> int:
-    """Samples per channel that the header states, or the packets of a bare AAC stream; 0 where nothing does."""
+    """Samples per channel, from the header, or from the packets of a raw AAC stream; 0 if unknown."""
     if container.format.name == "aac":  # its length would be guessed from the first frames
         with require("av", "audio files").open(container.name) as again:
             first = again.streams.audio[0]
@@ -343,8 +343,7 @@ def _planes(frame: Any) -> NDArray[np.float32]:
 
 
 def fit_length(waveform: Tensor, length: int, place: float) -> Tensor:
-    """Cut ``(T,)`` to ``length`` samples, or lay it into ``length`` samples of silence, at ``place`` in [0,
-    1]."""
+    """Crop ``(T,)`` to ``length`` samples, or pad it with silence, at relative position ``place`` in [0, 1]."""
     spare = waveform.shape[-1] - length
     if spare >= 0:
         start = round(place * spare)
@@ -355,7 +354,7 @@ def fit_length(waveform: Tensor, length: int, place: float) -> Tensor:
 
 def resample(waveform: Tensor, rate: int, wanted: int) -> Tensor:
     """Band-limited resampling of ``(T,)`` from ``rate`` to ``wanted`` Hz."""
-    # An odd rate such as 44,101 Hz would need a kernel of gigabytes; a ratio off by less than 1e-5 is
+    # A rate such as 44,101 Hz would need a kernel of gigabytes; a ratio error below 1e-5 is
     # inaudible.
     ratio = Fraction(wanted, rate).limit_denominator(1000)
     return waveform if ratio == 1 else _resampler(ratio.denominator, ratio.numerator)(waveform)

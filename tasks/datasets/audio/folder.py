@@ -5,11 +5,11 @@ Examples:
 
         python run.py task=audio_folder data_dir=PATH
 
-    A table with the columns path and label, and split if you like; several labels are separated by ``;``::
+    A table with the columns path, label and optionally split; several labels are separated by ``;``::
 
         python run.py task=audio_folder data_dir=PATH task.data.csv=labels.csv task.data.multilabel=true
 
-    Labels in the names, here of the Free Spoken Digit Dataset (``7_jackson_32.wav``), recordings 0 to 4 for
+    Labels in the file names, as in the Free Spoken Digit Dataset (``7_jackson_32.wav``), recordings 0 to 4 for
     testing::
 
         python run.py task=audio_folder data_dir=PATH 'task.data.label_from="^(?P<label>\d)_"' \
@@ -26,11 +26,11 @@ from tasks.datasets.shards.data import ShardableSettings
 
 
 class AudioFolderSettings(LabelSettings, ShardableSettings, total=False):
-    """Arguments of `AudioFolder` that it hands on."""
+    """Arguments that `AudioFolder` passes on."""
 
 
 class AudioFolder(FromLabelledFiles, AudioData):
-    """Audio files of your own.
+    """Your own audio files.
 
     Args:
         multilabel: a file may have several labels (`LabelledFiles`).

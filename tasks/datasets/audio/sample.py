@@ -1,9 +1,8 @@
 """The embedded audio samples: small imitations of the real benchmarks, synthesised from a seed.
 
-A word is two syllables; a syllable is a pitch contour. All six contours sweep the same octaves at constant
-speeds and equally loud, so that neither the average spectrum of a clip nor its loudness over time tells the
-words apart: only time and frequency together do. Speakers differ in pitch, span, pace, timbre, level and
-noise.
+A word is two syllables; a syllable is a pitch contour. All six contours sweep the same octaves at constant speed and
+loudness, so that neither the mean spectrum nor the loudness envelope of a clip distinguishes the words, only the
+time-frequency pattern does. Speakers differ in pitch, span, pace, timbre, level and noise.
 
 Shapes: T samples.
 """
@@ -22,8 +21,7 @@ from tasks.datasets.reading import require
 
 Wave = NDArray[np.float64]  # (T,)
 
-# A contour is a row of strokes of equal length: up, down, or held at one of four heights in the speaker's
-# span.
+# A contour is a sequence of strokes of equal length: up, down, or held at one of four heights in the speaker's span.
 STROKES = {
     "/": (-1, 1),
     "\\": (1, -1),
@@ -38,14 +36,14 @@ LONG_CONTOURS = {**CONTOURS, "saw_up": "//", "saw_down": "\\\\", "stairs_up": "1
 
 @dataclass(frozen=True)
 class Voice:
-    """How one speaker sounds."""
+    """Parameters of one speaker."""
 
     pitch: float  # centre, Hz
     span: float  # half the range of a contour, octaves
     pace: float  # length of a syllable, s
     timbre: tuple[float, ...]  # amplitude of each harmonic
     level: float  # root mean square of the voice
-    noise: float  # root mean square of the noise, as a part of the level
+    noise: float  # root mean square of the noise, relative to the level
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Voice":
@@ -60,8 +58,7 @@ class Voice:
 
 
 def say(word: Sequence[str], voice: Voice, rng: np.random.Generator, rate: int, seconds: float) -> Wave:
-    """One utterance: the syllables of ``word`` one after the other, somewhere near the middle of ``seconds``
-    of noise."""
+    """One utterance: the syllables of ``word`` in sequence, near the middle of ``seconds`` of noise."""
     clip = np.zeros(round(seconds * rate))
     pitch = voice.pitch * 2 ** rng.uniform(-0.1, 0.1)
     lengths = [round(rate * voice.pace * rng.uniform(0.9, 1.1)) for _ in word]
@@ -96,8 +93,7 @@ def write_wav(path: Path, wave: Wave, rate: int) -> None:
 
 
 def speech_commands(root: Path, speakers: tuple[int, int, int] = (20, 3, 5), words: int = len(WORDS)) -> None:
-    """Speech Commands v2: 35 words, ``speakers`` of train, val and test say each once; nobody is in two
-    splits."""
+    """Speech Commands v2: 35 words, each spoken once by every one of ``speakers`` speakers (train, val, test)."""
     pairs = list(product(CONTOURS.values(), repeat=2))
     lists: dict[str, list[str]] = {"val": [], "test": []}
     for split, speaker in _speakers(speakers):
@@ -115,7 +111,7 @@ def speech_commands(root: Path, speakers: tuple[int, int, int] = (20, 3, 5), wor
 
 
 def _speakers(wanted: tuple[int, int, int]) -> Iterator[tuple[str, str]]:
-    """(split, speaker) such that the data set's own hash rule puts each speaker into that very split."""
+    """(split, speaker) such that the data set's own hash rule assigns each speaker to that split."""
     missing = dict(zip(("train", "val", "test"), wanted, strict=True))
     rng = np.random.default_rng(2018)
     while any(missing.values()):
@@ -167,7 +163,7 @@ def esc50(root: Path, per_fold: int = 2, categories: int = len(ESC50_CATEGORIES)
 def _repeat(
     strokes: str, times: int, voice: Voice, rng: np.random.Generator, rate: int, seconds: float
 ) -> Wave:
-    """``times`` equal events, evenly spread and as long as there is room for."""
+    """``times`` equal events, evenly spaced."""
     clip = np.zeros(round(seconds * rate))
     pitch = voice.pitch * 2 ** rng.uniform(-0.1, 0.1)
     step = len(clip) // times
@@ -181,7 +177,7 @@ def _repeat(
 
 
 def audio_folder(root: Path, per_class: int = 60) -> None:
-    """A folder of one-second clips per contour; every clip has its own voice."""
+    """One folder of one-second clips per contour; every clip has its own voice."""
     for number, (contour, strokes) in enumerate(CONTOURS.items()):
         for index in range(per_class):
             rng = np.random.default_rng((7, number, index))
@@ -206,9 +202,9 @@ VIDEO_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 
 
 def audioset(root: Path, balanced: int = 40, unbalanced: int = 80, evaluation: int = 40) -> None:
-    """AudioSet with ten of its labels: clips of ten seconds at 8 kHz, in which one to three contours sound in turn.
+    """AudioSet with ten of its labels: clips of ten seconds at 8 kHz with one to three contours in sequence.
 
-    In the unbalanced part the first label is the most frequent by far. One listed clip in twenty is not there.
+    In the unbalanced subset the first label is by far the most frequent. One listed clip in twenty is missing.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / "class_labels_indices.csv").open("w", newline="", encoding="utf-8") as file:
@@ -236,7 +232,7 @@ def audioset(root: Path, balanced: int = 40, unbalanced: int = 80, evaluation: i
 
 
 def _audioset_labels(number: int, skewed: bool, rng: np.random.Generator) -> list[int]:
-    """One to three different labels; where they are not skewed, each is the first of as many clips."""
+    """One to three different labels; unless skewed, all labels come first equally often."""
     count = len(AUDIOSET_LABELS)
     chances = 1 / np.arange(1, count + 1) if skewed else np.ones(count)
     drawn = rng.choice(count, int(rng.integers(1, 4)), replace=False, p=chances / chances.sum()).tolist()
@@ -247,7 +243,7 @@ def _audioset_labels(number: int, skewed: bool, rng: np.random.Generator) -> lis
 
 
 def _in_turn(contours: Sequence[str], rng: np.random.Generator, rate: int, seconds: float) -> Wave:
-    """Up to three events, each in a third of ``seconds`` of noise and with a voice of its own."""
+    """Up to three events, each in one third of ``seconds`` of noise, with different voices."""
     clip = np.zeros(round(seconds * rate))
     third = len(clip) // 3
     for strokes, place in zip(contours, rng.permutation(3).tolist(), strict=False):

@@ -24,8 +24,8 @@ LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
 class SpeechCommands(AudioData):
     """Speech Commands v2, 35 words, with the official lists: 84,843 / 9,981 / 11,005 clips.
 
-    A folder without the two lists is split by the rule in the data set's own README, the hash of a speaker's
-    name, which keeps all clips of a speaker together. A word is a folder; ``_background_noise_`` is none.
+    A folder without the two lists is split by the rule in the data set's README, a hash of the speaker id, which keeps
+    all clips of a speaker together. Every folder is a word, except ``_background_noise_``.
 
     Args:
         sample_rate, seconds: see `AudioData`.
@@ -87,7 +87,7 @@ class SpeechCommands(AudioData):
         for split, file in files.items():
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
             missing = [line for line in lines if line not in names]
-            if missing:  # a smaller test set than everybody's would go unnoticed
+            if missing:  # otherwise a smaller test set than the official one would go unnoticed
                 raise DataError(
                     f"{len(missing):,} of the {len(lines):,} clips in {file} are not there "
                     f"(first: {missing[0]}): the download is incomplete"
@@ -105,5 +105,5 @@ def _words(folder: Path) -> list[str]:
 
 
 def _find(root: Path) -> Path | None:
-    """The folder with the word folders: `root` itself or a usual place below it."""
+    """The parent of the word folders: `root` or one of the usual folders below it."""
     return usual_place(root, FOLDERS, lambda place: place.is_dir() and bool(_words(place)))

@@ -1,4 +1,4 @@
-"""The 35 words of Speech Commands v2, and its rule of splits, which the reader and the embedded sample share."""
+"""The 35 words of Speech Commands v2, and its split rule, shared by the reader and the embedded sample."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ WORDS = (
 
 def split_by_hash(name: str, val_percent: float = 10.0, test_percent: float = 10.0) -> str:
     """Split of a clip by the rule in the data set's README (``which_set``), from its file name alone."""
-    most = 2**27 - 1  # clips per class the rule provides for
+    most = 2**27 - 1  # maximum clips per class in the rule
     speaker = name.split(HASH_DIVIDER)[0]
     digest = int(hashlib.sha1(speaker.encode()).hexdigest(), 16)
     percent = digest % (most + 1) * (100.0 / most)

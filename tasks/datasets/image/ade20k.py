@@ -9,7 +9,7 @@ from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "ADEChallengeData2016", "ade/ADEChallengeData2016")
-#: In the order of the masks' numbers, from 1.
+#: In the order of the mask values, from 1.
 CLASSES = tuple(
     """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth,
@@ -32,9 +32,9 @@ CLASSES = tuple(" ".join(name.split()) for name in CLASSES)
 
 
 class ADE20K(MaskData):
-    """ADE20K's 20,210 pictures for training and 2,000 for validation; the masks' 0 is no class.
+    """ADE20K: 20,210 training and 2,000 validation images; mask value 0 is void.
 
-    Tested on `validation`, as all published figures are; a part of `training` is held out to choose the checkpoint.
+    The test split is `validation`, as in all published results; a part of `training` is held out for model selection.
 
     Args:
         **settings: see `MaskData` and `DataModule`.

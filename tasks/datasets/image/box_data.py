@@ -1,8 +1,8 @@
-"""Pictures with boxes: what every source for detection shares.
+"""Images with boxes: base class of the detection data modules.
 
 A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`. Its target is a dictionary of `boxes` (n, 4) float32, x1,
-y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, where the data have them, `masks`
-(n, H, W) bool; n may be 0. The target of a batch is a list of these.
+y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, if available, `masks` (n, H, W) bool; n
+may be 0. The target of a batch is a list of these.
 """
 
 import hashlib
@@ -46,12 +46,12 @@ from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.splits import held_out_files
 
-LABEL, CROWD = 4, 5  # columns of an item's objects
+LABEL, CROWD = 4, 5  # columns of an item's `objects`
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader finds: the names of the classes, the pictures, and whether every object has a mask."""
+    """Result of a reader: class names, images, and whether every object has a mask."""
 
     class_names: Sequence[str]
     pictures: Sequence[Labelled]
@@ -60,17 +60,17 @@ class Found:
 
 
 class BoxData(ReadsShards):
-    """A source whose items are pictures with boxes.
+    """Base class of data modules for images with boxes.
 
-    A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is what
-    is known of its objects, (n, 6): box, label, crowd; its outlines stand in `where`.
+    A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is an
+    array of its objects, (n, 6): box, label, crowd; their outlines are in `where`.
 
     Data info: `class_names`, and `has_masks`.
 
     Args:
-        transforms: of training; `None` takes `DetectionTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
-            suits the source.
+        transforms: training transforms; `None`: the defaults of `DetectionTransforms`.
+        val_part: fraction of the training images used for validation, if the data define no validation split; `None`:
+            the default of the data set.
         test_part: likewise for testing.
         format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
@@ -108,10 +108,10 @@ class BoxData(ReadsShards):
     # -- what a subclass implements ------------------------------------------------------------------------------
 
     def read_pictures(self, root: Path) -> Found:
-        """All pictures below `root` with their objects; raises `DataError`."""
+        """All images below `root` with their objects; raises `DataError`."""
         raise NotImplementedError
 
-    # -- what a data module is asked -----------------------------------------------------------------------------
+    # -- interface of the data module ----------------------------------------------------------------------------
 
     def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         self._take(self.read_pictures(root))
@@ -176,7 +176,7 @@ class BoxData(ReadsShards):
         if self.has_masks:
             masks_nHW = np.zeros((len(objects_n6), height, width), dtype=bool)
             for place, outline in enumerate(outlines):
-                assert outline is not None  # otherwise not all objects have one
+                assert outline is not None  # guaranteed by has_masks
                 try:
                     masks_nHW[place] = outline.mask(height, width)
                 except ValueError as error:
@@ -217,7 +217,9 @@ class BoxData(ReadsShards):
             moved[:, LABEL] = places[objects_n6[:, LABEL].astype(np.int64)]
             return moved
 
-        if self.class_names != known and self.storage is None:  # in shards objects bear their classes' names
+        if (
+            self.class_names != known and self.storage is None
+        ):  # in shards, objects are stored with class names
             self.pictures = [replace(each, objects=translated(each.objects)) for each in self.pictures]
             self.splits = {
                 split: [replace(item, target=translated(item.target)) for item in items]
@@ -239,7 +241,7 @@ class BoxData(ReadsShards):
         return Whole([self._item(each) for each in tested], said)
 
     def digest(self) -> str:
-        """As of any source, with the outlines, which are targets, too."""
+        """As in `DataModule`, including the outlines."""
         found = hashlib.sha256(super().digest().encode())
         for split in SPLITS:
             for item in spread(self.splits[split], DIGESTED):

@@ -1,15 +1,15 @@
-r"""Any collection of pictures with boxes.
+r"""Any collection of images with boxes.
 
 Examples:
-    COCO's instances, PASCAL VOC's XML or YOLO's text files; which of them is found::
+    COCO JSON, PASCAL VOC XML or YOLO text files; the format is detected::
 
         python run.py modality=image task=box_folder data_dir=PATH
 
-    A part of the classes, or names for YOLO's numbers::
+    A subset of the classes, or names for YOLO's class indices::
 
         python run.py modality=image task=box_folder data_dir=PATH 'task.data.classes=[car,bus]'
 
-    Labels of several formats beside each other::
+    Labels in several formats::
 
         python run.py modality=image task=box_folder data_dir=PATH task.data.labels=yolo
 """
@@ -29,12 +29,12 @@ FORMATS = ("coco", "voc", "yolo")
 
 
 class BoxFolder(BoxData):
-    """Pictures with boxes of your own.
+    """Your own images with boxes.
 
     Args:
-        labels: `coco`, `voc` or `yolo`; `None`: what is found.
-        classes: their names: for YOLO the meaning of 0, 1, …, otherwise those that are wanted, in this order; `None`:
-            all that the labels, data.yaml or classes.txt name.
+        labels: `coco`, `voc` or `yolo`; `None`: detected.
+        classes: class names: for YOLO those of the indices 0, 1, …, otherwise the subset to use, in this order; `None`:
+            all classes in the labels, data.yaml or classes.txt.
         transforms, val_part, test_part: see `BoxData`.
         **common: see `DataModule`.
     """

@@ -1,7 +1,7 @@
-"""Where label files of each format lie beside their pictures, and reading all of a folder.
+"""Detects the layouts of detection data sets (COCO, VOC, YOLO) and reads them.
 
-Each function answers with the pictures below a folder in one of the formats, their splits where the layout states
-them; `candidates` tells which formats there are.
+Each reader returns the images below a folder in one of the formats, with splits if the layout defines them;
+`candidates` lists the formats found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ UNLABELLED_NAMES = (
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of pictures, that of their labels, and the split of both."""
+    """A folder of images, the folder of their labels, and their split."""
 
     pictures: Path
     labels: Path
@@ -46,22 +46,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies below a folder: files of COCO's instances, or places of labels of one picture each."""
+    """A detected layout: COCO instance files, or folders with one label file per image."""
 
     format: str  # coco | voc | yolo
-    said: str  # in words, for the first lines of a run
+    said: str  # description, logged at the start of a run
     instances: Sequence[tuple[Path, str | None]] = ()
     places: Sequence[Place] = ()
 
 
 @dataclass
 class Options:
-    """How a folder is read.
+    """Options for reading a folder.
 
     Args:
-        classes: the names, where they are given.
-        reading: how pictures are read.
-        listing: takes up what is passed over.
+        classes: class names, if given.
+        reading: options for reading images.
+        listing: counts what is skipped.
     """
 
     classes: Sequence[str] | None
@@ -70,7 +70,7 @@ class Options:
 
 
 def candidates(root: Path) -> list[Layout]:
-    """The layouts that `root` may be meant as, one for each format whose labels are there."""
+    """The possible layouts of `root`, one for each format whose labels are found."""
     found = []
     if instances := _instances(root):
         names = ", ".join(str(file.relative_to(root)) for file, _ in instances)
@@ -88,7 +88,7 @@ def candidates(root: Path) -> list[Layout]:
 
 
 def read(layout: Layout, root: Path, options: Options) -> Found:
-    """All pictures of a layout; raises `DataError`."""
+    """All images of a layout; raises `DataError`."""
     reader = {"coco": _read_coco, "voc": _read_voc, "yolo": _read_yolo}[layout.format]
     found = reader(layout, root, options)
     passed = options.listing.passed_over()
@@ -100,11 +100,11 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
     )
 
 
-# -- where labels lie --------------------------------------------------------------------------------------------
+# -- finding labels ----------------------------------------------------------------------------------------------
 
 
 def _instances(root: Path) -> list[tuple[Path, str | None]]:
-    """Files of instances and their splits, by their names or folders."""
+    """COCO instance files and their splits, by file or folder name."""
     places = [root, *(root / name for name in LABELS), *_folders(root)]
     files: dict[Path, str | None] = {}
     for place in places:
@@ -116,7 +116,7 @@ def _instances(root: Path) -> list[tuple[Path, str | None]]:
 
 
 def _split_of_name(stem: str) -> str | None:
-    """The split in the name of a file: instances_train2017, val, test_annotations, …"""
+    """The split in a file name: instances_train2017, val, test_annotations, …"""
     words = "".join(mark if mark.isalpha() else " " for mark in stem).split()
     splits = {split for word in words if (split := split_of_folder(word))}
     return splits.pop() if len(splits) == 1 else None
@@ -134,7 +134,7 @@ def _places(root: Path) -> list[Place]:
     pictures, labels = _first_of(root, PICTURES), _first_of(root, LABELS)
     if (
         pictures
-    ):  # images/ and labels/, perhaps with a folder a split below both; or labels beside the pictures
+    ):  # images/ and labels/, optionally with a folder per split in both; or labels beside the images
         labels = labels or pictures
         named = [(folder, split_of_folder(folder.name)) for folder in _folders(pictures)]
         if any(split == "train" for _, split in named):
@@ -143,7 +143,7 @@ def _places(root: Path) -> list[Place]:
     places = []
     for folder in _folders(
         root
-    ):  # train/, valid/, test/, each with images/ and labels/, or with both in itself
+    ):  # train/, valid/, test/, each with images/ and labels/, or with both kinds of files
         if split := split_of_folder(folder.name):
             own = _first_of(folder, PICTURES) or folder
             places.append(Place(own, _first_of(folder, LABELS) or own, split))
@@ -151,7 +151,7 @@ def _places(root: Path) -> list[Place]:
 
 
 def _label_files(folder: Path, endings: Sequence[str]) -> Iterator[Path]:
-    """Files of these endings that may be labels of a picture; not those that name classes or list pictures."""
+    """Files with these extensions that may be labels of an image, without lists of classes or images."""
     for ending in endings:
         for file in folder.rglob(f"*{ending}") if folder.is_dir() else ():
             hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -188,7 +188,7 @@ def _read_coco(layout: Layout, root: Path, options: Options) -> Found:
 
 
 def _picture_folders(file: Path, split: str | None, root: Path) -> list[Path]:
-    """Where the pictures of a file of instances may lie."""
+    """Candidate image folders of a COCO instance file."""
     stems = [file.stem.rpartition("_")[2]]  # instances_train2017 -> train2017
     stems += [folder.name for folder in _folders(root) if split and split_of_folder(folder.name) == split]
     images = [root / name for name in PICTURES]
@@ -208,7 +208,7 @@ def _picture_folders(file: Path, split: str | None, root: Path) -> list[Path]:
 def _chosen(
     own: Mapping[int, str], wanted: Sequence[str] | None, where: str, tidied: Tidied
 ) -> tuple[list[str], dict[int, int | None]]:
-    """The classes, and the place of each category among them; those that are not wanted have none."""
+    """The class names, and the class index of each category; None for categories that are not used."""
     if wanted is None:
         return list(own.values()), {key: place for place, key in enumerate(own)}
     names = check_names(wanted, "task.data.classes")
@@ -225,7 +225,7 @@ def _chosen(
 
 
 def without_masks(tidied: Tidied) -> list[str]:
-    """What is to be said where some objects have an outline and some have none."""
+    """Note for data in which only some objects have an outline."""
     outlined = tidied.objects - tidied.without_outline
     if not outlined or not tidied.without_outline:
         return []
@@ -249,21 +249,21 @@ def _read_voc(layout: Layout, root: Path, options: Options) -> Found:
 def read_voc(
     named: Sequence[tuple[Path, Path, str | None]], options: Options, classes: Sequence[str] | None = None
 ) -> Found:
-    """Pictures, their XML files and their splits -> what they hold.
+    """Read images with VOC XML files.
 
     Args:
-        named: these.
-        options: how they are read.
-        classes: all that there may be; None: those that are found, in the order of their names.
+        named: image, XML file and split of each.
+        options: reading options.
+        classes: allowed classes; None: those that are found, in alphabetical order.
 
     Raises:
-        DataError: a class that there may not be, or none.
+        DataError: a class that is not allowed, or no classes.
     """
     read: dict[Path, voc_xml.VocPicture | str] = {}
     for _, file, _ in named:
         try:
             read[file] = voc_xml.read(file)
-        except DataError as error:  # one broken file takes no other along
+        except DataError as error:  # one broken file must not affect the others
             read[file] = f"its labels: {error}"
     seen = {
         name for picture in read.values() if not isinstance(picture, str) for name, _, _ in picture.objects
@@ -288,7 +288,7 @@ def read_voc(
 
 
 def read_lists(root: Path) -> dict[str, str]:
-    """Name of a picture -> split, of ImageSets/Main/{train,val,test}.txt; trainval.txt where there is no train.txt."""
+    """Image name -> split, from ImageSets/Main/{train,val,test}.txt; trainval.txt if there is no train.txt."""
     folder = root.joinpath(*LISTS)
     found: dict[str, str] = {}
     for split in ("train", "val", "test"):
@@ -302,7 +302,7 @@ def read_lists(root: Path) -> dict[str, str]:
 
 
 def names_in(file: Path) -> list[str]:
-    """The pictures that a list names, a line each; what follows a name is passed over."""
+    """The image names of a list, one per line; anything after the name is ignored."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -313,7 +313,7 @@ def names_in(file: Path) -> list[str]:
 def _listed(
     found: Sequence[tuple[Path, Path | None, str | None]], listed: Mapping[str, str], place: Place
 ) -> list[tuple[Path, Path | None, str | None]]:
-    """Those that the lists name; each must be there."""
+    """The images in the lists; each must exist."""
     by_key = {
         picture.relative_to(place.pictures).with_suffix("").as_posix(): (picture, file)
         for picture, file, _ in found
@@ -350,7 +350,7 @@ def _read_yolo(layout: Layout, root: Path, options: Options) -> Found:
             empty += file is None
             largest = max([largest, *(line.label for line in lines)])
             size = header_size(picture, options.reading) if lines else None
-            if lines and size is None:  # it cannot be read as a picture either, and is named then
+            if lines and size is None:  # the image cannot be read either, and is reported then
                 pictures.append(unusable(picture, split, "its size cannot be read"))
                 continue
             described = yolo_text.described(lines, size) if size else []
@@ -374,7 +374,7 @@ def _read_yolo(layout: Layout, root: Path, options: Options) -> Found:
 
 
 def _yolo_names(layout: Layout, root: Path, options: Options) -> tuple[list[str], list[str]]:
-    """The names of the classes, perhaps none, and where they are from."""
+    """The class names (possibly empty), and a note about their source."""
     if options.classes is not None:
         return check_names(options.classes, "task.data.classes"), []
     folders = dict.fromkeys(
@@ -387,22 +387,22 @@ def _yolo_names(layout: Layout, root: Path, options: Options) -> tuple[list[str]
     return [], []
 
 
-# -- files of one picture each -----------------------------------------------------------------------------------
+# -- one label file per image ------------------------------------------------------------------------------------
 
 
 def _paired(
     place: Place, endings: Sequence[str], listing: Listing, needed: bool
 ) -> list[tuple[Path, Path | None, str | None]]:
-    """Pictures with the label files of the same names.
+    """Pairs images with the label files of the same names.
 
     Args:
-        place: where they lie.
-        endings: of label files.
-        listing: takes up what is passed over.
-        needed: whether every picture must have one.
+        place: folders of images and labels.
+        endings: extensions of label files.
+        listing: counts what is skipped.
+        needed: whether every image must have a label file.
 
     Raises:
-        DataError: two pictures, or two label files, of one name; labels without a picture; the first is named.
+        DataError: two images or two label files of one name, or labels without an image; the first one is named.
     """
 
     def keyed(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
@@ -431,7 +431,7 @@ def _paired(
 
 
 def header_size(picture: Path, reading: PictureOptions) -> tuple[int, int] | None:
-    """Width and height of an upright picture; None: it cannot be read, which is said when its turn comes."""
+    """Width and height of an image after EXIF rotation; None if unreadable, which is reported when it is loaded."""
     try:
         return size_of(picture, reading)
     except ReadError:

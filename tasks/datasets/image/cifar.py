@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 pictures of 32 × 32 pixels in Python pickles."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 images of 32 × 32 pixels in Python pickles."""
 
 import codecs
 import io
@@ -28,12 +28,12 @@ PLANES = 3 * 32 * 32
 
 
 class Cifar10(ImageData):
-    """CIFAR-10, the python version, with the official 50,000 / 10,000 pictures.
+    """CIFAR-10, the Python version, with the official 50,000 / 10,000 images.
 
-    A part of the training pictures is held out for validation, by a hash of their names and from every class.
+    A fraction of the training images of every class is held out for validation, by a hash of the names.
 
     Args:
-        val_part: part of the training pictures to validate on.
+        val_part: fraction of the training images used for validation.
         transforms: see `ImageData`.
         **common: see `ShardableData` and `DataModule`.
     """
@@ -100,7 +100,7 @@ class Cifar10(ImageData):
         return splits
 
     def example_file(self) -> Path | None:
-        return None  # a part holds ten thousand pictures; prediction takes a picture
+        return None  # a batch file has ten thousand images; prediction takes one image
 
     def pack(self, item: Item) -> tuple[str, bytes]:
         picture = io.BytesIO()
@@ -110,7 +110,7 @@ class Cifar10(ImageData):
     def open_item(self, item: Item) -> "Image.Image":
         from PIL import Image
 
-        if "row" not in item.where:  # a picture of its own, from a shard
+        if "row" not in item.where:  # a single image file, from a shard
             return super().open_item(item)
         return Image.fromarray(self._rows(item.path).pixels[item.where["row"]])
 
@@ -124,7 +124,7 @@ class Cifar10(ImageData):
 
 
 class Cifar100(Cifar10):
-    """CIFAR-100, the python version: its 100 fine classes, as `Cifar10` otherwise."""
+    """CIFAR-100, the Python version, with the 100 fine classes; otherwise like `Cifar10`."""
 
     title = "CIFAR-100"
     layout = "train, test and meta (the unpacked cifar-100-python.tar.gz, or its folder)"
@@ -148,7 +148,7 @@ class Cifar100(Cifar10):
 
 @dataclass(frozen=True)
 class Rows:
-    """One pickled part: pixels (count, 32, 32, 3) uint8, labels and file names."""
+    """One batch file: pixels (count, 32, 32, 3) uint8, labels and file names."""
 
     file: Path
     pixels: NDArray[np.uint8]
@@ -159,9 +159,9 @@ class Rows:
         return [Item(self.file, label, {"row": row}) for row, label in enumerate(self.labels)]
 
 
-@lru_cache(maxsize=16)  # forked reader processes share what was read before they started
+@lru_cache(maxsize=16)  # forked workers share what was read before they started
 def read_rows(file: Path, labels_key: str, classes: int) -> Rows:
-    """Read one part; raises `DataError` where it is not what a CIFAR file holds."""
+    """Read one batch file; raises `DataError` if it is not a CIFAR file."""
     content = read_pickle(file)
     pixels, labels, names = (content.get(key) for key in ("data", labels_key, "filenames"))
     if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (PLANES,)):
@@ -178,17 +178,17 @@ def read_rows(file: Path, labels_key: str, classes: int) -> Rows:
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
-    """Unpickle a CIFAR file without running anything in it: only arrays of NumPy are built.
+    """Unpickle a CIFAR file safely: only NumPy arrays are constructed.
 
     Raises:
-        DataError: the file is damaged, or asks for anything else.
+        DataError: the file is damaged, or contains other objects.
     """
     try:
         with file.open("rb") as pickled:
             content = _ArraysOnly(pickled, encoding="latin1").load()
     except DataError as error:
         raise DataError(f"{file} is refused: {error}") from error
-    except Exception as error:  # a damaged pickle fails in any way there is
+    except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{file} is damaged, or no pickle ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, not a dictionary")
@@ -196,7 +196,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Knows the few names that a pickled NumPy array needs, in NumPy 1 and 2."""
+    """Resolves only the names that a pickled NumPy array needs, in NumPy 1 and 2."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
@@ -209,7 +209,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _empty_array(kind: Any, shape: Any, letter: Any) -> NDArray[Any]:
-    return np.ndarray((0,), np.uint8)  # __setstate__ gives it its shape, type and bytes
+    return np.ndarray((0,), np.uint8)  # __setstate__ sets its shape, type and bytes
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -30,16 +30,16 @@ CLASSES: dict[str, tuple[int, tuple[int, int, int]]] = {
     "motorcycle": (32, (0, 0, 230)),
     "bicycle": (33, (119, 11, 32)),
 }
-LABEL_IDS = 34  # numbers of `labelIds`
-LICENCE_PLATE = (2**16 - 1, 255)  # -1 in a picture of 16 or of 8 bits
+LABEL_IDS = 34  # number of `labelIds`
+LICENCE_PLATE = (2**16 - 1, 255)  # -1 in a 16-bit or 8-bit image
 
 
 class Cityscapes(MaskData):
-    """Cityscapes' fine annotations: 2,975 pictures for training, 500 for validation.
+    """Cityscapes with fine annotations: 2,975 training and 500 validation images.
 
-    Masks are `*_gtFine_labelTrainIds.png` where they were made (cityscapesScripts), else `*_gtFine_labelIds.png`, whose
-    numbers are mapped alike. Tested on `val`, as most published figures are (the labels of `test` are not released); a
-    part of `train` is held out to choose the checkpoint.
+    Masks are `*_gtFine_labelTrainIds.png` if they exist (made by cityscapesScripts), else `*_gtFine_labelIds.png`,
+    whose values are mapped to train ids. The test split is `val`, as in most published results (the labels of `test`
+    are not released); a part of `train` is held out for model selection.
 
     Args:
         **settings: see `MaskData` and `DataModule`.
@@ -81,7 +81,7 @@ class Cityscapes(MaskData):
 
 
 def coding(train_ids: bool) -> MaskCoding:
-    """What the masks' numbers mean."""
+    """The mapping from mask values to classes."""
     palette = [colour for _, colour in CLASSES.values()]
     if train_ids:
         values = {index: index for index in range(len(CLASSES))} | {VOID: VOID}

@@ -9,7 +9,7 @@ from tasks.datasets.image.box_data import BoxData, Found
 from tasks.datasets.image.box_formats import coco_json
 from tasks.datasets.image.box_formats.labels import Labelled, Tidied
 
-#: In the order of the ids, of which eleven from 1 to 90 are not used.
+#: In the order of the ids, of which ten between 1 and 90 are unused.
 CLASSES = tuple(
     """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, , stop sign,
@@ -28,10 +28,10 @@ SPLITS = {"train2017": "train", "val2017": "test"}
 
 
 class COCO(BoxData):
-    """COCO's 118,287 pictures for training and 5,000 for validation.
+    """COCO 2017 detection: 118,287 training and 5,000 validation images.
 
-    Tested on `val2017`, as most published figures are (the labels of the official test set are not released); a part of
-    `train2017` is held out to choose the checkpoint.
+    The test split is `val2017`, as in most published results (the labels of the official test set are not released); a
+    part of `train2017` is held out for model selection.
 
     Args:
         **settings: see `BoxData` and `DataModule`.

@@ -1,8 +1,8 @@
-"""Cue-conflict pictures: the shape of one category with the texture of another, to measure shape bias.
+"""Cue-conflict images: the shape of one category with the texture of another, to measure shape bias.
 
-Geirhos et al. 2019 (arXiv 1811.12231): 1,280 pictures, 80 of each of 16 shapes, in a folder per shape; a file's
-name gives both cues, ``cat/cat1-bottle2.png`` being the shape of cat 1 with the texture of bottle 2. They are no
-training data: a model trained on something else is asked about them.
+Geirhos et al. 2019 (arXiv 1811.12231): 1,280 images, 80 of each of 16 shapes, in a folder per shape. File names contain
+both cues: ``cat/cat1-bottle2.png`` has the shape of cat 1 and the texture of bottle 2. They are test data only, for
+models trained on other data.
 """
 
 import re
@@ -22,8 +22,8 @@ HOMEPAGE = "https://github.com/rgeirhos/texture-vs-shape, stimuli/style-transfer
 _NAME = re.compile(r"(?P<shape>[a-z_]+)\d*-(?P<texture>[a-z_]+)\d*", re.IGNORECASE)
 
 #: Indices, in ImageNet's order of classes, of the 16 categories of the texture-vs-shape protocol: 207 classes.
-#: Each category is the part of the 1,000 classes below its WordNet 3.0 synset, less the classes that the
-#: protocol leaves out; `LEFT_OUT` names those, so that what is listed and what is not can be checked.
+#: Each category is the subset of the 1,000 classes below its WordNet 3.0 synset, without the classes that the
+#: protocol excludes, which `LEFT_OUT` lists, so that the lists can be checked for completeness.
 IMAGENET_CATEGORIES: dict[str, str] = {
     "airplane": "404",
     "bear": "294-297",
@@ -42,8 +42,8 @@ IMAGENET_CATEGORIES: dict[str, str] = {
     "oven": "766",
     "truck": "555 569 656 675 717 734 864 867",
 }
-#: Classes below a category's synset that the protocol does not count: mostly those whose name means something
-#: else as well (crane, boxer, kite), vehicles that are as much a truck or a railway car, and odd cases.
+#: Classes below a category's synset that the protocol excludes: mostly ambiguous names (crane, boxer, kite), vehicles
+#: that could also be a truck or a railway car, and odd cases.
 LEFT_OUT: dict[str, str] = {
     "bird": "7 9 17 21 84-86 97 134 146",
     "boat": "576",
@@ -57,7 +57,7 @@ LEFT_OUT: dict[str, str] = {
 
 @dataclass(frozen=True)
 class CueConflict:
-    """One picture and its two cues."""
+    """One image and its two cues."""
 
     path: Path
     shape: str
@@ -65,10 +65,10 @@ class CueConflict:
 
 
 def read_cue_conflict(root: Path) -> list[CueConflict]:
-    """All pictures below ``root``, in order of their names.
+    """All images below ``root``, sorted by name.
 
     Raises:
-        DataError: no such folder, no pictures, a file whose name says no cues, or cues that contradict the folder.
+        DataError: no such folder, no images, a file name without cues, or cues that contradict the folder.
     """
     if not root.is_dir():
         raise DataError(
@@ -97,7 +97,7 @@ def imagenet_categories() -> dict[str, list[str]]:
 
 
 def spread(ranges: str) -> list[int]:
-    """Numbers and ranges in words -> all numbers.
+    """Expands numbers and ranges to a list.
 
     >>> spread("3 5-7")
     [3, 5, 6, 7]
@@ -110,10 +110,10 @@ def spread(ranges: str) -> list[int]:
 
 
 def read_mapping(path: Path) -> dict[str, list[str]]:
-    """A YAML or JSON file with the class names of every category, ``cat: [tabby, Siamese cat]``.
+    """Read a YAML or JSON file with the class names of every category, ``cat: [tabby, Siamese cat]``.
 
     Raises:
-        DataError: no such file, or another content.
+        DataError: no such file, or invalid content.
     """
     import yaml
 
@@ -139,19 +139,19 @@ def read_mapping(path: Path) -> dict[str, list[str]]:
 def classes_of(
     categories: Sequence[str], class_names: Sequence[str], mapping: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[int]]:
-    """Category -> indices of a model's classes that belong to it.
+    """Maps each category to the indices of the model's classes that belong to it.
 
-    A class answers to its whole name, to the synset it begins with and to what follows the synset
-    (``n02123045 tabby``). Without a mapping a category's classes are its synsets of :func:`imagenet_categories`,
-    and the class of the category's own name.
+    A class matches by its full name, by its leading synset or by the rest after the synset (``n02123045 tabby``).
+    Without a mapping, a category's classes are its synsets in :func:`imagenet_categories`, and the class with the
+    category's own name.
 
     Args:
-        categories: of the pictures.
-        class_names: of the model.
+        categories: categories of the images.
+        class_names: class names of the model.
         mapping: category -> class names; see :func:`read_mapping`.
 
     Raises:
-        DataError: a category that no class of the model belongs to, or that the mapping lacks.
+        DataError: a category without a class of the model, or missing in the mapping.
     """
     index: dict[str, list[int]] = {}
     for position, name in enumerate(class_names):
@@ -186,12 +186,12 @@ def classes_of(
 
 
 def drawn_sample(samples: Path) -> Path:
-    """The folder of the drawn pictures below ``samples``, drawn on first use."""
+    """The folder of the synthetic images below ``samples``, generated on first use."""
     from tasks.datasets.image.cue_conflict_sample import VERSION, cue_conflict
 
     root = samples / f"cue_conflict_{VERSION}"
     if not root.is_dir():
-        # Beside its place and moved there in one step: a kill or a parallel run never leaves half a sample.
+        # Written to a temporary folder and renamed: an interrupted or parallel run never leaves a partial sample.
         draft = draft_of(root)
         try:
             with filling(root, ELSEWHERE):

@@ -1,9 +1,9 @@
-"""The embedded cue-conflict sample: the outline of one shape, covered all over with many small ones of another.
+"""The embedded cue-conflict sample: one shape, overlaid with a texture of many small shapes of another kind.
 
-The drawn equivalent of the published pictures, for models of the image sample's shapes. There the texture of a
-category is what its photographs look like close up; a drawn shape has no such texture, so it is given one: itself,
-small and often (the compound figures of Navon 1977, a large letter made of small ones). The large shape shows as it
-does in the image sample, lighter than its ground; the small ones lie over figure and ground alike.
+A synthetic equivalent of the published images, for models trained on the image sample's shapes. In the original, the
+texture of a category is its close-up appearance in photographs. A drawn shape has none, so its texture here is a tiling
+of small copies of itself (like the compound figures of Navon 1977, a large letter made of small ones). The large shape
+appears as in the image sample, lighter than its background; the small ones cover figure and background alike.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from PIL import Image
 
 from tasks.datasets.image.sample import EIGHT, Pose, mask, save
 
-VERSION = 1  # raised when the drawing changes: old samples are drawn anew
+VERSION = 1  # incremented when the drawing changes: old samples are regenerated
 SIDE = 96  # pixels
 CELL = 24  # pixels from one small shape to the next
 
 
 def cue_conflict(root: Path, pairs: int = 4, shapes: Sequence[str] = EIGHT) -> None:
-    """A folder per shape; ``pairs`` pictures of every shape with every texture, its own included."""
+    """A folder per shape; ``pairs`` images of every shape with every texture, including its own."""
     for row, shape in enumerate(shapes):
         for column, texture in enumerate(shapes):
             for number in range(1, pairs + 1):
@@ -31,7 +31,7 @@ def cue_conflict(root: Path, pairs: int = 4, shapes: Sequence[str] = EIGHT) -> N
 
 
 def draw(shape: str, texture: str, seed: Sequence[int]) -> Image.Image:
-    """One picture, ``SIDE`` pixels square; everything but the two shapes depends on ``seed`` alone."""
+    """One image of ``SIDE`` × ``SIDE`` pixels; everything but the two shapes depends on ``seed`` only."""
     rng = np.random.default_rng(seed)
     ground, figure = rng.uniform(30, 110, 3), rng.uniform(145, 225, 3)
     pose = Pose.draw(rng, SIDE, SIDE)
@@ -44,7 +44,7 @@ def draw(shape: str, texture: str, seed: Sequence[int]) -> Image.Image:
 
 
 def tiled(shape: str, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Small shapes side by side, each turned by itself: (SIDE, SIDE) in [0, 1]."""
+    """A grid of small, individually rotated shapes: (SIDE, SIDE) in [0, 1]."""
     cells = SIDE // CELL + 1
     rows = []
     for _ in range(cells):

@@ -1,9 +1,9 @@
-"""Training transforms of pictures with masks: both are scaled, cropped and mirrored together.
+"""Training transforms for images with masks: both are scaled, cropped and flipped together.
 
-torchvision's `transforms.v2` on `tv_tensors`: a transform draws once for the picture and its mask. What is drawn comes
-from torch's global generator; a reader seeds it for each item (`tasks.datasets.image.files.seeded_by`).
+torchvision's `transforms.v2` on `tv_tensors`: a transform draws its parameters once for the image and its mask, from
+torch's global generator, which is seeded for each item (`tasks.datasets.image.files.seeded_by`).
 
-Shapes: H and W of the picture at hand, S of the crop.
+Shapes: H and W of the image, S of the crop.
 """
 
 from collections.abc import Sequence
@@ -21,28 +21,27 @@ from torchvision.transforms.v2 import functional as F
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import MAX_PIXELS, PictureOptions
 
-VOID = 255  # of a pixel that has no class
-CROPS = 10  # drawn at most, of which the first that is mixed enough is taken
+VOID = 255  # ignore index: a pixel without a class
+CROPS = 10  # maximum number of trials
 
 
 @dataclass(frozen=True)
 class SegmentationTransforms:
-    """How a picture and its mask become a training sample; the defaults are the official ones of ADE20K.
+    """Training augmentation for segmentation; the defaults are the official ones for ADE20K.
 
-    In evaluation the picture stays as it is: the task scales it (`tasks.dense_inference`).
+    In evaluation the image is unchanged: the task scales it (`tasks.dense_inference`).
 
     Args:
         size: S, the side of the crop, or height and width.
-        resize: the picture is scaled, its shape kept, until it fits into this longer and this shorter side; `None`: it
-            keeps its size.
-        ratio: and then once more by a factor drawn between these two.
-        cat_max_ratio: up to `CROPS` crops are drawn until no class has more than this part of its pixels.
-        hflip: probability of mirroring.
-        photometric: change brightness, contrast, saturation and hue (`PhotometricDistortion`).
+        resize: longer and shorter side that the image is scaled to fit, keeping the aspect ratio; `None`: no scaling.
+        ratio: range of a further random scale factor.
+        cat_max_ratio: up to `CROPS` crops are tried until no class covers more than this fraction of a crop.
+        hflip: probability of a horizontal flip.
+        photometric: distort brightness, contrast, saturation and hue (`PhotometricDistortion`).
         max_pixels, bits: see `PictureOptions`.
 
     Raises:
-        DataError: settings that make no sense.
+        DataError: invalid settings.
     """
 
     size: int | Sequence[int] = 512
@@ -76,11 +75,11 @@ class SegmentationTransforms:
 
     @property
     def reading(self) -> PictureOptions:
-        """How files are to be read for these transforms."""
+        """File reading options for these transforms."""
         return PictureOptions(self.max_pixels, self.bits)
 
     def for_training(self) -> v2.Compose:
-        """(Image (3, H, W), Mask (H, W)) uint8 -> the same, at most S large."""
+        """Transform of (Image (3, H, W), Mask (H, W)) uint8; sides are at most S afterwards."""
         steps: list[v2.Transform] = [
             RandomRescale(self.resize, self.ratio),
             MixedCrop(self.crop, self.cat_max_ratio),
@@ -90,7 +89,7 @@ class SegmentationTransforms:
 
 
 def rescaled(height: int, width: int, limits: Sequence[int] | None) -> tuple[int, int]:
-    """The size, shape kept, at which a picture just fits into a longer and a shorter side; `None`: its own.
+    """The size at which an image fits into a longer and a shorter side, keeping the aspect ratio; `None`: unchanged.
 
     >>> rescaled(300, 400, (2048, 512)), rescaled(100, 1000, (2048, 512))
     ((512, 683), (205, 2048))
@@ -102,11 +101,11 @@ def rescaled(height: int, width: int, limits: Sequence[int] | None) -> tuple[int
 
 
 class RandomRescale(v2.Transform):
-    """Scale a picture so that it fits into `limits` times a random factor, its shape kept.
+    """Scale an image to fit into `limits` times a random factor, keeping the aspect ratio.
 
     Args:
-        limits: longer and shorter side; `None`: the picture's own size.
-        ratio: the factor lies between these.
+        limits: longer and shorter side; `None`: those of the image.
+        ratio: range of the factor.
     """
 
     def __init__(self, limits: Sequence[int] | None, ratio: Sequence[float]) -> None:
@@ -122,16 +121,16 @@ class RandomRescale(v2.Transform):
         return {"size": list(rescaled(height, width, drawn))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        # Not antialiased, as OpenCV's bilinear resizing in the official recipe; a mask takes its nearest pixel.
+        # Not antialiased, like OpenCV's bilinear resizing in the official recipe; masks use nearest neighbour.
         return F.resize(inpt, params["size"], antialias=False)
 
 
 class MixedCrop(v2.Transform):
-    """A random crop in which no class has more than a part of the pixels that have one; else the last one drawn.
+    """A random crop in which no class covers too much of the labelled pixels; after `CROPS` trials, the last one.
 
     Args:
-        size: height and width; a smaller picture is kept whole.
-        cat_max_ratio: that part.
+        size: height and width; a smaller image is not cropped.
+        cat_max_ratio: maximum fraction of the labelled pixels per class.
     """
 
     def __init__(self, size: tuple[int, int], cat_max_ratio: float = 1.0) -> None:
@@ -162,7 +161,7 @@ class MixedCrop(v2.Transform):
 
 
 def is_mixed(mask: Tensor, most: float) -> bool:
-    """Whether there are two classes or more, and none has `most` of the pixels that have a class, or more."""
+    """Whether there are at least two classes, each with less than the fraction `most` of the labelled pixels."""
     counts = torch.bincount(mask.flatten().long(), minlength=VOID + 1)[:VOID]
     return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < most
 
@@ -170,8 +169,8 @@ def is_mixed(mask: Tensor, most: float) -> bool:
 class PhotometricDistortion(v2.Transform):
     """Brightness, contrast, saturation and hue, each changed with probability 1/2 (Liu et al. 2016, arXiv 1512.02325).
 
-    Brightness is shifted by up to 32 of 255, contrast and saturation are multiplied by 0.5 to 1.5, hue is turned by up
-    to 18 of 180 half-degrees; contrast comes before or after the colours. Masks stay as they are.
+    Brightness is shifted by up to 32 of 255, contrast and saturation are multiplied by 0.5 to 1.5, hue is rotated by up
+    to 18 of 180 half-degrees; contrast comes before or after the colours. Masks are unchanged.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def _colours(x_3HW: Tensor, saturation: float | None, hue: float | None) -> Tens
     hsv = np.array(PILImage.fromarray(x_3HW.permute(1, 2, 0).numpy()).convert("HSV"))
     if saturation is not None:
         hsv[..., 1] = (hsv[..., 1] * (1 + 0.5 * saturation)).round().clip(0, 255).astype(np.uint8)
-    if hue is not None:  # Pillow's full turn is 256
+    if hue is not None:  # in Pillow, 256 is a full rotation
         hsv[..., 0] = (hsv[..., 0].astype(np.int64) + round(hue * 18 / 180 * 256)) % 256
     rgb = np.array(PILImage.fromarray(hsv, "HSV").convert("RGB"))
     return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
@@ -219,7 +218,7 @@ def _colours(x_3HW: Tensor, saturation: float | None, hue: float | None) -> Tens
 
 
 def padded(pixels_3HW: Tensor, size: tuple[int, int], value: int = 0) -> Tensor:
-    """Filled up on the right and below with `value`; also a mask (H, W)."""
+    """Pads an image (3, H, W) or a mask (H, W) on the right and at the bottom with `value`."""
     height, width = pixels_3HW.shape[-2:]
     if (height, width) == size:
         return pixels_3HW
@@ -229,8 +228,8 @@ def padded(pixels_3HW: Tensor, size: tuple[int, int], value: int = 0) -> Tensor:
 
 
 def join_pictures(raws: list[Any], multiple: int = 1) -> dict[str, Tensor]:
-    """`{"pixels": (3, H, W), "size": (2,)}` of some pictures -> `{"pixels": (B, 3, H, W), "size": (B, 2)}`, filled up
-    to the largest height and width, and on to a `multiple`."""
+    """Collates `{"pixels": (3, H, W), "size": (2,)}` to `{"pixels": (B, 3, H, W), "size": (B, 2)}`, padded to the
+    largest height and width, rounded up to a `multiple`."""
     height, width = _largest([raw["pixels"] for raw in raws])
     size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     return {
@@ -240,7 +239,7 @@ def join_pictures(raws: list[Any], multiple: int = 1) -> dict[str, Tensor]:
 
 
 def join_masks(masks: list[Any]) -> Tensor:
-    """Masks (H, W) -> (B, H, W), filled up with `VOID`."""
+    """Masks (H, W) -> (B, H, W), padded with `VOID`."""
     size = _largest(masks)
     return torch.stack([padded(mask, size, VOID) for mask in masks])
 

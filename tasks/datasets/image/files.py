@@ -1,4 +1,4 @@
-"""Reading pictures as RGB tensors of one size: what every image source shares.
+"""Reads images as RGB tensors of one size; base class of the image classification data modules.
 
 Shapes: S side in pixels.
 """
@@ -31,28 +31,28 @@ EVAL_CROPS = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class ImageTransforms:
-    """How a picture becomes ``(3, S, S)`` uint8, in training and in evaluation; timm's transforms throughout.
+    """Transforms of an image to ``(3, S, S)`` uint8, for training and evaluation, from timm.
 
     Args:
         size: S.
-        crop: of training pictures. ``resized``: a random part of random shape, brought to S × S (timm's
-            RandomResizedCrop, Inception-style). ``padded``: scaled to S, padded by an eighth on each side,
-            then a random S × S crop (the usual one for 32 × 32 pictures). ``whole``: squeezed to S × S.
-        scale: smallest and largest part of the area that ``resized`` takes.
-        ratio: smallest and largest aspect ratio of that part.
-        hflip, vflip: probabilities of mirroring.
-        color_jitter: strength of brightness, contrast and saturation changes; timm leaves them out where
-            there is an ``auto_augment``.
+        crop: training crop. ``resized``: RandomResizedCrop (timm, Inception-style). ``padded``: scaled to S, padded by
+            an eighth on each side, then a random S × S crop (the usual one for 32 × 32 images). ``whole``: squashed
+            to S × S.
+        scale: minimum and maximum area fraction of ``resized``.
+        ratio: minimum and maximum aspect ratio of ``resized``.
+        hflip, vflip: probabilities of horizontal and vertical flips.
+        color_jitter: strength of brightness, contrast and saturation jitter; timm disables it with
+            ``auto_augment``.
         auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1`` (RandAugment); ``None`` for none.
-        interpolation: of every resizing, ``bicubic``, ``bilinear``, …
-        crop_pct: evaluation scales the picture to S / crop_pct before it cuts out S × S.
-        crop_mode: in evaluation: ``center`` scales the short side and cuts, ``squash`` changes the shape of
-            the picture, ``border`` scales the long side and fills up.
-        max_pixels: a picture of more pixels, or of more once it is scaled, is refused before it is read.
-        bits: of pictures with 16 bits a channel, how many count: 12 for many cameras and scanners.
+        interpolation: interpolation of all resizing: ``bicubic``, ``bilinear``, …
+        crop_pct: in evaluation, the image is scaled to S / crop_pct before the S × S crop.
+        crop_mode: in evaluation: ``center`` scales the shorter side and crops, ``squash`` ignores the aspect ratio,
+            ``border`` scales the longer side and pads.
+        max_pixels: images with more pixels, also after scaling, are refused before decoding.
+        bits: significant bits of 16-bit images: 12 for many cameras and scanners.
 
     Raises:
-        DataError: settings that make no sense.
+        DataError: invalid settings.
     """
 
     size: int = 224
@@ -87,11 +87,11 @@ class ImageTransforms:
 
     @property
     def reading(self) -> PictureOptions:
-        """How files are to be read for these transforms."""
+        """File reading options for these transforms."""
         return PictureOptions(self.max_pixels, self.bits, self._pixels_scaled)
 
     def _pixels_scaled(self, width: int, height: int) -> int:
-        """Pixels of a picture of this size while it is scaled for evaluation."""
+        """Number of pixels of an image of this size after scaling for evaluation."""
         short, long = sorted((width, height))
         if self.crop_mode == "center":
             side = math.floor(self.size / self.crop_pct)
@@ -99,7 +99,7 @@ class ImageTransforms:
         return long * math.ceil(long / self.size) if self.crop_mode == "border" else 0
 
     def for_training(self) -> Callable[["Image.Image"], Tensor]:
-        """PIL image -> (3, S, S) uint8; draws from the global generators, see `seeded_by`."""
+        """Training transform, PIL image -> (3, S, S) uint8; uses the global random generators, see `seeded_by`."""
         from timm.data import create_transform
         from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
@@ -114,7 +114,7 @@ class ImageTransforms:
                 color_jitter=self.color_jitter,
                 auto_augment=self.auto_augment,
                 interpolation=self.interpolation,
-                use_prefetcher=True,  # leaves the pixels as uint8
+                use_prefetcher=True,  # keeps uint8
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise DataError(
@@ -130,7 +130,7 @@ class ImageTransforms:
         return pipeline
 
     def for_evaluation(self) -> Callable[["Image.Image"], Tensor]:
-        """PIL image -> (3, S, S) uint8, nothing random."""
+        """Evaluation transform, PIL image -> (3, S, S) uint8; deterministic."""
         from timm.data import create_transform
         from torchvision.transforms import Compose
 
@@ -145,17 +145,17 @@ class ImageTransforms:
         return Compose([self._thick_enough, pipeline]) if self.crop_mode == "border" else pipeline
 
     def _thick_enough(self, image: "Image.Image") -> "Image.Image":
-        """A picture of which a pixel is left in each direction when the longer side becomes S."""
+        """Widens very thin images so that at least one pixel is left on each side when the longer side becomes S."""
         least = math.ceil(max(image.size) / self.size)
         width, height = (max(side, least) for side in image.size)
         return image if image.size == (width, height) else image.resize((width, height))
 
 
 class ImageData(ShardableData):
-    """A source whose items are pictures and whose raw sample is ``(3, S, S)`` uint8.
+    """Base class of data modules for images; a raw sample is ``(3, S, S)`` uint8.
 
     Args:
-        transforms: crops, mirroring and augmentation; ``None`` takes `ImageTransforms`' own values.
+        transforms: crops, flips and augmentation; ``None``: the defaults of `ImageTransforms`.
         **common: see `ShardableData` and `DataModule`.
     """
 
@@ -173,7 +173,7 @@ class ImageData(ShardableData):
         self._eval = self.transforms.for_evaluation()
 
     def open_item(self, item: Item) -> "Image.Image":
-        """The picture of an item in RGB; raises `ReadError`."""
+        """The image of an item in RGB; raises `ReadError`."""
         return open_image(item.path, self.transforms.reading)
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
@@ -189,10 +189,9 @@ class ImageData(ShardableData):
 
 @contextmanager
 def seeded_by(rng: np.random.Generator) -> Iterator[None]:
-    """Start the global generators of Python, NumPy and torch (CPU) from ``rng``; afterwards they go on as if
-    nothing had been drawn.
+    """Seed the global generators of Python, NumPy and torch (CPU) from ``rng``; their states are restored on exit.
 
-    timm and torchvision draw from all three. Without worker processes a reader shares them with training.
+    timm and torchvision use all three. Without worker processes they are shared with training.
     """
     seed = int(rng.integers(2**32))
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002

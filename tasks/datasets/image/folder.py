@@ -1,16 +1,16 @@
-r"""Any collection of pictures: a folder per class, a table, or labels in the file names.
+r"""Any collection of images: a folder per class, a table, or labels in the file names.
 
 Examples:
     A folder per class, split by name (or below train/, val/ and test/)::
 
         python run.py modality=image task=image_folder data_dir=PATH
 
-    A table with the columns path and label, and split if you like; several labels are separated by ``;``::
+    A table with the columns path, label and optionally split; several labels are separated by ``;``::
 
         python run.py modality=image task=image_folder data_dir=PATH task.data.csv=labels.csv \
             task.data.multilabel=true task/loss=bce
 
-    Labels in the names, here of ``cat_001.jpg``::
+    Labels in the file names, as in ``cat_001.jpg``::
 
         python run.py modality=image task=image_folder data_dir=PATH \
             'task.data.label_from="^(?P<label>[a-z]+)_"'
@@ -28,11 +28,11 @@ from tasks.datasets.shards.data import ShardableSettings
 
 
 class ImageFolderSettings(LabelSettings, ShardableSettings, total=False):
-    """Arguments of `ImageFolder` that it hands on."""
+    """Arguments that `ImageFolder` passes on."""
 
 
 class ImageFolder(FromLabelledFiles, ImageData):
-    """Pictures of your own.
+    """Your own images.
 
     Args:
         multilabel: a file may have several labels (`LabelledFiles`).

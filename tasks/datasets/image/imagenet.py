@@ -23,15 +23,15 @@ FOLDERS = (".", "ILSVRC/Data/CLS-LOC", "ILSVRC2012", "imagenet", "imagenet-1k")
 class ImageNet(ImageData):
     """ImageNet in ImageFolder layout, a folder per WordNet synset; any subset of the classes works as well.
 
-    Tested on ``val/``, the 50,000 pictures every published figure is of (the labels of the official test set
-    were never released). So that they choose no checkpoint, a small part of ``train/`` is held out for
-    validation, by a hash of the names and from every class.
+    The test split is ``val/``, the 50,000 images of all published results (the labels of the official test set were
+    never released). For model selection, a small fraction of every class in ``train/`` is held out as the validation
+    split, by a hash of the names.
 
-    Classes are ordered by synset, as everywhere, so official classifiers fit; they are named with the synset
-    and its first word, e.g. ``n01440764 tench``.
+    Classes are ordered by synset, as usual, so that official classifiers match; class names are the synset and its
+    first word, e.g. ``n01440764 tench``.
 
     Args:
-        val_part: part of ``train/`` to validate on; 0.01 is 12,811 pictures of the whole.
+        val_part: fraction of ``train/`` used for validation; 0.01 is 12,811 images of the full data set.
         transforms: see `ImageData`.
         **common: see `ShardableData` and `DataModule`.
     """
@@ -84,11 +84,11 @@ class ImageNet(ImageData):
 
 
 class Pictures(LazyItems):
-    """Items made as they are asked for: a million of them would take a gigabyte, in every reader process.
+    """Items created on access: a million of them would take a gigabyte in every worker.
 
     Args:
-        root: folder of all pictures.
-        named: name below ``root`` and class of each picture.
+        root: folder of all images.
+        named: path relative to ``root`` and class of each image.
     """
 
     def __init__(self, root: Path, named: Sequence[tuple[str, int]]) -> None:
@@ -104,7 +104,7 @@ class Pictures(LazyItems):
 
 
 def check_val_part(val_part: float) -> float:
-    """``val_part`` if it lies between 0 and 1; raises `DataError`."""
+    """Returns ``val_part`` if it is between 0 and 1; raises `DataError`."""
     if not 0 < val_part < 1:
         raise DataError(
             f"val_part must lie between 0 and 1, not {val_part}: the test split is not for choosing"
@@ -113,7 +113,7 @@ def check_val_part(val_part: float) -> float:
 
 
 def split_training(root: Path, training: Mapping[str, list[str]], val_part: float) -> dict[str, Pictures]:
-    """``train`` and ``val`` from the pictures of each class, named below ``root``; the classes in order."""
+    """Splits the images of each class (paths relative to ``root``, classes in order) into ``train`` and ``val``."""
     held = held_out_files(((label, name) for label, names in training.items() for name in names), val_part)
     named: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
     for target, names in enumerate(training.values()):
@@ -123,16 +123,16 @@ def split_training(root: Path, training: Mapping[str, list[str]], val_part: floa
 
 
 def pictures(folder: Path) -> list[str]:
-    """Names of the pictures directly in a folder, sorted, without asking the disk about each."""
+    """Names of the images directly in a folder, sorted, without a stat call for each."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]  # known without asking again
+        names = [entry.name for entry in entries if entry.is_file()]  # known without a stat call
     return sorted(name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
 
 
 def pictures_by_folder(folder: Path, below: str = "") -> dict[str, list[str]]:
-    """For every sub-folder with pictures (in its ``below``) their names below ``folder``, sorted."""
+    """Maps each sub-folder with images (in its ``below``) to their sorted paths relative to ``folder``."""
     with os.scandir(folder) as entries:
         labels = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     found = {}
@@ -144,7 +144,7 @@ def pictures_by_folder(folder: Path, below: str = "") -> dict[str, list[str]]:
 
 
 def describe_synset(synset: str) -> str:
-    """``n01440764`` -> ``n01440764 tench``; other names stay as they are. (Two classes are named crane.)"""
+    """``n01440764`` -> ``n01440764 tench``; other names are unchanged. (Two classes are named crane.)"""
     words = _lemmas().get(synset)
     return f"{synset} {words.split(',')[0]}" if words else synset
 

@@ -16,12 +16,12 @@ from tasks.datasets.splits import held_out_files
 class ImageNet22K(ImageData):
     """The unpacked archive: a folder per WordNet synset; any subset of the classes works as well.
 
-    There is no official split: pre-training takes every picture. Here a small part of each class is held out for
-    validation and as large a part for testing, by a hash of the names; classes of one or two pictures stay with the
-    training split as far as they must.
+    There is no official split: pre-training uses every image. Here a small fraction of each class is held out for
+    validation and the same for testing, by a hash of the names; every class keeps a training image, so classes of one
+    or two images may be missing from the other splits.
 
     Args:
-        held_part: part of each class for validation, and for testing; at least one picture of each.
+        held_part: fraction of each class for validation, and for testing; at least one image each.
         transforms: see `ImageData`.
         **common: see `ShardableData` and `DataModule`.
 

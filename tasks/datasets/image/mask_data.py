@@ -1,7 +1,7 @@
-"""Pictures with masks: what every source for segmentation shares.
+"""Images with masks: base class of the segmentation data modules.
 
 A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`, its target the class of each pixel, `(H, W)` uint8, or
-`VOID`. In training both are crops of one size; otherwise they are as large as the picture.
+`VOID`. In training both are crops of a fixed size; otherwise they have the size of the image.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ COUNTED = 1000  # training masks whose pixels are counted for class weights
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its mask, and the split that it was given (`None`: by name)."""
+    """An image, its mask, and its split (`None`: by name hash)."""
 
     picture: Path
     mask: Path
@@ -52,14 +52,14 @@ class Pair:
 
 
 class MaskData(ReadsShards):
-    """A source whose items are pictures with masks.
+    """Base class of data modules for images with masks.
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
 
     Args:
-        transforms: of training; `None` takes `SegmentationTransforms`' own values.
-        val_part: part of the training pictures to validate on, where no split for it is stated; `None`: as much as
-            suits the source.
+        transforms: training transforms; `None`: the defaults of `SegmentationTransforms`.
+        val_part: fraction of the training images used for validation, if the data define no validation split; `None`:
+            the default of the data set.
         test_part: likewise for testing.
         format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
@@ -97,10 +97,10 @@ class MaskData(ReadsShards):
     # -- what a subclass implements ------------------------------------------------------------------------------
 
     def read_pairs(self, root: Path) -> tuple[MaskCoding, Sequence[Pair]]:
-        """What masks mean, and all pictures with theirs, below `root`; raises `DataError`."""
+        """The coding of the masks, and all pairs of images and masks below `root`; raises `DataError`."""
         raise NotImplementedError
 
-    # -- what a data module is asked -----------------------------------------------------------------------------
+    # -- interface of the data module ----------------------------------------------------------------------------
 
     def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
         self._take(*self.read_pairs(root))
@@ -151,14 +151,14 @@ class MaskData(ReadsShards):
         return join_pictures(raws)
 
     def class_counts(self) -> tuple[NDArray[np.int64], int]:
-        """Pixels of each class, (K,), and all pixels with a class, in at most `COUNTED` training masks."""
+        """Number of pixels of each class, (K,), and of all labelled pixels, in at most `COUNTED` training masks."""
         classes = len(self.class_names)
         pixels_K = np.zeros(classes, dtype=np.int64)
         items = spread(self.splits["train"], COUNTED)
         dataset = self._dataset(items, train=False)
         for index in range(len(items)):
             read = dataset[index, 0]
-            if isinstance(read, Sample):  # what cannot be read is named in training
+            if isinstance(read, Sample):  # unreadable items are reported in training
                 pixels_K += np.bincount(read.target.numpy().reshape(-1), minlength=VOID + 1)[:classes]
         return pixels_K, int(pixels_K.sum())
 
@@ -181,7 +181,7 @@ class MaskData(ReadsShards):
         return Whole([self._item(pair) for pair in tested], said)
 
     def digest(self) -> str:
-        """As of any source, with the names and sizes of the masks, which are the targets."""
+        """As in `DataModule`, including the names and sizes of the mask files."""
         if self.storage is not None:
             return super().digest()
         found = hashlib.sha256(super().digest().encode())
@@ -201,7 +201,7 @@ class MaskData(ReadsShards):
         self.recall({"class_names": found.class_names, "palette": palette})
 
     def pack_beside(self, item: Item) -> tuple[str, bytes]:
-        """The mask as a picture of class indices; one that cannot be read as it is, to be named when its turn comes."""
+        """The mask as an image of class indices; an unreadable mask is stored unchanged and reported on loading."""
         mask = Path(item.where["mask"])
         try:
             size = size_of(item.path, self.transforms.reading)
@@ -234,7 +234,7 @@ def _is_colour(said: Any) -> bool:
 
 
 def _pixels(image: Any) -> Tensor:
-    """An RGB picture of Pillow's as (3, H, W) uint8."""
+    """A PIL RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -245,15 +245,15 @@ def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:
 def paired(
     pictures: Iterable[tuple[str, Path]], masks: Iterable[tuple[str, Path]], split: str | None, place: str
 ) -> list[Pair]:
-    """Pictures and masks of the same key.
+    """Pairs images and masks with the same key.
 
     Args:
-        pictures, masks: each with its key.
-        split: of all of them.
-        place: what to call where they lie.
+        pictures, masks: (key, path) of each.
+        split: split of all of them.
+        place: location in messages.
 
     Raises:
-        DataError: a picture without a mask, or two files of one key; the first is named.
+        DataError: an image without a mask, or two files with one key; the first one is named.
     """
     found: dict[str, Path] = {}
     for key, mask in masks:

@@ -1,16 +1,16 @@
-r"""Any collection of pictures with masks.
+r"""Any collection of images with masks.
 
 Examples:
-    Pictures and masks of the same name in images/ and masks/ (also below train/, val/ and test/, or the other way
-    round), classes in classes.csv (name,r,g,b)::
+    Images and masks of the same name in images/ and masks/ (with train/, val/ and test/ inside or around them),
+    classes in classes.csv (name,r,g,b)::
 
         python run.py modality=image task=mask_folder data_dir=PATH
 
-    Masks of numbers, with names for them::
+    Masks with class indices as pixel values, with class names::
 
         python run.py modality=image task=mask_folder data_dir=PATH 'task.data.classes=[ground,road,tree]'
 
-    A table with the columns image and mask, and split if you like::
+    A table with the columns image, mask and optionally split::
 
         python run.py modality=image task=mask_folder data_dir=PATH task.data.csv=pairs.csv
 """
@@ -33,20 +33,20 @@ from tasks.datasets.shards.data import ShardSettings
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
-LOOKED_AT = 500  # masks whose numbers are looked at, where nothing names the classes
+LOOKED_AT = 500  # masks inspected for their values if no class names are given
 
 
 class MaskFolder(MaskData):
-    """Pictures with masks of your own.
+    """Your own images with masks.
 
     Args:
-        classes: the names of the numbers 0, 1, …; or a table of classes (`tasks.datasets.image.masks.read_class_table`)
-            below `data_dir`; `None`: `classes.csv`, `classes.json` or `class_dict.csv` if there is one, else the
-            numbers that are found.
-        csv: a table with the columns `image`, `mask` and, if you like, `split`; `None`: by folders and names.
-        mask_suffix: what stands behind a picture's name in the name of its mask, e.g. `_L`.
-        reduce_zero_label: the number 0 is no class, and the first class has the number 1.
-        void: further numbers without a class; 255 always is one.
+        classes: names of the mask values 0, 1, …; or a class table (`tasks.datasets.image.masks.read_class_table`)
+            below `data_dir`; `None`: `classes.csv`, `classes.json` or `class_dict.csv` if present, else the values
+            found in the masks.
+        csv: a table with the columns `image`, `mask` and optionally `split`; `None`: by folders and names.
+        mask_suffix: suffix of a mask's file name relative to its image's, e.g. `_L`.
+        reduce_zero_label: mask value 0 is void, and the first class has the value 1.
+        void: further void values; 255 always is one.
         transforms, val_part, test_part: see `MaskData`.
         **common: see `DataModule`.
     """
@@ -95,7 +95,7 @@ class MaskFolder(MaskData):
         self.notes = [note for note in (listing.passed_over(), *self._inferred) if note]
         return coding, pairs
 
-    # -- which classes there are -----------------------------------------------------------------------------------
+    # -- classes ---------------------------------------------------------------------------------------------------
 
     def _coding(self, root: Path, pairs: Sequence[Pair]) -> MaskCoding:
         self._inferred: list[str] = []
@@ -118,13 +118,13 @@ class MaskFolder(MaskData):
         return MaskCoding(coding.names, values, coding.colours, coding.palette)
 
     def _found(self, pairs: Sequence[Pair], void: set[int]) -> MaskCoding:
-        """A class for each number up to the largest one in the masks."""
+        """One class for each value up to the largest in the masks."""
         largest = -1
         for pair in spread(pairs, LOOKED_AT):
             try:
                 image = open_unchanged(pair.mask, self.transforms.reading)
             except ReadError:
-                continue  # it is named when its turn comes
+                continue  # reported when it is loaded
             if image.mode in ("RGB", "RGBA"):
                 raise DataError(
                     f"the mask {pair.mask} has colours, and nothing says what they mean: put classes.csv with the "
@@ -142,13 +142,13 @@ class MaskFolder(MaskData):
         )
         return numbered(names, void, first=first)
 
-    # -- which pictures there are ----------------------------------------------------------------------------------
+    # -- pairs -----------------------------------------------------------------------------------------------------
 
     def _from_table(self, root: Path) -> list[Pair]:
         table = root / Path(str(self.csv)).expanduser()
         if not table.is_file():
             raise DataError(f"the table {table} does not exist: say task.data.csv=FILE, or null for folders")
-        # The table of labels, whose label is a mask.
+        # Read as a label table whose label is the mask.
         header = {name: name for name in _header(table)}
         columns = {
             "path": next((header[n] for n in ("image", "picture", "path", "file") if n in header), None),
@@ -173,7 +173,7 @@ class MaskFolder(MaskData):
 
     def _from_folders(self, root: Path, listing: Listing) -> list[Pair]:
         pictures, masks = _first_of(root, PICTURES), _first_of(root, MASKS)
-        if pictures and masks:  # images/, masks/, perhaps with a folder a split
+        if pictures and masks:  # images/, masks/, optionally with a folder per split
             named = {
                 folder.name: split_of_folder(folder.name) for folder in pictures.iterdir() if folder.is_dir()
             }
@@ -209,7 +209,7 @@ def _first_of(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def _header(table: Path) -> list[str]:
-    """The first line's cells, as far as ASCII tells them."""
+    """Cells of the first line; only ASCII characters are reliable."""
     with table.open("rb") as file:
         line = file.readline(10_000).decode("utf-8-sig", "replace").strip()
     separator = max(",;\t|", key=line.count)

@@ -1,4 +1,4 @@
-"""Masks as the kind of target of pictures.
+"""Segmentation masks as a kind of target.
 
 Shapes: H and W in pixels.
 """
@@ -20,7 +20,7 @@ from tasks.datasets.targets import Targets
 
 
 class MaskTargets(Targets):
-    """The class of each pixel, ``(H, W)`` uint8, or `VOID`, read from the file that an item's `where["mask"]` names.
+    """The class of each pixel, ``(H, W)`` uint8, or `VOID`, read from the file `where["mask"]` of an item.
 
     Data info: `class_names`, and `palette`, the colour of each class.
     """
@@ -32,13 +32,13 @@ class MaskTargets(Targets):
         self.palette: list[list[int]] = []
 
     def take(self, coding: MaskCoding) -> None:
-        """Read masks as this says."""
+        """Set the coding of the masks."""
         self.coding = coding
         self.class_names = list(coding.names)
         self.palette = [list(colour) for colour in coding.palette]
 
     def read(self, item: Item, size: tuple[int, int], options: PictureOptions) -> Tensor:
-        """The mask of an item whose picture has this width and height; raises `ReadError`."""
+        """Read the mask of an item whose image has this width and height; raises `ReadError`."""
         return torch.from_numpy(self.coding.read(Path(item.where["mask"]), size, options))
 
     def join(self, targets: list[Any]) -> Tensor:
@@ -64,7 +64,7 @@ class MaskTargets(Targets):
         return f", {len(self.class_names)} classes"
 
     def fingerprint(self, item: Item, root: Path) -> bytes:
-        """The name of an item's mask below `root`, and its size."""
+        """The mask's path relative to `root` and its file size, for hashing."""
         mask = Path(item.where["mask"])
         size = mask.stat().st_size if mask.is_file() else 0
         name = str(mask).removeprefix(f"{root}{os.sep}")

@@ -1,4 +1,4 @@
-"""Masks: a picture that says of each pixel of another one which class it has, by numbers or by colours.
+"""Segmentation masks: images that encode the class of each pixel as a value or as a colour.
 
 Shapes: H and W in pixels, K classes.
 """
@@ -22,7 +22,7 @@ from tasks.datasets.image.reading import PictureOptions, open_unchanged
 if TYPE_CHECKING:
     from PIL import Image
 
-ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that keep every pixel as it is
+ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless formats
 VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
 MOST_CLASSES = 254
 TABLES = ("classes.csv", "classes.json", "class_dict.csv")
@@ -41,13 +41,13 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """What the pixels of masks mean.
+    """Mapping from the pixels of masks to classes.
 
     Args:
-        names: of the K classes.
-        values: pixel value -> class index or `VOID`, of masks of numbers.
-        colours: colour -> class index or `VOID`, of masks of colours.
-        palette: a colour for each class, to draw it in.
+        names: names of the K classes.
+        values: pixel value -> class index or `VOID`, for masks of values.
+        colours: colour -> class index or `VOID`, for masks of colours.
+        palette: a colour for each class, for drawing.
     """
 
     names: Sequence[str]
@@ -63,7 +63,7 @@ class MaskCoding:
             raise DataError(f"the class {twice} is named twice")
 
     def renumbered(self, names: Sequence[str]) -> "MaskCoding":
-        """The same masks for a model that knows these classes, ours among them."""
+        """The coding for a model with the classes `names`, a superset of ours."""
         place = {index: list(names).index(name) for index, name in enumerate(self.names)} | {VOID: VOID}
         return replace(
             self,
@@ -73,15 +73,15 @@ class MaskCoding:
         )
 
     def read(self, path: Path, size: tuple[int, int], options: PictureOptions) -> NDArray[np.uint8]:
-        """A mask, (H, W), as class indices and `VOID`.
+        """Read a mask, (H, W), as class indices and `VOID`.
 
         Args:
-            path: its file.
-            size: width and height that it must have.
-            options: how pictures are read.
+            path: mask file.
+            size: required width and height.
+            options: image reading options.
 
         Raises:
-            ReadError: unreadable, of another size, or with a pixel that is no class; the place is named.
+            ReadError: unreadable, of another size, or with an unknown pixel, whose position is named.
         """
         try:
             image = open_unchanged(path, options)
@@ -97,14 +97,14 @@ class MaskCoding:
             raise ReadError(f"its mask {path}: {error}") from error
 
     def decoded(self, image: "Image.Image") -> NDArray[np.uint8]:
-        """A picture's pixels as class indices and `VOID`, (H, W); raises `ReadError`."""
+        """Decodes an image to class indices and `VOID`, (H, W); raises `ReadError`."""
         numbers = image.mode in ("1", "L", "P") or image.mode.startswith("I")
         if numbers and self.values:
             return self._of_numbers(np.asarray(image).astype(np.int64))
         pixels = np.asarray(image.convert("RGB")).astype(np.int64)
         if self.colours:
             return self._of_colours(pixels)
-        if (pixels[..., :1] == pixels).all():  # numbers, saved as grey in three channels
+        if (pixels[..., :1] == pixels).all():  # values, saved as grey in three channels
             return self._of_numbers(pixels[..., 0])
         raise ReadError(
             "it has colours, and no table of classes says what they mean: give task.data.classes=FILE"
@@ -140,7 +140,7 @@ def _key(colour: Colour) -> int:
 
 
 def _first(found_HW: NDArray[np.int64]) -> tuple[int, int, int] | None:
-    """Row and column of the first pixel that is no class, and how many there are."""
+    """Row and column of the first unknown pixel, and the number of unknown pixels."""
     wrong = np.flatnonzero(found_HW == _UNKNOWN)
     if not len(wrong):
         return None
@@ -152,7 +152,7 @@ def _more(count: int) -> str:
     return f" (of {count:,} such pixels the first)" if count > 1 else ""
 
 
-# -- which classes there are ---------------------------------------------------------------------------------
+# -- class tables --------------------------------------------------------------------------------------------
 
 
 def numbered(
@@ -162,24 +162,24 @@ def numbered(
     first: int = 0,
     palette: Sequence[Colour] | None = None,
 ) -> MaskCoding:
-    """Masks of the numbers `first`, `first + 1`, … for the classes in order; `void`: numbers without a class."""
+    """Coding with the values `first`, `first + 1`, … for the classes in order; `void`: values without a class."""
     values = {first + index: index for index in range(len(names))} | {value: VOID for value in void}
     return MaskCoding(list(names), values, {}, list(palette or usual_palette(len(names))))
 
 
 def read_class_table(path: Path, reduce_zero_label: bool = False) -> MaskCoding:
-    """A table of classes: CSV with a header, or JSON.
+    """Read a class table: CSV with a header, or JSON.
 
     CSV: the columns `name` and `r,g,b` (or `colour` as `#rrggbb`) or `index`, or all of them. JSON: a list of such
     objects (`colour` may be `[r, g, b]`), or an object of name: colour. Rows named `void`, `unlabelled` or `ignore` are
-    no class. Without `index` the rows are numbered from 0 in their order, those without a class left out.
+    void. Without `index`, class rows are numbered from 0 in their order.
 
     Args:
-        path: its file.
-        reduce_zero_label: the number 0 is no class, and rows are numbered from 1.
+        path: table file.
+        reduce_zero_label: value 0 is void, and rows are numbered from 1.
 
     Raises:
-        DataError: unreadable, or not such a table; the row is named.
+        DataError: unreadable, or not a class table; the row is named.
     """
     rows = _rows_of(path)
     names: list[str] = []
@@ -215,7 +215,7 @@ def read_class_table(path: Path, reduce_zero_label: bool = False) -> MaskCoding:
     if colours and None in palette:
         raise DataError(f"{path} gives some classes a colour, but not {names[palette.index(None)]}")
     drawn = [colour for colour in palette if colour is not None] or usual_palette(len(names))
-    # With colours and no numbers the masks are of colours, whatever the file's mode.
+    # With colours and without indices, masks are colour-coded, whatever the file's mode.
     if colours and not any(row.get("index") not in (None, "") for row in rows):
         values = {}
     return MaskCoding(names, values, colours, drawn)
@@ -292,7 +292,7 @@ def _number(said: Any, what: str, most: int) -> int:
 
 
 def usual_palette(classes: int) -> list[Colour]:
-    """Colours that are told apart well, those of PASCAL VOC: the bits of a number, spread over red, green and blue."""
+    """The palette of PASCAL VOC: the bits of the class number, distributed over red, green and blue."""
     palette: list[Colour] = []
     for number in range(1, classes + 1):
         colour, rest = [0, 0, 0], number

@@ -1,4 +1,4 @@
-"""Reading a picture, whatever its format, as 8-bit RGB."""
+"""Reads images of any format as 8-bit RGB."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,22 +21,22 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pnm", ".jp2", ".j2k", ".avif"),
 )
-# What these hold, whatever a file's name says.
-# JPEG stands for MPO, too. Of Pillow's other formats one starts an interpreter (PostScript).
+# Formats by content, whatever the file's extension.
+# JPEG includes MPO. Other Pillow formats are excluded, since one runs an interpreter (PostScript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-MAX_PIXELS = 178_956_970  # what Pillow takes for an attack
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values of pictures that lie on a side
-LOOKED_AT = 8  # pictures, for how much of their 16 bits they use
+MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for rotations by 90 degrees
+LOOKED_AT = 8  # images inspected for their significant bits
 
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """How pictures are to be read.
+    """Options for reading images.
 
     Args:
-        max_pixels: a picture of more is refused before it is read.
-        bits: of pictures with 16 bits a channel, how many count.
-        scaled: pixels that a picture of this width and height will have once it is scaled.
+        max_pixels: images with more pixels are refused before decoding.
+        bits: significant bits of 16-bit images.
+        scaled: (width, height) -> number of pixels after scaling.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -44,7 +44,7 @@ class PictureOptions:
     scaled: Callable[[int, int], int] | None = None
 
     def check(self, size: tuple[int, int]) -> None:
-        """Raise a `ReadError` for a picture that is too large, or grows too large."""
+        """Raise a `ReadError` for an image that is, or becomes, too large."""
         width, height = size
         cure = "say task.data.transforms.max_pixels=N if this is meant"
         if width * height > self.max_pixels:
@@ -60,14 +60,14 @@ class PictureOptions:
 
 
 def open_image(path: Path, options: PictureOptions | None = None) -> "Image.Image":
-    """Read a picture as 8-bit RGB, upright.
+    """Read an image as 8-bit RGB.
 
-    Turned as its EXIF orientation says; palettes, grey, CMYK and 16-bit pictures converted; transparent parts
-    laid on white; of an animation the first frame.
+    EXIF orientation is applied; palette, grey, CMYK and 16-bit images are converted; transparency is blended with
+    white; of an animation, the first frame is read.
 
     Raises:
-        ReadError: the file is missing, empty, no picture, cut off, broken or absurdly large, or its pixels
-            are floating-point numbers, whose range nothing states.
+        ReadError: the file is missing, empty, not an image, truncated, broken or too large, or has floating-point
+            pixels, whose range is unknown.
     """
     from PIL import ImageOps
 
@@ -81,15 +81,15 @@ def open_image(path: Path, options: PictureOptions | None = None) -> "Image.Imag
             return to_rgb(ImageOps.exif_transpose(file), options.bits)
     except ReadError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever their format's code comes across
+    except Exception as error:  # Pillow's decoders may raise anything
         raise ReadError(_why_unreadable(path, error)) from error
 
 
 def open_unchanged(path: Path, options: PictureOptions | None = None) -> "Image.Image":
-    """Read a picture in the mode that its file has: a palette's indices stay indices.
+    """Read an image in its original mode: palette indices stay indices.
 
     Raises:
-        ReadError: the file is missing, empty, no picture, cut off, broken or absurdly large.
+        ReadError: the file is missing, empty, not an image, truncated, broken or too large.
     """
     options = options or PictureOptions()
     check_file(path)
@@ -105,7 +105,7 @@ def open_unchanged(path: Path, options: PictureOptions | None = None) -> "Image.
 
 
 def size_of(path: Path, options: PictureOptions | None = None) -> tuple[int, int]:
-    """Width and height of a picture, upright, from its header; raises `ReadError`."""
+    """Width and height of an image from its header, after EXIF rotation; raises `ReadError`."""
     check_file(path)
     try:
         with _opened(path, options or PictureOptions()) as file:
@@ -120,16 +120,16 @@ def size_of(path: Path, options: PictureOptions | None = None) -> tuple[int, int
 
 @contextmanager
 def _opened(path: Path, options: PictureOptions) -> "Iterator[Image.Image]":
-    """An open picture, its size known; Pillow's own limit stands behind ours."""
+    """Opens an image without decoding it; sets Pillow's own pixel limit to ours."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = options.max_pixels  # it warns from here on, and raises from twice as many
+    Image.MAX_IMAGE_PIXELS = (
+        options.max_pixels
+    )  # Pillow warns above this limit, and raises above twice the limit
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # odd metadata is no reason to talk about a picture that reads well
+            warnings.simplefilter("ignore")  # no warnings about odd metadata in readable images
             with Image.open(path, formats=_formats()) as file:
                 yield file
     except Image.DecompressionBombError as error:
@@ -143,7 +143,7 @@ def _opened(path: Path, options: PictureOptions) -> "Iterator[Image.Image]":
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow knows."""
+    """Those of `FORMATS` that the installed Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -151,16 +151,16 @@ def _formats() -> tuple[str, ...]:
 
 
 def to_rgb(image: "Image.Image", bits: int = 16) -> "Image.Image":
-    """Any mode of Pillow -> RGB; 16-bit pixels scaled by the ``bits`` that count.
+    """Converts any Pillow mode to RGB; 16-bit pixels are scaled by the significant ``bits``.
 
     Raises:
-        ReadError: floating-point pixels, or larger ones than ``bits`` say.
+        ReadError: floating-point pixels, or values beyond ``bits``.
     """
     from PIL import Image
 
     if image.mode == "F":
         raise ReadError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255 instead of scaling
         pixels = np.asarray(image).astype(np.float64)
         white = 2**bits - 1
         if bits < 16 and pixels.max() > white:
@@ -176,7 +176,7 @@ def to_rgb(image: "Image.Image", bits: int = 16) -> "Image.Image":
 
 
 def depth_notes(paths: Sequence[Path], options: PictureOptions) -> list[str]:
-    """What is to be said of pictures with 16 bits: a sentence, or none; a few are looked at."""
+    """Notes about 16-bit images (at most one sentence), from inspecting a few of them."""
     highest, found = -1, 0
     for path in spread(
         [path for path in paths if path.suffix.lower() in (".png", ".tif", ".tiff", ".pgm")], LOOKED_AT
@@ -188,7 +188,7 @@ def depth_notes(paths: Sequence[Path], options: PictureOptions) -> list[str]:
                 if file.mode.startswith("I"):
                     found += 1
                     highest = max(highest, int(np.asarray(file).max()))
-        except Exception:  # it is counted and named when its turn comes
+        except Exception:  # counted and reported when it is loaded
             continue
     if not found:
         return []
@@ -203,7 +203,7 @@ def depth_notes(paths: Sequence[Path], options: PictureOptions) -> list[str]:
 
 
 def _check_depth(file: "Image.Image", bits: int) -> None:
-    """Raise a `ReadError` where Pillow would take the upper 8 of 16 bits, though others count."""
+    """Raise a `ReadError` if Pillow would keep the upper 8 of 16 bits although fewer bits are significant."""
     deep = any("16" in str(tile[3]) for tile in getattr(file, "tile", ()))
     if bits < 16 and deep and not file.mode.startswith("I"):
         raise ReadError(

@@ -1,8 +1,8 @@
-"""The embedded image samples: shapes on textured grounds, in the real benchmarks' formats and layouts.
+"""The embedded image samples: shapes on textured backgrounds, in the real benchmarks' formats and layouts.
 
-The label is the shape. Size, position, turn, both textures and all colours are drawn without regard to it,
-all shapes cover the same area, and every pair of textures occurs once with every shape: neither colour nor
-texture nor the size of the object tells the classes apart.
+The label is the shape. Size, position, rotation, both textures and all colours are independent of it, all shapes have
+the same area, and every pair of textures occurs once with every shape: neither colour nor texture nor size
+distinguishes the classes.
 
 Shapes: P points of an outline.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Outline = NDArray[np.float64]  # (P, 2); x to the right, y upwards
-FINER = 4  # outlines are drawn so much larger and then reduced, for smooth edges
+FINER = 4  # supersampling factor, for smooth edges
 
 
 # -- shapes --------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def _polygon(corners: int, radii: Sequence[float] = (1.0,), first: float = np.pi
 
 
 def _crescent() -> Outline:
-    # The unit circle less a circle of radius 0.8 round (0.5, 0); they meet at x = 0.61.
+    # The unit circle minus a circle of radius 0.8 around (0.5, 0); they intersect at x = 0.61.
     y = (1 - 0.61**2) ** 0.5
     outer, inner = np.arctan2(y, 0.61), np.arctan2(y, 0.11)
     return np.concatenate([_arc(outer, 2 * np.pi - outer), _arc(2 * np.pi - inner, inner, radius=0.8, x=0.5)])
@@ -75,7 +75,7 @@ SHAPES: dict[str, tuple[Outline, ...]] = {
     "triangle": (_polygon(3),),
 }
 EIGHT = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
-#: The WordNet synsets of the eight, so that the ImageNet readers find the names they look up.
+#: The WordNet synsets of the eight shapes, for the ImageNet readers.
 SYNSETS = {
     "n03135532": "cross",
     "n13865904": "heart",
@@ -96,7 +96,7 @@ def area(outline: Outline) -> float:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a shape lies, in pixels: its centre and the side of a square of the same area."""
+    """Pose of a shape in pixels: its centre and the side of a square of the same area."""
 
     x: float
     y: float
@@ -117,11 +117,13 @@ class Pose:
 
 
 def mask(shape: str, pose: Pose, width: int, height: int) -> NDArray[np.float64]:
-    """How much of each pixel the shape covers, (height, width) in [0, 1]."""
+    """Coverage of each pixel by the shape, (height, width) in [0, 1]."""
     outlines = SHAPES[shape]
     inside = area(outlines[0]) - sum(area(hole) for hole in outlines[1:])
     middle = outlines[0].mean(axis=0)
-    scale = pose.side / inside**0.5 * np.array([pose.stretch, -1 / pose.stretch])  # rows count downwards
+    scale = (
+        pose.side / inside**0.5 * np.array([pose.stretch, -1 / pose.stretch])
+    )  # image rows point downwards
     c, s = np.cos(pose.turn), np.sin(pose.turn)
     picture = Image.new("L", (width * FINER, height * FINER))
     pen = ImageDraw.Draw(picture)
@@ -137,7 +139,7 @@ def mask(shape: str, pose: Pose, width: int, height: int) -> NDArray[np.float64]
 def _grid(
     width: int, height: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Turned and shifted coordinates that count periods of 5 to 14 pixels."""
+    """Rotated and shifted coordinates in units of a period of 5 to 14 pixels."""
     turn, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
     y, x = np.mgrid[:height, :width] / period
     c, s = np.cos(turn), np.sin(turn)
@@ -172,18 +174,17 @@ TEXTURES: tuple[Callable[..., NDArray[np.float64]], ...] = (_stripes, _checks, _
 def texture(
     width: int, height: int, colour: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Colours (height, width, 3) that go from one tone to another round ``colour``."""
+    """A texture (height, width, 3) that varies between two tones around ``colour``."""
     kind = TEXTURES[rng.integers(len(TEXTURES))]
     strength = kind(*_grid(width, height, rng), rng)[..., None] - 0.5
     return colour + strength * rng.uniform(-40, 40, 3) + rng.normal(0, 4, (height, width, 3))
 
 
 def draw(shape: str, seed: Sequence[int], index: int, sides: tuple[int, int]) -> Image.Image:
-    """One picture with sides between ``sides``. What does not show the shape depends on ``(seed, index)``
-    alone."""
+    """One image with sides in the range ``sides``. Everything but the shape depends on ``(seed, index)`` only."""
     rng = np.random.default_rng((*seed, index))
     width, height = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
-    # The figure is the lighter one, as a lit thing before a backdrop; hues are free.
+    # The figure is lighter than the background; hues are arbitrary.
     ground, figure = rng.uniform(20, 120, 3), rng.uniform(135, 235, 3)
     behind, before = texture(width, height, ground, rng), texture(width, height, figure, rng)
     pose = Pose.draw(np.random.default_rng((*seed, index, list(SHAPES).index(shape))), width, height)
@@ -193,7 +194,7 @@ def draw(shape: str, seed: Sequence[int], index: int, sides: tuple[int, int]) ->
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a picture in the format its name says."""
+    """Write an image in the format of its extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image.save(path, "JPEG", quality=90)
@@ -253,7 +254,7 @@ def tiny_imagenet(root: Path, train: int = 30, val: int = 10) -> None:
     _write_tabs(root / "val" / "val_annotations.txt", rows)
     _write_tabs(
         root / "wnids.txt", [(synset,) for synset in reversed(SYNSETS)]
-    )  # the real list has no order either
+    )  # the real list is not sorted either
     words = {**SYNSETS, "n00001740": "entity"}
     _write_tabs(root / "words.txt", sorted(words.items()))
 
@@ -264,7 +265,7 @@ def _write_tabs(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def cifar10(root: Path, train: int = 200, test: int = 100) -> None:
-    """CIFAR-10's pickled batches, with ten shapes; ``train`` pictures in each of five batches."""
+    """CIFAR-10's pickled batches, with ten shapes; ``train`` images in each of five batches."""
     folder, names = root / "cifar-10-batches-py", list(SHAPES)
     folder.mkdir(parents=True)
     for batch in range(6):
@@ -279,7 +280,7 @@ def cifar10(root: Path, train: int = 200, test: int = 100) -> None:
 
 
 def cifar100(root: Path, train: int = 800, test: int = 200) -> None:
-    """CIFAR-100's pickled parts, with ten shapes as fine and two groups of them as coarse labels."""
+    """CIFAR-100's pickled files, with ten shapes as fine labels and two groups of them as coarse labels."""
     folder, names = root / "cifar-100-python", list(SHAPES)
     folder.mkdir(parents=True)
     angular = [int(name in ("cross", "square", "star", "triangle")) for name in names]
@@ -305,7 +306,7 @@ class _Rows:
 
 
 def _tiny_pictures(seed: int, part: int, shapes: Sequence[str], count: int) -> _Rows:
-    """32 × 32 pictures, the shapes in turn; drawn at twice the size and reduced, so outlines stay clear."""
+    """32 × 32 images, cycling through the shapes; drawn at twice the size and reduced, for clear outlines."""
     rows = _Rows(np.zeros((count, 3072), np.uint8), [], [])
     for row in range(count):
         label = row % len(shapes)
@@ -317,9 +318,9 @@ def _tiny_pictures(seed: int, part: int, shapes: Sequence[str], count: int) -> _
 
 
 def python2_pickle(value: dict[str, Any]) -> bytes:
-    """Pickle as Python 2 and its NumPy did in 2009, protocol 2, which is what the CIFAR files are.
+    """Pickle as Python 2 and its NumPy did in 2009 (protocol 2), like the CIFAR files.
 
-    Python 3 cannot write it: there, text becomes unicode and NumPy's functions lie in other modules.
+    Python 3 cannot write this: text becomes unicode, and NumPy's functions are in other modules.
     """
     out = io.BytesIO()
     out.write(b"\x80\x02")

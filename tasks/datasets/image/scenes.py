@@ -1,8 +1,8 @@
-"""The embedded samples for segmentation: a few shapes on a textured ground, in the real data sets' formats and layouts.
+"""The embedded samples for segmentation: shapes on a textured background, in the real data sets' formats and layouts.
 
-A shape's class is its outline and its pattern: where it lies, how it is turned and its colours are drawn without regard
-to it, and the ground has any pattern. Colours tell a shape from the ground, as a lit thing before a backdrop, but no
-class of shapes from another. The outlines' pixels, and now and then a whole ellipse, have no class.
+The class determines a shape's outline and pattern; position, rotation and colours are independent of it, and the
+background has any pattern. Colours distinguish a shape from the background, which is darker, but not one class of
+shapes from another. Pixels on outlines, and some whole ellipses, are void.
 
 Shapes: H and W in pixels.
 """
@@ -21,14 +21,14 @@ from tasks.datasets.image.sample import Pose, mask, save, texture
 
 SIX = ("circle", "cross", "ring", "square", "star", "triangle")
 CLASSES = ("ground", *SIX)
-COUNTS = (560, 40, 80)  # scenes for training, validation and testing
+COUNTS = (560, 40, 80)  # training, validation and test scenes
 FEW = (24, 8, 8)
-EDGE = (0.1, 0.9)  # a pixel that a shape covers so far has no class
+EDGE = (0.1, 0.9)  # pixels with a coverage in this range are void
 OBJECTS = (2, 3)
 
 
 def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A picture (H, W, 3) and the class of each pixel, (H, W): an index of `CLASSES`, or `VOID`."""
+    """An image (H, W, 3) and the class of each pixel, (H, W): an index of `CLASSES`, or `VOID`."""
     pixels = texture(width, height, rng.uniform(20, 120, 3), rng)
     classes: NDArray[np.uint8] = np.zeros((height, width), dtype=np.uint8)
     count = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
@@ -48,7 +48,7 @@ def scene(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np
 
 
 def patterned(thing: int, width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The pattern of one of `SIX` in any light colour, (H, W, 3); of anything else (-1) none."""
+    """The pattern of one of `SIX` in a random light colour, (H, W, 3); anything else (-1) is plain."""
     turn, period = rng.uniform(0, np.pi), rng.uniform(6, 9)
     y, x = np.mgrid[:height, :width] / period
     u, v = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
@@ -65,7 +65,7 @@ def patterned(thing: int, width: int, height: int, rng: np.random.Generator) -> 
 
 
 def _places(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float]]:
-    """Centres as far from each other as a few trials find."""
+    """Centres of shapes: the best of a few random trials at keeping them apart."""
     trials = [
         np.stack([rng.uniform(0.18, 0.82, count) * width, rng.uniform(0.18, 0.82, count) * height], axis=1)
         for _ in range(20)
@@ -81,7 +81,7 @@ def _places(rng: np.random.Generator, count: int, width: int, height: int) -> li
 def _scenes(
     seed: int, part: int, count: int, sides: tuple[int, int], shape: float = 1.0
 ) -> Iterator[tuple[Image.Image, NDArray[np.uint8]]]:
-    """Scenes with a height between `sides` and `shape` times that as width, or sides drawn apart where `shape` is 1."""
+    """Scenes with a height in the range `sides` and `shape` times that as width; independent sides if `shape` is 1."""
     for index in range(count):
         rng = np.random.default_rng((seed, part, index))
         height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
@@ -92,8 +92,7 @@ def _scenes(
 
 
 def mask_folder(root: Path, counts: Sequence[int] = COUNTS) -> None:
-    """images/ and masks/ with train/, val/ and test/, masks in colours, which classes.csv names; 72 to 88 pixels a
-    side."""
+    """images/ and masks/ with train/, val/ and test/, colour masks and classes.csv; 72 to 88 pixels a side."""
     palette = {name: (0, 0, 0) for name in CLASSES[:1]} | dict(zip(SIX, usual_palette(len(SIX)), strict=True))
     rows = [*((name, *colour) for name, colour in palette.items()), ("void", 255, 255, 255)]
     colours = np.full((256, 3), 255, dtype=np.uint8)
@@ -108,14 +107,14 @@ def mask_folder(root: Path, counts: Sequence[int] = COUNTS) -> None:
 
 
 def _numbers(numbers: Sequence[int], void: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-    """Classes -> a data set's numbers for those that stand for them."""
+    """A function that maps our classes to a data set's mask values."""
     table = np.full(256, void, dtype=np.uint8)
     table[: len(CLASSES)] = numbers
     return lambda classes: table[classes]
 
 
 def camvid(root: Path, counts: Sequence[int] = FEW) -> None:
-    """SegNet's layout; road and six other classes are the shapes; 128 × 96."""
+    """SegNet's layout; road and six other classes are used for background and shapes; 128 × 96."""
     as_numbers = _numbers((3, 0, 1, 5, 8, 9, 10), 11)
     for part, (split, count) in enumerate(zip(("train", "val", "test"), counts, strict=True)):
         for index, (picture, classes) in enumerate(_scenes(42, part, count, (96, 96), 4 / 3)):
@@ -125,7 +124,7 @@ def camvid(root: Path, counts: Sequence[int] = FEW) -> None:
 
 
 def ade20k(root: Path, counts: Sequence[int] = (32, 8)) -> None:
-    """The challenge's layout, numbers from 1; wall and six other classes are the shapes; 96 to 128 pixels a side."""
+    """The challenge's layout, values from 1; wall and six other classes are drawn; 96 to 128 pixels a side."""
     as_numbers = _numbers((1, 13, 16, 20, 21, 58, 67), 0)
     folder = root / "ADEChallengeData2016"
     for part, (split, short, count) in enumerate(
@@ -138,7 +137,7 @@ def ade20k(root: Path, counts: Sequence[int] = (32, 8)) -> None:
 
 
 def cityscapes(root: Path, counts: Sequence[int] = (24, 8)) -> None:
-    """The official layout with labelIds; road and six other classes are the shapes; 192 × 96."""
+    """The official layout with labelIds; road and six other classes are used for background and shapes; 192 × 96."""
     as_numbers = _numbers((7, 11, 17, 20, 24, 26, 33), 0)
     for part, (split, count) in enumerate(zip(("train", "val"), counts, strict=True)):
         for index, (picture, classes) in enumerate(_scenes(44, part, count, (96, 96), 2.0)):
@@ -150,7 +149,7 @@ def cityscapes(root: Path, counts: Sequence[int] = (24, 8)) -> None:
 
 
 def voc2012(root: Path, counts: Sequence[int] = (24, 8)) -> None:
-    """VOC's layout, masks with a palette; six of its classes are the shapes; 96 to 128 pixels a side."""
+    """VOC layout, palette masks; six of its classes are used for the shapes; 96 to 128 pixels a side."""
     as_numbers = _numbers((0, 1, 5, 7, 8, 15, 20), 255)
     folder = root / "VOCdevkit" / "VOC2012"
     palette = [0, 0, 0, *(part for colour in usual_palette(255) for part in colour)]

@@ -1,4 +1,4 @@
-"""Tiny ImageNet (Stanford CS231N): 200 classes of ImageNet with 500 pictures each, 64 × 64."""
+"""Tiny ImageNet (Stanford CS231N): 200 classes of ImageNet with 500 training images each, 64 × 64."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ FOLDERS = (".", "tiny-imagenet-200")
 class TinyImageNet(ImageData):
     """Tiny ImageNet, tested on the official ``val/``: the labels of ``test/`` were never released.
 
-    So that the test split chooses no checkpoint, a part of ``train/`` is held out for validation, by a hash of
-    the names and from every class.
+    For model selection, a fraction of every class in ``train/`` is held out as the validation split, by a hash of the
+    names.
 
     Args:
-        val_part: part of ``train/`` to validate on.
+        val_part: fraction of ``train/`` used for validation.
         transforms: see `ImageData`.
         **common: see `ShardableData` and `DataModule`.
     """

@@ -31,15 +31,15 @@ CLASSES = (
 
 
 class VOC2012(MaskData):
-    """VOC 2012's segmentation: 1,464 pictures for training, 1,449 for validation.
+    """VOC 2012 segmentation: 1,464 training and 1,449 validation images.
 
-    Tested on `val`, as published figures are (the labels of the official test set were never released); a part of
-    `train` is held out to choose the checkpoint.
+    The test split is `val`, as in published results (the labels of the official test set were never released); a part
+    of `train` is held out for model selection.
 
     Args:
-        val_part: that part.
-        lists: names of the lists below ImageSets/Segmentation to train on; `trainaug` has those of SBD, whose masks
-            then lie in SegmentationClassAug/.
+        val_part: fraction held out.
+        lists: names of the training lists in ImageSets/Segmentation; `trainaug` includes SBD, with masks in
+            SegmentationClassAug/.
         transforms, **common: see `MaskData` and `DataModule`.
     """
 

@@ -19,18 +19,18 @@ SITE = "http://host.robots.ox.ac.uk/pascal/VOC"
 
 
 class VOCBoxes(BoxData):
-    """VOC's detection in the official layout; objects that are `difficult` count neither way.
+    """VOC detection in the official layout; `difficult` objects are ignored in evaluation.
 
     Args:
-        lists: the list below ImageSets/Main of each split, `train` and `test`, and `val` if you like; without it a part
-            of `train` is held out to choose the checkpoint.
-        val_part: that part.
+        lists: the list in ImageSets/Main of each split, `train`, `test` and optionally `val`; without it a part of
+            `train` is held out for model selection.
+        val_part: fraction held out.
         transforms, **common: see `BoxData` and `DataModule`.
     """
 
     usual_val_part: ClassVar[float] = 0.05
     year: ClassVar[int]
-    archives: ClassVar[Mapping[str, Source]]  # folder -> what is unpacked into it
+    archives: ClassVar[Mapping[str, Source]]  # folder -> archive unpacked into it
     lists: ClassVar[Mapping[str, str]]
 
     def __init__(
@@ -85,7 +85,7 @@ class VOCBoxes(BoxData):
         return Found(found.class_names, found.pictures, notes=found.notes)
 
     def _list(self, root: Path, name: str) -> Path | None:
-        """A list of pictures in the official layout, in whichever folder its archive was unpacked."""
+        """An image list in the official layout, in any of the folders that its archive may be unpacked into."""
         devkit = f"VOCdevkit/VOC{self.year}"
         homes = [".", f"VOC{self.year}", devkit, *(f"{folder}/{devkit}" for folder in self.archives)]
         files = (root / home / "ImageSets" / "Main" / f"{name}.txt" for home in homes)

@@ -1,4 +1,4 @@
-"""What was made of a file, kept on disk under a key of the file and of how it was made."""
+"""On-disk cache of arrays computed from files, keyed by the file and the settings."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ CACHE_VERSION = 2
 def cached(
     path: Path, folder: Path, settings: dict[str, Any], make: Callable[[], NDArray[Any]]
 ) -> NDArray[Any]:
-    """``make()``, kept in ``folder`` as NPY under a key of the file (path, size, time) and ``settings``.
+    """Returns ``make()``, cached in ``folder`` as NPY; the key is the file (path, size, time) and ``settings``.
 
-    Any number of processes may fill the cache at once: an entry appears in one step or not at all. A cache
-    that cannot be written costs time, nothing else. The array is mapped into memory, not read.
+    Writes are atomic, so concurrent processes are safe. A cache that cannot be written is no error. Cached arrays are
+    memory-mapped.
     """
     try:
         stat = path.stat()

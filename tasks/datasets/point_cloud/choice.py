@@ -1,6 +1,6 @@
-"""Choosing points: of a mesh's surface, or few of many.
+"""Sampling of points from the surface of a mesh, and farthest-point sampling.
 
-Shapes: P points, N points asked for, T triangles, D columns.
+Shapes: P points, T triangles, D columns.
 """
 
 import os
@@ -17,8 +17,8 @@ from tasks.datasets.reading import require
 
 
 def sample_surface(mesh: Cloud, count: int) -> Cloud:
-    """``count`` points spread uniformly over a mesh's surface, the same ones each time, with the normals of
-    its triangles; what is known of its vertices is interpolated, what is known of its triangles taken over.
+    """Deterministically samples ``count`` points uniformly from a mesh's surface, with the triangles' normals.
+    Columns of vertices are interpolated, columns of triangles are copied.
 
     Raises:
         ReadError: the mesh has no surface.
@@ -27,7 +27,7 @@ def sample_surface(mesh: Cloud, count: int) -> Cloud:
     corners = mesh.triangles.ravel()
     points, triangles = mesh.points, mesh.triangles
     columns = {name: values for name, values in mesh.columns.items() if name not in NORMALS}
-    if mesh.face_columns:  # each triangle gets corners of its own, which are of one value
+    if mesh.face_columns:  # duplicate the vertices of each triangle, so that all three have its value
         points, triangles = points[corners], np.arange(len(corners), dtype=np.int32).reshape(-1, 3)
         columns = {name: values[corners] for name, values in columns.items()}
         columns = {name: np.repeat(values, 3) for name, values in mesh.face_columns.items()} | columns
@@ -44,7 +44,7 @@ def sample_surface(mesh: Cloud, count: int) -> Cloud:
 
 
 def _sampled(points: Floats, triangles: NDArray[Any], columns: list[NDArray[Any]], count: int) -> Any:
-    """Open3D's points on a surface; what is to be interpolated takes the place of the colours."""
+    """Sample a surface with Open3D; columns are interpolated as colours."""
     o3d = open3d()
     surface = o3d.geometry.TriangleMesh(
         o3d.utility.Vector3dVector(points.astype(np.float64)), o3d.utility.Vector3iVector(triangles)
@@ -60,12 +60,12 @@ def _sampled(points: Floats, triangles: NDArray[Any], columns: list[NDArray[Any]
 
 
 def farthest_points(points: Floats, count: int) -> NDArray[np.int64]:
-    """Index, ascending, of at most ``count`` of ``(P, 3)`` points, each farthest from those before it."""
+    """Farthest-point sampling of ``(P, 3)`` points: ascending indices of at most ``count`` points."""
     if len(points) <= count:
         return np.arange(len(points))
     o3d = open3d()
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points.astype(np.float64)))
-    # The colours carry the index through: the chosen cloud alone would not say which points it holds.
+    # The index is passed as a colour, since Open3D does not return indices.
     index = np.zeros((len(points), 3))
     index[:, 0] = np.arange(len(points))
     cloud.colors = o3d.utility.Vector3dVector(index)
@@ -81,8 +81,8 @@ def turned_z_up(table: Floats, normals: bool = False) -> Floats:
 
 
 def open3d() -> Any:
-    """The module, imported late: it takes seconds, and warns where there is no GPU."""
-    # In a notebook it would start a web server.
+    """Open3D, imported lazily: it takes seconds, and warns without a GPU."""
+    # Otherwise it starts a web server in notebooks.
     os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

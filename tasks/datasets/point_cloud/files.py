@@ -1,6 +1,6 @@
-"""Reading point clouds and meshes as clouds of so many points: what every source of points shares.
+"""Reads point clouds and meshes as clouds of a fixed number of points; base class of the point cloud data modules.
 
-Shapes: P points in a file, N points asked for, D = 3 + F columns, K copies.
+Shapes: P points in a file, N points per sample, D = 3 + F columns, K copies.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from tasks.datasets.point_cloud.formats.reading import EXTENSIONS, read_cloud, t
 from tasks.datasets.targets import ClassTargets, Kind
 
 SAMPLINGS = ("uniform", "farthest")
-DENSER = 4  # farthest-point sampling of a mesh chooses among so many times the points wanted
+DENSER = 4  # oversampling factor of a mesh before farthest-point sampling
 
 
 class PointSettings(ClassificationSettings, total=False):
-    """Arguments every source of single clouds takes, passed on to `PointData`."""
+    """Arguments of every data module with one cloud per file, passed to `PointData`."""
 
     num_points: int
     columns: Sequence[str]
@@ -41,24 +41,24 @@ class PointSettings(ClassificationSettings, total=False):
 
 
 class PointData(DataModule):
-    """A source whose raw sample is a cloud ``(N, 3 + F)``, float32, z up, in the file's own units.
+    """Base class of data modules for point clouds; a raw sample is ``(N, 3 + F)``, float32, z up, in the file's units.
 
-    A file is read once: a mesh is sampled, a large cloud thinned out, and the resulting pool of points is
-    cached (`cached`). Training draws N points of the pool at random; validation, testing and prediction take
-    the pool's first N, or ``votes`` copies, ``(K, N, 3 + F)``, each of other points. A cloud of fewer points
-    is filled up with NaN, which the embedder leaves out.
+    A file is read once: a mesh is sampled, a large cloud subsampled, and the resulting pool of points is cached
+    (`cached`). Training draws N points of the pool at random; validation, testing and prediction use the first N, or
+    ``votes`` copies, ``(K, N, 3 + F)``, with different points. Smaller clouds are padded with NaN, which the embedder
+    ignores.
 
     Args:
-        num_points: N.
+        num_points: number of points per sample, N.
         columns: names of the F columns after x, y, z: nx, ny, nz (normals; meshes have them), r, g, b (colours,
-            from 0 to 1), intensity and whatever else the files call theirs.
-        pool_points: points kept of each file; ``None`` keeps 2 N.
-        sampling: how a pool is chosen: ``uniform`` over the surface (or among a cloud's points), or
+            from 0 to 1), intensity or any other column name of the files.
+        pool_points: pool size per file; ``None``: 2 N.
+        sampling: sampling of the pool: ``uniform`` over the surface (or a cloud's points), or
             ``farthest`` points (Open3D).
         votes: K copies at test time; 1 gives ``(N, 3 + F)``.
-        vote_turns: also turn the k-th copy about the vertical axis by 360°·k/K.
-        cache_dir: folder of the cache; ``None`` takes ``.cache`` in the folder of samples.
-        max_points: a file of more points is refused before it is read.
+        vote_turns: also rotate the k-th copy about the vertical axis by 360°·k/K.
+        cache_dir: cache folder; ``None``: ``.cache`` in the folder of samples.
+        max_points: files with more points are refused before reading.
         **common: see `DataModule`.
     """
 
@@ -66,9 +66,11 @@ class PointData(DataModule):
     modality = "point_cloud"
     extensions = EXTENSIONS
     unit = "clouds"
-    y_up = False  # whether this source's files have y up; they are turned so that z is
-    file_columns: tuple[str, ...] | None = None  # of files of bare numbers; None: see `ReadOptions.order`
-    color_scale: float | None = None  # of files whose format does not say it; None: see `columns.color_scale`
+    y_up = False  # whether the files have y up; they are rotated to z up
+    file_columns: tuple[str, ...] | None = (
+        None  # for files without column names; None: see `ReadOptions.order`
+    )
+    color_scale: float | None = None  # for formats that do not define it; None: see `columns.color_scale`
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class PointData(DataModule):
         self.votes = votes
         self.vote_turns = vote_turns
         self.max_points = max_points
-        # `root` is samples_dir/name for a sample only.
+        # `root` is samples_dir/name only for the embedded sample.
         samples_dir = Path(common.get("samples_dir") or "data/samples")
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else samples_dir / ".cache"
 
@@ -122,7 +124,7 @@ class PointData(DataModule):
         return self.columns[:3] == NORMALS
 
     def pool_of(self, path: Path) -> Floats:
-        """The pool of points of a file, as the file has them, (P, D); cached."""
+        """The pool of points of a file, in its original orientation, (P, D); cached."""
         settings = {
             "points": [self.num_points, self.pool_points],
             "columns": list(self.columns),
@@ -136,14 +138,14 @@ class PointData(DataModule):
         return read_cloud(path, ReadOptions(self.max_points, self.columns, self.file_columns))
 
     def make_pool(self, cloud: Cloud) -> Floats:
-        """Sample or thin out a cloud: (P, D), the points of a test first."""
+        """Sample a mesh or subsample a cloud: (P, D), the test points first."""
         if cloud.triangles is not None:
             denser = DENSER if self.sampling == "farthest" else 1
             cloud = sample_surface(cloud, denser * self.pool_points)
         return self.thin_out(table_of(cloud, self.columns, self.color_scale))
 
     def thin_out(self, table: Floats) -> Floats:
-        """At most `pool_points` of ``(P, D)``, the points of a test first."""
+        """At most `pool_points` of ``(P, D)``, the test points first."""
         if self.sampling == "farthest":
             table = table[farthest_points(table[:, :3], self.pool_points)]
             front = farthest_points(table[:, :3], self.num_points)
@@ -151,11 +153,11 @@ class PointData(DataModule):
         return table[np.random.default_rng(0).permutation(len(table))[: self.pool_points]]
 
     def draw(self, pool: Floats, rng: np.random.Generator) -> Tensor:
-        """N points of a pool at random, (N, D)."""
+        """N random points of a pool, (N, D)."""
         return self.fill(pool[rng.permutation(len(pool))[: self.num_points]])
 
     def first(self, pool: Floats) -> Tensor:
-        """The first N points of a pool, (N, D), or K copies of other points, (K, N, D)."""
+        """The first N points of a pool, (N, D), or K copies with different points, (K, N, D)."""
         if self.votes == 1:
             return self.fill(pool[: self.num_points])
         rng = np.random.default_rng(0)
@@ -164,7 +166,7 @@ class PointData(DataModule):
         return turned_about_up(points, self.has_normals) if self.vote_turns else points
 
     def fill(self, table: Floats) -> Tensor:
-        """Bring ``(P, D)`` with P <= N to (N, D), NaN behind."""
+        """Pads ``(P, D)`` with P <= N to (N, D) with NaN."""
         whole = np.full((self.num_points, table.shape[1]), np.nan, dtype=np.float32)
         whole[: len(table)] = table
         return torch.from_numpy(whole)

@@ -1,11 +1,11 @@
-r"""Point clouds and meshes of your own: a folder per class, a table, or labels in the file names.
+r"""Any collection of point clouds and meshes: a folder per class, a table, or labels in the file names.
 
 Examples:
     A folder per class, split by name (or below train/, val/ and test/)::
 
         python run.py modality=point_cloud task=point_folder data_dir=PATH
 
-    Labels in the names, here of ``chair_0001.ply``::
+    Labels in the file names, as in ``chair_0001.ply``::
 
         python run.py modality=point_cloud task=point_folder data_dir=PATH \
             'task.data.label_from="^(?P<label>[a-z]+)_"'
@@ -31,19 +31,19 @@ UPS = ("z", "y")
 
 
 class PointFolderSettings(LabelSettings, PointSettings, total=False):
-    """Arguments of `PointFolder` that it hands on."""
+    """Arguments that `PointFolder` passes on."""
 
 
 class PointFolder(FromLabelledFiles, PointData):
-    """Point clouds and meshes of your own, in any of the readable formats.
+    """Your own point clouds and meshes, in any of the readable formats.
 
     Args:
-        up: which axis of the files points up, z or y; samples have z up.
-        file_columns: what the columns of files of bare numbers are, x, y and z among them; ``None``: their
-            header says it, or their values do.
-        color_scale: value of a full red, green or blue in files whose format does not say it: 1, 255 or 65535;
-            ``None``: the values tell.
-        **settings: see `LabelledFiles`, `PointData` and `DataModule`; the splits' fractions are 0.15 here.
+        up: vertical axis of the files, z or y; samples have z up.
+        file_columns: names of the columns of files without names, including x, y and z; ``None``: from the header, or
+            inferred from the values.
+        color_scale: maximum colour value in files whose format does not define it: 1, 255 or 65535; ``None``:
+            inferred from the values.
+        **settings: see `LabelledFiles`, `PointData` and `DataModule`; the default split fractions are 0.15 here.
     """
 
     title = "point clouds of your own"

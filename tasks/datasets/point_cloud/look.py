@@ -1,4 +1,4 @@
-"""A look at a few files before a run: what is read in them, and how, is said before anything is learned of it."""
+"""Inspects a few files before a run, and reports what is read from them and how."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from tasks.datasets.items import spread
 from tasks.datasets.point_cloud.formats.cloud import Cloud
 from tasks.datasets.point_cloud.formats.columns import COLORS, color_scale
 
-FILES = 8  # looked at where the scale of colours is inferred
+FILES = 8  # files inspected to infer the colour scale
 SCALE_NAMES = {1.0: "0 to 1", 255.0: "8 bits", 65535.0: "16 bits"}
 
 
 class Source(Protocol):
-    """What reads the files."""
+    """Interface of the reader of the files."""
 
     columns: tuple[str, ...]
     color_scale: float | None
@@ -26,17 +26,17 @@ class Source(Protocol):
 
 @dataclass
 class Look:
-    """What was found: sentences to say, and the scale of colours."""
+    """Result: notes for the user, and the colour scale."""
 
     notes: list[str] = field(default_factory=list)
     color_scale: float | None = None
 
 
 def look_at(paths: Sequence[Path], source: Source) -> Look:
-    """Read one file of each kind, and some more where colours are wanted whose scale is not stated.
+    """Read one file of each format, and a few more if a colour scale must be inferred.
 
     Raises:
-        DataError: the files differ in the scale of their colours.
+        DataError: the files have different colour scales.
     """
     look = Look(color_scale=source.color_scale)
     first = {path.suffix.lower(): path for path in reversed(paths)}
@@ -47,7 +47,7 @@ def look_at(paths: Sequence[Path], source: Source) -> Look:
         try:
             cloud = source.read_cloud(path)
             scale = scale_of(cloud, source) if wants_colors else None
-        except ReadError:  # it is counted and named when its turn comes
+        except ReadError:  # counted and reported when it is loaded
             continue
         if scale is not None and cloud.color_scale is None:
             scales.setdefault(scale, path)
@@ -65,7 +65,7 @@ def look_at(paths: Sequence[Path], source: Source) -> Look:
 
 
 def described(cloud: Cloud, scale: float | None) -> str:
-    """What is in a cloud, and what was done to read it, in words."""
+    """Describes the content of a cloud, and how it was read."""
     kind = f"a mesh of {len(cloud.triangles):,} triangles" if cloud.triangles is not None else "points"
     columns = [*cloud.columns, *(name for name in cloud.face_columns if name not in cloud.columns)]
     parts = [f"{kind}, {' '.join(['x y z', *columns])}"]
@@ -79,12 +79,12 @@ def described(cloud: Cloud, scale: float | None) -> str:
 
 
 def named(scale: float) -> str:
-    """A scale of colours in words."""
+    """The name of a colour scale."""
     return SCALE_NAMES.get(scale, f"0 to {scale:g}")
 
 
 def scale_of(cloud: Cloud, source: Source) -> float | None:
-    """The scale of a cloud's colours; ``None``: it has none. Raises `ReadError`."""
+    """The colour scale of a cloud; ``None`` without colours. Raises `ReadError`."""
     known = cloud.face_columns | cloud.columns
     colors = [known[name] for name in COLORS if name in known]
     return color_scale(colors, cloud.color_scale, source.color_scale) if colors else None

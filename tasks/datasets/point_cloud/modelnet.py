@@ -1,4 +1,4 @@
-"""ModelNet40 and ModelNet10 (Wu et al. 2015, arXiv 1406.5670): CAD models of 40 or 10 kinds of objects."""
+"""ModelNet40 and ModelNet10 (Wu et al. 2015, arXiv 1406.5670): CAD models of 40 or 10 object classes."""
 
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ MODELNET10 = (
 class ModelNet(PointData):
     """ModelNet with its official train and test splits: 9,843 / 2,468 models (40 classes), 3,991 / 908 (10).
 
-    Three forms are read: the meshes (``class/train/*.off``; z up), the text files of PointNet++ with 10,000
+    Three variants are read: the meshes (``class/train/*.off``; z up), the text files of PointNet++ with 10,000
     points and normals (``modelnet40_normal_resampled``; y up) and the HDF5 files of PointNet with 2,048
-    points (``modelnet40_ply_hdf5_2048``; y up). All reach the model with z up.
+    points (``modelnet40_ply_hdf5_2048``; y up). All are converted to z up.
 
-    There is no official validation split; many papers choose the epoch by the test split. Here a share of the
+    There is no official validation split; many papers select the epoch on the test split. Here a fraction of the
     training split is held out, by a hash of each model's name.
 
     Args:
         classes: 40 or 10.
-        val_fraction: share of the training split to hold out.
+        val_fraction: fraction of the training split to hold out.
         **settings: see `PointData` and `DataModule`.
     """
 
@@ -162,7 +162,7 @@ class ModelNet(PointData):
         return self.first(turned_z_up(pool, self.has_normals) if path.suffix.lower() == ".txt" else pool)
 
     def example_file(self) -> Path | None:
-        """A file to try a prediction on; an HDF5 file holds many clouds and is none."""
+        """An example file for prediction; None for HDF5 files, which contain many clouds."""
         file = super().example_file()
         return None if file and file.suffix == ".h5" else file
 
@@ -173,7 +173,7 @@ class ModelNet(PointData):
 
 
 def read_row(item: Item, data: PointData) -> Floats:
-    """One cloud (P, D) out of an HDF5 file of many (data, perhaps normal), turned z up."""
+    """Read one cloud (P, D) from an HDF5 file of many (data, optionally normal), rotated to z up."""
     settings: dict[str, Any] = {"form": "rows", "normals": data.has_normals}
 
     def read() -> Floats:
@@ -185,7 +185,7 @@ def read_row(item: Item, data: PointData) -> Floats:
         except (OSError, KeyError, ValueError) as error:
             raise ReadError(f"it cannot be read ({error})") from error
 
-    # Unpacked once into the cache: rows of a mapped array cost next to nothing and need no open file.
+    # Unpacked once into the cache: rows of a memory-mapped array are cheap and need no open file.
     table: Floats = cached(item.path, data.cache_dir, settings, read)[item.where["row"]]
     if table.shape[-1] != 3 + len(data.columns):
         raise ReadError(f"it holds x, y, z and at most normals, not {', '.join(data.columns)}")
@@ -195,7 +195,7 @@ def read_row(item: Item, data: PointData) -> Floats:
 
 
 def _find(root: Path) -> tuple[Path, str] | None:
-    """The folder that holds the models, and its form."""
+    """The folder of the models, and its variant."""
     for folder in (root / name for name in FOLDERS):
         if (folder / "modelnet40_train.txt").is_file():
             return folder, "text"

@@ -1,4 +1,4 @@
-"""RadHAR (Singh et al. 2019): which of five activities does a millimetre-wave radar see?
+"""RadHAR (Singh et al. 2019): recognition of five activities with a millimetre-wave radar.
 
 Shapes: P points of a recording, N points of a window, K windows of a file.
 """
@@ -24,20 +24,19 @@ COLUMNS = ("velocity", "intensity", "time")
 
 
 class RadHAR(DataModule):
-    """RadHAR: windows of 60 frames (two seconds) every 10 frames, out of the recordings in train/ and test/.
+    """RadHAR: windows of 60 frames (two seconds) every 10 frames, from the recordings in train/ and test/.
 
-    A sample is the cloud of a window's points, ``(N, 6)``: x, y, z in metres, velocity in m/s, intensity in
-    dB and time in frames from the window's start; rows beyond the window's points are NaN. Validation is held
-    out of the training split by recording, since windows of one recording overlap; the test metric is over
-    single windows.
+    A sample is the point cloud of a window, ``(N, 6)``: x, y, z in metres, velocity in m/s, intensity in
+    dB and time in frames from the window's start, padded with NaN. The validation split is held out of the training
+    split by recording, since windows of one recording overlap; the test metric is over single windows.
 
     Args:
         window, stride: in frames.
-        columns: the names of what follows x, y, z; velocity, intensity, time and nothing else.
-        num_points: N; a window of more keeps so many at random.
-        random_start: training windows start up to half a stride earlier or later, drawn anew each epoch.
-        val_fraction: share of each activity's training windows to hold out.
-        file_windows: K, windows of a file given for prediction, spread over it; their answers are averaged.
+        columns: names of the columns after x, y, z; must be velocity, intensity, time.
+        num_points: N; larger windows are subsampled at random.
+        random_start: shift training windows at random by up to half a stride, in each epoch.
+        val_fraction: fraction of each activity's training windows to hold out.
+        file_windows: K, evenly spaced windows of a file in prediction, whose predictions are averaged.
         **common: see `DataModule`.
     """
 
@@ -114,7 +113,7 @@ class RadHAR(DataModule):
         return self._window(item.path, start, rng if train else np.random.default_rng(0))
 
     def read_file(self, path: Path) -> Tensor:
-        """K windows spread over a recording, (K, N, 6)."""
+        """K evenly spaced windows of a recording, (K, N, 6)."""
         frames = read_recording(path)[1]
         last = max(int(frames[-1]) - self.window + 1, int(frames[0]))
         starts = np.linspace(int(frames[0]), last, self.file_windows).round().astype(int)
@@ -135,13 +134,13 @@ class RadHAR(DataModule):
 
 
 def window_starts(first: int, last: int, window: int, stride: int) -> range:
-    """First frames of all windows that lie within frames ``first`` to ``last``; a short recording has one."""
+    """First frames of all windows within frames ``first`` to ``last``; a short recording has one window."""
     return range(first, max(last - window + 2, first + 1), stride)
 
 
 @lru_cache(maxsize=512)
 def read_recording(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points (P, 5) and frame (P,), ascending, of a recording; kept in memory (0.3 MB each).
+    """Points (P, 5) and their ascending frames (P,) of a recording; cached in memory (0.3 MB each).
 
     Raises:
         ReadError: missing, broken, empty, or without these arrays.
@@ -155,7 +154,7 @@ def read_recording(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             points, frames = arrays["points"].astype(np.float32), arrays["frame"].astype(np.int64)
     except KeyError as error:
         raise ReadError("it lacks the arrays points and frame") from error
-    except Exception as error:  # a damaged zip file raises a dozen kinds
+    except Exception as error:  # a damaged zip file may raise anything
         raise ReadError(f"it cannot be read as npz ({error})") from error
     if points.ndim != 2 or points.shape[1] != 5 or frames.shape != points.shape[:1]:
         raise ReadError(f"points must be (P, 5) and frame (P,), not {points.shape} and {frames.shape}")

@@ -1,4 +1,4 @@
-"""The embedded point cloud samples: ten solids as meshes, and a radar's view of five activities."""
+"""The embedded point cloud samples: ten solids as meshes, and simulated radar recordings of five activities."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ SOLIDS = (
 
 
 def draw_solid(name: str, rng: np.random.Generator) -> Any:
-    """One Open3D mesh: a solid with proportions and a size of its own, turned at random."""
+    """An Open3D mesh of a solid with random proportions, size and rotation."""
     o3d = open3d()
     make: dict[str, Callable[[], Any]] = {
         "arrow": lambda: o3d.geometry.TriangleMesh.create_arrow(
@@ -48,7 +48,7 @@ def draw_solid(name: str, rng: np.random.Generator) -> Any:
     mesh = make[name]()
     stretch = rng.uniform(0.9, 1.1, 3)
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    turn *= np.sign(np.linalg.det(turn))  # a rotation, not a mirror image
+    turn *= np.sign(np.linalg.det(turn))  # a rotation, not a reflection
     vertices = np.asarray(mesh.vertices)
     vertices = (vertices - vertices.mean(axis=0)) * stretch @ turn.T * rng.uniform(5, 50) + rng.uniform(
         -20, 20, 3
@@ -58,7 +58,7 @@ def draw_solid(name: str, rng: np.random.Generator) -> Any:
 
 
 def write_off(path: Path, mesh: Any) -> None:
-    """Write a mesh as OFF, as ModelNet's files look."""
+    """Write a mesh as OFF, like ModelNet's files."""
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
     lines = ["OFF", f"{len(vertices)} {len(faces)} 0"]
     lines += [f"{x:.5f} {y:.5f} {z:.5f}" for x, y, z in vertices]
@@ -74,7 +74,7 @@ def _solids(per_class: int, seed: int) -> Iterator[tuple[str, int, Any]]:
 
 
 def modelnet(root: Path, train: int = 64, test: int = 20) -> None:
-    """ModelNet's folders of meshes: ``class/train/class_0001.off``, ``class/test/…``, ten solids."""
+    """ModelNet's layout: ``class/train/class_0001.off``, ``class/test/…``, ten solids."""
     for name, index, mesh in _solids(train + test, 40):
         part = "train" if index < train else "test"
         write_off(root / name / part / f"{name}_{index + 1:04d}.off", mesh)
@@ -91,7 +91,7 @@ def point_folder(root: Path, per_class: int = 40) -> None:
 
 
 def scanobjectnn(root: Path, classes: int, train: int = 24, test: int = 8) -> None:
-    """ScanObjectNN's ``main_split`` with its hardest variant, PB_T50_RS: 2,048 points, part missing.
+    """ScanObjectNN's ``main_split`` with its hardest variant, PB_T50_RS: 2,048 points, partly missing.
 
     Fifteen classes: ten solids, and five of them flattened to a third of their height.
     """
@@ -111,7 +111,7 @@ def scanobjectnn(root: Path, classes: int, train: int = 24, test: int = 8) -> No
                 points = (points - points.mean(axis=0)) / points.std() / 2
                 if label >= len(SOLIDS):
                     points[:, 1] /= 3
-                # A scan sees one side better: the points farthest from the scanner are missing.
+                # As in a one-sided scan, the points farthest from the scanner are missing.
                 scanner = rng.normal(size=3)
                 seen = np.argsort(
                     points @ scanner / np.linalg.norm(scanner) + rng.normal(0, 0.3, len(points))
@@ -143,22 +143,22 @@ def activity(name: str, phase: Floats, rng: np.random.Generator) -> Floats:
     )
     body = np.repeat(rest[None], len(phase), axis=0)
     swing, lift = np.sin(phase), (1 - np.cos(phase)) / 2
-    if name == "boxing":  # the hands go to and fro in turn
+    if name == "boxing":  # the hands alternate
         body[:, 3, 0] -= 0.6 * np.maximum(swing, 0)
         body[:, 4, 0] -= 0.6 * np.maximum(-swing, 0)
         body[:, 3:5, 2] += 0.3
-    elif name == "jack":  # hands and feet go apart together
+    elif name == "jack":  # hands and feet move apart together
         body[:, 3, 1] += 0.3 * np.sin(np.pi * lift)
         body[:, 4, 1] -= 0.3 * np.sin(np.pi * lift)
         body[:, 3:5, 2] += 0.9 * lift[:, None]
         body[:, 5, 1] += 0.3 * lift
         body[:, 6, 1] -= 0.3 * lift
-    elif name == "jump":  # everything goes up and down
+    elif name == "jump":  # everything moves up and down
         body[:, :, 2] += 0.3 * np.maximum(swing, 0)[:, None]
-    elif name == "squats":  # all but the feet go down, the hips back
+    elif name == "squats":  # all but the feet move down, the hips back
         body[:, :5, 2] -= 0.5 * lift[:, None]
         body[:, 2, 0] += 0.25 * lift
-    else:  # walking to and fro
+    else:  # walking back and forth
         body[:, :, 0] += 1.2 * np.sin(phase / 3)[:, None]
         body[:, 5, 0] += 0.25 * swing
         body[:, 6, 0] -= 0.25 * swing

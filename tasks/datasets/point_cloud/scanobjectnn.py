@@ -1,4 +1,4 @@
-"""ScanObjectNN (Uy et al. 2019, arXiv 1908.04616): objects cut out of scans of real rooms, 15 classes."""
+"""ScanObjectNN (Uy et al. 2019, arXiv 1908.04616): objects segmented from scans of real rooms, 15 classes."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CLASSES = (
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow",
     "sink", "sofa", "toilet",
 )  # fmt: skip
-# variant -> folder and the end of its files' names
+# variant -> folder and suffix of the file names
 VARIANTS = {
     "OBJ_ONLY": ("main_split_nobg", ""),
     "OBJ_BG": ("main_split", ""),
@@ -31,13 +31,13 @@ COPIES = 5  # perturbed copies of an object in the PB variants
 class ScanObjectNN(PointData):
     """ScanObjectNN with its main split: 11,416 / 2,882 clouds of 2,048 points (PB), 2,309 / 581 (OBJ).
 
-    The files have y up; samples have z up. There is no official validation split: of the training split,
-    blocks of consecutive rows are held out, since perturbed copies of an object may follow one another.
+    The files have y up; samples have z up. There is no official validation split: blocks of consecutive rows of the
+    training split are held out, since perturbed copies of an object may be adjacent.
 
     Args:
-        variant: PB_T50_RS, the hardest and the one usually reported, PB_T50_R, PB_T25_R, PB_T25, OBJ_BG,
+        variant: PB_T50_RS (the hardest, usually reported), PB_T50_R, PB_T25_R, PB_T25, OBJ_BG,
             OBJ_ONLY.
-        val_fraction: share of the training split to hold out.
+        val_fraction: fraction of the training split to hold out.
         **settings: see `PointData` and `DataModule`.
     """
 
@@ -94,7 +94,7 @@ class ScanObjectNN(PointData):
         return splits
 
     def _held_out(self, labels: np.ndarray) -> set[int]:
-        """Rows to validate on: of each class, blocks of consecutive rows, evenly spread."""
+        """Validation rows: evenly spaced blocks of consecutive rows of each class."""
         rows: set[int] = set()
         for label in np.unique(labels):
             of_class = np.flatnonzero(labels == label)
@@ -105,7 +105,7 @@ class ScanObjectNN(PointData):
         return rows
 
     def example_file(self) -> Path | None:
-        """None: a file of this source holds many clouds."""
+        """None: a file contains many clouds."""
         return None
 
     def read_pool(self, item: Item) -> Floats:

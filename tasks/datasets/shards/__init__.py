@@ -1,1 +1,1 @@
-"""Samples in tar files (WebDataset shards) on this machine, behind http or in s3, read as exactly as files are."""
+"""WebDataset shards (tar files), local, over http or in s3, read as deterministically as single files."""

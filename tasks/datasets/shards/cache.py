@@ -1,4 +1,4 @@
-"""Shards from elsewhere, kept on this machine while they are needed, and no more of them than the disk may hold."""
+"""Local cache of remote shards, with a size limit."""
 
 import os
 import threading
@@ -12,17 +12,17 @@ from tasks.datasets.shards.storage import Storage
 from tasks.disk import WriteError, draft_of, writing
 
 ELSEWHERE = "or choose another folder with task.data.shards.cache_dir=FOLDER"
-AT_ONCE = 4  # shards fetched in the background at a time
-STALE = 3600.0  # seconds after which what a killed process left half-fetched is removed
+AT_ONCE = 4  # concurrent background downloads
+STALE = 3600.0  # seconds after which partial downloads of killed processes are removed
 
 
 class ShardCache:
-    """Whole shards in a folder that all processes of this machine share; each is fetched once, by whoever is first.
+    """Cache of whole shards in a folder shared by all processes of this machine; each shard is downloaded once.
 
     Args:
-        storage: where the shards come from.
-        folder: where they are kept, one folder for each set of shards.
-        limit: bytes in the parent of ``folder``, whatever set they belong to; those used longest ago go first.
+        storage: source of the shards.
+        folder: cache folder, one for each set of shards.
+        limit: maximum size in bytes of the parent of ``folder``, over all sets; least recently used shards are removed.
     """
 
     def __init__(self, storage: Storage, folder: Path, limit: int) -> None:
@@ -31,11 +31,11 @@ class ShardCache:
         self.limit = limit
 
     def path(self, file: str, size: int) -> Path:
-        """The shard ``file`` of ``size`` bytes on this machine, fetched if need be.
+        """Local path of the shard ``file`` of ``size`` bytes, downloaded if missing.
 
         Raises:
-            DataError: it cannot be fetched whole.
-        WriteError: the disk refuses it.
+            DataError: it cannot be downloaded completely.
+            WriteError: the disk cannot be written.
         """
         path = self.folder / file
         if not path.is_file():
@@ -47,7 +47,7 @@ class ShardCache:
         return path
 
     def read(self, file: str, size: int, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start`` on of a shard of ``size`` bytes."""
+        """Read ``length`` bytes at offset ``start`` of a shard of ``size`` bytes."""
         while True:
             path = self.path(file, size)
             try:
@@ -56,11 +56,11 @@ class ShardCache:
                     content = shard.read(length)
                 os.utime(path)
                 return content
-            except FileNotFoundError:  # another process has just made room
+            except FileNotFoundError:  # another process has just evicted it
                 continue
 
     def drop(self, file: str) -> None:
-        """Forget a copy that turned out damaged."""
+        """Remove a damaged copy."""
         (self.folder / file).unlink(missing_ok=True)
 
     def _fetch(self, path: Path, size: int) -> None:
@@ -94,7 +94,7 @@ class ShardCache:
 
 
 class Prefetch:
-    """Fetches shards in the background before a reader asks for them."""
+    """Downloads shards in the background before they are read."""
 
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
@@ -102,17 +102,17 @@ class Prefetch:
 
     def __call__(self, file: str, size: int) -> None:
         if not (self.cache.folder / file).is_file():
-            # A daemon: a run that ends does not wait for shards that nobody will read.
+            # A daemon: a run that ends does not wait for downloads.
             threading.Thread(target=self._fetch, args=(file, size), daemon=True).start()
 
     def _fetch(self, file: str, size: int) -> None:
-        # Whatever goes wrong here happens again to the reader that needs the shard, which can say so.
+        # Errors are ignored here: they recur, and are reported, when the shard is read.
         with self.turns, suppress(DataError, WriteError, OSError):
             self.cache.path(file, size)
 
 
 def wrong_size(name: str, found: int, expected: int) -> str:
-    """The sentence for a shard that is not what was written."""
+    """Error message for a shard of the wrong size."""
     return (
         f"the shard {name} has {found:,} bytes instead of {expected:,}: it is damaged or was copied in part"
     )

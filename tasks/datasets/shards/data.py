@@ -1,4 +1,4 @@
-"""A source whose samples are files of their own, read from a folder or from shards by the same reader."""
+"""Data modules with one file per sample, read from a folder or from shards by the same reader."""
 
 import hashlib
 import io
@@ -37,9 +37,9 @@ from tasks.datasets.shards.storage import Storage
 from tasks.datasets.targets import ClassTargets, Kind
 
 FORMATS = ("files", "webdataset")
-PARTS = 2  # files of a sample with its target beside it
-AHEAD = 2  # shards fetched before they are needed
-SAMPLE_SHARD = 64  # samples in a shard of the embedded sample: several shards, however small it is
+PARTS = 2  # files of a sample whose target is a file
+AHEAD = 2  # shards prefetched
+SAMPLE_SHARD = 64  # samples per shard of the embedded sample, which is small but should have several shards
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class ShardOptions:
     """How shards are read.
 
     Args:
-        buffer: samples among which training mixes; splits no larger are mixed as a whole.
-        cache_dir: where shards from elsewhere are kept while they are needed; ``None`` keeps nothing and asks for
-            each sample by itself, which http servers must support (range requests).
-        cache_gb: most gigabytes (10^9 bytes) to keep there.
-        index_mb: most megabytes (10^6 bytes) of the files that say what the shards hold.
+        buffer: size of the shuffle buffer in samples; splits that are no larger are shuffled completely.
+        cache_dir: cache folder of remote shards; ``None`` disables the cache and reads every sample with a range
+            request, which http servers must support.
+        cache_gb: maximum size of the cache in gigabytes (10^9 bytes).
+        index_mb: maximum size of ``shards.json`` and of the index in megabytes (10^6 bytes).
         storage: options for fsspec, such as ``{anon: true}`` or ``{endpoint_url: …}`` for s3.
 
     Raises:
-        DataError: settings that make no sense.
+        DataError: invalid settings.
     """
 
     buffer: int = 10_000
@@ -70,27 +70,27 @@ class ShardOptions:
 
 
 class ShardSettings(CommonSettings, total=False):
-    """Arguments every source takes that can be read from shards, beside those of all sources."""
+    """Arguments of every data module that can read shards, besides the common ones."""
 
     format: str
     shards: ShardOptions | None
 
 
 class ShardableSettings(ClassificationSettings, total=False):
-    """Arguments every such source of classes takes, passed on to `ShardableData`."""
+    """Arguments of every classification data module that can read shards, passed to `ShardableData`."""
 
     format: str
     shards: ShardOptions | None
 
 
 class ReadsShards(DataModule):
-    """A source that can be read from shards, whatever its targets are.
+    """A data module that can read shards, with any kind of target.
 
-    A subclass calls `open_shards` and implements `know`; where a sample is more than a file and its class, it says so
-    (`beside`) and implements `pack_beside` and `read_packed`.
+    A subclass calls `open_shards` and implements `know`; if its targets are files, it sets `beside` and implements
+    `pack_beside` and `read_packed`.
     """
 
-    #: Whether a sample's target is a file beside it, instead of classes in the index.
+    #: Whether a sample's target is a file beside it in the shard, instead of classes in the index.
     beside: ClassVar[bool] = False
 
     storage: Storage | None = None
@@ -98,16 +98,16 @@ class ReadsShards(DataModule):
     cache: ShardCache | None = None
 
     def open_shards(self, format: str, shards: ShardOptions | None, data_dir: str | None) -> None:
-        """Take the settings.
+        """Store and check the settings.
 
         Args:
-            format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or address of shards that
-                ``action=shard`` has written; with ``data_dir=None`` shards of the embedded sample are.
-            shards: how they are read; ``None`` takes `ShardOptions`' own values.
-            data_dir: as `DataModule` has it.
+            format: ``files``, or ``webdataset``: then ``data_dir`` is the folder or URL of shards written by
+                ``action=shard``, or with ``data_dir=None`` shards of the embedded sample are used.
+            shards: options for reading shards; ``None``: the defaults of `ShardOptions`.
+            data_dir: as in `DataModule`.
 
         Raises:
-            DataError: settings that do not go together.
+            DataError: incompatible settings.
         """
         if format not in FORMATS:
             raise DataError(f"format must be {' or '.join(FORMATS)}, not {format!r}")
@@ -126,31 +126,31 @@ class ReadsShards(DataModule):
             self.storage = Storage(place, self.options.storage)
 
     def check_targets(self) -> None:
-        """Raise a `DataError` for targets that shards cannot hold."""
+        """Raise a `DataError` for targets that shards cannot store."""
         if not self.beside and not isinstance(self.targets, ClassTargets):
             raise DataError(
                 f"shards hold classes, and the targets of {self.name} are none: take format=files"
             )
 
     def know(self, found: ShardSet) -> None:
-        """Take over what shards say of their classes; raises `DataError`."""
+        """Restore the metadata of the targets, such as class names, from a shard set; raises `DataError`."""
         raise NotImplementedError
 
     def pack(self, item: Item) -> tuple[str, bytes]:
-        """An item as a file to put into a shard: its ending without the dot, and its bytes."""
+        """An item as a file for a shard: its extension without the dot, and its bytes."""
         try:
             return item.path.suffix.lower().lstrip("."), item.path.read_bytes()
         except OSError as error:
             raise DataError(f"{item.path} cannot be read ({error.strerror})") from error
 
     def pack_beside(self, item: Item) -> tuple[str, bytes]:
-        """The target of an item as a file to put beside it: its ending without the dot, and its bytes."""
+        """The target of an item as a file beside it: its extension without the dot, and its bytes."""
         raise NotImplementedError
 
     def read_packed(
         self, item: Item, parts: Mapping[str, bytes], train: bool, rng: np.random.Generator
     ) -> tuple[Any, Any]:
-        """`read_pair` of a sample's files in a shard, by their endings; `item.path` names the one that was packed."""
+        """`read_pair` for a sample in a shard. `parts` maps extensions to contents; `item.path` is the source file."""
         raise NotImplementedError
 
     @property
@@ -204,7 +204,7 @@ class ReadsShards(DataModule):
 
     @property
     def in_shards(self) -> str:
-        """What `details` says of shards."""
+        """Suffix of `details` about shards."""
         return f" in {len(self.shard_set.shards):,} shards" if self.shard_set else ""
 
     def example_file(self) -> Path | None:
@@ -215,18 +215,18 @@ class ReadsShards(DataModule):
             yield from super().training_raws(most)
             return
         whole = self.splits["train"]
-        self.splits["train"] = whole[:most]  # mixed, and a few shards instead of some of each
+        self.splits["train"] = whole[:most]  # shuffled, and from a few shards instead of a little from each
         try:
             yield from super().training_raws(most)
         finally:
             self.splits["train"] = whole
 
     def content(self, item: ShardItem) -> bytes:
-        """The bytes of a sample in a shard.
+        """Read the bytes of a sample from its shard and verify their checksum.
 
         Raises:
-            ReadError: they are not those that were written.
-            DataError: the shard cannot be had.
+            ReadError: wrong checksum.
+            DataError: the shard cannot be read.
         """
         assert self.storage is not None
         assert self.shard_set is not None
@@ -284,7 +284,7 @@ class ReadsShards(DataModule):
         folder, limit = self.options.cache_dir, round(self.options.cache_gb * 1e9)
         if storage.folder is not None or folder is None:
             return None
-        # Shards that hold the samples of the buffer, those fetched ahead, one begun at either end.
+        # Shards of the shuffle buffer, prefetched shards, and a partly read shard at either end.
         at_once = self.options.buffer // found.samples_a_shard + AHEAD + 2
         sizes = sorted((shard.size for shard in found.shards), reverse=True)
         needed = sum(sizes[:at_once])
@@ -297,7 +297,7 @@ class ReadsShards(DataModule):
 
 
 class ShardableData(ReadsShards):
-    """A source of classes that can be read from shards.
+    """A classification data module that can read shards.
 
     Args:
         format, shards: see `ReadsShards.open_shards`.
@@ -321,7 +321,7 @@ class ShardableData(ReadsShards):
 
 
 class _ShardReader:
-    """`read_pair` of a source, handed the sample's bytes as a file (a class, so that workers can pickle it)."""
+    """`read_pair` of a data module, with the sample's bytes as a file (a class, so that workers can pickle it)."""
 
     def __init__(self, data: ReadsShards, train: bool) -> None:
         self.data = data
@@ -337,14 +337,14 @@ class _ShardReader:
 
 
 def parts_of(content: bytes) -> dict[str, bytes]:
-    """The files of a sample that were written side by side, by their endings with the dot.
+    """Maps the extensions (with the dot) of a sample's files to their contents.
 
     Raises:
-        ReadError: it is no sample of two files.
+        ReadError: the sample does not consist of two files.
     """
     parts: dict[str, bytes] = {}
     try:
-        # Without the blocks that end a tar file, which the whole shard has once.
+        # The end-of-archive blocks are appended: the shard has them only once, at its end.
         with tarfile.open(fileobj=io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE)), mode="r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
@@ -361,16 +361,16 @@ def parts_of(content: bytes) -> dict[str, bytes]:
 
 
 def shard_of(item: Item) -> int:
-    """The number of the shard that holds an item."""
+    """The index of an item's shard."""
     assert isinstance(item, ShardItem)
     return item.shard
 
 
 @contextmanager
 def as_file(content: bytes, suffix: str) -> Iterator[Path]:
-    """A file with this content while the block lasts; in memory where the system can.
+    """A temporary file with this content; in memory where the system supports it.
 
-    Readers open paths. A file in memory needs no clearing up, whatever kills the process.
+    Readers open paths. A file in memory needs no clean-up if the process is killed.
     """
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("sample"), "wb") as file:
@@ -385,5 +385,5 @@ def as_file(content: bytes, suffix: str) -> Iterator[Path]:
 
 
 def digest_of(names: Mapping[str, list[str]]) -> str:
-    """Changes with any name, its place or its split."""
+    """Hash of all names, their order and their splits."""
     return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()

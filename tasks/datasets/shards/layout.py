@@ -1,12 +1,12 @@
-"""What a folder of shards holds, and the items in it.
+"""Layout of a folder of shards, and its items.
 
-    shards.json            what it is: modality, class names, the shards with their sizes; written last
-    index.parquet          a row for each sample: where it lies, its target, its checksum, the file it came from
-    train-000000.tar …     samples as any WebDataset reader expects them: 000000042.wav beside 000000042.cls, or
+    shards.json            metadata: modality, class names, the shards with their sizes; written last
+    index.parquet          a row for each sample: its location, target, checksum and original file
+    train-000000.tar …     samples in WebDataset format: 000000042.wav beside 000000042.cls, or
                            000000042.jpg beside its mask 000000042.mask.png or its boxes 000000042.json
     val-000000.tar …  test-000000.tar …
 
-The index is what makes reading exact: any sample can be found, and counted, without opening a shard.
+With the index, samples can be counted and located without opening a shard.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ INDEX = "index.parquet"
 FORMAT = 2
 ENDING = ".tar"
 LONGEST_PATH = 4096  # bytes
-INDEX_MB = 1024.0  # most megabytes of an index: about 20 million samples
-LEAST = 1024  # bytes of a sample in a tar file: two headers
+INDEX_MB = 1024.0  # maximum size of an index in megabytes: about 20 million samples
+LEAST = 1024  # minimum bytes of a sample in a tar file: two headers
 COLUMNS = ("shard", "offset", "size", "crc32", "key", "extension", "file", "target")
 
 
@@ -40,13 +40,13 @@ class Shard:
     """One tar file.
 
     Args:
-        file: its name.
+        file: file name.
         split: ``train``, ``val`` or ``test``.
-        samples: how many it holds.
-        size: in bytes.
+        samples: number of samples.
+        size: size in bytes.
 
     Raises:
-        DataError: a name that is not that of a file in the set's folder, or numbers that cannot be.
+        DataError: a name that is not a plain file name, or impossible numbers.
     """
 
     file: str
@@ -55,7 +55,7 @@ class Shard:
     size: int
 
     def __post_init__(self) -> None:
-        if not plain_name(self.file).endswith(ENDING):  # a cache counts and removes files that end so
+        if not plain_name(self.file).endswith(ENDING):  # the cache counts and removes files by this extension
             raise DataError(f"{self.file!r} is no plain name of a shard: it does not end in {ENDING}")
         counts = (self.samples, self.size)
         if not all(type(count) is int and count >= 0 for count in counts) or self.split not in SPLITS:
@@ -68,13 +68,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardItem(Item):
-    """A sample in a shard; ``path`` is the file it was made from, which need not exist here.
+    """A sample in a shard; ``path`` is the original file, which need not exist.
 
     Args:
-        shard: number of the shard in `ShardSet.shards`.
-        offset, size: of the sample in the shard, in bytes; of its files side by side where its target is one.
+        shard: index of the shard in `ShardSet.shards`.
+        offset, size: position of the sample in the shard, in bytes; if its target is a file, both files.
         crc32: checksum of these bytes.
-        title: what a message calls it.
+        title: name in messages.
     """
 
     shard: int = 0
@@ -89,12 +89,12 @@ class ShardItem(Item):
 
 
 class ShardItems(Sequence[Item]):
-    """Items made as they are asked for from the columns of the index: millions would fill the memory.
+    """Items created on access from the columns of the index, since millions of objects would exhaust memory.
 
     Args:
-        columns: of `COLUMNS`, all of one length.
+        columns: arrays of `COLUMNS`, all of one length.
         shards: all shards of the set.
-        place: address of the set.
+        place: location of the set, for messages.
     """
 
     def __init__(self, columns: Mapping[str, NDArray[Any]], shards: Sequence[Shard], place: str) -> None:
@@ -104,14 +104,14 @@ class ShardItems(Sequence[Item]):
 
     @property
     def shards(self) -> NDArray[np.int32]:
-        """The shard of each item."""
+        """The shard index of each item."""
         return self.columns["shard"]
 
     def __len__(self) -> int:
         return len(self.columns["shard"])
 
     def take(self, positions: Any) -> "ShardItems":
-        """Some of the items."""
+        """A subset of the items."""
         columns = {name: column[positions] for name, column in self.columns.items()}
         return ShardItems(columns, self.all_shards, self.place)
 
@@ -145,16 +145,16 @@ class ShardSet:
     Args:
         task: name of the task it was written from.
         modality: ``audio``, ``image`` or ``video``.
-        settings: of the task, which decided the splits.
+        settings: settings of the task that determined the splits.
         class_names: in the order of the targets.
         multilabel: whether targets are multi-hot.
-        shards: train, then val, then test.
-        splits: the items of each.
-        shuffled: whether each split was mixed before it was written.
-        digest: changes with any sample.
-        drawn: titles of the data sets that the samples, drawn by us, only imitate.
+        shards: all shards: train, then val, then test.
+        splits: split -> its items.
+        shuffled: whether each split was shuffled before writing.
+        digest: hash of the index.
+        drawn: titles of the data sets that the samples, if synthetic, imitate.
         beside: whether targets are files beside the samples, instead of classes in the index.
-        data_info: where they are, what else the source says of its data; not yet checked.
+        data_info: with `beside`, the `info()` of the data module; not yet validated.
     """
 
     task: str
@@ -172,11 +172,11 @@ class ShardSet:
 
     @property
     def samples_a_shard(self) -> int:
-        """On average, at least 1."""
+        """Average number of samples per shard, at least 1."""
         return max(sum(shard.samples for shard in self.shards) // len(self.shards), 1)
 
     def some(self, split: str, most: int | None) -> ShardItems:
-        """At most ``most`` items of a split, of any class: evenly spread, or the first ones where they are mixed."""
+        """At most ``most`` items of a split: the first ones if they are shuffled, else evenly spaced."""
         items = self.splits[split]
         if most is None or most >= len(items):
             return items
@@ -184,7 +184,7 @@ class ShardSet:
 
 
 def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
-    """Write the columns of `COLUMNS`."""
+    """Write the index with the columns `COLUMNS`."""
     pa, pq = require("pyarrow", "shards"), require("pyarrow.parquet", "shards")
     types = {"shard": pa.int32(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
     table = {name: pa.array(rows[name], types.get(name)) for name in COLUMNS}
@@ -192,15 +192,15 @@ def write_index(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
 
 
 def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
-    """Read what a folder of shards holds and compare it with the shards that are there.
+    """Read the metadata and the index of a folder of shards and check them against the shards.
 
-    None of it is believed: names are plain ones, and every sample lies in its shard.
+    Nothing is trusted: names must be plain file names, and every sample must be inside its shard.
 
     Args:
-        index_mb: most megabytes (10^6 bytes) of either file about the shards.
+        index_mb: maximum size of `ABOUT` and of `INDEX`, each, in megabytes (10^6 bytes).
 
     Raises:
-        DataError: it holds no shards, or they are damaged, incomplete, too large or of another version.
+        DataError: no shards, or damaged, incomplete, too large or of another version.
     """
     most = round(index_mb * 1e6)
     try:
@@ -234,7 +234,7 @@ def read_shard_set(storage: Storage, index_mb: float = INDEX_MB) -> ShardSet:
     try:
         columns = _read_index(content, sum(shard.samples for shard in shards))
         _check_index(columns, shards, len(names), multilabel)
-    except Exception as error:  # a parquet file that is not one raises what its reader comes across
+    except Exception as error:  # a damaged parquet file may raise anything
         raise DataError(f"{storage.name(INDEX)} is damaged ({_first_line(error)})") from error
     whole = ShardItems(columns, shards, str(storage))
     of_split = np.array([SPLITS.index(shard.split) for shard in shards])[columns["shard"]]
@@ -252,13 +252,17 @@ def _read_index(content: bytes, rows: int) -> dict[str, NDArray[Any]]:
     pa, pq = require("pyarrow", "shards"), require("pyarrow.parquet", "shards")
     pc = require("pyarrow.compute", "shards")
     file = pq.ParquetFile(pa.BufferReader(content))
-    if file.metadata.num_rows != rows:  # before it is read: a few bytes can repeat a row without end
+    if (
+        file.metadata.num_rows != rows
+    ):  # checked before reading: a few bytes can encode any number of repeated rows
         raise DataError(f"{file.metadata.num_rows:,} rows instead of {rows:,}")
     table = file.read(columns=list(COLUMNS))
     columns = {}
     for name in COLUMNS:
         values = table[name]
-        if pa.types.is_string(values.type):  # fixed-width bytes: no objects for millions of names
+        if pa.types.is_string(
+            values.type
+        ):  # fixed-width bytes, without an object for each of millions of names
             if rows and pc.max(pc.binary_length(values)).as_py() > LONGEST_PATH:
                 raise DataError(f"a {name} of more than {LONGEST_PATH} bytes")
             columns[name] = np.array([value.encode() for value in values.to_pylist()])
@@ -272,7 +276,7 @@ def _read_index(content: bytes, rows: int) -> dict[str, NDArray[Any]]:
 def _check_index(
     columns: Mapping[str, NDArray[Any]], shards: Sequence[Shard], classes: int, multilabel: bool
 ) -> None:
-    """Raise a `DataError` where a sample does not lie in its shard, or has a name or a target that cannot be."""
+    """Raise a `DataError` if a sample is outside its shard, or has an invalid name or target."""
     shard, offset, size = columns["shard"], columns["offset"], columns["size"]
     if len(shard) and not 0 <= shard.min() <= shard.max() < len(shards):
         raise DataError("samples of a shard that is not there")
@@ -284,7 +288,7 @@ def _check_index(
     for name in ("key", "extension"):
         if columns[name].dtype.itemsize > LONGEST:
             raise DataError(f"a {name} of more than {LONGEST} bytes")
-        # All of them at once, they are millions; at their ends lie zeros.
+        # All at once, since there may be millions; they are padded with zeros.
         marks = (
             bytes(np.unique(np.frombuffer(columns[name].tobytes(), np.uint8))).strip(b"\0").decode("latin-1")
         )

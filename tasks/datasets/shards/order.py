@@ -1,7 +1,7 @@
-"""In which order the samples of shards are drawn: whole shards one after the other, mixed within a window.
+"""Sampling order for shards: shards are read sequentially in shuffled order, samples are shuffled within a window.
 
-The order is a function of (seed, epoch, process) alone. So an epoch has an exact length, holds every sample once, and
-goes on in the middle after a restart without reading what was seen.
+The order is a function of (seed, epoch, rank) only. An epoch therefore has an exact length, contains every sample once,
+and can be resumed in the middle without reading the samples already seen.
 """
 
 from collections import deque
@@ -17,19 +17,19 @@ from tasks.datasets.sampling import EpochBatches, Key
 class ShardBatches(EpochBatches):
     """Batches of `(index, epoch)` keys that need only a few shards at a time.
 
-    Training puts the shards in a new order each epoch and cuts their samples into one stretch for each process. Within
-    a stretch a sample moves back by up to ``buffer`` places: it is drawn in the order of (its place + a uniform random
-    number below ``buffer``). A process reads its own shards, and at the ends of its stretch parts of its neighbours';
-    its reader processes take batches in turn. Evaluation takes the stretches in order.
+    In training, the shards are shuffled each epoch and their samples cut into one contiguous range per process. Within
+    a range, samples are sorted by (position + uniform random number below ``buffer``), so a sample is delayed by at
+    most ``buffer`` places. A process reads its own shards, and at the ends of its range parts of its neighbours';
+    its workers take batches in turn. In evaluation, the ranges are read in order.
 
-    Splits that fit into ``buffer`` are drawn as `EpochBatches` draws files.
+    Training splits that fit into ``buffer`` are shuffled like files in `EpochBatches`.
 
     Args:
-        shards: the shard of each item, rising.
+        shards: shard index of each item, ascending.
         batch_size, shuffle, drop_last, seed: see `EpochBatches`.
-        buffer: samples.
-        ahead: samples; how long before its first use a shard is announced.
-        announce: told the number of each shard soon to be read.
+        buffer: size of the shuffle window in samples.
+        ahead: number of samples before its first use at which a shard is announced.
+        announce: called with the index of each shard that will soon be read.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A folder on this machine or behind an address, through fsspec; every failure is one sentence."""
+"""A local or remote folder, through fsspec; every failure is a one-sentence error."""
 
 import tempfile
 import time
@@ -12,32 +12,32 @@ from tasks.secrets import learn, mask
 
 ATTEMPTS = 4
 SMALL = 10**9  # bytes
-PAUSE = 0.5  # seconds before the second attempt, then twice as long each time
+PAUSE = 0.5  # seconds before the second attempt; doubled after each
 FINAL = (
     FileNotFoundError,
     PermissionError,
     IsADirectoryError,
     NotADirectoryError,
-)  # asking again does not help
+)  # permanent: not retried
 
 T = TypeVar("T")
 
 
 class MissingFile(DataError):
-    """A file that is not there."""
+    """A file that does not exist."""
 
 
 class Storage:
     """A folder of files.
 
     Args:
-        address: a path, or whatever fsspec opens: ``https://…``, ``s3://bucket/…``, ``gs://…``, ``memory://…``.
-        options: for fsspec, e.g. ``{"anon": True}`` or ``{"endpoint_url": …}`` for s3.
+        address: a path, or any URL that fsspec opens: ``https://…``, ``s3://bucket/…``, ``gs://…``, ``memory://…``.
+        options: options of fsspec, e.g. ``{"anon": True}`` or ``{"endpoint_url": …}`` for s3.
 
-    `folder` is the folder where it is on this machine, else ``None``.
+    `folder` is the path of a local folder, else ``None``.
 
     Raises:
-        DataError: no such protocol, or the package for it is missing.
+        DataError: unknown protocol, or its package is missing.
     """
 
     def __init__(self, address: str, options: Mapping[str, Any] | None = None) -> None:
@@ -53,11 +53,11 @@ class Storage:
         return mask(self.address)
 
     def name(self, file: str) -> str:
-        """The whole address of a file."""
+        """The full address of a file."""
         return f"{self}/{file}"
 
     def read(self, file: str, most: int) -> bytes:
-        """All of a file.
+        """Read a whole file.
 
         Raises:
             DataError: it has more than ``most`` bytes, or is a pipe or a device.
@@ -71,7 +71,7 @@ class Storage:
             return draft.read_bytes()
 
     def read_range(self, file: str, start: int, size: int) -> bytes:
-        """``size`` bytes of a file from ``start`` on."""
+        """Read ``size`` bytes of a file at offset ``start``."""
         part = self._ask(file, lambda files, path: files.cat_file(path, start=start, end=start + size))
         if len(part) != size:
             raise DataError(
@@ -81,15 +81,15 @@ class Storage:
         return part
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
-        """Sizes in bytes; ``None`` where a server does not tell.
+        """Sizes in bytes; ``None`` if the server does not report it.
 
         Raises:
-            DataError: a file is not there.
+            DataError: a file does not exist.
         """
         files, base = self._open()
         try:
             return list(files.sizes([f"{base}/{name}" for name in names]))
-        except Exception:  # one of them: ask for each, to name it
+        except Exception:  # query each file, to name the one that fails
             return [self._ask(name, lambda files, path: files.size(path)) for name in names]
 
     def download(self, file: str, to: Path, most: int) -> None:
@@ -111,12 +111,12 @@ class Storage:
         def get(files: Any, path: str) -> None:
             files.get_file(path, str(to), callback=_at_most(most, too_much))
 
-        with to.open("wb"):  # a disk that refuses it says so here, not as a server's failure
+        with to.open("wb"):  # an error of the local disk is raised here, not as a server's failure
             pass
         self._ask(file, get)
 
     def upload(self, path: Path, file: str) -> None:
-        """Copy a file of this machine here."""
+        """Copy a local file to this folder."""
 
         def put(files: Any, target: str) -> None:
             files.makedirs(files._parent(target), exist_ok=True)
@@ -125,7 +125,7 @@ class Storage:
         self._ask(file, put)
 
     def exists(self, file: str) -> bool:
-        """Whether there is such a file, a small one; http servers are sure to tell only when asked for all of it."""
+        """Whether a small file exists; it is read completely, since only that is reliable over http."""
         try:
             self.read(file, SMALL)
         except MissingFile:
@@ -133,7 +133,7 @@ class Storage:
         return True
 
     def _open(self) -> tuple[Any, str]:
-        """The file system and the path in it; looked up anew, since none may be carried into another process."""
+        """The file system and the path in it; opened on each call, since it must not be shared between processes."""
         from fsspec.core import url_to_fs
 
         try:
@@ -156,9 +156,9 @@ class Storage:
                 raise MissingFile(f"{self.name(file)} is not there, or may not be read") from error
             except OSError as error:
                 if refusal(error) or (error.errno is not None and self.folder is not None):
-                    raise  # of this machine, such as a full disk
+                    raise  # a local error, such as a full disk
                 failed: Exception = error
-            except Exception as error:  # each protocol's package has exceptions of its own
+            except Exception as error:  # every protocol's package has its own exceptions
                 failed = error
             if attempt < ATTEMPTS:
                 time.sleep(pause)
@@ -169,7 +169,7 @@ class Storage:
 
 
 def _at_most(most: int, too_much: DataError) -> Any:
-    """A callback of fsspec that ends a transfer of more than ``most`` bytes."""
+    """An fsspec callback that aborts a transfer of more than ``most`` bytes."""
     from fsspec.callbacks import Callback
 
     class AtMost(Callback):

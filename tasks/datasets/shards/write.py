@@ -1,4 +1,4 @@
-"""Writes the files of a source into shards, the same bytes each time."""
+"""Writes the files of a data set to shards, deterministically."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ log = logging.getLogger("widefield")
 
 
 class ShardSource(Protocol):
-    """What is asked of a data set whose files are written into shards."""
+    """Interface of a data module whose files can be written to shards."""
 
     modality: ClassVar[str]
     beside: ClassVar[bool]
@@ -31,7 +31,7 @@ class ShardSource(Protocol):
     class_names: list[str]
 
     def info(self) -> dict[str, Any]:
-        """What a model must know of the data."""
+        """What a model needs to know about the data."""
 
     @property
     def root(self) -> Path:
@@ -39,13 +39,13 @@ class ShardSource(Protocol):
 
     @property
     def drawn(self) -> list[str]:
-        """The data sets that it imitates, where it is drawn."""
+        """The data sets that it imitates, if it is synthetic."""
 
     def pack(self, item: Item) -> tuple[str, bytes]:
-        """An item as a file: its ending without the dot, and its bytes."""
+        """An item as a file: its extension without the dot, and its bytes."""
 
     def pack_beside(self, item: Item) -> tuple[str, bytes]:
-        """Its target as a file beside it, where it is one: likewise."""
+        """The item's target as a file beside it, with `beside`: its extension and its bytes."""
 
 
 def write_shards(
@@ -59,25 +59,25 @@ def write_shards(
     replace: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Shard]:
-    """Write splits of ``data`` into shards.
+    """Write splits of ``data`` to shards.
 
-    Every split has shards of its own. A sample is the file as it is, beside its class: ``.cls`` holds its number;
-    where a sample may have several, ``.json`` their names; where its target is a file, that file. `ABOUT` is written
-    last, so that shards without it are unfinished.
+    Every split has its own shards. A sample is the unmodified file beside its target: ``.cls`` with the class index,
+    ``.json`` with the class names if multi-label, or the target's own file. `ABOUT` is written last: shards without
+    it are incomplete.
 
     Args:
-        data: the source, which reads files.
+        data: the data module, with `format=files`.
         splits: the items of its ``train``, ``val`` and ``test``.
-        target: where to.
-        shard_bytes: a shard is closed when it holds so much.
-        shard_samples: … or so many.
-        shuffle: mix every split first, always in the same way. Files lie class by class, and reading mixes only
-            what lies near.
-        replace: write over shards that are there.
-        settings: plain values that decided the splits, kept for those who read them.
+        target: destination.
+        shard_bytes: a shard is closed when it reaches this size.
+        shard_samples: maximum number of samples per shard.
+        shuffle: shuffle every split first, with a fixed seed: files are sorted by class, and reading shuffles only
+            within a window.
+        replace: overwrite existing shards.
+        settings: plain values that determined the splits, saved as metadata.
 
     Raises:
-        DataError: shards are there already, or a file cannot be read.
+        DataError: shards exist already, or a file cannot be read.
     """
     if not replace and target.exists(ABOUT):
         raise DataError(f"{target} holds shards already: choose another folder, or say action.replace=true")
@@ -138,7 +138,7 @@ def _write_shard(
     most: int,
     rows: dict[str, list[Any]],
 ) -> int:
-    """Write samples until ``most`` bytes; returns how many."""
+    """Write samples until the shard has ``most`` bytes; returns their number."""
     with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for count, (key, index) in enumerate(keyed):
             if count and tar.offset >= most:
@@ -166,7 +166,7 @@ def _multilabel(data: ShardSource) -> bool:
 
 
 def _in_index(data: ShardSource, item: Item) -> Any:
-    """An item's classes; a number that stands for nothing where its target lies beside it."""
+    """An item's classes; a placeholder 0 if its target is a file beside it."""
     if data.beside:
         return 0
     return item.target.tolist() if _multilabel(data) else item.target
@@ -183,16 +183,16 @@ def _label(data: ShardSource, item: Item) -> Iterator[tuple[str, bytes]]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Add a member without owner or date; returns where its content begins."""
+    """Add a member without owner or date; returns the offset of its content."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
-    begin = tar.offset + tarfile.BLOCKSIZE  # behind its header
+    begin = tar.offset + tarfile.BLOCKSIZE  # after its header
     tar.addfile(member, io.BytesIO(content))
     return begin
 
 
 def _add_both(tar: tarfile.TarFile, key: str, *files: tuple[str, bytes]) -> tuple[int, bytes]:
-    """Add the files of a sample side by side; returns where the first one's header begins, and all their bytes."""
+    """Add the files of a sample in sequence; returns the offset of the first header, and all bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as small:
         for extension, content in files:

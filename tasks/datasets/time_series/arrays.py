@@ -1,6 +1,6 @@
-"""Tables as arrays in memory: several series one behind the other, gaps filled from the past alone.
+"""Tables as arrays in memory: series are concatenated, gaps are filled from the past only.
 
-Shapes: T rows of all series, N variates, K known and P past covariates, S static ones, F calendar features.
+Shapes: T rows of all series, N variates, K known and P past covariates, S static covariates, F calendar features.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tasks.datasets.time_series.table import Table, calendar_features
 
-LARGE_LEVEL = 1e5  # of the values, in standard deviations of a step: beyond it float32 blurs the steps
+LARGE_LEVEL = 1e5  # ratio of values to the standard deviation of differences beyond which float32 loses them
 
 
 def fill_from_past(values_TN: NDArray[np.float64], first_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Missing values take the last one observed before them, or `first_N` where there is none."""
+    """Forward-fills missing values; leading ones are filled with `first_N`."""
     if not np.isnan(values_TN).any():
         return values_TN
     filled_TN = pd.DataFrame(values_TN).ffill().to_numpy(np.float64)
@@ -25,21 +25,21 @@ def fill_from_past(values_TN: NDArray[np.float64], first_N: NDArray[np.float64])
 
 
 def between_neighbours(values_TN: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Missing values filled linearly; for what is measured of the training split as a whole, such as its period."""
+    """Interpolates missing values linearly; for statistics of the training split, such as its period."""
     if not np.isnan(values_TN).any():
         return values_TN
     return pd.DataFrame(values_TN).interpolate(limit_direction="both").fillna(0.0).to_numpy(np.float64)
 
 
 def moments(values_TN: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of every column over time: gaps count as the line between their neighbours, so that
-    times of many observations do not outweigh those of few."""
+    """Mean and standard deviation of every column over time, with gaps interpolated, so that densely observed periods
+    do not outweigh sparse ones."""
     filled_TN = between_neighbours(values_TN)
     return filled_TN.mean(axis=0), filled_TN.std(axis=0)
 
 
 def has_large_level(values_TN: NDArray[np.float64]) -> bool:
-    """Whether single precision would blur the steps of a series."""
+    """Whether single precision would lose the differences between steps of a series."""
     filled_TN = between_neighbours(values_TN)
     step_N = np.diff(filled_TN, axis=0).std(axis=0)
     return bool((np.abs(filled_TN).max(axis=0) > LARGE_LEVEL * step_N)[step_N > 0].any())
@@ -47,14 +47,14 @@ def has_large_level(values_TN: NDArray[np.float64]) -> bool:
 
 @dataclass(frozen=True)
 class Arrays:
-    """All rows of all series.
+    """All rows of all series, concatenated.
 
     Args:
         values_TN: NaN where missing.
-        filled_TN: gaps filled from the past.
-        dates_T: seconds since 1970, of an instant where there is a zone, else of the clock on the wall.
-        calendar_TF: what the calendar says of the clock on the wall.
-        offsets_T: seconds ahead of UTC.
+        filled_TN: with gaps filled from the past.
+        dates_T: seconds since 1970, in UTC if the time zone is known, else in local time.
+        calendar_TF: calendar features of local time.
+        offsets_T: UTC offset in seconds.
         known_TK, past_TP: covariates without gaps.
         static_RS: static covariates of each series.
         unit_RN: standard deviation of each series' training rows.
@@ -74,12 +74,12 @@ class Arrays:
 
 
 def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]) -> Arrays:
-    """Lay tables one behind the other.
+    """Concatenates tables.
 
     Args:
-        tables: of the same variates and covariates.
-        trains: training rows of each.
-        calendar: names of calendar features.
+        tables: tables with the same variates and covariates.
+        trains: number of training rows of each.
+        calendar: names of the calendar features.
     """
     measured = [moments(table.values_TN[:train]) for table, train in zip(tables, trains, strict=True)]
     filled = [
@@ -103,12 +103,12 @@ def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]
 
 
 def positive(std_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviations to divide by: 1 where a variate is constant."""
+    """Standard deviations for division: 1 for constant variates."""
     return np.where(std_N < 1e-12, 1.0, std_N)
 
 
 def covariate(values_TK: NDArray[np.float64], train: int | None = None) -> NDArray[np.float32]:
-    """A covariate's gaps filled from the past, at its start with the mean of the first `train` rows."""
+    """Forward-fills a covariate; leading gaps are filled with the mean of the first `train` rows."""
     return fill_from_past(values_TK, moments(values_TK[:train])[0]).astype(np.float32)
 
 

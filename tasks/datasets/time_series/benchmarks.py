@@ -1,11 +1,11 @@
-"""The five long-term forecasting benchmarks: their files, and what the embedded samples imitate of them."""
+"""The five long-term forecasting benchmarks: their files, and the parameters of their embedded samples."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """File name, and what the embedded sample imitates: variates, first date, step, season in steps; its title."""
+    """File name, parameters of the embedded sample (variates, first date, step, season in steps), and title."""
 
     file: str
     variates: int

@@ -1,5 +1,5 @@
-"""Global temperature and wind of 3,850 weather stations by the hour (Corrformer, Wu et al. 2023, Nature
-Machine Intelligence), the benchmark of the UniRepLKNet paper: 48 hours of all stations -> the next 24."""
+"""Hourly global temperature and wind of 3,850 weather stations (Corrformer, Wu et al. 2023, Nature Machine
+Intelligence), the benchmark of the UniRepLKNet paper: 48 hours of all stations -> the next 24."""
 
 import logging
 import pickle
@@ -19,8 +19,8 @@ from tasks.datasets.time_series.windows import Parts, SeriesData
 
 log = logging.getLogger("widefield")
 
-RAW_UNIT = 0.1  # the files hold tenths of a degree Celsius and of a metre per second
-# The published files are pickled arrays; these names, and no others, may be called while they are read.
+RAW_UNIT = 0.1  # the files are in tenths of a degree Celsius and of a metre per second
+# The published files are pickled arrays; only these names may be resolved while unpickling.
 HARMLESS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -36,10 +36,10 @@ HARMLESS = {
 
 class GlobalStations(SeriesData):
     """`<quantity>_global_hourly_{train,val,test}.npy` (hours, stations, measurements), of which the first
-    measurement counts, `data_time_{train,val,test}.npy` (hours,) and `stations_sorted.npy` (stations,
+    measurement is used, `data_time_{train,val,test}.npy` (hours,) and `stations_sorted.npy` (stations,
     coordinates).
 
-    The parts are separate files: no window reaches from one into another.
+    The splits are separate files: no window extends from one into another.
 
     Args:
         quantity: temp or wind.
@@ -132,10 +132,10 @@ class GlobalStations(SeriesData):
 
 
 def load_npy(path: Path) -> NDArray[Any]:
-    """Read a .npy file, pickled or not, without running code from it.
+    """Read a .npy file, pickled or not, without executing code from it.
 
     Raises:
-        DataError: damaged, or pickled with more in it than numbers, texts and dates.
+        DataError: damaged, or a pickle with anything but numbers, strings and dates.
     """
     try:
         return np.asarray(np.load(path, allow_pickle=False))

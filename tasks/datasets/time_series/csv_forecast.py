@@ -1,7 +1,7 @@
 """Any CSV with a date column.
 
 Example:
-    Forecast two columns 48 steps ahead from the 336 before::
+    Forecast two columns 48 steps ahead from the previous 336::
 
         python run.py modality=time_series task=csv_forecast data_dir=sales.csv \
             'task.data.target=[berlin,paris]' task.data.horizon=48 task.data.look_back=336
@@ -29,23 +29,22 @@ Names = str | Sequence[str] | None
 
 
 class CsvForecast(SeriesData):
-    """CSV files of your own: a date column, and columns of numbers that are all forecast together.
+    """Your own CSV files: a date column, and numeric columns that are forecast jointly.
 
-    A file holds one series, or several in the long format (a column says which one a row is of); in a folder every
-    file holds further series. One model is trained on all of them. Separator, decimal sign, the order of day and
-    month and the step are inferred, and refused where they are in doubt (`series_text`, `series_dates`,
-    `series_grid`); dates that are missing become rows, and missing values never count. The last rows are for
-    testing, those before them for validation.
+    A file has one series, or several in long format (with a column of series ids); in a folder every file adds further
+    series. One model is trained on all of them. Separator, decimal separator, the order of day and month and the step
+    are inferred, and refused if ambiguous (see `text`, `dates` and `grid` in this package). Missing dates become rows,
+    and missing values are ignored. The last rows are the test split, those before them the validation split.
 
     Args:
-        target: column, or columns, to forecast; `None`: all columns with numbers.
-        known: columns whose future is known when a forecast is made, e.g. holidays, prices, a weather forecast.
-        past: columns that help and are known until now.
-        static: columns with one value in each series.
-        series: column that names the series of a row; `None`: unique_id, item_id, series_id, ts_id or id.
-        date: column of dates, or those of date and time; `None`: one with a usual name, else the first.
+        target: column, or columns, to forecast; `None`: all numeric columns.
+        known: covariates whose future is known at forecast time, e.g. holidays, prices, a weather forecast.
+        past: covariates known only up to the forecast time.
+        static: covariates that are constant within each series.
+        series: column of series ids; `None`: unique_id, item_id, series_id, ts_id or id.
+        date: date column, or columns of date and time; `None`: one with a usual name, else the first.
         separator, decimal, date_order, time_zone, missing, max_missing, max_gib: see `Format`.
-        val_fraction, test_fraction: shares of the rows.
+        val_fraction, test_fraction: fractions of the rows.
         look_back, horizon, season: see `SeriesData`.
         **common: see `DataModule`.
     """
@@ -97,7 +96,9 @@ class CsvForecast(SeriesData):
             max_missing=max_missing,
             max_gib=max_gib,
         )
-        self.tables: tuple[Columns, list[Table]] | None = None  # that were read, and which of their columns
+        self.tables: tuple[Columns, list[Table]] | None = (
+            None  # the tables read, and the columns they were read with
+        )
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
 
@@ -112,19 +113,19 @@ class CsvForecast(SeriesData):
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
         try:
             tables = self._read(self.root, replace(self.columns, target=tuple(data_info["variates"])))
-        except DataError:  # its columns have other names: all with numbers, in their order
+        except DataError:  # its columns have other names: use all numeric ones, in order
             tables = self._read(self.root, replace(self.columns, target=None))
         return self.whole(tables, data_info)
 
     def _read(self, root: Path, columns: Columns) -> list[Table]:
         if self.tables is None or self.tables[0] != columns:
-            # Read and kept once: what was repaired is said when it is read.
+            # Read once and kept, since repairs are logged while reading.
             tables = self._picked(columns)
             self.tables = columns, self._read_files(root, columns) if tables is None else tables
         return self.tables[1]
 
     def _picked(self, columns: Columns) -> list[Table] | None:
-        """Some variates of the tables that were read; `None` where these lack one, or were read otherwise."""
+        """A subset of the variates of the tables read before; `None` if one is missing, or other columns were read."""
         if (
             self.tables is None
             or columns.target is None
@@ -149,7 +150,7 @@ class CsvForecast(SeriesData):
         return _observed(tables, columns)
 
     def _files(self, root: Path) -> list[Path]:
-        """The CSV files of a folder; what else lies there is counted."""
+        """The CSV files of a folder; other files are counted."""
         visible = sorted(file for file in root.iterdir() if file.is_file() and not file.name.startswith("."))
         files = [file for file in visible if file.suffix.lower() in self.extensions]
         if not files:
@@ -172,7 +173,7 @@ class CsvForecast(SeriesData):
 
 
 def _observed(tables: list[Table], columns: Columns) -> list[Table]:
-    """Without rows at the end that hold covariates alone: the future, where nothing can be learnt or tested."""
+    """Without trailing rows that have only covariates: they are in the future and have no targets."""
     if not columns.known:
         return tables
     return [first_rows(table, last_observed(table.values_TN) + 1) for table in tables]
@@ -187,7 +188,7 @@ def _names(given: Names | Sequence[str | float] | float) -> tuple[str, ...]:
 
 
 def _named(table: Table, file: Path, alone: bool) -> Table:
-    """A series called by its file where there are several, and by its own name."""
+    """Names a series by its file, if there are several files, and by its own name."""
     if alone:
         return table
     return replace(table, name=f"{file.stem}/{table.name}" if table.name else file.stem)

@@ -1,6 +1,6 @@
-"""The dates of a table: which column they stand in, how they are written, and in which time zone.
+"""Detects and parses the dates of a table: their column, format and time zone.
 
-Times with a zone are kept as instants (UTC) beside their offset from it, so that the clock on the wall can be shown.
+Times with a zone are stored in UTC with their UTC offsets, so that local time can be restored.
 """
 
 import re
@@ -16,17 +16,17 @@ from tasks.datasets.errors import ReadError
 from tasks.datasets.time_series.text import Format, Text, is_text, shown
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
-STEP_COLUMNS = ("year", "month", "day")  # where no column has a better name
+STEP_COLUMNS = ("year", "month", "day")  # used if no column has a better name
 TIME_COLUMNS = ("time", "hour", "clock")
-NO_ZONE = -(2**31)  # stands for an offset where no zone is known
-EVEN = 0.95  # share of equal distances from which dates count as evenly spaced
+NO_ZONE = -(2**31)  # offset value for an unknown zone
+EVEN = 0.95  # fraction of equal differences from which dates count as evenly spaced
 DAY_S = 86400
 UNITS = {
     "s": 1e8,
     "ms": 1e11,
     "us": 1e14,
     "ns": 1e17,
-}  # of numbers counted since 1970: the least, from 1973 on
+}  # minimum of timestamps since 1970 (i.e. from 1973 on)
 DIGITS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 NUMBER = r"[+-]?\d+(\.0*)?"
 NUMERIC = re.compile(r"^\s*(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)$")
@@ -40,11 +40,11 @@ class Dates:
     """The dates of the rows.
 
     Args:
-        times: without a zone; in UTC where `offsets_T` is given.
-        columns: names of the columns they stand in.
-        offsets_T: seconds by which the clock on the wall is ahead of UTC; `None`: no zone is known.
-        zone: its name, where one was asked for.
-        said: how they were read, in a few words.
+        times: naive; in UTC if `offsets_T` is given.
+        columns: names of their columns.
+        offsets_T: UTC offsets in seconds; `None` if the zone is unknown.
+        zone: name of the requested zone, if any.
+        said: short description of how they were read.
     """
 
     times: pd.DatetimeIndex
@@ -55,7 +55,7 @@ class Dates:
 
 
 def read_dates(text: Text, form: Format) -> Dates:
-    """Find and read the dates; raises `ReadError` where they cannot be read safely."""
+    """Find and read the dates; raises `ReadError` if they are ambiguous."""
     columns = _columns(text, form)
     column = text.frame[columns[0]]
     if column.isna().any():
@@ -111,13 +111,13 @@ def _is_clock(column: pd.Series) -> bool:
 def _is_numbers(column: pd.Series) -> bool:
     if not is_text(column):
         return True
-    if not re.fullmatch(NUMBER, str(column.iloc[0]).strip()):  # one that is none settles it
+    if not re.fullmatch(NUMBER, str(column.iloc[0]).strip()):  # a first cell that is not a number decides
         return False
     return bool(column.astype(str).str.strip().str.fullmatch(NUMBER).all())
 
 
 def _rises(column: pd.Series) -> bool:
-    """Whether a column without a date's name holds numbers that can only be dates: yyyymmdd and longer, rising."""
+    """Whether a column with any name has numbers that can only be dates: yyyymmdd or longer, ascending."""
     numbers = pd.to_numeric(column)
     return bool((numbers >= 10_000_000).all() and numbers.is_monotonic_increasing and numbers.is_unique)
 
@@ -126,7 +126,7 @@ def _rises(column: pd.Series) -> bool:
 
 
 def _from_numbers(column: pd.Series, name: str) -> tuple[pd.DatetimeIndex, str]:
-    """Years, yyyymm, yyyymmdd (with hours, minutes, seconds), or seconds, milli-, micro- or nanoseconds since 1970."""
+    """Parses years, yyyymm, yyyymmdd (with hours, minutes, seconds), or (milli-, micro-, nano-)seconds since 1970."""
     numbers = pd.to_numeric(column)
     whole = (numbers % 1 == 0).all()
     texts = numbers.astype(np.int64).astype(str) if whole else numbers.astype(str)
@@ -187,7 +187,7 @@ def _from_texts(
 
 
 def _plain_iso(cells: pd.Series) -> pd.DatetimeIndex | None:
-    """What nearly all files hold, fast: dates as long as the first, year-month-day with or without a time of day."""
+    """Fast path for the common case: dates of equal length, year-month-day with or without a time."""
     if not PLAIN_ISO.fullmatch(str(cells.iloc[0])):
         return None
     import pyarrow
@@ -199,15 +199,15 @@ def _plain_iso(cells: pd.Series) -> pd.DatetimeIndex | None:
         return None
     try:
         seconds = array.cast(pyarrow.timestamp("s")).to_numpy(zero_copy_only=False)
-    except pyarrow.ArrowInvalid:  # something else, or a zone behind
+    except pyarrow.ArrowInvalid:  # another format, or with a zone
         return None
     return pd.DatetimeIndex(seconds) if len(seconds) and seconds.min() >= FIRST_YEAR else None
 
 
 def _parse(cells: pd.Series) -> pd.Series:
-    """In UTC; what is no date is NaT."""
+    """Parses to UTC; invalid cells become NaT."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # pandas' doubts, e.g. of an unknown zone's name
+        warnings.simplefilter("error")  # pandas' warnings, e.g. about an unknown zone name
         try:
             return pd.to_datetime(cells, errors="coerce", utc=True, format="mixed")
         except Warning:
@@ -223,7 +223,7 @@ def _no_date(text: Text, name: str, row: int, count: int) -> ReadError:
 
 
 def _year_first(parts: pd.DataFrame, order: str) -> pd.Series:
-    """The cells of `NUMERIC`'s groups with the year in front."""
+    """Reorders the groups of `NUMERIC` to year-month-day."""
     places = {"day": (3, 2, 0), "month": (3, 0, 2), "year": (0, 2, 3)}[order]
     year, month, day = (parts[place] for place in places)
     century = np.where(pd.to_numeric(year) < 70, "20", "19")
@@ -232,8 +232,8 @@ def _year_first(parts: pd.DataFrame, order: str) -> pd.Series:
 
 
 def _order(parts: pd.DataFrame, cells: pd.Series, text: Text, name: str) -> str:
-    """Which of `03/04/2021` is the day: the order in which all are dates, or else the only one in which they are
-    evenly spaced."""
+    """The order of day and month in `03/04/2021`: the only one in which all cells are valid dates, or else the only one
+    in which they are evenly spaced."""
     orders = ["day", "month"] if (parts[3].str.len() == 4).all() else ["day", "month", "year"]
     found: dict[str, pd.Series] = {}
     for order in orders:
@@ -242,7 +242,7 @@ def _order(parts: pd.DataFrame, cells: pd.Series, text: Text, name: str) -> str:
         if times.notna().all():
             found[order] = times
     if not found:
-        # Refuse with the first line that fits none of the orders that fit the lines before.
+        # Name the first line that is valid in none of the orders that fit the lines before.
         raise ReadError(
             f"its column {shown(name)} holds dates with the day first and others with the month first, or no dates: "
             f"{shown(cells.iloc[0])} … {shown(cells.iloc[-1])}"
@@ -262,7 +262,7 @@ def _order(parts: pd.DataFrame, cells: pd.Series, text: Text, name: str) -> str:
 
 
 def evenness(times: pd.Series) -> float:
-    """Share of the distances between rising dates that are equal, in days or in months; 0 where dates do not rise."""
+    """Fraction of equal differences between ascending dates, in days or in months; 0 for other dates."""
     times = times[times.ne(times.shift())]
     if times.isna().any() or len(times) < 3 or not times.is_monotonic_increasing:
         return 0.0
@@ -280,7 +280,7 @@ def evenness(times: pd.Series) -> float:
 
 
 def _offsets(cells: pd.Series) -> NDArray[np.int64]:
-    """Seconds ahead of UTC, (T,)."""
+    """UTC offsets in seconds, (T,)."""
     parts = cells.str.extract(OFFSET)
     hours, minutes = pd.to_numeric(parts[1]).fillna(0), pd.to_numeric(parts[2]).fillna(0)
     sign = np.where(parts[0] == "-", -1, 1)
@@ -290,7 +290,7 @@ def _offsets(cells: pd.Series) -> NDArray[np.int64]:
 def _into_zone(
     times: pd.DatetimeIndex, offsets_T: NDArray[np.int64] | None, zone: str
 ) -> tuple[pd.DatetimeIndex, NDArray[np.int64]]:
-    """Instants and offsets in the zone; times without one are its own."""
+    """UTC times and offsets in the zone; naive times are taken as local times of the zone."""
     find_zone(zone)
     if offsets_T is None:
         try:
@@ -306,7 +306,7 @@ def _into_zone(
 
 
 def find_zone(name: str) -> ZoneInfo:
-    """A zone by name; raises `ReadError`."""
+    """Look up a zone by name; raises `ReadError`."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -314,13 +314,12 @@ def find_zone(name: str) -> ZoneInfo:
 
 
 def offsets_of(utc: pd.DatetimeIndex, zone: str) -> NDArray[np.int64]:
-    """Seconds by which the clocks of a zone are ahead of UTC at these instants, (T,)."""
+    """UTC offsets of a zone in seconds at these UTC times, (T,)."""
     wall = utc.tz_localize("UTC").tz_convert(zone).tz_localize(None)
     return np.asarray((wall.as_unit("s") - utc).total_seconds(), dtype=np.int64)
 
 
 def wall_offsets(wall: pd.DatetimeIndex, zone: str) -> NDArray[np.int64]:
-    """The same by the clock on the wall, (T,); in an hour that comes twice its first, in one that is missing the
-    hour after."""
+    """UTC offsets at local times, (T,): the first occurrence of a repeated hour, the hour after a missing one."""
     utc = wall.tz_localize(zone, ambiguous=np.ones(len(wall), dtype=bool), nonexistent="shift_forward")
     return offsets_of(utc.tz_convert("UTC").tz_localize(None).as_unit("s"), zone)

@@ -1,5 +1,5 @@
 """Electricity transformer temperature (Zhou et al. 2021, arXiv 2012.07436): six loads and the oil temperature
-of two transformers, by the hour (h) or by 15 minutes (m)."""
+of two transformers, hourly (h) or every 15 minutes (m)."""
 
 from pathlib import Path
 
@@ -19,14 +19,14 @@ SHA256 = {
     "ETTm2": "db973ca252c6410a30d0469b13d696cf919648d0f3fd588c60f03fdbdbadd1fd",
 }
 STEPS_AN_HOUR = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}
-MONTHS = (12, 16, 20)  # ends of the parts; a month is 30 days in the published protocol
+MONTHS = (12, 16, 20)  # ends of the splits; a month is 30 days in the published protocol
 
 
 class ETT(SeriesData):
-    """One of the four files: 12 months to train, 4 to validate, 4 to test (Informer's protocol).
+    """One of the four files: 12 months for training, 4 for validation, 4 for testing (Informer's protocol).
 
-    The rest of the file, about three and a half months, is not used, as everywhere in the literature. A file
-    shorter than 20 months, such as the embedded sample, is cut in the same proportions.
+    The rest of the file, about three and a half months, is not used, as usual in the literature. A file shorter than
+    20 months, such as the embedded sample, is split in the same proportions.
 
     Args:
         variant: ETTh1, ETTh2, ETTm1 or ETTm2.

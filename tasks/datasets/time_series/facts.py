@@ -1,6 +1,6 @@
-"""What a model must know of the series that it is trained on: names, statistics, season, calendar, covariates.
+"""What a model needs to know about its training series: names, statistics, season, calendar, covariates.
 
-Shapes: T rows, N variates, K covariates of a kind, R series, S static covariates.
+Shapes: T rows, N variates, K covariates of one kind, R series, S static covariates.
 """
 
 import logging
@@ -29,18 +29,18 @@ def learn_facts(
     columns: Columns,
     positions: list[list[float]] | None,
 ) -> dict[str, Any]:
-    """What a model must know of series (see `SeriesData`); everything measured comes from the training rows.
+    """The data info of series (see `SeriesData`); all statistics are computed on the training rows.
 
     Args:
         tables: the series.
-        trains: the training rows of each.
-        name: of the task, for messages.
+        trains: number of training rows of each.
+        name: name of the task, for messages.
         look_back, horizon, season: see `SeriesData`.
         columns: the covariates.
-        positions: coordinates of the variates, where they have a place.
+        positions: coordinates of the variates, if any.
 
     Raises:
-        DataError: series that are not alike, or a variate without a value in the training rows.
+        DataError: incompatible series, or a variate without values in the training rows.
     """
     first, train = tables[0], trains[0]
     _refuse_unlike(tables)
@@ -85,7 +85,7 @@ def learn_facts(
 
 
 def gaps_of(tables: Sequence[Table]) -> tuple[int, int]:
-    """Missing values of all series, and of how many."""
+    """Number of missing values of all series, and the total number of values."""
     return (
         sum(int(np.isnan(table.values_TN).sum()) for table in tables),
         sum(table.values_TN.size for table in tables),
@@ -116,7 +116,7 @@ def _find_season(tables: Sequence[Table], trains: Sequence[int], longest_period:
 
 
 def _covariate_facts(tables: Sequence[Table], trains: Sequence[int], columns: Columns) -> dict[str, Any]:
-    """Name, mean and standard deviation of each covariate, by kind."""
+    """Names, means and standard deviations of the covariates, by kind."""
     found = {}
     static_RS = np.array([list(table.static.values()) for table in tables], dtype=np.float64)
     measured = {
@@ -136,7 +136,7 @@ def _covariate_facts(tables: Sequence[Table], trains: Sequence[int], columns: Co
 
 
 def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
-    """The training rows of all series, their gaps filled."""
+    """The training rows of all series, with gaps interpolated."""
     rows = [
         between_neighbours(part[:train])
         for part, train in zip(parts, trains, strict=True)
@@ -148,5 +148,5 @@ def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) 
 
 
 def _short(value: float) -> float:
-    """Seven significant digits, so that two machines agree on a statistic."""
+    """Rounds to seven significant digits, so that statistics agree between machines."""
     return float(f"{value:.7g}")

@@ -1,4 +1,4 @@
-"""Rows one step apart: sorting, repeated dates, jitter and missing rows, in bounded memory."""
+"""Regularises rows to a fixed step: sorting, repeated dates, jitter and missing rows, in bounded memory."""
 
 import logging
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from tasks.datasets.time_series.text import Format, check_memory
 
 log = logging.getLogger("widefield")
 
-MOST_OFF_GRID = 0.01  # share of rows whose date does not lie on the series' own grid
-MOST_REPEATED = 0.1  # share of rows that repeat a date: more are several series in one file
-MOST_JITTER = 0.1  # of a step, by which times that are not exact may be off
+MOST_OFF_GRID = 0.01  # maximum fraction of rows off the series' own grid
+MOST_REPEATED = 0.1  # maximum fraction of repeated dates; more means several series in one file
+MOST_JITTER = 0.1  # maximum deviation of inexact times, in steps
 STEPS_S = (
     1,
     2,
@@ -42,14 +42,14 @@ STEPS_S = (
 )
 LONG_STEP = pd.Timedelta(
     hours=20
-)  # from here on a step is one of the calendar, which a clock change does not shift
+)  # steps of at least this are calendar steps, which daylight saving time does not shift
 
 Infer = Callable[[pd.DatetimeIndex], str]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Evenly spaced rows, their dates and offsets from UTC (`None` without a zone), their step, and what was done."""
+    """Evenly spaced rows, their dates and UTC offsets (`None` without a zone), their step, and notes on the repairs."""
 
     frame: pd.DataFrame
     dates: pd.DatetimeIndex
@@ -59,16 +59,16 @@ class Grid:
 
 
 def even_out(frame: pd.DataFrame, dates: Dates, infer: Infer, form: Format, label: str) -> Grid:
-    """Rows one step apart, without repetition; new rows hold NaN.
+    """Regularises rows to one step, without repetitions; new rows are NaN.
 
     Args:
         frame, dates: the rows.
-        infer: finds the step of rising dates.
-        form: limits of what is missing and of memory.
-        label: what messages call the series.
+        infer: infers the step of ascending dates.
+        form: limits of missing rows and of memory.
+        label: name of the series in messages.
 
     Raises:
-        ReadError: no even steps, too few rows, or a grid too large.
+        ReadError: irregular steps, too few rows, or too large a grid.
     """
     frame, dates = _sorted(frame, dates, label)
     index = dates.times
@@ -116,7 +116,7 @@ def _taken(dates: Dates, rows: NDArray[np.intp]) -> Dates:
 
 
 def _sorted(frame: pd.DataFrame, dates: Dates, label: str) -> tuple[pd.DataFrame, Dates]:
-    """In order of time, the last row of each date."""
+    """Sorts by time and keeps the last row of each date."""
     order = np.argsort(dates.times.asi8, kind="stable")
     if not dates.times.is_monotonic_increasing:
         log.warning("%s: rows sorted by date", label)
@@ -138,9 +138,11 @@ def _sorted(frame: pd.DataFrame, dates: Dates, label: str) -> tuple[pd.DataFrame
 
 
 def _grid(index: pd.DatetimeIndex, frequency: str, form: Format, columns: int) -> pd.DatetimeIndex | None:
-    """All steps from the first date to the last; `None` where far more than may be missing would have no row."""
+    """All steps from the first to the last date; `None` if far more rows than allowed would be missing."""
     offset = pd.tseries.frequencies.to_offset(frequency)
-    start = pd.Timestamp("2001-01-01") + offset  # on the grid: a Tuesday for weeks that begin on Tuesdays
+    start = (
+        pd.Timestamp("2001-01-01") + offset
+    )  # on the grid: e.g. a Tuesday for weeks that begin on Tuesdays
     step = start + offset - start
     places = (index[-1] - index[0]).total_seconds() / step.total_seconds()
     if places > 2 * len(index) / max(1 - form.max_missing, 1e-9) + 1000:
@@ -150,22 +152,22 @@ def _grid(index: pd.DatetimeIndex, frequency: str, form: Format, columns: int) -
 
 
 def _apart(index: pd.DatetimeIndex, grid: pd.DatetimeIndex | None) -> tuple[int, int]:
-    """How many dates are no step, and how many steps have no date; without a grid, all dates."""
+    """Number of dates off the grid, and of grid steps without a date; without a grid, all dates."""
     if grid is None:
         return len(index), 0
-    if index.equals(grid):  # as in nearly all files; looking every date up takes longer than parsing it
+    if index.equals(grid):  # the common case; looking up every date takes longer than parsing it
         return 0, 0
     return int((~index.isin(grid)).sum()), int((~grid.isin(index)).sum())
 
 
 def _without_jitter(index: pd.DatetimeIndex) -> pd.DatetimeIndex | None:
-    """The dates moved to the nearest step of a usual length; `None` where some are too far from any."""
+    """Snaps the dates to a grid of a usual step; `None` if some are too far off."""
     typical = float(np.median(np.diff(index.asi8)))
     step = min(STEPS_S, key=lambda seconds: abs(seconds - typical))
     if abs(step - typical) > MOST_JITTER * step:
         return None
     seconds = index.asi8
-    # Where most times lie within a step, found on a circle, as a time just before the next step is near it.
+    # The phase within a step is a circular mean, since a time just before the next step is close to it.
     turn = 2 * np.pi * (seconds % step) / step
     phase = round(float(np.angle(np.exp(1j * turn).mean())) / (2 * np.pi) * step)
     snapped = np.round((seconds - phase) / step).astype(np.int64) * step + phase

@@ -13,7 +13,7 @@ from tasks.datasets.time_series.windows import Parts, SeriesData, find_file, rea
 
 
 class LongTerm(SeriesData):
-    """One of the five: the first 70 % of the rows to train, the last 20 % to test, those between to validate.
+    """One of the five: the first 70 % of the rows for training, the last 20 % for testing, the rest for validation.
 
     Args:
         benchmark: weather, electricity, traffic, exchange or ili.

@@ -1,8 +1,7 @@
-"""The embedded series: small imitations of the real benchmarks, drawn from a seed.
+"""The embedded time series samples: small imitations of the real benchmarks, generated from a seed.
 
-Every variate adds up a daily course whose shape and strength depend on the day of the week, a slow drift and
-noise that lasts a few steps. The last season therefore says less about the next than all seasons of the
-look-back together with the calendar do.
+Every variate is the sum of a daily season, modulated over the week, a slow drift, and autocorrelated noise. The last
+season alone therefore predicts the next one less well than all seasons of the look-back window and the calendar.
 
 Shapes: T steps, N variates.
 """
@@ -21,8 +20,7 @@ ETT_COLUMNS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
 def seasons(
     place_T: NDArray[np.float64], lengths: tuple[float, ...], harmonics: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A course that repeats after `lengths[0]` steps, changed in strength by slower ones; standard deviation
-    1."""
+    """A periodic signal with period `lengths[0]`, modulated by slower periods; standard deviation 1."""
     course_T = np.zeros(len(place_T))
     for number in range(1, harmonics + 1):
         phase = rng.uniform(0, 2 * np.pi)
@@ -35,8 +33,7 @@ def seasons(
 
 
 def wander(steps: int, keep: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise in which a share `keep` of each step stays in the next; standard deviation 1 (at first for keep =
-    1)."""
+    """AR(1) noise with coefficient `keep`; standard deviation 1 (for keep = 1 a random walk with unit steps)."""
     shocks_T = rng.normal(size=steps) * (np.sqrt(1 - keep**2) if keep < 1 else 1.0)
     out_T = np.empty(steps)
     last = rng.normal()
@@ -54,7 +51,7 @@ def draw(
     noise: float = 0.5,
     drift: float = 0.5,
 ) -> NDArray[np.float64]:
-    """(T, N): season of standard deviation 1, noise of `noise`, drift of `drift` over 400 steps."""
+    """Series (T, N): a season of standard deviation 1, noise of `noise`, drift of `drift` over 400 steps."""
     place_T = np.arange(steps, dtype=np.float64)
     series = []
     for number in range(variates):
@@ -69,7 +66,7 @@ def draw(
 
 
 def write(path: Path, values_TN: NDArray[np.float64], start: str, step: str, names: tuple[str, ...]) -> None:
-    """A CSV with a date column, as the benchmarks have it."""
+    """Write a CSV with a date column, like the benchmarks."""
     dates = pd.date_range(start, periods=len(values_TN), freq=step).strftime("%Y-%m-%d %H:%M:%S")
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(values_TN, columns=list(names)).round(4)
@@ -78,7 +75,7 @@ def write(path: Path, values_TN: NDArray[np.float64], start: str, step: str, nam
 
 
 def ett(path: Path, steps_an_hour: int, days: int = 56) -> None:
-    """Seven columns by the hour or quarter of an hour, daily and weekly seasons, drift and noise."""
+    """Seven columns, hourly or quarter-hourly, with daily and weekly seasons, drift and noise."""
     if steps_an_hour > 1:
         days //= 2
     day = 24 * steps_an_hour
@@ -89,7 +86,7 @@ def ett(path: Path, steps_an_hour: int, days: int = 56) -> None:
 
 
 def long_term(path: Path, benchmark: Benchmark, most: int = 8) -> None:
-    """The first variates of a benchmark, about 1,500 steps; a season of 1 means none: series that wander."""
+    """The first variates of a benchmark, 1,500 steps; a season of 1 means random walks without a season."""
     variates = min(benchmark.variates, most)
     names = (*map(str, range(variates - 1)), "OT")
     if benchmark.season == 1:
@@ -103,7 +100,7 @@ def long_term(path: Path, benchmark: Benchmark, most: int = 8) -> None:
 
 
 def csv_forecast(path: Path) -> None:
-    """Daily sales of three shops with a weekly season, a few days and values missing."""
+    """Daily sales of three shops with a weekly season, and a few missing days and values."""
     rng = np.random.default_rng(5)
     values_TN = 100 + 20 * draw(900, 3, (7.0,), seed=5, noise=0.4, drift=0.3)
     frame = pd.DataFrame(values_TN.round(1), columns=["berlin", "paris", "rome"])
@@ -117,8 +114,7 @@ def csv_forecast(path: Path) -> None:
 def stations(
     root: Path, quantity: str, count: int = 22, hours: tuple[int, int, int] = (720, 168, 168)
 ) -> None:
-    """Stations all over the globe, by the hour, in tenths of a unit; neighbours in longitude share their
-    day."""
+    """Hourly data of stations around the globe, in tenths of a unit; the daily phase depends on the longitude."""
     rng = np.random.default_rng(17)
     places_N3 = np.stack(
         [rng.uniform(-60, 70, count), np.sort(rng.uniform(-180, 180, count)), rng.uniform(0, 2000, count)],

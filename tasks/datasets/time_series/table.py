@@ -1,6 +1,6 @@
-"""Tables of time series: reading a CSV, its rhythm, its gaps, and what the calendar says of each row.
+"""Tables of time series: reading a CSV, its frequency and gaps, and calendar features.
 
-Shapes: T rows in order of time, N variates, K covariates known ahead, P covariates of the past, F calendar features.
+Shapes: T rows sorted by time, N variates, K known covariates, P past covariates, F calendar features.
 """
 
 import logging
@@ -44,7 +44,7 @@ SENTINELS = (
     1e20,
     -1e20,
 )
-FAR = 10  # interquartile ranges beyond the other values at which a sentinel is named
+FAR = 10  # distance from the other values, in interquartile ranges, at which a sentinel is reported
 DAY = pd.Timedelta(days=1)
 
 CYCLES = {"minute_of_hour": DAY / 24, "hour_of_day": DAY, "day_of_week": 7 * DAY, "day_of_year": 365 * DAY}
@@ -52,13 +52,13 @@ CYCLES = {"minute_of_hour": DAY / 24, "hour_of_day": DAY, "day_of_week": 7 * DAY
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what.
+    """Roles of the columns of a table.
 
     Args:
-        target: variates to forecast, in this order; `None`: every column of numbers that is nothing else.
+        target: variates to forecast, in this order; `None`: every numeric column without another role.
         known: covariates whose future is known, e.g. holidays or a weather forecast.
-        past: covariates known until now.
-        static: covariates that are the same in all rows of a series.
+        past: covariates known only up to the forecast time.
+        static: covariates that are constant within a series.
     """
 
     target: tuple[str, ...] | None = None
@@ -72,19 +72,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class Table:
-    """A series of evenly spaced rows.
+    """A series with evenly spaced rows.
 
     Args:
-        values_TN: float64, in the data's own units; NaN where a value is missing.
-        dates: of the rows; in UTC where `offsets_T` is given.
+        values_TN: float64, in original units; NaN where missing.
+        dates: dates of the rows; in UTC if `offsets_T` is given.
         variates: names of the columns.
-        frequency: length of a step as pandas writes it, e.g. `h`, `15min`, `D`, `MS`.
-        offsets_T: seconds by which the clock on the wall is ahead of UTC; `None`: no zone is known.
-        zone: name of the zone, where it is known.
+        frequency: step as a pandas frequency, e.g. `h`, `15min`, `D`, `MS`.
+        offsets_T: UTC offsets in seconds; `None` if the zone is unknown.
+        zone: name of the zone, if known.
         known_TK, past_TP: covariates, NaN where missing.
-        static: covariates of the series, by name.
-        name: of the series, where there are several.
-        said: how the file was read, in a few words.
+        static: static covariates of the series, by name.
+        name: name of the series, if there are several.
+        said: short description of how the file was read.
         path: the file.
     """
 
@@ -102,7 +102,7 @@ class Table:
     path: Path | None = None
 
     def with_variates(self, names: Sequence[str]) -> "Table":
-        """The same rows with some of the variates, in this order."""
+        """The same rows with a subset of the variates, in this order."""
         if tuple(names) == self.variates:
             return self
         places = [self.variates.index(name) for name in names]
@@ -110,12 +110,12 @@ class Table:
 
     @property
     def wall(self) -> pd.DatetimeIndex:
-        """The clock on the wall at each row."""
+        """Local time of each row."""
         return wall_clock(self.dates, self.offsets_T)
 
 
 def wall_clock(dates: pd.DatetimeIndex, offsets_T: NDArray[np.int64] | None) -> pd.DatetimeIndex:
-    """Instants and their offsets from UTC in seconds -> what a clock shows."""
+    """Converts UTC times and their offsets in seconds to local time."""
     return dates if offsets_T is None else dates + pd.to_timedelta(offsets_T, unit="s")
 
 
@@ -126,13 +126,13 @@ def read_csv(
     form: Format | None = None,
     columns: Columns | None = None,
 ) -> Table:
-    """`read_series` of a file that holds one series.
+    """`read_series` for a file with one series.
 
     Args:
-        target: short for `Columns(target)`.
+        target: shorthand for `Columns(target)`.
 
     Raises:
-        ReadError: see `read_series`; several series.
+        ReadError: see `read_series`; also for several series.
     """
     columns = columns or Columns(None if target is None else tuple(target))
     tables = read_series(path, form or Format(), columns, even)
@@ -146,15 +146,15 @@ def read_csv(
 
 
 def read_series(path: Path, form: Format, columns: Columns, even: bool = True) -> list[Table]:
-    """Read a CSV with dates and numeric columns; in the long format a column says which series a row is of.
+    """Read a CSV with dates and numeric columns; in long format a column has the series ids.
 
-    With `even`, rows are sorted, repeated dates keep the last row, and dates missing from the grid of the
-    inferred frequency become rows. Without, rows stay as they are, one step apart, which is how the published
-    protocols of the benchmarks treat their files. Missing values are NaN either way. Whatever was repaired is logged.
+    With `even`, rows are sorted, of repeated dates the last row is kept, and dates missing from the grid of the
+    inferred frequency become rows. Without, rows are unchanged and taken as one step apart, as in the published
+    protocols of the benchmarks. Missing values are NaN either way. Repairs are logged.
 
     Raises:
-        ReadError: the file has no dates, no numbers, no regular rhythm or lacks a column; a cell is neither number
-            nor missing; its writing can be read in two ways.
+        ReadError: no dates, no numbers, no regular frequency or a missing column; a cell that is neither a number nor
+            missing; an ambiguous format.
     """
     text = read_text(path, form)
     dates = read_dates(text, form)
@@ -230,7 +230,7 @@ def _table(
 
 
 def _said(text: Text, dates: Dates) -> str:
-    """What was inferred of the writing."""
+    """Describes the inferred format."""
     if dates.zone:
         zone = f"times in {dates.zone}"
     elif dates.offsets_T is None:
@@ -243,7 +243,7 @@ def _said(text: Text, dates: Dates) -> str:
 
 
 def _series_column(text: Text, form: Format, dates: Dates) -> str | None:
-    """The column that tells series apart, if the file has several."""
+    """The column of series ids, if the file has several series."""
     frame = text.frame
     if form.series is not None:
         if form.series not in frame.columns:
@@ -264,7 +264,7 @@ def _series_column(text: Text, form: Format, dates: Dates) -> str | None:
 
 
 def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> pd.DataFrame:
-    """The wanted columns as float64, targets first."""
+    """The requested columns as float64, targets first."""
     frame = text.frame
     others = [name for name in frame.columns if name not in (*dates.columns, series, *columns.covariates())]
     if columns.target is None:
@@ -302,7 +302,7 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
 
 
 def _values(text: Text, names: Sequence[str]) -> NDArray[np.float64]:
-    """Columns as numbers, (T, columns); NaN where a cell is missing, and in columns without any number."""
+    """Columns as numbers, (T, columns); NaN for missing cells, and in columns without any number."""
     texts = set(text_columns(text.frame))
     if not texts.intersection(names):  # all at once: a file may have hundreds
         return text.frame[list(names)].to_numpy(np.float64, copy=True)
@@ -315,9 +315,11 @@ def _values(text: Text, names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _name_sentinels(path: Path, name: str, column: pd.Series) -> None:
-    """Warn of a number far from all others that stands for "missing" in many files, such as -9999."""
+    """Warn about an outlier that often denotes missing values, such as -9999."""
     values = column.dropna().to_numpy()
-    for sentinel in {float(values.min()), float(values.max())} & set(SENTINELS):  # what is far lies at an end
+    for sentinel in {float(values.min()), float(values.max())} & set(
+        SENTINELS
+    ):  # an outlier is the minimum or the maximum
         same = values == sentinel
         others = values[~same]
         if not same.any() or len(others) < 3:
@@ -333,10 +335,9 @@ def _name_sentinels(path: Path, name: str, column: pd.Series) -> None:
 
 
 def infer_frequency(dates: pd.DatetimeIndex) -> str:
-    """The step of sorted, different dates: pandas' own answer for a perfect series, else the commonest
-    distance."""
+    """The step of sorted, unique dates: pandas' inference for a regular series, else the most frequent difference."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas announces that the answer will no longer be a string
+        warnings.simplefilter("ignore")  # pandas warns that the result will no longer be a string
         found = pd.infer_freq(dates)
     if found is not None:
         return str(getattr(found, "freqstr", found))
@@ -360,8 +361,8 @@ def infer_frequency(dates: pd.DatetimeIndex) -> str:
 
 
 def calendar_names(frequency: str, span: pd.Timedelta) -> tuple[str, ...]:
-    """Cycles of the calendar worth telling a model: longer than a step, and seen at least twice in the `span`
-    of the training split (of a year seen once it would learn the one year). Each has a sine and a cosine."""
+    """Calendar cycles that are useful features: longer than a step, and covered at least twice by the `span` of the
+    training split (a year seen once would be memorised). Each has a sine and a cosine."""
     start = pd.Timestamp("2001-01-01")
     step = start + pd.tseries.frequencies.to_offset(frequency) - start
     cycles = [name for name, length in CYCLES.items() if step < length and 2 * length <= span]
@@ -369,7 +370,7 @@ def calendar_names(frequency: str, span: pd.Timedelta) -> tuple[str, ...]:
 
 
 def calendar_features(dates: pd.DatetimeIndex, names: Sequence[str]) -> NDArray[np.float32]:
-    """(T, F) values in [-1, 1] for the names that `calendar_names` gives."""
+    """Calendar features (T, F) in [-1, 1] for the names returned by `calendar_names`."""
     seconds = (dates.hour * 3600 + dates.minute * 60 + dates.second).to_numpy(np.float64)
     places = {
         "minute_of_hour": seconds % 3600 / 3600,
@@ -389,8 +390,8 @@ def future_dates(last: pd.Timestamp, frequency: str, steps: int) -> pd.DatetimeI
 
 
 def future_rows(table: Table, steps: int) -> tuple[pd.DatetimeIndex, NDArray[np.int64] | None]:
-    """Dates, and offsets where there is a zone, of all rows and the next `steps`; without the name of a zone the last
-    offset holds on."""
+    """Dates, and UTC offsets if the zone is known, of all rows and the next `steps`; without a zone name, the last
+    offset is continued."""
     if table.offsets_T is None:
         return table.dates.append(future_dates(table.dates[-1], table.frequency, steps)), None
     start = pd.Timestamp("2001-01-01")
@@ -398,7 +399,7 @@ def future_rows(table: Table, steps: int) -> tuple[pd.DatetimeIndex, NDArray[np.
     if start + pd.tseries.frequencies.to_offset(table.frequency) - start < DAY:
         dates = future_dates(table.dates[-1], table.frequency, steps)
         offsets = offsets_of(dates, table.zone) if table.zone else last
-    else:  # days, weeks, months are those of the clock on the wall
+    else:  # days, weeks and months are in local time
         wall = future_dates(table.wall[-1], table.frequency, steps)
         offsets = wall_offsets(wall, table.zone) if table.zone else last
         dates = wall - pd.to_timedelta(offsets, unit="s")

@@ -1,6 +1,6 @@
-"""The text of a table: its separator, its encoding, and numbers as people and spreadsheets write them.
+"""Reads the text of a table: separator, encoding, and the number formats of spreadsheets.
 
-A cell is a number, missing, or refused with its line: nothing that stands in a column of numbers is dropped in silence.
+A cell is a number, missing, or refused with its line: nothing in a numeric column is dropped silently.
 """
 
 import csv
@@ -22,24 +22,24 @@ DECIMALS = (".", ",")
 LONGEST_CELL = 1000  # characters
 LONGEST_LINE = 2**21  # characters, of the first lines
 MOST_COLUMNS = 100_000
-LOOKED_AT = 50  # lines that tell the separator
+LOOKED_AT = 50  # lines inspected to infer the separator
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a table is written; what is `None` is inferred.
+    """Format of a table; `None` is inferred.
 
     Args:
-        separator: between columns: one character.
-        decimal: sign of decimals, `.` or `,`.
-        missing: texts or numbers that mean a missing value, beside empty cells, NA, NaN and null.
-        date: column of dates, or the columns of date and time.
-        date_order: which number of `03/04/2021` comes first: day, month or year.
-        time_zone: name of the zone, e.g. Europe/Berlin: of times without one, and into which times with one are put.
-        series: column that names the series a row belongs to.
-        max_missing: largest share of a series' steps that may have no row.
-        max_gib: most memory a table may take, in GiB.
+        separator: column separator: one character.
+        decimal: decimal separator, `.` or `,`.
+        missing: strings or numbers that denote a missing value, besides empty cells, NA, NaN and null.
+        date: date column, or the columns of date and time.
+        date_order: first component of dates like `03/04/2021`: day, month or year.
+        time_zone: name of the zone, e.g. Europe/Berlin: that of naive times, and the one zoned times are converted to.
+        series: column of series ids.
+        max_missing: maximum fraction of a series' steps without a row.
+        max_gib: maximum memory of a table, in GiB.
     """
 
     separator: str | None = None
@@ -67,14 +67,14 @@ class Format:
 
 @dataclass(frozen=True)
 class Text:
-    """The cells of a table; columns of numbers that need no thought are numbers already.
+    """The cells of a table; unambiguous numeric columns are already parsed.
 
     Args:
-        path: of the file.
-        frame: its cells; the rows are counted from 0.
-        separator: between columns.
-        encoding: of the file.
-        decimal: sign of decimals.
+        path: the file.
+        frame: its cells; rows are numbered from 0.
+        separator: column separator.
+        encoding: encoding of the file.
+        decimal: decimal separator.
     """
 
     path: Path
@@ -84,7 +84,7 @@ class Text:
     decimal: str = "."
 
     def line(self, row: int) -> int:
-        """Where a row of the frame stands in the file, from 1; blank lines and line breaks in quotes count."""
+        """The line number of a row in the file, from 1, counting blank lines and line breaks in quotes."""
         with self.path.open(encoding=self.encoding, newline="", errors="replace") as file:
             lines = csv.reader(file, delimiter=self.separator)
             seen = -1
@@ -96,16 +96,16 @@ class Text:
 
 
 def shown(value: object) -> str:
-    """A cell or a name as a message quotes it: short, in quotes."""
+    """A cell or a name, shortened and quoted for messages."""
     text = repr(str(value))
     return text if len(text) <= 42 else f"{text[:40]}…'"
 
 
 def read_text(path: Path, form: Format) -> Text:
-    """Read a CSV file whatever its separator, encoding and decimal sign.
+    """Read a CSV file with any separator, encoding and decimal separator.
 
     Raises:
-        ReadError: no table, or one whose writing cannot be told.
+        ReadError: not a table, or an ambiguous format.
     """
     check_file(path)
     check_memory(path.stat().st_size, form, "the file")
@@ -123,7 +123,7 @@ def read_text(path: Path, form: Format) -> Text:
 
 
 def check_memory(size: float, form: Format, what: str) -> None:
-    """Raise a `ReadError` where `size` bytes are more than the limit."""
+    """Raise a `ReadError` if `size` bytes exceed the limit."""
     if size > form.max_gib * GIB:
         raise ReadError(
             f"{what} would take {size / GIB:,.1f} GiB, more than the limit of {form.max_gib:g}: if that is meant, "
@@ -159,16 +159,16 @@ def _fields(lines: Sequence[str], separator: str) -> list[list[str]]:
 
 
 def _separator(path: Path, encoding: str) -> str:
-    """The separator that cuts all of the first lines into the same number of columns, the most of them."""
+    """The separator that splits all of the first lines into the same, and the largest, number of columns."""
     lines = _first_lines(path, encoding)
-    lines = lines[:-1] if len(lines) > 3 else lines  # the last one may be cut
+    lines = lines[:-1] if len(lines) > 3 else lines  # the last one may be truncated
     found = {}
     for separator in SEPARATORS:
-        if lines and separator not in lines[0]:  # one column, whatever the other lines hold
+        if lines and separator not in lines[0]:  # a single column, whatever the other lines contain
             continue
         try:
             counts = {len(cells) for cells in _fields(lines, separator)}
-        except ReadError:  # a cell too long: cut at the wrong places
+        except ReadError:  # a cell is too long: the wrong separator
             continue
         if len(counts) == 1 and max(counts) > 1:
             found[separator] = max(counts)
@@ -176,7 +176,7 @@ def _separator(path: Path, encoding: str) -> str:
 
 
 def _check_lines(path: Path, encoding: str, separator: str) -> None:
-    """Refuse a table without a header, and lines longer than the header, whose first columns would move."""
+    """Refuse a table without a header, and lines longer than the header, whose columns would shift."""
     rows = _fields(_first_lines(path, encoding), separator)
     if not rows:
         raise ReadError("it cannot be read as a CSV table (it holds no line)")
@@ -196,12 +196,14 @@ def _check_lines(path: Path, encoding: str, separator: str) -> None:
 
 
 def _load(path: Path, form: Format, separator: str, encoding: str, as_text: bool) -> tuple[pd.DataFrame, str]:
-    """The frame, and the encoding it was read in."""
+    """Read the frame; also returns its encoding."""
     for name in dict.fromkeys((encoding, "cp1252")):
         how = {
             "sep": separator,
             "skipinitialspace": True,
-            "encoding": "utf-8" if name == "utf-8-sig" else name,  # pandas skips the mark itself, and faster
+            "encoding": "utf-8"
+            if name == "utf-8-sig"
+            else name,  # pandas skips the byte-order mark itself, which is faster
             "index_col": False,
             "dtype": str if as_text else None,
             "na_values": list(form.missing) or None,
@@ -229,8 +231,8 @@ def _load(path: Path, form: Format, separator: str, encoding: str, as_text: bool
 
 
 def _parsed(path: Path, how: dict[str, Any]) -> pd.DataFrame:
-    """A table parsed in pieces, which is nearly twice as fast, unless a column is of one type in some and of another
-    in others."""
+    """Parse a table in chunks, which is nearly twice as fast, unless a column has different types in different
+    chunks."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.DtypeWarning)
         try:
@@ -240,12 +242,12 @@ def _parsed(path: Path, how: dict[str, Any]) -> pd.DataFrame:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a column, or columns of a type, hold texts rather than numbers."""
+    """Whether a column, or a dtype, is text rather than numeric."""
     return not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind))
 
 
 def text_columns(frame: pd.DataFrame) -> list[str]:
-    """The columns that hold texts rather than numbers."""
+    """The columns that are text rather than numeric."""
     kinds = {kind: is_text(kind) for kind in set(frame.dtypes)}
     return [str(name) for name, kind in frame.dtypes.items() if kinds[kind]]
 
@@ -269,14 +271,14 @@ def _check_cells(text: Text) -> None:
 
 
 def _pattern(decimal: str) -> str:
-    """A number with this decimal sign; thousands may be set apart, by the other sign, a space or an apostrophe."""
+    """Pattern of numbers with this decimal separator; thousands separators are the other one, spaces or apostrophes."""
     point, comma = re.escape(decimal), re.escape("," if decimal == "." else ".")
     plain = rf"(?:\d+{point}?\d*|{point}\d+)(?:[eE][+-]?\d+)?"
     return rf"[+-]?(?:{plain}|\d{{1,3}}(?:(?:{comma}\d{{3}})+|(?:[ '’]\d{{3}})+)(?:{point}\d+)?)|[+-]?inf(?:inity)?"
 
 
 def _tidy(column: pd.Series) -> pd.Series:
-    """Cells without blanks around, with a plain minus and plain spaces."""
+    """Strips cells and normalises minus signs and spaces."""
     return (
         column.astype(str)
         .str.strip()
@@ -290,12 +292,12 @@ def _fits(cells: pd.Series, decimal: str) -> pd.Series:
 
 
 def _has_decimal_commas(text: Text) -> bool:
-    """Whether the decimal sign is a comma; raises a `ReadError` where 1,234 may be either."""
+    """Whether the decimal separator is a comma; raises a `ReadError` if 1,234 is ambiguous."""
     doubtful: tuple[str, int] | None = None
     points = False
     for name in _texts(text.frame):
         column = text.frame[name].dropna()
-        if re.match(r"\d{4}-\d{2}-\d{2}", str(column.iloc[0])):  # dates, which are long to look through
+        if re.match(r"\d{4}-\d{2}-\d{2}", str(column.iloc[0])):  # dates, which would be slow to check
             continue
         cells = _tidy(column)
         point, comma = _fits(cells, "."), _fits(cells, ",")
@@ -318,7 +320,7 @@ def _has_decimal_commas(text: Text) -> bool:
 
 
 def _refuse_two_signs(text: Text) -> None:
-    """Raise a `ReadError` where some numbers have a decimal comma and others a decimal point."""
+    """Raise a `ReadError` if some numbers have a decimal comma and others a decimal point."""
     for name in _texts(text.frame):
         column = text.frame[name].dropna()
         cells = _tidy(column)
@@ -333,10 +335,10 @@ def _refuse_two_signs(text: Text) -> None:
 
 
 def to_numbers(text: Text, name: str) -> pd.Series | None:
-    """A column as float64, missing cells as NaN; `None` where no cell of it is a number.
+    """A column as float64, with NaN for missing cells; `None` if no cell is a number.
 
     Raises:
-        ReadError: some cells are numbers and others neither number nor missing; line and value are named.
+        ReadError: some cells are numbers and others neither numbers nor missing; line and value are named.
     """
     column = text.frame[name]
     if not is_text(column):
@@ -359,6 +361,6 @@ def to_numbers(text: Text, name: str) -> pd.Series | None:
 
 
 def _option(value: object) -> str:
-    """A value as it is typed in a list on the command line."""
+    """A value in the syntax of a command line list."""
     text = str(value)[:40]
     return text if re.fullmatch(r"[\w.-]+", text) else f'"{text}"'

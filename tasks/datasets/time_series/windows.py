@@ -1,8 +1,8 @@
-"""What every forecasting source shares: windows cut from series in memory.
+"""Base class of the forecasting data modules: windows of series in memory.
 
-A window is `look_back` rows the model sees and the `horizon` rows after them. Windows of the validation and
-test split begin in the part before, so that every row of a part is forecast; no row is forecast in two parts, and no
-window reaches from one series into another.
+A window is `look_back` input rows and the `horizon` rows after them. Windows of the validation and test splits begin in
+the split before, so that every row of a split is forecast; no row is forecast in two splits, and no window extends from
+one series into another.
 
 Shapes: T rows, N variates, F calendar features, L look-back, H horizon, X = L + H, K known and P past covariates, S
 static ones.
@@ -46,31 +46,31 @@ from tasks.datasets.time_series.text import Format
 
 log = logging.getLogger("widefield")
 
-Parts = tuple[int, int, int]  # where training, validation and testing end, in rows
+Parts = tuple[int, int, int]  # end rows of the training, validation and test splits
 
 
 class SeriesData(DataModule):
-    """A source whose items are windows of one series, or of several with the same variates.
+    """Base class of data modules whose items are windows of one series, or of several with the same variates.
 
-    A raw sample is `{"values": (L, N), "calendar": (X, F), "date": (X,)}`, its target (H, N): values in the
-    data's own units, dates in seconds since 1970. Mean, standard deviation and periods come from the training
-    rows alone. What only some data have, the data info says, and the sample holds it too:
+    A raw sample is `{"values": (L, N), "calendar": (X, F), "date": (X,)}`, its target (H, N): values in original
+    units, dates in seconds since 1970. Mean, standard deviation and periods are computed on the training rows only.
+    Optional properties, given by keys of the data info, add entries to the sample:
 
-    - gaps (`gaps`): `observed` (L, N), 1 where a value is known; missing values are the last observed ones, missing
-      targets NaN.
-    - several series, or a level so large that single precision would blur it (`scaled`): `level` and `unit` (N,), in
-      double precision; values and targets are (own units - level) / unit, with the window's last observed values as
-      the level and the standard deviation of the series as the unit.
-    - a time zone (`time_zone`): dates are instants, `offset` (X,) the seconds by which clocks are ahead of UTC.
-    - covariates (`covariates`): `known` (X, K), `past` (L, P), `static` (S,), in their own units.
+    - gaps (`gaps`): `observed` (L, N), 1 where a value is known; missing values are forward-filled, missing targets
+      are NaN.
+    - several series, or a level too large for single precision (`scaled`): `level` and `unit` (N,), in double
+      precision; values and targets are (original - level) / unit, where the level is the window's last observed
+      values and the unit the standard deviation of the series.
+    - a time zone (`time_zone`): dates are in UTC, `offset` (X,) is the UTC offset in seconds.
+    - covariates (`covariates`): `known` (X, K), `past` (L, P), `static` (S,), in original units.
 
-    A subclass says how the series is read (`read_table`, or `read_tables` for several) and where its parts end
+    A subclass implements the reading (`read_table`, or `read_tables` for several series) and the ends of the splits
     (`parts`).
 
     Args:
         look_back, horizon: L and H, in rows.
-        season: rows after which the seasonal-naive forecast repeats; `None` takes the strongest period found
-            in the training split, or 1 where none stands out.
+        season: period of the seasonal-naive forecast in rows; `None`: the strongest period found in the training
+            split, or 1 if there is none.
         **common: see `DataModule`.
     """
 
@@ -79,8 +79,8 @@ class SeriesData(DataModule):
     unit = "windows"
     extensions = (".csv",)
     file: Path | None = None  # the CSV the series was read from
-    positions: list[list[float]] | None = None  # coordinates of the variates, where they have a place
-    form = Format()  # how a user's file is written
+    positions: list[list[float]] | None = None  # coordinates of the variates, if any
+    form = Format()  # format of a user's file
     columns = Columns()  # the covariates; the targets are those of the data info
 
     def __init__(
@@ -102,7 +102,7 @@ class SeriesData(DataModule):
         self.horizon = horizon
         self.season = season
         self.known: dict[str, Any] = {}
-        self.gaps = (0, 0)  # missing values, of how many
+        self.gaps = (0, 0)  # number of missing values, and the total
 
     # -- what a subclass implements --------------------------------------------------------------------------
 
@@ -115,11 +115,11 @@ class SeriesData(DataModule):
         return [self.read_table(root)]
 
     def parts(self, table: Table) -> Parts:
-        """Where training, validation and testing end, in rows of the table."""
+        """End rows of the training, validation and test splits."""
         raise NotImplementedError
 
     def window_starts(self, table: Table) -> dict[str, range]:
-        """First rows of the windows of each part."""
+        """First rows of the windows of each split."""
         train, val, test = self.parts(table)
         length = self.look_back + self.horizon
         return {
@@ -149,7 +149,7 @@ class SeriesData(DataModule):
         return self._windows(root)
 
     def _take(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
-        """Make these the series that windows are cut from, as the data info asks for it."""
+        """Set the series that windows are taken from, in the form given by the data info."""
         self.series, self.trains = tables, trains
         self.arrays = join(tables, trains, self.known["calendar"])
         kind = np.float64 if self.known.get("scaled") else np.float32
@@ -171,7 +171,7 @@ class SeriesData(DataModule):
     def _take_as_known(
         self, tables: Sequence[Table], trains: Sequence[int], data_info: dict[str, Any]
     ) -> None:
-        """Make these the series of windows for a model of this data: its scale is that of its training."""
+        """Set the series for a model with this data info, with the scale of its training data."""
         self.known = data_info
         for table in tables:
             refusal = _too_large(table, data_info)
@@ -190,7 +190,7 @@ class SeriesData(DataModule):
         return splits
 
     def _long_enough(self, tables: list[Table], root: Path) -> list[Table]:
-        """The series that have windows in all parts; what is too short is counted and named."""
+        """The series with windows in all splits; series that are too short are counted and named."""
         short = [
             table
             for table in tables
@@ -248,7 +248,7 @@ class SeriesData(DataModule):
         return raw
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
-        """A window, and its future on the scale of its values."""
+        """A window, and its target on the scale of its values."""
         raw = self.read_item(item, train, rng)
         return raw, in_units(item.target, raw) if "level" in raw else item.target
 
@@ -259,7 +259,7 @@ class SeriesData(DataModule):
         static_S: NDArray[np.float32],
         start: int,
     ) -> dict[str, Tensor]:
-        """Those of the window that begins at row `start`."""
+        """The covariates of the window that begins at row `start`."""
         now, end = start + self.look_back, start + self.look_back + self.horizon
         raw = {}
         if known_TK is not None:
@@ -291,7 +291,7 @@ class SeriesData(DataModule):
         return found.hexdigest()[:32]
 
     def whole(self, tables: Sequence[Table], data_info: dict[str, Any]) -> Whole:
-        """All windows of series for a model of this data: columns by name, or where none is there by order."""
+        """All windows of series for a model with this data info. Columns are matched by name, else by order."""
         self.look_back, self.horizon = data_info["look_back"], data_info["horizon"]
         length = self.look_back + self.horizon
         found = [self._as_known(table, data_info) for table in tables]
@@ -314,7 +314,7 @@ class SeriesData(DataModule):
         return Whole(items, f"all {rows:,} rows are tested, {len(items):,} windows{found[0][1]}{left_out}")
 
     def _as_known(self, table: Table, data_info: dict[str, Any]) -> tuple[Table, str]:
-        """A series with the model's variates, and what columns were taken for them where their names differ."""
+        """A series with the model's variates, and a note about the columns used if their names differ."""
         known, own = list(data_info["variates"]), list(table.variates)
         renamed = ""
         if set(known) <= set(own):
@@ -334,9 +334,9 @@ class SeriesData(DataModule):
         return replace(table, values_TN=table.values_TN[:, columns], variates=tuple(known)), renamed
 
     def read_file(self, path: Path) -> dict[str, Tensor]:
-        """The last `look_back` rows of a user's CSV, and the calendar of the rows to come.
+        """The last `look_back` rows of a user's CSV, and the calendar features of the forecast rows.
 
-        With known covariates, rows without any target at the file's end are the rows to come.
+        With known covariates, trailing rows without targets are the forecast rows.
         """
         covariates = self.known.get("covariates", {})
         names = {
@@ -346,8 +346,8 @@ class SeriesData(DataModule):
         return self.last_window(read_csv(path, form=self.form, columns=columns))
 
     def last_window(self, table: Table) -> dict[str, Tensor]:
-        """A raw sample whose horizon follows the last row; it has `observed` and `offset` whether or not the training
-        data had gaps and a zone. Raises `ReadError`."""
+        """A raw sample whose horizon follows the last row; it always has `observed` and `offset`, whether or not the
+        training data had gaps and a zone. Raises `ReadError`."""
         known, length, horizon = self.known, self.look_back, self.horizon
         rows = len(table.dates)
         if table.known_TK is not None:
@@ -415,7 +415,7 @@ class SeriesData(DataModule):
 
 
 def _too_large(table: Table, data_info: dict[str, Any]) -> str | None:
-    """Why single precision, in which the model reads, would blur a series; None: it does not."""
+    """Message if a series has a level too large for the model's single precision, else None."""
     if data_info.get("scaled") or not has_large_level(table.values_TN):
         return None
     return (
@@ -425,24 +425,24 @@ def _too_large(table: Table, data_info: dict[str, Any]) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    """The first of several names, or a value."""
+    """The first of several values, or a single value, for messages."""
     if not isinstance(value, (list, tuple)):
         return str(value)
     return ", ".join(map(str, value[:5])) + (f", … ({len(value)} in all)" if len(value) > 5 else "")
 
 
 def in_units(values_TN: Tensor, raw: dict[str, Tensor]) -> Tensor:
-    """Own units in double precision -> (own units - level) / unit in single precision."""
+    """Converts original units in double precision to (original - level) / unit in single precision."""
     return ((values_TN - raw["level"]) / raw["unit"]).float()
 
 
 def last_observed(values_TN: NDArray[np.float64]) -> int:
-    """The last row with a value."""
+    """Index of the last row with a value."""
     return int(np.flatnonzero((~np.isnan(values_TN)).any(axis=1))[-1])
 
 
 def first_rows(table: Table, rows: int) -> Table:
-    """A series until a row."""
+    """The first `rows` rows of a series."""
     if rows == len(table.dates):
         return table
     return replace(

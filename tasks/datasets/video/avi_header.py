@@ -1,7 +1,7 @@
-"""What the header of an AVI file says of its frames, read without a decoder.
+"""Checks the frame count in the header of an AVI file, without a decoder.
 
-Decoders make room for as many frames as a stream is said to have, and some end the whole process where there is not so
-much memory. (AVI: RIFF chunks; a stream's number of frames is ``dwLength`` of its chunk ``strh``.)
+Decoders allocate memory for the declared number of frames, and some crash the process if it is not available. (AVI:
+RIFF chunks; a stream's number of frames is ``dwLength`` of its chunk ``strh``.)
 """
 
 import struct
@@ -9,17 +9,17 @@ from pathlib import Path
 
 HEADER = 2**16  # bytes; the headers of the streams come first
 LENGTH = 40  # bytes from the name of the chunk `strh` to dwLength
-FRAME = 8  # bytes that a frame takes at least: the name and the size of its chunk
+FRAME = 8  # minimum bytes of a frame: the name and the size of its chunk
 
 
 def is_plausible(path: Path) -> bool:
-    """Whether an AVI file can hold the frames that it states; true of all other files."""
+    """Whether an AVI file is large enough for the frames it declares; true for all other files."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header = file.read(HEADER)
     except OSError:
-        return True  # said by who opens it
+        return True  # reported when it is opened
     if header[:4] != b"RIFF" or header[8:12] != b"AVI ":
         return True
     place = header.find(b"strh")

@@ -1,4 +1,4 @@
-"""Which part of a frame a clip shows, and how it is changed in training.
+"""Spatial crops and training augmentation of clips.
 
 Shapes: T frames of a clip, H and W of a frame.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.files import seeded_by
 
-ATTEMPTS = 10  # boxes drawn for a crop of a frame's area, of which the first that fits is taken
+ATTEMPTS = 10  # maximum number of trials for a random crop
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 def largest_box(shape: tuple[int, ...], view: str, place: float = 0.5) -> Box:
-    """A whole frame of ``shape`` (H, W), or its largest square at ``place`` (0 to 1) on the longer side."""
+    """Box of a whole frame of ``shape`` (H, W), or of its largest square at ``place`` (0 to 1) on the longer side."""
     height, width = shape
     if view == "whole":
         return 0, 0, height, width
@@ -52,8 +52,8 @@ def random_box(
 def random_resized_box(
     shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """A random box in a frame of ``shape``, of an area relative to the frame's and a ratio of its own, as in
-    torchvision's ``RandomResizedCrop``: of ten draws the first that fits, else the largest central box of an
+    """A random box in a frame of ``shape``, as in torchvision's ``RandomResizedCrop``: ``scale`` is relative to the
+    frame's area, ``ratio`` is the aspect ratio; the first of ten draws that fits, else the largest central box of an
     allowed ratio."""
     height, width = shape
     for _ in range(ATTEMPTS):
@@ -69,11 +69,11 @@ def random_resized_box(
 
 
 def rand_augment_of(policy: str, size: int) -> Callable[[Any], Any]:
-    """timm's RandAugment: PIL picture -> PIL picture, drawing from the global generators of Python and NumPy.
+    """timm's RandAugment, PIL image -> PIL image; uses the global generators of Python and NumPy.
 
     Args:
         policy: e.g. ``rand-m7-n4-mstd0.5-inc1``.
-        size: side of a training clip in pixels; shifts in pixels go up to 0.45 of it.
+        size: side of a training clip in pixels; translations are up to 0.45 of it.
 
     Raises:
         DataError: timm has no such policy.
@@ -90,7 +90,7 @@ def rand_augment_of(policy: str, size: int) -> Callable[[Any], Any]:
 
 
 def same_draw(transform: Callable[[Any], Any], frames: Frames, rng: np.random.Generator) -> Frames:
-    """Apply a random transform of PIL pictures to ``(T, H, W, 3)`` frames, with the same random numbers for each."""
+    """Apply a random transform of PIL images to ``(T, H, W, 3)`` frames, with the same random parameters for each."""
     from PIL import Image
 
     changed = []
@@ -104,14 +104,14 @@ def same_draw(transform: Callable[[Any], Any], frames: Frames, rng: np.random.Ge
 
 
 def crop(frames: Frames, box: Box, size: int) -> Tensor:
-    """Cut a box out of ``(T, H, W, 3)`` frames and resize it (antialiased) to ``(T, 3, size, size)``."""
+    """Crop ``(T, H, W, 3)`` frames to a box and resize them (antialiased) to ``(T, 3, size, size)``."""
     top, left, height, width = box
     cut = torch.from_numpy(np.ascontiguousarray(frames[:, top : top + height, left : left + width]))
     return resize(cut.permute(0, 3, 1, 2), size, size)
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
-    """Frames ``(T, 3, H, W)`` at another size, antialiased."""
+    """Resize frames ``(T, 3, H, W)``, antialiased."""
     if tuple(frames.shape[-2:]) == (height, width):
         return frames.contiguous()
     resized = torch.nn.functional.interpolate(frames, (height, width), mode="bilinear", antialias=True)

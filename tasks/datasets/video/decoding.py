@@ -1,4 +1,4 @@
-"""Decoding video files by tick, and keeping decoded frames.
+"""Decoding of video files by tick, with a cache of decoded frames.
 
 Shapes: L frames of a file, T frames of a clip, H and W of a frame.
 """
@@ -22,33 +22,33 @@ from tasks.datasets.video.crops import Frames, resize
 from tasks.datasets.video.mp4_header import Header, read_header
 from tasks.datasets.video.ticks import Places, clock
 
-MOST_FRAMES = 2**31 - 1  # stated by a damaged header
+MOST_FRAMES = 2**31 - 1  # declared by a damaged header
 
 
 @dataclass(frozen=True)
 class Video:
-    """An open file: how many ticks it has, and how to read the frames at some ticks (rising, none twice)."""
+    """An open file: its number of ticks, and a function that reads the frames at given ticks (ascending, unique)."""
 
     length: int
     read: Callable[[Places], Frames]
 
 
 def open_video(path: Path) -> Video:
-    """Open a file for reading by tick: with decord, or with PyAV where that cannot or is not to be had.
+    """Open a file for reading by tick: with decord, or with PyAV if decord fails or is not installed.
 
-    Frames stand upright as a player shows them; those that a cut without re-encoding hides are none of the video's.
-    Of a file whose end is missing, the frames that can be read are all it has.
+    Frames are rotated as in a player; frames hidden by an edit list (a cut without re-encoding) are excluded. A
+    truncated file consists of its readable frames.
 
     Raises:
-        ReadError: the file is missing, empty, no video or broken.
-        MissingLibrary: PyAV does not import.
+        ReadError: the file is missing, empty, not a video or broken.
+        MissingLibrary: PyAV cannot be imported.
     """
     require("av", "video files")
     if not path.is_file():
         raise ReadError("there is no such file")
     if path.stat().st_size == 0:
         raise ReadError("the file is empty (0 bytes)")
-    # A sample of a shard has no ending.
+    # Samples of shards have no extension.
     header = read_header(path) if path.suffix.lower() in (*mp4_header.KINDS, "") else None
     try:
         return _open(path, header)
@@ -58,20 +58,20 @@ def open_video(path: Path) -> Video:
 
 def _open(path: Path, header: Header | None) -> Video:
     decord = available("decord")
-    # Decord shows the frames that an edit list hides, and some numbers of frames bring the process down.
+    # decord returns frames hidden by an edit list, and wrong frame counts can crash the process.
     if decord is None or (header and (header.may_hide_frames or not header.counts_agree)):
         return _open_with_av(path)
     if not avi_header.is_plausible(path):
         return _open_with_av(path)
     try:
         return _open_with_decord(path, decord)
-    except decord.DECORDError:  # a codec that it lacks, such as AV1, or a file without its end
+    except decord.DECORDError:  # an unsupported codec, such as AV1, or a truncated file
         return _open_with_av(path)
 
 
 def _open_with_decord(path: Path, decord: Any) -> Video:
     decord.logging.set_level(decord.logging.QUIET)
-    # One thread: the reader processes are parallel already.
+    # One thread: the workers are parallel already.
     reader = decord.VideoReader(str(path), num_threads=1)
     length = len(reader)
     if length == 0:
@@ -85,15 +85,15 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
         except decord.DECORDError as error:
             if "DECORDArrayCopyFromTo" not in str(error):
                 raise
-            return decode_in_order(path, shown[ticks])  # decord cannot unpack some small widths (48, 72, …)
+            return decode_in_order(path, shown[ticks])  # decord fails for some small widths (48, 72, …)
 
-    # Decord seeks by time stamp: where those mean nothing, it silently returns other frames than asked for.
+    # decord seeks by timestamp: if those are invalid, it silently returns other frames.
     read = seek if shown is not None else lambda ticks: decode_in_order(path, ticks)
     return Video(length, read)
 
 
 def _open_with_av(path: Path) -> Video:
-    """Without decoding: a packet holds a frame, its time stamp says when that is shown, a flag that it is hidden."""
+    """Index the frames without decoding: a packet has one frame, its timestamp, and a flag if it is hidden."""
     import av
 
     with av.open(str(path)) as container:
@@ -116,7 +116,7 @@ def _open_with_av(path: Path) -> Video:
 
 
 def decodable(path: Path) -> int:
-    """How many frames of a file can be read before its end or its first fault; raises `ReadError` for none."""
+    """Number of frames that can be decoded before the end or the first error; raises `ReadError` if there are none."""
     av = require("av", "video files")
     count = 0
     with av.open(str(path)) as container, suppress(av.FFmpegError):
@@ -138,7 +138,7 @@ def _video_stream(container: Any) -> Any:
 
 
 def read_ticks(video: Video, ticks: Places) -> Frames:
-    """Frames at ``ticks`` (T,), in any order and with repetitions, each decoded once: (T, H, W, 3).
+    """Frames (T, H, W, 3) at ``ticks`` (T,), in any order and with repetitions; each is decoded once.
 
     Raises:
         ReadError: the file is broken further on.
@@ -151,7 +151,7 @@ def read_ticks(video: Video, ticks: Places) -> Frames:
 
 
 def decode_in_order(path: Path, ticks: Places) -> Frames:
-    """Decode a file from its start, keep the frames at the rising ``ticks``; past the end, its last frame."""
+    """Decode a file from its start and return the frames at the ascending ``ticks``; past the end, the last frame."""
     av = require("av", "video files")
     frames: list[Any] = []
     with av.open(str(path)) as container:
@@ -169,19 +169,19 @@ def decode_in_order(path: Path, ticks: Places) -> Frames:
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
-    """A decoded frame as (H, W, 3), turned as the file asks for (decord does so by itself)."""
+    """A decoded frame as (H, W, 3), rotated by the file's rotation metadata (decord does so itself)."""
     picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
 
 
 def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64], numbers: Places) -> Frames:
-    """Decode some frames of a file, each from the key frame before it.
+    """Decode selected frames of a file, each from the preceding key frame.
 
     Args:
         path: the video.
-        stamps: (L,) when each frame is shown, in units of the stream, rising.
-        keys: those of the key frames.
-        numbers: which frames, rising; a number may come twice.
+        stamps: (L,) timestamps of all frames, in units of the stream, ascending.
+        keys: timestamps of the key frames.
+        numbers: frame indices, ascending; may repeat.
     """
     av = require("av", "video files")
     found: dict[int, Any] = {}
@@ -197,19 +197,19 @@ def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64
                 now = frame.pts
                 if now is not None and now >= stamp:
                     break
-            if now != stamp:  # the frame before was dropped, or the file does not seek as its stamps say
+            if now != stamp:  # a frame was dropped, or seeking does not match the timestamps
                 return decode_in_order(path, numbers)
             found[stamp] = _upright(frame)
     return np.stack([found[stamp] for stamp in stamps[numbers].tolist()])
 
 
 def open_cached(path: Path, folder: Path, side: int | None) -> Video:
-    """Like `open_video`, from decoded frames kept in ``folder``; they are drawn anew when the file changes.
+    """Like `open_video`, with decoded frames cached in ``folder``; they are decoded again when the file changes.
 
     Args:
         path: the video.
         folder: one ``.npy`` per file, (L, H, W, 3) uint8.
-        side: short side of the kept frames at most, in pixels; ``None`` keeps their size.
+        side: maximum shorter side of the cached frames, in pixels; ``None`` keeps their size.
     """
     if not path.is_file():
         raise ReadError("there is no such file")
@@ -232,14 +232,14 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What decord and PyAV raise on files that are no video or broken."""
+    """Exceptions of decord and PyAV for files that are not videos or broken."""
     decord = available("decord")
     of_decord = () if decord is None else (decord.DECORDError,)
     return *of_decord, require("av", "video files").FFmpegError, RuntimeError, OSError, IndexError
 
 
 def _why(error: Any) -> str:
-    """One line without the path and without the place in decord's source."""
+    """A one-line message without the path and the location in decord's source."""
     if isinstance(error, ReadError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,9 +1,9 @@
-"""Reading video files as clips of fixed shape: what every video source shares.
+"""Reads video files as clips of fixed shape; base class of the video data modules.
 
 Shapes: L frames of a file, T frames of a clip, K clips of a file at test time, H and W of a frame.
 
-A clip's frames are chosen on a uniform clock of L ticks from a file's first frame to its last, so a file of
-variable frame rate does not play faster where its frames are dense. At a constant rate ticks are frames.
+Frames are sampled on a uniform clock of L ticks from a file's first to its last frame, which corrects for variable
+frame rates. At a constant frame rate, ticks are frames.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ AREAS = ("view", "frame")
 
 
 class VideoSettings(ShardableSettings, total=False):
-    """Arguments every video source takes, passed on to `VideoData`."""
+    """Arguments of every video data module, passed to `VideoData`."""
 
     frames: int
     size: int
@@ -59,35 +59,34 @@ class VideoSettings(ShardableSettings, total=False):
 
 
 class VideoData(ShardableData):
-    """A source whose items are video files and whose raw sample is a clip ``(T, 3, S, S)``, uint8 RGB.
+    """Base class of data modules for video files; a raw sample is a clip ``(T, 3, S, S)``, uint8 RGB.
 
-    Which frames: ``dense`` takes T frames ``stride`` ticks apart, beginning anywhere in training and so that
-    they lie in the middle otherwise; a file shorter than that starts over from its beginning (loops).
-    ``uniform`` cuts the file into T equal parts and takes one frame of each, a random one in training and the
-    middle one otherwise (temporal segments, arXiv 1608.00859); a file of fewer than T frames shows some
-    twice.
+    Frame sampling: ``dense`` takes T frames ``stride`` ticks apart, at a random start in training and centred
+    otherwise; shorter files are looped. ``uniform`` divides the file into T equal segments and takes one frame of
+    each, a random one in training and the middle one otherwise (temporal segments, arXiv 1608.00859); in a file of
+    fewer than T frames, some are repeated.
 
-    Testing reads K = ``test_segments`` × ``test_crops`` clips of one decoding, ``(K, T, 3, S, S)``, whose
-    answers are averaged; validation and K = 1 read one, ``(T, 3, S, S)``. Segments spread evenly from start
-    to end, crops along the longer side.
+    Testing reads K = ``test_segments`` × ``test_crops`` clips in one decoding, ``(K, T, 3, S, S)``, whose
+    predictions are averaged; validation, and testing with K = 1, read one, ``(T, 3, S, S)``. Segments are evenly
+    spaced in time, crops along the longer side.
 
     Args:
-        frames: T.
+        frames: number of frames per clip, T.
         size: S, side of a frame in pixels.
         sampling: ``dense`` or ``uniform``.
-        stride: ticks from frame to frame; only with ``dense``.
+        stride: ticks between frames; only with ``dense``.
         test_segments, test_crops: see above.
-        view: ``square`` sees the largest square of a frame, ``whole`` the whole frame squeezed to a square.
-        scale: area of a training crop as a part of the view, drawn between the two.
-        ratio: a training crop is wider than the view by a factor drawn between the two (and less high).
-        scale_of: what ``scale`` and ``ratio`` are relative to: the ``view``, or the area of the whole ``frame`` and a
+        view: ``square`` is the largest square of a frame, ``whole`` the whole frame squashed to a square.
+        scale: range of a training crop's area relative to the view.
+        ratio: range of a training crop's aspect ratio relative to the view.
+        scale_of: reference of ``scale`` and ``ratio``: the ``view``, or the area of the whole ``frame`` and a
             square (torchvision's ``RandomResizedCrop``).
-        rand_augment: a policy of timm's, such as ``rand-m7-n4-mstd0.5-inc1`` (RandAugment, arXiv 1909.13719), for the
-            whole frames before the crop, in training; a draw holds for all frames of a clip.
-        repeats: so many differently augmented copies of a clip, the same frames, are in a training batch (repeated
-            augmentation, arXiv 1901.09335): it has ``batch_size`` · ``repeats`` samples.
-        cache_dir: keep the decoded frames of every file here (uint8, short side at most ``cache_side``); for
-            small sets that are read many times. ``None`` decodes each time.
+        rand_augment: a timm policy, such as ``rand-m7-n4-mstd0.5-inc1`` (RandAugment, arXiv 1909.13719), applied to
+            whole frames before the training crop, with the same parameters for all frames of a clip.
+        repeats: number of differently augmented copies of a clip (the same frames) in a training batch (repeated
+            augmentation, arXiv 1901.09335), which then has ``batch_size`` · ``repeats`` samples.
+        cache_dir: cache folder for the decoded frames of every file (uint8, shorter side at most ``cache_side``), for
+            small data sets that are read many times. ``None`` decodes each time.
         cache_side: in pixels; ``None`` keeps the frames' own size.
         **common: see `ShardableData` and `DataModule`.
     """
@@ -151,13 +150,13 @@ class VideoData(ShardableData):
     def setup(self, stage: str | None = None) -> None:
         fresh = not self.splits
         super().setup(stage)
-        if fresh:  # validation, once an epoch, looks at one clip of a file; only the test pays for several
+        if fresh:  # validation reads one clip of a file; only testing reads several
             self.splits["val"] = [
                 replace(item, where={**item.where, "clips": 1}) for item in self.splits["val"]
             ]
 
     def find_class_folders(self, root: Path, places: Sequence[str]) -> Path:
-        """The first of ``places`` below ``root`` that holds a folder of one of the classes."""
+        """The first of ``places`` below ``root`` that contains a class folder."""
         for place in places:
             if any((root / place / name).is_dir() for name in self.class_names):
                 return root / place

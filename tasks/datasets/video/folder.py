@@ -9,7 +9,7 @@ Examples:
 
         python run.py -m task=video_folder data_dir=PATH task.data.fold=1,2,3,4,5
 
-    A table with the columns path and label, and split, fold or group if you like::
+    A table with the columns path, label and optionally split, fold or group::
 
         python run.py task=video_folder data_dir=PATH task.data.csv=labels.csv
 """
@@ -24,11 +24,11 @@ from tasks.datasets.video.files import VideoData, VideoSettings
 
 
 class VideoFolderSettings(LabelSettings, VideoSettings, total=False):
-    """Arguments of `VideoFolder` that it hands on."""
+    """Arguments that `VideoFolder` passes on."""
 
 
 class VideoFolder(FromLabelledFiles, VideoData):
-    """Video files of your own.
+    """Your own video files.
 
     Args:
         multilabel: a file may have several labels (`LabelledFiles`).
@@ -55,5 +55,5 @@ class VideoFolder(FromLabelledFiles, VideoData):
 
 
 def by_number(path: Path) -> tuple[list[int], str]:
-    """Order of files: by the numbers in their names, then by the names."""
+    """Sort key of files: the numbers in their names, then the names."""
     return [int(digits) for digits in re.findall(r"\d+", path.stem)], path.as_posix()

@@ -12,10 +12,10 @@ UNUSED, TRAIN, TEST = "0", "1", "2"
 
 
 class HMDB51(OfficialLists):
-    """HMDB51 with its official lists; validation is a part of the training list by whole films.
+    """HMDB51 with its official lists; the validation split is a fraction of the training list, grouped by film.
 
-    A split has 70 training and 30 test clips of every class; the rest is left out, as the lists say. Classes
-    are in alphabetical order.
+    A split has 70 training and 30 test clips of every class; the lists exclude the rest. Classes are in alphabetical
+    order.
 
     Args:
         split, val_fraction, **settings: see `OfficialLists`.
@@ -65,5 +65,5 @@ class HMDB51(OfficialLists):
         return carve_validation(parts[TRAIN], parts[TEST], self._film, self.val_fraction)
 
     def _film(self, item: Item) -> str:
-        """The film a clip was cut from: what stands before the class in its name."""
+        """The source film of a clip: the part of its name before the class."""
         return item.path.stem.partition(f"_{self.class_names[item.target]}_")[0]

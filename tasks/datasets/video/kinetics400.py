@@ -13,22 +13,24 @@ from tasks.datasets.video.files import VideoData, VideoSettings
 
 LISTS = {"train": "train.csv", "val": "val.csv", "test": "test.csv"}
 NAMES = ("kinetics_400_labels.csv", "label_map_k400.txt", "label_map.txt")
-PROBED = 20  # first files of a list that are looked for at once; each of the rest when it is read
+PROBED = (
+    20  # first files of a list whose existence is checked at the start; the others are checked on reading
+)
 
 
 class Kinetics400(VideoData):
     """Kinetics-400 from lists ``train.csv``, ``val.csv`` and ``test.csv``, as VideoMAE and others use them.
 
-    A line is ``path label`` (or ``path,label``), the label a number from 0, the path absolute or below
-    ``data_dir``. The labels of the official test split are not used, so ``test.csv`` is often a copy of
-    ``val.csv`` or missing: then the clips of ``val.csv`` are the test split, and validation is a part of
-    ``train.csv`` that depends on the paths alone. Model choice never sees the test split.
+    A line is ``path label`` (or ``path,label``), with labels from 0 and paths that are absolute or relative to
+    ``data_dir``. The labels of the official test split are not used, so ``test.csv`` is often a copy of ``val.csv`` or
+    missing: then the clips of ``val.csv`` are the test split, and the validation split is a fraction of ``train.csv``,
+    by a hash of the paths. The test split is never used for model selection.
 
-    Class names come from ``kinetics_400_labels.csv`` (``id,name``) or ``label_map_k400.txt`` (a name per
-    line) where there is one, else they are numbers.
+    Class names are read from ``kinetics_400_labels.csv`` (``id,name``) or ``label_map_k400.txt`` (a name per line) if
+    present, else they are numbers.
 
     Args:
-        val_fraction: of ``train.csv``, where ``val.csv`` is the test split.
+        val_fraction: fraction of ``train.csv`` for validation, if ``val.csv`` is the test split.
         **settings: see `VideoData` and `DataModule`.
     """
 
@@ -106,12 +108,12 @@ class Kinetics400(VideoData):
 
 
 def read_list(file: Path) -> dict[str, int]:
-    """Path -> label of the lines of a list, in its order; empty lines are skipped."""
+    """Path -> label of a list, in its order; empty lines are skipped."""
     listed: dict[str, int] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        found = re.fullmatch(r"(.*\S)[\s,]+(\d+)", line.strip())  # a path may hold blanks and commas
+        found = re.fullmatch(r"(.*\S)[\s,]+(\d+)", line.strip())  # a path may contain blanks and commas
         if found is None:
             raise DataError(f"line {number} of {file} is not 'path label': {line.strip()[:60]}")
         listed[found[1].rstrip(", ")] = int(found[2])

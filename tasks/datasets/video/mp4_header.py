@@ -1,7 +1,7 @@
-"""What the header of an MP4 or MOV file (ISO/IEC 14496-12) says of its frames, read without a decoder.
+"""Reads frame counts and edit lists from the header of an MP4 or MOV file (ISO/IEC 14496-12), without a decoder.
 
-A cut without re-encoding keeps the frames since the key frame before it and hides them with an edit list, which not
-every decoder heeds; and numbers of frames that the file cannot hold bring some decoders down.
+A cut without re-encoding keeps the frames since the preceding key frame and hides them with an edit list, which some
+decoders ignore; and impossible frame counts crash some decoders.
 """
 
 import struct
@@ -17,11 +17,11 @@ CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
 
 @dataclass(frozen=True)
 class Header:
-    """What concerns the first video track.
+    """Header of the first video track.
 
     Args:
-        counts_agree: the track states the same number of frames in its tables of times and of sizes.
-        may_hide_frames: its edit list may leave frames out at the start or at the end.
+        counts_agree: the tables of times and of sizes have the same number of frames.
+        may_hide_frames: its edit list may hide frames at the start or at the end.
     """
 
     counts_agree: bool
@@ -29,7 +29,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of an MP4 or MOV file; `None` where there is none that can be understood."""
+    """The header of an MP4 or MOV file; `None` if there is none that can be parsed."""
     try:
         with path.open("rb") as file:
             moov = _moov(file)
@@ -63,7 +63,7 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _flat(content: bytes) -> dict[bytes, bytes]:
-    """The boxes inside those that hold others, by kind; of several of one kind the first."""
+    """Flattens nested boxes to type -> content; of several of one type, the first is kept."""
     found: dict[bytes, bytes] = {}
     for kind, inside in _boxes(content):
         for name, what in (_flat(inside) if kind in CONTAINERS else {kind: inside}).items():
@@ -88,10 +88,12 @@ def _counts_agree(boxes: dict[bytes, bytes]) -> bool:
 
 
 def _may_hide(boxes: dict[bytes, bytes], movie_scale: int) -> bool:
-    """Whether the edits are anything but one that shows the track from its first frame to its last."""
+    """Whether the edit list is anything but one edit from the first to the last frame of the track."""
     if b"elst" not in boxes:
         return False
-    edits = [edit for edit in _edits(boxes[b"elst"]) if edit[1] >= 0]  # -1: a pause before the first frame
+    edits = [
+        edit for edit in _edits(boxes[b"elst"]) if edit[1] >= 0
+    ]  # -1: an empty edit before the first frame
     if len(edits) != 1 or b"mdhd" not in boxes or b"stts" not in boxes:
         return True
     duration, begins = edits[0]
@@ -105,7 +107,7 @@ def _may_hide(boxes: dict[bytes, bytes], movie_scale: int) -> bool:
 
 
 def _edits(elst: bytes) -> Iterator[tuple[int, int]]:
-    """(duration in the movie's time scale, first time in the track's) of each edit."""
+    """(duration in the movie's time scale, start in the track's time scale) of each edit."""
     form, size = (">Qq", 20) if elst[0] == 1 else (">Ii", 12)
     count = struct.unpack_from(">I", elst, 4)[0]
     for number in range(min(count, (len(elst) - 8) // size)):
@@ -119,5 +121,5 @@ def _pairs(table: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _timescale(header: bytes) -> int:
-    """Ticks a second, of a box `mvhd` or `mdhd`."""
+    """Ticks per second, from a box `mvhd` or `mdhd`."""
     return max(struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)[0], 1)

@@ -1,4 +1,4 @@
-"""What UCF101 and HMDB51 share: three official splits into training and test lists."""
+"""Base class of UCF101 and HMDB51: three official splits into training and test lists."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,11 @@ from tasks.datasets.video.files import VideoData, VideoSettings
 
 
 class OfficialLists(VideoData):
-    """A benchmark with three official splits; validation is a part of the training list.
+    """A benchmark with three official splits; the validation split is a fraction of the training list.
 
     Args:
-        split: 1, 2 or 3; published figures are often the mean over all three.
-        val_fraction: of the training list.
+        split: 1, 2 or 3; published results are often the mean over all three.
+        val_fraction: fraction of the training list for validation.
         **settings: see `VideoData` and `DataModule`.
     """
 
@@ -34,7 +34,7 @@ class OfficialLists(VideoData):
 def carve_validation(
     train: list[Item], test: list[Item], group: Callable[[Item], str], val_fraction: float
 ) -> dict[str, list[Item]]:
-    """Official train and test lists -> three parts; validation is whole groups of the training list."""
+    """Official train and test lists -> three splits; the validation split is whole groups of the training list."""
     held = held_out_groups(((str(item.target), group(item)) for item in train), val_fraction)
     return {
         "train": [item for item in train if group(item) not in held],

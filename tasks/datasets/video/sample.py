@@ -1,9 +1,8 @@
-"""The embedded video samples: small imitations of the real benchmarks, drawn from a seed and encoded.
+"""The embedded video samples: small imitations of the real benchmarks, generated from a seed and encoded.
 
-A clip shows a dark plane strewn with bright spots of random colour, size and place, which moves as a whole.
-The class is the motion. A window on such a plane looks alike, statistically, wherever and however the plane
-was moved, so that a single frame says nothing about the class, and a clip played backwards belongs to the
-opposite class.
+A clip shows a moving dark plane with bright spots of random colour, size and position. The class is the motion. Single
+frames have the same distribution for all classes, so that they carry no class information, and a clip played backwards
+belongs to the opposite class.
 
 Shapes: T frames, H and W (= side) of a frame.
 """
@@ -21,7 +20,7 @@ from tasks.datasets.reading import require
 
 RATE = 25  # frames per second
 
-# Motion: direction of a shift in (right, down), or of a turn (1: clockwise as seen on the screen).
+# Motion: direction of a translation in (right, down), or of a rotation (1: clockwise on the screen).
 SHIFTS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 TURNS = {"clockwise": 1, "counterclockwise": -1}
 MOTIONS = (*SHIFTS, *TURNS)
@@ -32,22 +31,24 @@ OPPOSITE = {
 
 
 def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64) -> NDArray[np.uint8]:
-    """Draw one clip of a motion, (T, H, W, 3)."""
-    time_T = np.arange(frames) - (frames - 1) / 2  # 0 in the middle: forwards and backwards are alike
+    """Generate one clip of a motion, (T, H, W, 3)."""
+    time_T = np.arange(frames) - (frames - 1) / 2  # 0 in the middle: symmetric in time
     speed = rng.uniform(0.05, 0.09)  # sides per frame
-    # The camera looks at a plane: where a pixel of each frame lies on it, in sides from its centre.
+    # The camera looks at a plane: position of each pixel on it, in sides from its centre.
     pixel = (np.arange(side) + 0.5) / side - 0.5
     y_1HW, x_1HW = (axis[None] for axis in np.meshgrid(pixel, pixel, indexing="ij"))
     if motion in TURNS:
-        angle_T11 = -TURNS[motion] * speed * 1.8 * time_T[:, None, None]  # radians; halfway out about as fast
+        angle_T11 = (
+            -TURNS[motion] * speed * 1.8 * time_T[:, None, None]
+        )  # radians; halfway out, the speed is similar
         x_THW = np.cos(angle_T11) * x_1HW - np.sin(angle_T11) * y_1HW
         y_THW = np.sin(angle_T11) * x_1HW + np.cos(angle_T11) * y_1HW
     else:
         right, down = SHIFTS[motion]
         x_THW = x_1HW - right * speed * time_T[:, None, None]
         y_THW = y_1HW - down * speed * time_T[:, None, None]
-    reach = 0.5 + max(0.25, 0.09 * frames / 2)  # a frame's half, and its corners or the longest way
-    plane = spotted_plane(reach, 2 * side, rng)  # twice as fine, so that motion is not jerky
+    reach = 0.5 + max(0.25, 0.09 * frames / 2)  # half a frame, plus its corners or the longest path
+    plane = spotted_plane(reach, 2 * side, rng)  # twice the resolution, for smooth motion
     row_THW = ((y_THW + reach) * 2 * side).astype(int)
     column_THW = ((x_THW + reach) * 2 * side).astype(int)
     return plane[row_THW, column_THW]
@@ -77,8 +78,8 @@ def write_video(
 ) -> None:
     """Encode ``(T, H, W, 3)`` frames at 25 per second, or each at its own tick of a 25th of a second.
 
-    The format follows from the name. The same frames give the same file: one thread, and no vector
-    instructions (x264's results with them vary from call to call).
+    The format is that of the extension. The output is deterministic: one thread, and no vector instructions (with
+    them, x264's results vary from call to call).
     """
     av = require("av", "video files")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +103,11 @@ def write_video(
 
 
 def kinetics400(root: Path, counts: tuple[int, int, int] = (100, 12, 20)) -> None:
-    """Kinetics-400 as VideoMAE and others list it: MP4 files, and lines ``path label`` in three CSV files."""
+    """Kinetics-400 in the list format of VideoMAE: MP4 files, and lines ``path label`` in three CSV files."""
     lines: dict[str, list[str]] = {}
     for number, (split, label, index) in enumerate(_plan(counts, len(MOTIONS))):
         rng = np.random.default_rng((400, label, index))
-        # Named by a hash-like number, as the real ones are by their address: names tell nothing.
+        # Hash-like names, like the video ids of the real clips, which do not reveal the class.
         name = f"videos/{split}/{(number * 2654435761) % 2**32:08x}_000000_000010.mp4"
         write_video(root / name, clip(MOTIONS[label], rng))
         lines.setdefault(split, []).append(f"{name} {label}\n")
@@ -128,7 +129,7 @@ def _plan(counts: tuple[int, int, int], classes: int) -> Iterator[tuple[str, int
         first += count
 
 
-# The first classes of each benchmark stand for the motions, in this order.
+# The first classes of each benchmark are used for the motions, in this order.
 UCF101_CLASSES = (
     "ApplyEyeMakeup", "ApplyLipstick", "Archery", "BabyCrawling", "BalanceBeam", "BandMarching",
 )  # fmt: skip
@@ -136,7 +137,7 @@ HMDB51_CLASSES = ("brush_hair", "cartwheel", "catch", "chew", "clap", "climb")
 
 
 def ucf101(root: Path, groups: int = 25, clips: int = 2) -> None:
-    """UCF101: AVI files (MPEG-4), 25 groups a class, three splits by groups; groups 1 to 7 test split 1."""
+    """UCF101: AVI files (MPEG-4), 25 groups per class, three splits by groups; groups 1 to 7 are test split 1."""
     lists = root / "ucfTrainTestlist"
     lists.mkdir(parents=True)
     lines = [f"{number} {name}\n" for number, name in enumerate(UCF101_CLASSES, start=1)]
@@ -161,7 +162,7 @@ def ucf101(root: Path, groups: int = 25, clips: int = 2) -> None:
 
 
 def hmdb51(root: Path, films: int = 25, clips: int = 2) -> None:
-    """HMDB51: AVI files named after film and class, and per class and split a list of ``file part``."""
+    """HMDB51: AVI files named by film and class, and a list of ``file part`` per class and split."""
     lists = root / "testTrainMulti_7030_splits"
     lists.mkdir(parents=True)
     for label, name in enumerate(HMDB51_CLASSES):

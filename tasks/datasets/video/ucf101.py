@@ -11,9 +11,9 @@ LIST_FOLDERS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTr
 
 
 class UCF101(OfficialLists):
-    """UCF101 with its official lists; validation is a part of the training list by whole groups.
+    """UCF101 with its official lists; the validation split is a fraction of the training list, by whole groups.
 
-    The clips of one group (``g08`` in ``v_Archery_g08_c01.avi``) come from one video and are never parted.
+    The clips of one group (``g08`` in ``v_Archery_g08_c01.avi``) come from one video and stay in one split.
 
     Args:
         split, val_fraction, **settings: see `OfficialLists`.
@@ -63,12 +63,12 @@ class UCF101(OfficialLists):
 
 
 def group(item: Item) -> str:
-    """The video a clip was cut from, ``Archery_g08``."""
+    """The source video of a clip, ``Archery_g08``."""
     return item.path.stem.removeprefix("v_").rpartition("_c")[0]
 
 
 def read_classes(file: Path) -> list[str]:
-    """Class names of a class index, lines ``1 ApplyEyeMakeup``, in the order of their numbers."""
+    """Read the class names of a class index with lines ``1 ApplyEyeMakeup``, in the order of their numbers."""
     numbered = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.strip():

@@ -1,1 +1,1 @@
-"""What label files say of the objects in pictures: one reader a format, all with the same answer (`labels`)."""
+"""Readers of detection label formats, one module per format, with a common result type (`labels`)."""

@@ -1,7 +1,7 @@
-"""COCO's instances (cocodataset.org/#format-data): one JSON file for all pictures of a split.
+"""COCO instances (cocodataset.org/#format-data): one JSON file for all images of a split.
 
-`categories` name the classes, `images` the pictures, `annotations` the objects: `bbox` is x, y, width, height,
-`segmentation` polygons or run lengths, `iscrowd` 1 where one annotation stands for several objects.
+`categories` are the classes, `images` the images, `annotations` the objects: `bbox` is x, y, width, height,
+`segmentation` polygons or RLE, `iscrowd` is 1 if one annotation covers several objects.
 """
 
 import json
@@ -30,10 +30,10 @@ SHOWN = 3  # names in a message
 
 
 def read_instances(file: Path) -> dict[str, Any]:
-    """The content of a file of instances: its `images`, `annotations` and `categories` are lists of objects.
+    """Read an instance file and check that `images`, `annotations` and `categories` are lists of objects.
 
     Raises:
-        DataError: no such file.
+        DataError: not an instance file.
     """
     try:
         content = json.loads(read_text(file, LARGEST_FILE))
@@ -53,7 +53,7 @@ def read_instances(file: Path) -> dict[str, Any]:
 
 
 def looks_like_instances(file: Path) -> bool:
-    """Whether a JSON file may be one, by its first characters; a small file of other settings is none."""
+    """Whether a JSON file may be an instance file, by the keys in its first and last 64 KiB."""
     try:
         with file.open("rb") as opened:
             start = opened.read(1 << 16)
@@ -65,7 +65,7 @@ def looks_like_instances(file: Path) -> bool:
 
 
 def categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
-    """Id -> name, by rising id; raises `DataError` for ids or names that are there twice, or none."""
+    """Id -> name, by ascending id; raises `DataError` for duplicate ids or names, or if there are none."""
     found: dict[int, str] = {}
     for row in content["categories"]:
         key = _id(row.get("id"), "a category", file)
@@ -84,17 +84,17 @@ def read(
     split: str | None,
     tidied: Tidied,
 ) -> list[Labelled]:
-    """The pictures of a file of instances.
+    """The images of an instance file.
 
     Args:
         file, content: see `read_instances`.
-        folders: where pictures lie, by preference.
-        labels: category id -> class; None: its objects are left out.
-        split: of all its pictures.
-        tidied: takes the objects.
+        folders: image folders, in order of preference.
+        labels: category id -> class index; None: its objects are dropped.
+        split: split of all its images.
+        tidied: converts and counts the objects.
 
     Raises:
-        DataError: an id that is there twice, or that nothing has; a picture that does not exist.
+        DataError: a duplicate or unknown id; an image that does not exist.
     """
     images: dict[int, dict[str, Any]] = {}
     names: set[str] = set()
@@ -154,7 +154,7 @@ def _labelled(
     if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
         size = (width, height)
     else:
-        with suppress(ReadError):  # named when its turn comes
+        with suppress(ReadError):  # reported when it is loaded
             size = size_of(picture)
     described = []
     for row in rows:

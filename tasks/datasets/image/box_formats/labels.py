@@ -1,7 +1,7 @@
-"""What is known of the objects in a picture, whatever format said so.
+"""Format-independent detection labels.
 
-Shapes: n objects of a picture of H × W pixels. Boxes are x1, y1, x2, y2 in pixels from the upper left corner, where a
-picture of width W reaches from 0 to W.
+Shapes: n objects in an image of H × W pixels. Boxes are x1, y1, x2, y2 in pixels from the upper left corner; an image
+of width W extends from 0 to W.
 """
 
 import math
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.box_formats.outlines import Outline
 
-LARGEST_FILE = 2**32  # bytes of a file of labels; COCO's largest has a tenth
-LARGEST_OF_A_PICTURE = 2**26  # bytes of the labels of one picture
-MOST_OBJECTS = 100_000  # in one picture
-ROUNDING = 1.0  # pixels by which a box may reach beyond its picture without a word
+LARGEST_FILE = 2**32  # bytes of a label file; COCO's largest is a tenth of this
+LARGEST_OF_A_PICTURE = 2**26  # bytes of the labels of one image
+MOST_OBJECTS = 100_000  # in one image
+ROUNDING = 1.0  # pixels by which a box may exceed its image without a note
 
 
 @dataclass(frozen=True)
 class Described:
-    """One object as a file states it.
+    """One object as read from a file.
 
     Args:
         box: x1, y1, x2, y2.
-        label: place of its class.
-        crowd: it stands for several objects, or for one that nobody needs to find.
-        outline: its mask, where there is one.
+        label: class index.
+        crowd: the annotation covers several objects, or an object that is ignored in evaluation.
+        outline: its mask, if any.
     """
 
     box: Sequence[float]
@@ -41,15 +41,15 @@ class Described:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture and what is known of it.
+    """An image and its labels.
 
     Args:
-        picture: its file.
+        picture: image file.
         objects: (n, 6): box, label, crowd (0 or 1).
-        outlines: of each object; empty where none is stated.
-        size: width and height that the labels are for; None: not stated.
-        split: that it was given; None: none.
-        fault: why its labels cannot be used, said when its turn comes.
+        outlines: outline of each object; empty if there are none.
+        size: width and height that the labels refer to; None if not stated.
+        split: its split; None if not given.
+        fault: why its labels cannot be used, reported when it is loaded.
     """
 
     picture: Path
@@ -62,7 +62,7 @@ class Labelled:
 
 @dataclass
 class Tidied:
-    """Turns what files state into arrays; counts what had to be changed or left out."""
+    """Converts labels to arrays; counts what was changed or dropped."""
 
     objects: int = 0
     clipped: int = 0
@@ -76,7 +76,7 @@ class Tidied:
     def __call__(
         self, picture: Path, described: Iterable[Described], size: tuple[int, int] | None, split: str | None
     ) -> Labelled:
-        """The picture with its objects, boxes clipped to a picture of this width and height."""
+        """The image with its objects, boxes clipped to this width and height."""
         rows: list[tuple[float, ...]] = []
         outlines: list[Outline | None] = []
         for each in described:
@@ -120,7 +120,7 @@ class Tidied:
         self.first_left_out = self.first_left_out or picture.name
 
     def notes(self) -> list[str]:
-        """What is to be said, a sentence each."""
+        """Notes for the user, one sentence each."""
         said = []
         if self.clipped:
             said.append(
@@ -141,12 +141,12 @@ class Tidied:
 
 
 def unusable(picture: Path, split: str | None, fault: str) -> Labelled:
-    """A picture whose labels cannot be read; it is counted and named when its turn comes."""
+    """An image whose labels cannot be read; it is counted and reported when it is loaded."""
     return Labelled(picture, np.zeros((0, 6)), split=split, fault=fault)
 
 
 def number(value: Any) -> float:
-    """A number of JSON, or of a text without the words that Python takes for numbers; raises `ValueError`.
+    """Parses a number from JSON or text, without Python's underscores; raises `ValueError`.
 
     >>> number("12.5"), number(3)
     (12.5, 3.0)
@@ -162,7 +162,7 @@ def number(value: Any) -> float:
 
 
 def check_names(names: Sequence[str], where: str) -> list[str]:
-    """The names of classes, if they are some and all different.
+    """Returns stripped class names if there are any, and all are unique and non-empty.
 
     Raises:
         DataError: otherwise.
@@ -177,10 +177,10 @@ def check_names(names: Sequence[str], where: str) -> list[str]:
 
 
 def read_text(path: Path, most: int) -> str:
-    """The text of a file of labels, in UTF-8.
+    """Read a label file as UTF-8 text.
 
     Raises:
-        DataError: it cannot be read, is larger than `most` bytes, or no text.
+        DataError: it cannot be read, is larger than `most` bytes, or is not text.
     """
     try:
         size = path.stat().st_size

@@ -1,6 +1,6 @@
-"""Outlines of objects: polygons and run lengths, as COCO writes them, and the masks they stand for.
+"""Outlines of objects: polygons and run-length encoding (RLE) in COCO format, and their masks.
 
-Shapes: H and W of the picture. Run lengths count pixels column by column, first those outside.
+Shapes: H and W of the image. Run lengths count pixels in column-major order, beginning with the background.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CORNERS = 3  # of a polygon at least
-LONGEST = 10_000_000  # characters of run lengths, or numbers of a polygon
+CORNERS = 3  # minimum of a polygon
+LONGEST = 10_000_000  # characters of compressed RLE, or numbers of a polygon
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """One object's: polygons, each x, y, x, y, … in pixels, or run lengths."""
+    """The outline of one object: polygons, each x, y, x, y, … in pixels, or run lengths."""
 
     polygons: tuple[NDArray[np.float32], ...] = ()
     runs: NDArray[np.int64] | None = None
 
     def mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """(H, W), true on the object; what lies beyond the picture is cut off.
+        """Mask (H, W), true on the object and clipped to the image.
 
         Raises:
-            ValueError: run lengths of another number of pixels.
+            ValueError: run lengths for a different number of pixels.
         """
         if self.runs is not None:
             if int(self.runs.sum()) != height * width:
@@ -41,11 +41,11 @@ class Outline:
             for each in self.polygons
         ]
         pieces = coco.frPyObjects([each.astype(np.float64).tolist() for each in within], height, width)
-        counts = coco.merge(pieces)["counts"]  # its own decoder warns with numpy 2
+        counts = coco.merge(pieces)["counts"]  # pycocotools' own decoder warns with NumPy 2
         return _decoded(np.array(unpacked(counts.decode("ascii")), dtype=np.int64), height, width)
 
     def content(self) -> bytes:
-        """What tells it from another."""
+        """Bytes for hashing."""
         return b"".join(each.tobytes() for each in (self.polygons if self.runs is None else (self.runs,)))
 
 
@@ -54,11 +54,11 @@ def _decoded(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.boo
 
 
 def read_outline(said: Any, size: tuple[int, int] | None) -> Outline | None:
-    """COCO's `segmentation`: polygons, or an object of `size` (height, width) and `counts`; None: there is none.
+    """Parses COCO's `segmentation`: polygons, or an object with `size` (height, width) and `counts`; None if empty.
 
     Args:
-        said: as JSON has it.
-        size: width and height of the picture, where they are stated.
+        said: the JSON value.
+        size: width and height of the image, if stated.
 
     Raises:
         ValueError: anything else.
@@ -109,7 +109,7 @@ def _runs(said: dict[Any, Any], size: tuple[int, int] | None) -> NDArray[np.int6
 
 
 def unpacked(text: str) -> list[int]:
-    """COCO's compressed run lengths: five bits a character, differences to the run before the last one.
+    """Decodes COCO's compressed RLE: five bits per character, differences to the run before the last one.
 
     Raises:
         ValueError: anything else.
@@ -136,12 +136,12 @@ def unpacked(text: str) -> list[int]:
 
 
 def packed_polygons(points: Sequence[Sequence[float]]) -> list[float]:
-    """Corners (P, 2) as COCO writes them: x, y, x, y, … with two decimals."""
+    """Corners (P, 2) in COCO format: x, y, x, y, … with two decimals."""
     return [round(float(value), 2) for point in points for value in point]
 
 
 def run_lengths(mask_HW: NDArray[np.bool_]) -> list[int]:
-    """A mask's run lengths, column by column, first those outside."""
+    """Run lengths of a mask in column-major order, beginning with the background."""
     flat = np.concatenate([[False], mask_HW.T.reshape(-1)])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], changes, [mask_HW.size]])).tolist()

@@ -1,6 +1,6 @@
-"""What is known of the objects in one picture, as a file beside it in a shard: JSON.
+"""Detection labels of one image as a JSON file beside it in a shard.
 
-`size` is width and height that the labels are for, `objects` a list of x1, y1, x2, y2, class name and crowd (0 or 1),
+`size` is the width and height that the labels refer to, `objects` a list of x1, y1, x2, y2, class name and crowd (0/1),
 `outlines` COCO's `segmentation` of each object, `fault` why the labels cannot be used.
 """
 
@@ -17,12 +17,12 @@ from tasks.datasets.image.box_formats.outlines import Outline, read_outline
 
 
 def packed(objects_n6: NDArray[np.float64], class_names: Sequence[str], where: Mapping[str, Any]) -> bytes:
-    """The file.
+    """Encodes labels to the content of the file.
 
     Args:
         objects_n6: box, label and crowd of each object.
-        class_names: of the labels.
-        where: `size`, `outlines` and `fault`, as far as there are any.
+        class_names: names of the labels.
+        where: `size`, `outlines` and `fault`, if any.
     """
     rows = [[*row[:4], class_names[int(row[4])], int(row[5])] for row in objects_n6.tolist()]
     said = {"size": list(where["size"]) if "size" in where else None, "objects": rows}
@@ -34,10 +34,10 @@ def packed(objects_n6: NDArray[np.float64], class_names: Sequence[str], where: M
 
 
 def unpacked(content: bytes, class_names: Sequence[str]) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Objects and `where` as they were packed, labels those of these names.
+    """Decodes objects and `where`, with labels as indices of `class_names`.
 
     Raises:
-        ReadError: it is no such file.
+        ReadError: not a valid file.
     """
     place = {name: label for label, name in enumerate(class_names)}
     try:
@@ -67,5 +67,5 @@ def _segmentation(outline: Outline | None, size: tuple[int, int] | None) -> Any:
         return None
     if outline.runs is None:
         return [polygon.tolist() for polygon in outline.polygons]
-    width, height = size or (1, int(outline.runs.sum()))  # without a size the picture cannot be read
+    width, height = size or (1, int(outline.runs.sum()))  # without a size the image cannot be read
     return {"size": [height, width], "counts": outline.runs.tolist()}

@@ -1,7 +1,7 @@
-"""PASCAL VOC's annotations: an XML file a picture, as VOC 2007 defines them and most tools for labelling write them.
+"""PASCAL VOC annotations: one XML file per image, as defined by VOC 2007 and written by most labelling tools.
 
-Pixels are counted from 1 and a box holds both of its corners' pixels: x from xmin to xmax reaches, from the picture's
-edge, from xmin - 1 to xmax.
+Pixel coordinates are 1-based and a box includes its corner pixels: in continuous coordinates, x extends from xmin - 1
+to xmax.
 """
 
 import re
@@ -15,26 +15,26 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.image.box_formats.labels import LARGEST_OF_A_PICTURE, Described, number, read_text
 
 ENDINGS = (".xml",)
-DEEPEST = 20  # levels of elements; a right file has four
+DEEPEST = 20  # levels of elements; a valid file has four
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
 class VocPicture:
-    """What a file says: objects as (class name, box, difficult), and the picture's width and height if stated."""
+    """Content of a file: objects as (class name, box, difficult), and the image's width and height if stated."""
 
     objects: tuple[tuple[str, tuple[float, float, float, float], bool], ...]
     size: tuple[int, int] | None
 
 
 def read(file: Path) -> VocPicture:
-    """The objects of an XML file.
+    """Read an XML file.
 
     Raises:
-        DataError: no XML, no annotation, or an object without name or corners; the message names the file.
+        DataError: not XML, not an annotation, or an object without a name or corners; the message names the file.
     """
     text = read_text(file, LARGEST_OF_A_PICTURE)
-    # Entities are what makes a small file large, or reads another one; a right file declares no type.
+    # Entities can expand a small file or read other files; a valid file has no DOCTYPE.
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise DataError(
             f"{file} declares a document type (DOCTYPE), which no annotation needs; it is not read"
@@ -58,18 +58,18 @@ def read(file: Path) -> VocPicture:
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
             raise DataError(f"{where} ({name[:80]}) is difficult={difficult[:20]!r}, not 0 or 1")
-        # A box whose corners are one pixel is a slip of the mouse; as degenerate as one of none.
+        # A box of a single pixel is a mis-click, and treated as degenerate.
         thin = x2 <= x1 or y2 <= y1
         objects.append((name, (x1, y1, x2, y2) if thin else (x1 - 1, y1 - 1, x2, y2), difficult == "1"))
     return VocPicture(tuple(objects), _size(root))
 
 
 def described(picture: VocPicture, places: Mapping[str, int | None]) -> list[Described]:
-    """Its objects, `difficult` ones as crowd: found or not, they count neither way.
+    """The objects of an image, with `difficult` ones as crowd, which are ignored in evaluation.
 
     Args:
-        picture: what its file says.
-        places: class name -> class; None: its objects are left out.
+        picture: content of its file.
+        places: class name -> class index; None: its objects are dropped.
     """
     return [
         Described(box, label, difficult)

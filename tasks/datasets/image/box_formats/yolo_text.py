@@ -1,7 +1,7 @@
-"""YOLO's labels: a text file a picture, a line an object: class, x and y of the centre, width, height.
+"""YOLO labels: one text file per image, one line per object: class, x and y of the centre, width, height.
 
-The four are parts of the picture's width and height. A line with more numbers than that is a polygon: class, x, y, x,
-y, … A picture without a file, or with an empty one, holds nothing.
+The four are relative to the image's width and height. A line with more numbers is a polygon: class, x, y, x, y, … An
+image without a file, or with an empty one, has no objects.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from tasks.datasets.image.box_formats.labels import (
 from tasks.datasets.image.box_formats.outlines import LONGEST, Outline
 
 ENDINGS = (".txt",)
-#: Files that name the classes, as they are called.
+#: Names of files with class names.
 NAMES = (
     "data.yaml",
     "data.yml",
@@ -32,29 +32,29 @@ NAMES = (
     "classes.names",
     "_darknet.labels",
 )
-TOLERANCE = 1e-3  # by which a part of the picture may lie beyond 0 and 1: numbers are written with few digits
-MOST_CLASSES = 1000  # that nothing names
+TOLERANCE = 1e-3  # by which relative coordinates may exceed [0, 1], since they are rounded
+MOST_CLASSES = 1000  # without class names
 LARGEST_NAMES = 2**18  # bytes
-DEEPEST = 20  # levels of a YAML
+DEEPEST = 20  # nesting levels of a YAML file
 
 
 @dataclass(frozen=True)
 class Line:
-    """An object: its class, and parts of width and height: a box (x, y, w, h) or a polygon's corners."""
+    """An object: its class, and a box (x, y, w, h) or the corners of a polygon in relative coordinates."""
 
     label: int
     parts: tuple[float, ...]
 
 
 def read(file: Path, classes: int | None) -> list[Line]:
-    """The lines of a file.
+    """Read a label file.
 
     Args:
-        file: the labels of one picture.
-        classes: how many there are; None: not known.
+        file: the labels of one image.
+        classes: number of classes; None if unknown.
 
     Raises:
-        DataError: a line that is none, by its number.
+        DataError: an invalid line, with its number.
     """
     lines = []
     for place, text in enumerate(read_text(file, LARGEST_OF_A_PICTURE).splitlines(), start=1):
@@ -76,7 +76,7 @@ def read(file: Path, classes: int | None) -> list[Line]:
             parts = tuple(number(cell) for cell in cells[1:])
         except ValueError as error:
             raise DataError(f"{where} has something else than numbers") from error
-        wrong = [part for part in parts if not -TOLERANCE <= part <= 1 + TOLERANCE]  # NaN is wrong, too
+        wrong = [part for part in parts if not -TOLERANCE <= part <= 1 + TOLERANCE]  # also catches NaN
         if wrong:
             raise DataError(
                 f"{where} has {wrong[0]:g}, no part of a picture from 0 to 1 (YOLO's boxes are not in pixels)"
@@ -86,7 +86,7 @@ def read(file: Path, classes: int | None) -> list[Line]:
 
 
 def described(lines: Sequence[Line], size: tuple[int, int]) -> list[Described]:
-    """Objects in a picture of this width and height."""
+    """The objects in pixels of an image of this width and height."""
     width, height = size
     found = []
     for line in lines:
@@ -104,10 +104,10 @@ def described(lines: Sequence[Line], size: tuple[int, int]) -> list[Described]:
 
 
 def read_names(file: Path) -> list[str]:
-    """The classes that a file names: `names` of a YAML (a list, or an object from 0 on), or a line each.
+    """Read class names: `names` of a YAML file (a list, or a mapping from 0 on), or one per line.
 
     Raises:
-        DataError: it names none.
+        DataError: no valid class names.
     """
     text = read_text(file, LARGEST_NAMES)
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -125,7 +125,7 @@ def _yaml(file: Path, text: str) -> Any:
     starts = (*blocks, yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
     ends = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
     try:
-        # Aliases are what makes a small file large, depth what makes it slow.
+        # Aliases can expand a small file, nesting can make it slow.
         depth = 0
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):

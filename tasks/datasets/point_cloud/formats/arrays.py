@@ -1,6 +1,6 @@
 """Arrays of numbers: NPY, NPZ and HDF5.
 
-The shape is checked before anything is read: a few bytes can announce, or unpack into, any number of points.
+Shapes are checked before reading: a few bytes can declare, or unpack into, any number of points.
 """
 
 import math
@@ -19,13 +19,13 @@ from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, from_nam
 from tasks.datasets.point_cloud.formats.h5 import SHARED
 
 POINTS = ("points", "data")
-# Arrays (P, 3) that may lie beside the points.
+# Optional arrays (P, 3) beside the points.
 BESIDE = {
     "normals": NORMALS, "normal": NORMALS, "colors": COLORS, "colours": COLORS, "color": COLORS, "rgb": COLORS,
 }  # fmt: skip
 NUMPY_MAGIC = b"\x93NUMPY"
 PLAIN_HEADER = (
-    128  # bytes of a header as NumPy writes it for a table; to parse one takes a third as long as to read
+    128  # bytes of NumPy's usual header of a 2-D array; generic parsing takes a third of the reading time
 )
 PLAIN = re.compile(
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '([<>|][fiu]\d)', 'fortran_order': (True|False), "
@@ -62,7 +62,7 @@ def read_h5(path: Path, options: ReadOptions) -> Cloud:
 
 
 def key(names: Sequence[str]) -> str:
-    """The name of the array that holds the points."""
+    """The name of the array of points."""
     wanted = next((name for name in POINTS if name in names), None)
     if wanted is None and len(names) != 1:
         raise ReadError(
@@ -86,7 +86,7 @@ def _cloud(beside: Mapping[str, NDArray[Any]], array: NDArray[Any], options: Rea
 
 
 def _header(file: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns lie one behind the other, and type of numbers."""
+    """Shape, Fortran order flag, and dtype."""
     start = file.read(PLAIN_HEADER)
     if plain := PLAIN.match(start):
         kind, by_columns, rows, columns = plain.groups()
@@ -96,13 +96,13 @@ def _header(file: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, by_columns, kind = read(file)
-    except Exception as error:  # NumPy parses it as Python, which fails in many ways
+    except Exception as error:  # NumPy parses it as Python, which may raise anything
         raise ReadError("it cannot be read as a point cloud (its header is damaged)") from error
     return shape, by_columns, kind
 
 
 def _checked(file: BinaryIO | Any, options: ReadOptions, size: int) -> NDArray[Any]:
-    """The array in an open NPY file of so many bytes."""
+    """Read the array of an open NPY file of `size` bytes, with checks."""
     shape, by_columns, kind = _header(file)
     check_shape(shape or (1,), options)
     count = math.prod(shape)

@@ -1,4 +1,4 @@
-"""What a reader of one format hands over: points, the columns beside them, perhaps triangles.
+"""Common result of all format readers: points, their columns, and optionally triangles.
 
 Shapes: P points, E columns without a name, F polygons of K corners, T triangles.
 """
@@ -18,20 +18,20 @@ Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 MAX_POINTS = 30_000_000
-BYTES_PER_POINT = 64  # of a text file, as many as most writers spend
-VALUES_PER_POINT = 32  # columns of a file, more than any writer has
+BYTES_PER_POINT = 64  # of a text file, as most programs write
+VALUES_PER_POINT = 32  # columns of a file, more than any program writes
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are to be read.
+    """Options for reading files.
 
     Args:
-        max_points: a file of more points is refused.
-        wanted: the columns that will be asked for; they name the columns of a file without a header, where
-            there are as many.
-        order: what the columns of a file of bare numbers are, x, y and z among them; ``None``: its header
-            says it, or it is inferred.
+        max_points: files with more points are refused.
+        wanted: the columns that will be used; they name the columns of a file without a header, if the number
+            matches.
+        order: names of the columns of a file without names, including x, y and z; ``None``: from its header, or
+            inferred.
     """
 
     max_points: int = MAX_POINTS
@@ -41,17 +41,17 @@ class ReadOptions:
 
 @dataclass
 class Cloud:
-    """Points and what is known of each.
+    """Points and their columns.
 
     Args:
-        points: (P, 3), about `origin`.
-        columns: name -> (P,), as the file has them.
-        triangles: (T, 3), indices of points, where the file is a mesh.
-        face_columns: name -> (T,), what is known of each triangle.
-        color_scale: value of a full red, green or blue; ``None``: the values themselves must tell.
-        origin: (3,), what was subtracted from the points.
-        dropped: points left out, as they have no finite coordinates.
-        remarks: how the file was read, where that was inferred.
+        points: (P, 3), relative to `origin`.
+        columns: name -> (P,), as in the file.
+        triangles: (T, 3), point indices, for a mesh.
+        face_columns: name -> (T,), columns of the triangles.
+        color_scale: maximum colour value; ``None``: inferred from the values.
+        origin: (3,), offset subtracted from the points.
+        dropped: number of points dropped because of non-finite coordinates.
+        remarks: notes about what was inferred.
     """
 
     points: NDArray[Any]
@@ -65,7 +65,7 @@ class Cloud:
 
 
 def check_count(count: int, options: ReadOptions, unit: str = "points") -> None:
-    """Raise a `ReadError` where a file announces more points than may be read."""
+    """Raise a `ReadError` if a file declares more points than allowed."""
     if count < 0:
         raise ReadError(f"it announces {count:,} {unit}")
     if count > options.max_points:
@@ -76,7 +76,7 @@ def check_count(count: int, options: ReadOptions, unit: str = "points") -> None:
 
 
 def check_shape(shape: Sequence[int], options: ReadOptions) -> None:
-    """Raise a `ReadError` where an array of points is larger than may be read."""
+    """Raise a `ReadError` if an array of points is larger than allowed."""
     rows = math.prod(int(side) for side in shape[:-1]) if len(shape) > 1 else 0
     columns = int(shape[-1]) if shape else 0
     check_count(max(rows, -(-rows * columns // VALUES_PER_POINT)), options)
@@ -85,12 +85,12 @@ def check_shape(shape: Sequence[int], options: ReadOptions) -> None:
 
 
 def check_size(size: int, options: ReadOptions) -> None:
-    """Raise a `ReadError` for a file of text so long that it must hold more points than may be read."""
+    """Raise a `ReadError` for a text file so long that it must have more points than allowed."""
     check_count(size // BYTES_PER_POINT, options)
 
 
 def mesh(points: NDArray[Any], triangles: NDArray[Any], **more: Any) -> Cloud:
-    """A cloud with triangles, or without, where there are none; raises `ReadError` for a wrong index."""
+    """A mesh, or a plain cloud if there are no triangles; raises `ReadError` for an invalid index."""
     if len(triangles) == 0:
         more.pop("face_columns", None)
         return Cloud(points, **more)
@@ -101,7 +101,7 @@ def mesh(points: NDArray[Any], triangles: NDArray[Any], **more: Any) -> Cloud:
 
 
 def fan(corners_FK: Indices) -> tuple[Indices, Indices]:
-    """Polygons of one size as triangles, (T, 3), and which polygon each comes from, (T,)."""
+    """Triangulates polygons of one size: triangles (T, 3), and the polygon of each, (T,)."""
     faces, size = corners_FK.shape
     each = max(size - 2, 0)
     if not faces or not each:
@@ -112,7 +112,7 @@ def fan(corners_FK: Indices) -> tuple[Indices, Indices]:
 
 
 def fans(groups: Sequence[tuple[Indices, Indices]]) -> tuple[Indices, Indices]:
-    """Polygons of several sizes, each group with the numbers of its polygons, as `fan`; in the file's order."""
+    """Like `fan`, for groups of polygons of several sizes with their indices; in the file's order."""
     parts = [(*fan(corners), numbers) for numbers, corners in groups]
     if not parts:
         return np.zeros((0, 3), np.int64), np.zeros(0, np.int64)

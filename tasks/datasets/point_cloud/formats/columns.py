@@ -1,6 +1,6 @@
-"""What the columns of a file mean: by its header, by the order that was stated, or by their values.
+"""Meaning of the columns of a file: from its header, the given order, or the values.
 
-Shapes: P points, C columns of a file, E columns beside x, y and z.
+Shapes: P points, C columns of a file, E columns besides x, y and z.
 """
 
 import re
@@ -17,7 +17,7 @@ XYZ = ("x", "y", "z")
 NORMALS = ("nx", "ny", "nz")
 COLORS = ("r", "g", "b")
 SCALES = (1.0, 255.0, 65535.0)
-LOOKED_AT = 4_000  # values tell their kind by so many rows
+LOOKED_AT = 4_000  # rows inspected to infer a column's meaning
 ALIASES = {
     "r": ("red", "diffuse_red", "rf"),
     "g": ("green", "diffuse_green", "gf"),
@@ -36,14 +36,14 @@ ORDER = "say task.data.file_columns=[x,y,z,…] with a name for every column"
 
 
 def known_name(name: str) -> str:
-    """The name of a column as `columns` calls it: ``Red`` -> ``r``, ``Scalar field`` -> ``scalar_field``."""
+    """Normalises a column name: ``Red`` -> ``r``, ``Scalar field`` -> ``scalar_field``."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     plain = re.sub(r"^([xyz])_(?:k|c|m)?m$|^([xyz])_ft$", r"\1\2", plain)  # with a unit
     return OURS.get(plain, plain)
 
 
 def check_order(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of the columns of a file as `ReadOptions.order`; raises `DataError` where x, y or z lacks."""
+    """Normalised column names for `ReadOptions.order`; raises `DataError` if x, y or z is missing."""
     if names is None:
         return None
     order = tuple(known_name(str(name)) for name in names)
@@ -55,10 +55,10 @@ def check_order(names: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def from_named(arrays: Mapping[str, NDArray[Any]], **more: Any) -> Cloud:
-    """A cloud of arrays (P,) under the names that a file has for them.
+    """A cloud from named arrays (P,).
 
     Raises:
-        ReadError: there is no x, y or z, or a name comes twice.
+        ReadError: x, y or z is missing, or a name is duplicated.
     """
     columns: dict[str, NDArray[Any]] = {}
     for name, values in arrays.items():
@@ -76,15 +76,15 @@ def from_named(arrays: Mapping[str, NDArray[Any]], **more: Any) -> Cloud:
 
 
 def from_table(table: NDArray[Any], options: ReadOptions, names: Sequence[str] | None = None) -> Cloud:
-    """A cloud of bare numbers (P, C).
+    """A cloud from a table of numbers (P, C).
 
     Args:
         table: the numbers.
-        options: the order that was stated counts more than ``names``.
-        names: what the file's header calls the columns.
+        options: its `order` takes precedence over ``names``.
+        names: column names in the file's header.
 
     Raises:
-        ReadError: there are fewer than three columns, or not as many as names.
+        ReadError: fewer than three columns, or a number that differs from that of the names.
     """
     if table.ndim == 3 and len(table) == 1:
         table = table[0]
@@ -106,8 +106,8 @@ def from_table(table: NDArray[Any], options: ReadOptions, names: Sequence[str] |
 
 
 def name_columns(extra_PE: NDArray[Any], wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Names for columns that have none: the ones wanted, where they are as many; else normals and colours
-    where the values leave no doubt. A column whose meaning stays open is left out.
+    """Names for unnamed columns: the ones wanted, if the number matches; else normals and colours where the values are
+    unambiguous. Other columns are dropped.
     """
     width = extra_PE.shape[1]
     if width and width == len(wanted) and not _contradicts(extra_PE, wanted):
@@ -124,7 +124,7 @@ def name_columns(extra_PE: NDArray[Any], wanted: Sequence[str]) -> dict[str, NDA
 
 
 def kind_of(triple_P3: NDArray[Any]) -> tuple[str, ...] | None:
-    """`NORMALS`, `COLORS` or ``None``: what three columns are by their values."""
+    """`NORMALS`, `COLORS` or ``None``: the meaning of three columns by their values."""
     values = _some_rows(triple_P3)
     if not len(values):
         return None
@@ -135,21 +135,21 @@ def kind_of(triple_P3: NDArray[Any]) -> tuple[str, ...] | None:
 
 
 def is_unit(triple_P3: NDArray[Any]) -> bool:
-    """Whether rows are vectors of length 1 (some may be zero)."""
+    """Whether rows are unit vectors (some may be zero)."""
     lengths = np.linalg.norm(_some_rows(triple_P3), axis=1)
     return bool(((np.abs(lengths - 1) < 0.02) | (lengths == 0)).all() and (lengths > 0).any())
 
 
 def color_scale(colors: Sequence[NDArray[Any]], known: float | None, stated: float | None) -> float:
-    """The value of a full red, green or blue.
+    """The maximum colour value.
 
     Args:
-        colors: columns of colours.
-        known: what the file's format says of it.
-        stated: what the user says of it, of files that do not.
+        colors: colour columns.
+        known: scale defined by the file's format.
+        stated: scale given by the user, for other files.
 
     Raises:
-        ReadError: values beyond it, or values that could mean two things.
+        ReadError: values beyond it, or an ambiguous scale.
     """
     if known is not None:
         return known
@@ -173,12 +173,12 @@ def color_scale(colors: Sequence[NDArray[Any]], known: float | None, stated: flo
 
 
 def _scale_by_type(colors: Sequence[NDArray[Any]]) -> float | None:
-    """255 for bytes; other types say nothing."""
+    """255 for uint8; unknown for other types."""
     return 255.0 if colors and all(color.dtype == np.uint8 for color in colors) else None
 
 
 def _contradicts(extra_PE: NDArray[Any], names: Sequence[str]) -> bool:
-    """Whether values cannot be what names say: negative colours, normals that look like colours."""
+    """Whether values contradict the names: negative colours, normals that look like colours."""
     for kind in (NORMALS, COLORS):
         places = [names.index(name) for name in kind if name in names]
         if len(places) != 3:

@@ -1,4 +1,4 @@
-"""HDF5 files, opened in a process of their own that is kept for the next file (`h5_process`)."""
+"""Reads HDF5 files in a separate process, which is reused for the next file (`h5_process`)."""
 
 import atexit
 import contextlib
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from tasks.datasets.errors import ReadError
 from tasks.datasets.reading import require
 
-MEMORY = 8 << 30  # bytes of addresses
+MEMORY = 8 << 30  # bytes of address space
 SECONDS = 60.0  # for one file
-PIPE = 1 << 20  # bytes that are on their way at once
+PIPE = 1 << 20  # pipe capacity in bytes
 F_SETPIPE_SZ = 1031  # of Linux
 
 Check = Callable[[Sequence[int]], None]
 
 
 class H5Process:
-    """The process, started with the first file and again after one that ended it."""
+    """The subprocess, started with the first file and restarted after a file that crashed it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -37,13 +37,13 @@ class H5Process:
     def arrays(
         self, path: Path, points: Sequence[str], beside: Sequence[str], check: Check
     ) -> tuple[list[str], dict[str, NDArray[Any]]]:
-        """The names in a file, and the first of ``points`` that is there (or the only array) with all of ``beside``.
+        """The names in a file, and the first existing array of ``points`` (or the only array) with those of ``beside``.
 
         Args:
-            check: raises for a shape that is not to be read.
+            check: raises for a shape that must not be read.
 
         Raises:
-            ReadError: the file is damaged, or holds something else than arrays of numbers.
+            ReadError: the file is damaged, or contains something other than numeric arrays.
         """
         require("h5py", "HDF5 files")
         with self.lock:
@@ -95,7 +95,7 @@ class H5Process:
         found = {}
         for array in told["arrays"]:
             kind = array["kind"]
-            if isinstance(kind, list):  # records; JSON has made lists of their fields
+            if isinstance(kind, list):  # structured dtype; JSON has turned its fields into lists
                 kind = [(name, form, *map(tuple, more)) for name, form, *more in kind]
             content = np.empty(math.prod(array["shape"]) * np.dtype(kind).itemsize, np.uint8)
             if process.stdout.readinto(content.data) != len(content):  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ class H5Process:
         return told
 
     def _running(self) -> "subprocess.Popen[bytes]":
-        if self.started_by != os.getpid():  # a forked process must not share its parent's
+        if self.started_by != os.getpid():  # a forked process must not share its parent's subprocess
             self.process = None
         if self.process is None or self.process.poll() is not None:
             self.end()
@@ -124,7 +124,7 @@ class H5Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the process that asks
+                start_new_session=True,  # Ctrl-C is left to the parent
             )
             self.started_by = os.getpid()
             assert self.process.stdout is not None
@@ -136,7 +136,7 @@ class H5Process:
         return self.process
 
     def end(self) -> None:
-        """End the process, if it is this one's."""
+        """End the subprocess, if it was started by this process."""
         if self.process is None or self.started_by != os.getpid():
             return
         process, self.process = self.process, None

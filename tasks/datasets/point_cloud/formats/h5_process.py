@@ -1,8 +1,8 @@
-"""The process that opens HDF5 files: damaged ones can end it, or fill its memory, and take nothing along.
+"""The subprocess that opens HDF5 files: a damaged file may crash it or exhaust its memory without affecting the parent.
 
-It imports nothing of this project, so that it starts in a fraction of a second. On its input stand lines of JSON:
-``{"path", "points", "beside"}`` asks what a file holds under these names, ``true`` for the content of the arrays that
-it then described, in their order; on its output, a line of JSON for each question and the bytes.
+It imports nothing from this project, so that it starts in a fraction of a second. Its input is lines of JSON:
+``{"path", "points", "beside"}`` requests a description of the arrays with these names in a file, ``true`` then their
+contents in order. Its output is a line of JSON for each request, and the bytes.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 
 def answer(asked: dict[str, Any], line_in: BinaryIO, out: BinaryIO) -> None:
-    """Describe what a file holds, and send it if that is wanted."""
+    """Describe the arrays of a file, and send them if requested."""
     import h5py
     import numpy as np
 
@@ -36,7 +36,9 @@ def answer(asked: dict[str, Any], line_in: BinaryIO, out: BinaryIO) -> None:
             described.append({"name": name, "shape": shape, "kind": kind, "problem": problem})
         _say(out, {"names": names[:100], "arrays": described})
         if json.loads(line_in.readline() or b"false"):
-            contents = [np.ascontiguousarray(array[()]).reshape(-1) for array in arrays]  # damage shows here
+            contents = [
+                np.ascontiguousarray(array[()]).reshape(-1) for array in arrays
+            ]  # raises for damaged data
             _say(out, {})
             for content in contents:
                 out.write(content.view(np.uint8).data)
@@ -44,7 +46,7 @@ def answer(asked: dict[str, Any], line_in: BinaryIO, out: BinaryIO) -> None:
 
 
 def serve(memory: int) -> None:
-    """Answer until the input ends."""
+    """Serve requests until the input ends."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""LAS and LAZ of airborne and terrestrial scanners, through laspy."""
+"""LAS and LAZ files of airborne and terrestrial scanners, through laspy."""
 
 import struct
 import subprocess
@@ -16,13 +16,13 @@ from tasks.datasets.point_cloud.formats.columns import from_named
 from tasks.datasets.reading import require
 from tasks.disk import filling
 
-FORMAT_BYTE, COMPRESSED = 104, 0x80  # where the header says that the points are compressed
+FORMAT_BYTE, COMPRESSED = 104, 0x80  # byte offset and flag for compressed points
 HEADER = 375  # bytes of the longest header
-VLR, EVLR = 54, 60  # bytes of the shortest record of further information, before and behind the points
-# What unpacking may take: to start, and for each point, several times what intact files need.
-MEMORY, MEMORY_PER_POINT = 3 << 30, 400  # bytes of addresses
+VLR, EVLR = 54, 60  # minimum bytes of a variable length record before (VLR) and after (EVLR) the points
+# Memory limit of unpacking: a base, and an amount per point; several times what intact files need.
+MEMORY, MEMORY_PER_POINT = 3 << 30, 400  # bytes of address space
 SECONDS, POINTS_PER_SECOND = 10.0, 300_000
-MOST_PACKED = 200  # times that LAZ makes a file smaller, at best
+MOST_PACKED = 200  # maximum compression ratio of LAZ
 UNPACK = """
 import sys
 try:
@@ -61,7 +61,7 @@ def read_las(path: Path, options: ReadOptions) -> Cloud:
 
 
 def _check_header(head: bytes, size: int) -> None:
-    """Raise a `ReadError` for numbers that no file of this size can have: laspy would look for every record."""
+    """Raise a `ReadError` for counts that are impossible for this file size: laspy would try to read every record."""
     if len(head) < 227 or head[:4] != b"LASF":
         raise ReadError("it holds no points: it does not begin with the header of a LAS file")
     length, start, records = struct.unpack_from("<HII", head, 94)
@@ -82,7 +82,7 @@ def _arrays(points: Any) -> dict[str, NDArray[Any]]:
 
 
 def _unpacked(path: Path, count: int) -> dict[str, NDArray[Any]]:
-    """The columns of a compressed file, unpacked in a process of its own: damaged data make the library end it."""
+    """The columns of a compressed file, unpacked in a subprocess, since damaged data can crash the library."""
     place = Path(tempfile.gettempdir(), "laz")
     with (
         filling(place, "or choose another folder with TMPDIR=FOLDER"),

@@ -1,4 +1,4 @@
-"""Numbers written as text, with the line where something else stands."""
+"""Parses tables of numbers from text, with errors that name the invalid line."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -15,7 +15,7 @@ SHOWN = 40  # characters of a wrong line
 
 
 class Lines(Sequence[str]):
-    """The lines of a text file that are not empty; they are cut apart only where one is looked at.
+    """The non-empty lines of a text file, split lazily on access.
 
     Args:
         data: the text.
@@ -58,7 +58,7 @@ class Lines(Sequence[str]):
         return part
 
     def _start(self, place: int) -> int:
-        """Where a line begins; behind the last, where the text ends."""
+        """Offset of a line; after the last one, the end of the text."""
         return int(self.ends[place - 1]) + 1 if place else 0
 
     def __iter__(self) -> Iterator[str]:
@@ -70,15 +70,15 @@ def _line_ends(data: bytes) -> Indices:
 
 
 def table(lines: Sequence[str], what: str, delimiter: str | None = None) -> Doubles:
-    """Lines of as many numbers each, (lines, columns), float64.
+    """Parses lines with the same number of values each, (lines, columns), float64.
 
     Args:
-        lines: without comments and empty ones.
-        what: what a line holds, for the message: ``vertex``.
-        delimiter: between numbers; ``None``: blanks.
+        lines: lines without comments and empty lines.
+        what: what a line describes, for messages: ``vertex``.
+        delimiter: separator of the numbers; ``None``: whitespace.
 
     Raises:
-        ReadError: the first line that holds something else.
+        ReadError: names the first invalid line.
     """
     if not lines:
         return np.zeros((0, 0))
@@ -89,21 +89,21 @@ def table(lines: Sequence[str], what: str, delimiter: str | None = None) -> Doub
 
 
 def _parsed(lines: Sequence[str], delimiter: str | None = None) -> Doubles:
-    """`table`, with NumPy's error."""
+    """Like `table`, but raises NumPy's error."""
     if len(lines) >= MANY:
         text = lines.data if isinstance(lines, Lines) else "\n".join(lines).encode()
         try:
             return parsed_fast(text, len(lines[0].split(delimiter)), delimiter or " ")
-        except ValueError:  # for one, there may be two blanks between numbers
+        except ValueError:  # e.g. two blanks between numbers
             pass
     return np.loadtxt(iter(lines), dtype=np.float64, ndmin=2, comments=None, delimiter=delimiter)
 
 
 def parsed_fast(text: bytes, width: int, delimiter: str) -> Doubles:
-    """Lines of ``width`` numbers with exactly one delimiter between two, (lines, width), float64.
+    """Parses lines of ``width`` numbers separated by exactly one delimiter, (lines, width), float64.
 
     Raises:
-        ValueError: they hold anything else.
+        ValueError: any other content.
     """
     arrow = require("pyarrow", "text files of points")
     csv = require("pyarrow.csv", "text files of points")
@@ -118,7 +118,7 @@ def parsed_fast(text: bytes, width: int, delimiter: str) -> Doubles:
 
 
 def wrong_line(lines: Iterable[str], what: str, delimiter: str | None = None) -> str:
-    """Why lines are no table of numbers, in words."""
+    """Message about why lines are not a table of numbers."""
     width = 0
     for number, line in enumerate(lines, start=1):
         words = line.split(delimiter)
@@ -137,7 +137,7 @@ def wrong_line(lines: Iterable[str], what: str, delimiter: str | None = None) ->
 
 
 def is_number(word: str) -> bool:
-    """Whether a word is a number as files of numbers have it."""
+    """Whether a word is a number (without Python's underscores)."""
     try:
         float(word)
     except ValueError:
@@ -146,16 +146,16 @@ def is_number(word: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A word of a file in a message."""
+    """A word of a file, quoted for messages."""
     return repr(text.strip()[:SHOWN])
 
 
 def polygons(lines: Sequence[str], what: str = "face") -> tuple[Indices, Indices, Doubles | None]:
-    """Lines ``K index … index [more]`` as triangles (T, 3), the line each comes from, (T,), and what stands
-    behind the indices of every line, (lines, 3 or 4); ``None`` where that is nothing, or not so much.
+    """Parses lines ``K index … index [more]`` to triangles (T, 3), the line of each, (T,), and the values after the
+    indices of every line, (lines, 3 or 4), or ``None`` if there are not 3 or 4.
 
     Raises:
-        ReadError: a line holds something else, or fewer indices than it announces.
+        ReadError: an invalid line, or fewer indices than declared.
     """
     groups: list[tuple[Indices, Indices]] = []
     behind: list[tuple[Indices, Doubles]] = []
@@ -175,7 +175,7 @@ def polygons(lines: Sequence[str], what: str = "face") -> tuple[Indices, Indices
 
 
 def as_indices(corners: Doubles, what: str = "face") -> Indices:
-    """Whole numbers, those beyond all indices cut down; raises `ReadError` for fractions."""
+    """Converts to integers, with huge values clipped; raises `ReadError` for fractions."""
     corners = corners.clip(-(2.0**53), 2.0**53)
     indices = corners.astype(np.int64)
     if not (corners == indices).all():
@@ -184,10 +184,10 @@ def as_indices(corners: Doubles, what: str = "face") -> Indices:
 
 
 def uniform(lines: Sequence[str], what: str = "face") -> Iterator[tuple[Indices, Doubles]]:
-    """The lines in groups of as many words each, with the places of the lines.
+    """Groups lines by their number of words; yields the line indices and the values of each group.
 
     Raises:
-        ReadError: a line holds something else than finite numbers.
+        ReadError: a line contains anything but finite numbers.
     """
     for numbers, rows in _groups(lines, what):
         if rows.size and not np.isfinite([rows.min(), rows.max()]).all():

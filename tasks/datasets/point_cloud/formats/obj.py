@@ -1,4 +1,4 @@
-"""OBJ (Wavefront): vertices, perhaps with colours behind them, and polygons; materials are left alone."""
+"""OBJ (Wavefront): vertices, optionally with colours, and polygons; materials are ignored."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ WIDTHS = {3: (), 4: ("w",), 6: COLORS, 7: (*COLORS, "a")}
 def read_obj(path: Path, options: ReadOptions) -> Cloud:
     check_size(path.stat().st_size, options)
     text = path.read_bytes()
-    if b"\\" in text:  # a line that goes on
+    if b"\\" in text:  # a line continuation
         text = text.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     vertices, normals, faces, before = _sorted(text)
     check_count(len(vertices), options)
@@ -40,21 +40,20 @@ def read_obj(path: Path, options: ReadOptions) -> Cloud:
     if not faces and len(normals) == len(vertices):
         columns |= dict(zip(NORMALS, table(normals, "normal").T, strict=False))
     colors = rows[:, 3:6] if "r" in columns else np.zeros((0, 3))
-    scale = 1.0 if colors.size and colors.max() <= 1 else None  # as the format has it; some write bytes
+    scale = 1.0 if colors.size and colors.max() <= 1 else None  # 1 by convention; some programs write bytes
     triangles, owner = fans(list(_corners(faces)))
     corners = _counted(triangles, before[owner])
     return mesh(rows[:, :3], corners, columns=columns, color_scale=scale)
 
 
 def _sorted(text: bytes) -> tuple[Lines, Lines, Lines, Indices]:
-    """Lines of vertices, of normals and of faces without their first word, and the number of vertices before
-    each face."""
+    """Lines of vertices, normals and faces without their first word, and the number of vertices before each face."""
     lines = Lines(text)
     if not lines:
         raise ReadError("it holds no points: it has no line v x y z")
     content = np.frombuffer(lines.data, np.uint8)
     starts = np.append(0, lines.ends[:-1] + 1)
-    first, second = content[starts], content[starts + 1]  # a line has a byte and its end at least
+    first, second = content[starts], content[starts + 1]  # a line has at least one byte and its end
     blank = (second == ord(" ")) | (second == ord("\t"))
     if ((first == ord(" ")) | (first == ord("\t"))).any():
         return _sorted(b"\n".join(line.strip() for line in lines.data.split(b"\n")))
@@ -68,7 +67,7 @@ def _sorted(text: bytes) -> tuple[Lines, Lines, Lines, Indices]:
 
 
 def _picked(text: bytes, starts: Indices, ends: Indices, which: NDArray[np.bool_], word: bytes) -> Lines:
-    """Some lines of a text, all beginning with the same word, without it and without remarks."""
+    """Selected lines of a text that begin with `word`, without it and without comments."""
     turns = np.flatnonzero(np.diff(np.concatenate([[False], which, [False]]).astype(np.int8)))
     runs = zip(starts[turns[::2]].tolist(), ends[turns[1::2] - 1].tolist(), strict=True)
     joined = b"\n" + b"".join(text[start : end + 1] for start, end in runs)
@@ -80,7 +79,7 @@ def _picked(text: bytes, starts: Indices, ends: Indices, which: NDArray[np.bool_
 
 
 def _corners(faces: Lines) -> Iterator[tuple[Indices, Indices]]:
-    """Faces of as many corners each, (F, K), with their places; of corners written ``1/2/3`` the vertex counts."""
+    """Faces grouped by number of corners, (F, K), with their indices; of corners ``1/2/3`` the vertex is used."""
     each = 1
     if b"/" in faces.data:
         each = _values_of_corners(faces.data)
@@ -93,7 +92,7 @@ def _corners(faces: Lines) -> Iterator[tuple[Indices, Indices]]:
 
 
 def _values_of_corners(text: bytes) -> int:
-    """How many numbers each corner of each face has, where all are written as the first; else 0."""
+    """Number of values per corner, if all corners are written like the first; else 0."""
     corner = text.split(None, 1)[0]
     slashes = corner.count(b"/")
     content = np.frombuffer(text, np.uint8)
@@ -106,7 +105,7 @@ def _values_of_corners(text: bytes) -> int:
 
 
 def _counted(triangles: Indices, before: Indices) -> Indices:
-    """Indices from 1, or from the vertex before the face backwards, as indices from 0."""
+    """Converts 1-based, or negative (relative to the face), indices to 0-based ones."""
     if (triangles == 0).any():
         raise ReadError("a face names vertex 0, they are counted from 1")
     return np.where(triangles < 0, before[:, None] + triangles, triangles - 1)

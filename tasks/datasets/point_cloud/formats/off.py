@@ -1,4 +1,4 @@
-"""OFF, with its relatives COFF (colours), NOFF (normals) and STOFF (texture), and colours behind faces."""
+"""OFF and its variants COFF (colours), NOFF (normals) and STOFF (texture), and face colours."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ COUNTS = re.compile(r"\s*\d+\s+\d+(\s+\d+)?\s*")
 
 
 def read_off(path: Path, options: ReadOptions) -> Cloud:
-    """Some of ModelNet's files have the counts on the line of the word OFF, without a space."""
+    """Read an OFF file. Some of ModelNet's files have the counts directly after the word OFF, without a space."""
     check_size(path.stat().st_size, options)
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("ascii", errors="replace")
     lines = text.splitlines()
@@ -36,14 +36,14 @@ def read_off(path: Path, options: ReadOptions) -> Cloud:
     vertices, faces, first = _counts(lines)
     check_count(vertices, options)
     names = [*(NORMALS if kind[3] else ()), *((*COLORS, "a") if kind[2] else ()), *("st" if kind[1] else "")]
-    body = lines[1:] if len(lines[0].split()) == first else []  # all of the file may stand on one line
+    body = lines[1:] if len(lines[0].split()) == first else []  # the whole file may be on one line
     if len(body) < vertices + faces:
         body = _one_line_each(lines, vertices, faces, first, 3 + len(names))
     return _from_lines(body, vertices, faces, names, options)
 
 
 def _counts(lines: list[str]) -> tuple[int, int, int]:
-    """Vertices, faces, and how many words say so (the number of edges may be missing)."""
+    """Numbers of vertices and faces, and the number of count words (the number of edges may be missing)."""
     words = lines[0].split() if lines else []
     try:
         return int(words[0]), int(words[1]), min(len(words), 3)
@@ -55,7 +55,7 @@ def _counts(lines: list[str]) -> tuple[int, int, int]:
 
 
 def _one_line_each(lines: list[str], vertices: int, faces: int, first: int, width: int) -> list[str]:
-    """Words that are not written a line per vertex and face, so written; the faces have no colours."""
+    """Re-splits words to one line per vertex and face; the faces have no colours."""
     words = " ".join(lines).split()[first:]
     broken = ReadError(f"it breaks off: {vertices:,} vertices and {faces:,} faces are announced")
     if vertices < 0 or faces < 0 or len(words) < width * vertices + faces:

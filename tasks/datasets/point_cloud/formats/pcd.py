@@ -1,6 +1,6 @@
-"""PCD of the Point Cloud Library: text, binary or compressed.
+"""PCD files of the Point Cloud Library: text, binary or compressed.
 
-A header is checked against the size of the file before anything is made of what it announces.
+The header is checked against the file size before any allocation.
 """
 
 import os
@@ -18,9 +18,9 @@ from tasks.datasets.point_cloud.formats.numbers import table
 from tasks.datasets.reading import require
 
 KINDS = {"F": "f", "I": "i", "U": "u"}
-PACKED = ("rgb", "rgba")  # a colour in the four bytes of one value: blue, green, red, alpha
+PACKED = ("rgb", "rgba")  # a colour packed in four bytes: blue, green, red, alpha
 LONGEST_HEADER = 1 << 20  # bytes
-MOST_PACKED = 100  # times that LZF makes data smaller, at best: 264 bytes of 3
+MOST_PACKED = 100  # maximum compression ratio of LZF: 264 bytes from 3
 
 
 def read_pcd(path: Path, options: ReadOptions) -> Cloud:
@@ -47,7 +47,7 @@ Field = tuple[str, str, int]  # name, type, values
 
 
 def _header(head: bytes) -> tuple[dict[str, list[str]], str, int]:
-    """The words behind each word of the header, the form of the data, and where they begin."""
+    """The header's values by keyword, the data format, and the offset of the data."""
     place, header = 0, dict[str, list[str]]()
     while True:
         end = head.find(b"\n", place)
@@ -122,7 +122,7 @@ def _from_rows(data: bytes, fields: list[Field], count: int) -> dict[str, NDArra
 
 
 def _from_columns(data: bytes, fields: list[Field], count: int) -> dict[str, NDArray[Any]]:
-    """Compressed data hold a column after the other."""
+    """Split decompressed data, which are stored column by column."""
     if len(data) < 8:
         raise ReadError("it breaks off before its first point")
     packed, size = struct.unpack_from("<II", data)
@@ -143,13 +143,13 @@ def _from_columns(data: bytes, fields: list[Field], count: int) -> dict[str, NDA
 
 
 def unpacked_lzf(data: bytes, size: int) -> bytes:
-    """What LZF (Marc Lehmann's format, runs of bytes and references to earlier ones) made of ``size`` bytes.
+    """Decompress LZF data (Marc Lehmann's format, literal runs and back references) to ``size`` bytes.
 
-    HDF5 knows the format as a filter of chunks, so h5py unpacks it, from a file in memory with one chunk. It does not
-    say how much it unpacked: a mark that cannot be there by chance stands behind the data.
+    HDF5 has LZF as a chunk filter, so h5py decompresses an in-memory file with one chunk. Since it does not report the
+    decompressed size, a marker is appended to the data.
 
     Raises:
-        ReadError: it is something else, or of another size.
+        ReadError: invalid data, or another size.
     """
     h5py = require("h5py", "compressed PCD files")
     damaged = ReadError("it cannot be read as a point cloud (its compressed data are damaged)")
@@ -162,9 +162,7 @@ def unpacked_lzf(data: bytes, size: int) -> bytes:
             chunks = file.create_dataset(
                 "lzf", whole.shape, np.uint8, chunks=whole.shape, compression="lzf", fillvalue=0
             )
-            chunks.id.write_direct_chunk(
-                (0,), data + bytes([len(mark) - 1]) + mark
-            )  # a run of bytes as they are
+            chunks.id.write_direct_chunk((0,), data + bytes([len(mark) - 1]) + mark)  # a literal run
             chunks.read_direct(whole)
     except OSError:
         raise damaged from None
@@ -174,7 +172,7 @@ def unpacked_lzf(data: bytes, size: int) -> bytes:
 
 
 def _unpacked(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The columns with each packed colour taken apart."""
+    """The columns, with packed colours unpacked."""
     found: dict[str, NDArray[Any]] = {}
     for name, values in arrays.items():
         if name in PACKED and values.dtype.itemsize == 4:

@@ -1,6 +1,6 @@
-"""PLY: points or a mesh, as text or binary, whatever its elements and properties are.
+"""PLY: points or meshes, text or binary, with any elements and properties.
 
-A header is checked against the size of the file before anything is made of what it announces.
+The header is checked against the file size before any allocation.
 """
 
 import struct
@@ -42,7 +42,7 @@ STRUCT = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4"
 
 @dataclass
 class Property:
-    """One value of an element, or a list of them, with the type of its length."""
+    """A scalar property of an element, or a list property with the type of its length."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Property:
 
 @dataclass
 class Element:
-    """So many records of the same properties."""
+    """An element: a number of records with the same properties."""
 
     name: str
     count: int
@@ -63,13 +63,13 @@ class Element:
 
     @property
     def least(self) -> int:
-        """Bytes of its shortest binary record."""
+        """Minimum bytes of a binary record."""
         return sum(int((part.length or part.kind)[1:]) for part in self.properties)
 
 
 @dataclass
 class Faces:
-    """Triangles (T, 3), the face each comes from, (T,), and the colours of all faces, name -> (F,)."""
+    """Triangles (T, 3), the face of each, (T,), and the colours of all faces, name -> (F,)."""
 
     triangles: Indices
     owner: Indices
@@ -115,7 +115,7 @@ def _scale(columns: list[tuple[str, NDArray[Any]]]) -> float | None:
 
 
 def _header(head: bytes) -> tuple[str, list[Element], int]:
-    """Form, elements, and where the data begin."""
+    """Format, elements, and the offset of the data."""
     if head[:3] != b"ply" or head[3:4] not in (b"\n", b"\r", b" "):
         raise ReadError("it holds no points: it does not begin with the line ply")
     place, form, elements = 0, "", list[Element]()
@@ -138,7 +138,7 @@ def _header(head: bytes) -> tuple[str, list[Element], int]:
 
 
 def _header_line(words: list[str], elements: list[Element]) -> str | None:
-    """Take over a line of the header; the form of the file, if the line says it."""
+    """Parse a header line into `elements`; returns the file format if the line defines it."""
     if words[:1] == ["format"]:
         return words[1]
     if words[:1] == ["element"]:
@@ -186,7 +186,7 @@ def _text_vertices(element: Element, lines: Sequence[str]) -> dict[str, NDArray[
 
 
 def _as_type(values: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Numbers of text in the type of their column; one that does not fit is refused."""
+    """Casts numbers to the type of their column; raises `ReadError` if one is out of range."""
     if kind[0] == "f":
         return values
     limits = np.iinfo(kind)
@@ -216,7 +216,7 @@ def _text_faces(element: Element, lines: Sequence[str]) -> Faces | None:
 
 
 def _own_list(element: Element, wanted: str, line: str) -> str:
-    """The words of one list of a line with several."""
+    """The words of one list property in a line with several."""
     words, place = line.split(), 0
     for part in element.properties:
         try:
@@ -254,7 +254,7 @@ def _from_bytes(data: bytes, elements: list[Element], order: str) -> dict[str, A
 def _records(
     data: bytes, place: int, element: Element, order: str
 ) -> tuple[list[tuple[Indices, NDArray[Any]]], int]:
-    """The records of an element in groups of one layout each, with their numbers, and where they end."""
+    """The records of an element, grouped by layout, with their indices, and the end offset."""
     numbers = np.arange(element.count)
     if element.is_flat or not element.count:
         kind = _layout(element, (), order)
@@ -273,7 +273,7 @@ def _records(
 def _walk(
     data: bytes, place: int, element: Element, order: str
 ) -> tuple[list[tuple[Indices, NDArray[Any]]], int]:
-    """`_records` where lists differ in length."""
+    """`_records` for lists of different lengths."""
     if sum(part.length is not None for part in element.properties) == 1:
         return _walk_one_list(data, place, element, order)
     layouts: dict[tuple[int, ...], tuple[np.dtype[Any], list[int], list[int]]] = {}
@@ -297,7 +297,7 @@ def _walk(
 def _walk_one_list(
     data: bytes, place: int, element: Element, order: str
 ) -> tuple[list[tuple[Indices, NDArray[Any]]], int]:
-    """`_walk` of nearly all files: only where records begin is found one by one."""
+    """`_walk` for the common case of one list: only the record offsets are found sequentially."""
     own = next(place for place, part in enumerate(element.properties) if part.length)
     part = element.properties[own]
     assert part.length is not None
@@ -308,7 +308,7 @@ def _walk_one_list(
     if part.length == "u1":
         longest = (
             255 - fixed - wide
-        ) // each  # a step to the next record then fits a byte, as for nearly all polygons
+        ) // each  # the step to the next record then fits in a byte, as for nearly all polygons
         steps = bytes(fixed + wide + each * size if size <= longest else 0 for size in range(256))
         step_at = data[place + before :].translate(steps)
         here = 0
@@ -317,7 +317,7 @@ def _walk_one_list(
         except IndexError as error:
             raise ReadError(f"it breaks off in one of {element.count:,} records of {element.name}") from error
         at = place + np.append(0, np.fromiter(walked, np.int64, element.count))
-    if at[-1] == at[-2]:  # another type of length, or a longer list, where it stood still
+    if at[-1] == at[-2]:  # it stopped at another length type, or at a longer list
         starts = [place]
         for _ in range(element.count):
             starts.append(starts[-1] + fixed + wide + each * _sizes_at(data, starts[-1], element, order)[0])
@@ -337,7 +337,7 @@ def _walk_one_list(
 
 
 def _sizes_at(data: bytes, place: int, element: Element, order: str) -> tuple[int, ...]:
-    """The lengths of the lists in the record that begins at ``place``."""
+    """The list lengths of the record at offset ``place``."""
     sizes = []
     for part in element.properties:
         if part.length is None:
@@ -355,7 +355,7 @@ def _sizes_at(data: bytes, place: int, element: Element, order: str) -> tuple[in
 
 
 def _layout(element: Element, sizes: tuple[int, ...], order: str) -> np.dtype[Any]:
-    """The layout of a record whose lists have these lengths; a length is called # and its list's name."""
+    """The dtype of a record with these list lengths; a length field is named # plus its list's name."""
     left = list(sizes)
     fields: list[Any] = []
     for part in element.properties:

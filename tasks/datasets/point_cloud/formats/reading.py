@@ -1,4 +1,4 @@
-"""Reading a cloud or a mesh, whatever its format: `read_cloud`."""
+"""Reads clouds and meshes of any format: `read_cloud`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,18 +34,18 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".las", ".laz"), read_las),
 }
 EXTENSIONS = tuple(READERS)
-AT_ONCE = (1024, 32)  # points whose extent is found together
-FAR = 16  # sizes of a cloud from the origin, where float32 has 1e-6 of its size left
+AT_ONCE = (1024, 32)  # block sizes for computing the extent
+FAR = 16  # distance from the origin in cloud sizes at which float32 resolves about 1e-6 of the size
 
 
 def read_cloud(path: Path, options: ReadOptions | None = None) -> Cloud:
     """Read a cloud or a mesh in any of `EXTENSIONS`; float32, in the file's own units.
 
-    Points without finite coordinates are left out and counted. A cloud far from the origin, as maps have it, is
-    moved to its own centre, since float32 would not hold its digits; `Cloud.origin` says where that was.
+    Points with non-finite coordinates are dropped and counted. A cloud far from the origin, e.g. in map coordinates,
+    is centred, since float32 would lose precision; `Cloud.origin` is the offset.
 
     Raises:
-        ReadError: the file is missing, empty, broken, of another kind, too large, or holds no points.
+        ReadError: the file is missing, empty, broken, of another format, too large, or has no points.
     """
     options = options or ReadOptions()
     check_file(path)
@@ -58,23 +58,23 @@ def read_cloud(path: Path, options: ReadOptions | None = None) -> Cloud:
             raise ReadError("it holds no points")
         _keep_finite(cloud)
         return _single(cloud)
-    except DataError:  # says already what is wrong, with the file or with a library
+    except DataError:  # already explains what is wrong, with the file or with a library
         raise
-    except Exception as error:  # damaged files lead libraries to whatever their code comes across
+    except Exception as error:  # libraries may raise anything for damaged files
         reason = str(error).replace(str(path), "").split("\n")[0].strip(" :.'\"") or type(error).__name__
         raise ReadError(f"it cannot be read as a point cloud ({reason[:200]})") from error
 
 
 def table_of(cloud: Cloud, columns: Sequence[str], scale: float | None = None) -> NDArray[np.float32]:
-    """Points and the columns asked for, (P, 3 + F), without rows that are not finite; colours reach from 0 to 1.
+    """Points and the given columns, (P, 3 + F), without non-finite rows; colours are in [0, 1].
 
     Args:
         cloud: the points.
-        columns: names.
-        scale: of a full colour, where the file's format does not say it.
+        columns: column names.
+        scale: maximum colour value, if the file's format does not define it.
 
     Raises:
-        ReadError: there is no such column, or its values cannot be what it is.
+        ReadError: a missing column, or implausible values.
     """
     absent = [name for name in columns if name not in cloud.columns]
     if absent:
@@ -94,7 +94,7 @@ def table_of(cloud: Cloud, columns: Sequence[str], scale: float | None = None) -
 
 
 def _keep_finite(cloud: Cloud) -> None:
-    """Leave out points without finite coordinates, and move the others to their centre where they lie far from 0."""
+    """Drop points with non-finite coordinates, and centre the others if they are far from the origin."""
     low, high = _reach(cloud.points)
     limit = np.finfo(np.float32).max
     if not max(np.abs(low).max(), np.abs(high).max()) <= limit:  # true for NaN as well
@@ -112,9 +112,9 @@ def _keep_finite(cloud: Cloud) -> None:
 
 
 def _reach(points: NDArray[Any]) -> tuple[Doubles, Doubles]:
-    """The lowest and the highest coordinates, (3,) each, NaN where there are any."""
+    """Minimum and maximum coordinates, (3,) each; NaN if any is NaN."""
     rows = points
-    for at_once in AT_ONCE if points.flags.c_contiguous else ():  # NumPy is fastest where rows are long
+    for at_once in AT_ONCE if points.flags.c_contiguous else ():  # NumPy is fastest with long rows
         whole = len(rows) // at_once * at_once
         if whole > 2 * at_once:
             wide = rows[:whole].reshape(-1, 3 * at_once)

@@ -28,7 +28,7 @@ def read_stl(path: Path, options: ReadOptions) -> Cloud:
     with path.open("rb") as file:
         head = file.read(HEADER)
         count = struct.unpack_from("<I", head, 80)[0] if len(head) == HEADER else -1
-        # Some binary files begin with the word solid, too: their size tells.
+        # Some binary files begin with the word solid, too; they are recognised by their size.
         if head.lstrip()[:5].lower() == b"solid" and size != HEADER + RECORD * count:
             check_size(size, options)
             file.seek(0)
@@ -59,7 +59,7 @@ def _from_text(text: bytes) -> Doubles:
 
 
 def _corners(text: bytes) -> list[bytes]:
-    """What stands behind the word vertex in the lines that begin with it."""
+    """The rest of all lines that begin with the word vertex."""
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     content = np.frombuffer(text, np.uint8)

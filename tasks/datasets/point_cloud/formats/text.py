@@ -1,7 +1,7 @@
-"""Text files of a row per point: XYZ, TXT, ASC, CSV, PTS and what other programs call them.
+"""Text files with one row per point: XYZ, TXT, ASC, CSV, PTS and similar.
 
-A file may begin with a line of names (CloudCompare writes ``//X Y Z``) and a line with the number of points,
-in either order; values are separated by blanks, commas, semicolons or tabs; the decimal sign may be a comma.
+A file may begin with a line of column names (CloudCompare writes ``//X Y Z``) and a line with the number of points,
+in either order; values are separated by blanks, commas, semicolons or tabs; the decimal separator may be a comma.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from tasks.datasets.point_cloud.formats.cloud import BYTES_PER_POINT, Cloud, Dou
 from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, XYZ, from_table, known_name
 from tasks.datasets.point_cloud.formats.numbers import is_number, parsed_fast, shown, wrong_line
 
-# What formats without a header hold, by ending and number of columns.
+# Columns of formats without a header, by extension and number of columns.
 ORDERS: dict[tuple[str, int], tuple[str, ...]] = {
     (".pts", 4): (*XYZ, "intensity"),
     (".pts", 7): (*XYZ, "intensity", *COLORS),
@@ -32,21 +32,21 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 COMMENTS = ("#", "//", ";")
-HEAD = 50  # lines at most before the first point
+HEAD = 50  # maximum lines before the first point
 LONGEST = 65536  # characters of a line
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is written.
+    """Layout of a file.
 
     Args:
         skip: lines before the first point.
-        names: of the columns, where a line says them.
-        count: of the points, where a line says it.
-        separator: ``None``: blanks.
-        decimal: the decimal sign.
+        names: column names, if given.
+        count: number of points, if given.
+        separator: ``None``: whitespace.
+        decimal: decimal separator.
         trailing: whether lines end with a separator.
     """
 
@@ -89,7 +89,7 @@ def read_text(path: Path, options: ReadOptions) -> Cloud:
 
 
 def layout_of(path: Path, options: ReadOptions) -> Layout:
-    """How a file is written, by its first lines.
+    """Detect the layout of a file from its first lines.
 
     Raises:
         ReadError: none of them is a point.
@@ -116,14 +116,14 @@ def layout_of(path: Path, options: ReadOptions) -> Layout:
 
 
 def _names(text: str) -> tuple[str, ...] | None:
-    """The names of a header's columns; ``None``: it is a remark."""
+    """The column names of a header; ``None`` if it is a comment."""
     separator = next((sign for sign in ";,\t" if sign in text), None)
     words = tuple(word.strip(" \"'") for word in text.split(separator) if word.strip(" \"'"))
     return words if set(XYZ) <= {known_name(word) for word in words} else None
 
 
 def _signs(line: str) -> tuple[str | None, str, bool]:
-    """Separator, decimal sign, and whether a separator ends the line."""
+    """Separator, decimal separator, and whether a separator ends the line."""
     for separator in (";", "\t"):
         if separator in line:
             return separator, "," if "," in line and "." not in line else ".", line.endswith(separator)
@@ -138,7 +138,7 @@ def _rows(path: Path, layout: Layout, options: ReadOptions) -> Doubles:
         try:
             return _rows_fast(path, layout)
         except ValueError:
-            pass  # blanks that line up columns, remarks between points, or an error that is to be found
+            pass  # aligned columns, comments between points, or an error to be located
     with _opened(path) as file:
         lines: Iterable[str] = islice(file, layout.skip, None)
         if layout.decimal == "," or layout.trailing:
@@ -154,7 +154,7 @@ def _rows(path: Path, layout: Layout, options: ReadOptions) -> Doubles:
 
 
 def _rows_fast(path: Path, layout: Layout) -> Doubles:
-    """The rows where all lines are written alike; raises `ValueError` where they are not."""
+    """Fast path for uniform lines; raises `ValueError` for others."""
     text = path.read_bytes()
     if text.startswith(codecs.BOM_UTF8) or b"\0" in text[:4]:
         raise ValueError("not plain")
@@ -172,7 +172,7 @@ def _rows_fast(path: Path, layout: Layout) -> Doubles:
 
 
 def _tidied(lines: Iterable[str], layout: Layout) -> Iterator[str]:
-    """Lines with decimal points, nothing behind the last value."""
+    """Lines with decimal points, without trailing separators."""
     for line in lines:
         text = line.replace(",", ".") if layout.decimal == "," else line
         yield text.strip().removesuffix(layout.separator or "\n") if layout.trailing else text
