@@ -1,7 +1,7 @@
 """Augmentation of point clouds (B, N, D) in batched torch; x, y, z are the first of the D columns, z is up.
 
-Random numbers come from torch's global generator of the batch's device alone, so seeding it makes a step
-repeatable. A point that is not there holds NaN and stays so.
+Random numbers come only from torch's global generator of the batch's device, so seeding it makes a step
+repeatable. Padding points are NaN and stay NaN.
 """
 
 import math
@@ -14,23 +14,23 @@ TURNS = ("none", "up", "any", "pose")
 
 
 class PointAugment(nn.Module):
-    """Turn, mirror, stretch, shift, shake and thin out each cloud: ``(B, N, D) -> (B, N, D)``.
+    """Rotate, mirror, scale, translate, jitter and subsample each cloud: ``(B, N, D) -> (B, N, D)``.
 
-    Lengths are parts of a cloud's own radius (root mean square distance from its centre), so that one setting
-    suits any unit. An embedder that centres and scales each cloud undoes shifts, and of a stretch the part
-    all axes share.
+    Lengths are relative to a cloud's radius (RMS distance from its centre), so that one setting
+    suits any unit. An embedder that centres and scales each cloud cancels translation and the isotropic part of
+    the scaling.
 
     Args:
-        turn: ``none``; ``up`` about the vertical axis; ``any`` in all directions (uniform over SO(3)); ``pose``: about
-            the vertical axis and tilted, by angles out of ``azimuth`` and ``elevation`` (see `posed`).
-        mirror: axes, each of which changes sign with probability ½.
-        stretch: ``[low, high]``, drawn for each axis; ``null`` keeps sizes.
-        shift: largest shift along each axis.
-        jitter: standard deviation of a normal shift of every point, cut at three of them.
-        drop: largest share of points left out; each cloud draws its own share.
-        normals: columns 3 to 5 are directions and turn, mirror along (stretching leaves them).
-        azimuth, elevation: ``[lowest, highest]`` in degrees, for ``pose``.
-        keep_original: append the positions as they came, ``(B, N, D + 3)``, for an embedder that needs both.
+        turn: rotation: ``none``; ``up`` about the vertical axis; ``any`` uniform over SO(3); ``pose`` about
+            the vertical axis and tilted, with angles drawn from ``azimuth`` and ``elevation`` (see `posed`).
+        mirror: axes, each flipped with probability ½.
+        stretch: ``[low, high]``, scale factor drawn per axis; ``null`` keeps sizes.
+        shift: maximum translation along each axis.
+        jitter: standard deviation of Gaussian noise on every point, clipped at three standard deviations.
+        drop: maximum fraction of points dropped; the fraction is drawn per cloud.
+        normals: whether columns 3 to 5 are normals, which are rotated and mirrored too (but not scaled).
+        azimuth, elevation: ``[minimum, maximum]`` in degrees, for ``pose``.
+        keep_original: append the original positions, ``(B, N, D + 3)``, for an embedder that needs both.
     """
 
     def __init__(
