@@ -1,7 +1,7 @@
-"""Drawing points into maps by scattering: z-buffer, density, and splatted features.
+"""Rendering points into maps by scattering: z-buffer, density, and splatted features.
 
 Shapes: B clouds, N points; V views; P pixels of a point's footprint, X = V·N·P; K channels of a point; H and W of a
-map, S = V·H·W + 1 pixels of a cloud (the last one takes what lies outside).
+map, S = V·H·W + 1 pixels of a cloud (the last one collects everything outside the maps).
 """
 
 import math
@@ -15,16 +15,16 @@ TINY = 1e-6
 
 
 class Rasterizer(nn.Module):
-    """Draws points at their places in every view; differentiable through their features.
+    """Renders points at their positions in every view; differentiable through their features.
 
     Args:
         out_size: H and W of a map, or one number for both.
-        depth: draw a z-buffer: 1 for a point nearest to the camera, 1/3 for the farthest, 0 where there is none.
+        depth: draw a z-buffer: 1 for the point nearest to the camera, 1/3 for the farthest, 0 for empty pixels.
         density: draw log(1 + points in the pixel).
-        footprint: radius of a point in pixels, weighted as a cone; 0 fills just the pixel it falls in.
-        reduce: how a pixel's points are joined: their weighted ``mean``, ``max`` or ``sum``.
-        occlusion: a point behind the z-buffer fades by exp(-3 · distance in the z-buffer's units / occlusion), which
-            is exp(-distance / occlusion) in radii of the cloud.
+        footprint: radius of a point in pixels, weighted as a cone; 0 fills only the pixel it falls in.
+        reduce: how the points of a pixel are aggregated: weighted ``mean``, ``max`` or ``sum``.
+        occlusion: points behind the z-buffer are attenuated by exp(-3 · distance in the z-buffer's units / occlusion),
+            which is exp(-distance / occlusion) in radii of the cloud.
     """
 
     offsets: Tensor
@@ -47,7 +47,7 @@ class Rasterizer(nn.Module):
         self.depth, self.density = depth, density
         self.footprint, self.occlusion = footprint, occlusion
         self.reduce = reduce
-        # Pixels that the footprint can touch, counted from the one below a point's place (or from its own).
+        # Offsets of the pixels in the footprint from the floor of a point's position (or from its nearest pixel).
         reach = math.ceil(footprint)
         steps = torch.arange(1 - reach, reach + 1) if reach else torch.zeros(1, dtype=torch.long)
         self.register_buffer("offsets", torch.cartesian_prod(steps, steps).view(-1, 2), persistent=False)
