@@ -115,7 +115,7 @@ def _check_file(file: Path, below: Path) -> None:
 
 
 def _check_targets(content: Any, place: str, file: Path) -> None:
-    """Check that every `_target_` in a node is named there by the installed configuration or is our class for its slot."""
+    """Check that every `_target_` of a node is named there by the installed configuration or a class of ours for it."""
     for slot, node in targets_in(content, place):
         name = current_name(node["_target_"])
         if not isinstance(name, str) or not (name in _installed_at(slot) or _is_ours(name, slot)):
