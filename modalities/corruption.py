@@ -172,9 +172,7 @@ def _blur(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder)
     from torchvision.transforms.v2.functional import gaussian_blur
 
     most = min(raw.shape[-2:])
-    size = min(
-        2 * math.ceil(3 * severity) + 1, most - 1 + most % 2
-    )  # the kernel must not exceed the image
+    size = min(2 * math.ceil(3 * severity) + 1, most - 1 + most % 2)  # the kernel must not exceed the image
     return _as_pixels(gaussian_blur(raw.float(), [size, size], [severity, severity]), raw)
 
 

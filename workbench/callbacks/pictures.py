@@ -38,7 +38,7 @@ class Pictures(Callback):
         if file.exists() or not len(batch) or not trainer.is_global_zero:
             return
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):  # plotting must not change the random state of training
+        with torch.no_grad(), torch.random.fork_rng(devices):  # keep the random state of training unchanged
             raw, captions = task.preview(batch, SHOWN)
             maps_BVCHW = task.embed(raw, train=True)
         embedder: Any = task.network.embedder

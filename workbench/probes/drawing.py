@@ -68,9 +68,7 @@ def _receptive_field(panel: Axes, field: ReceptiveField, axes: MapAxes, labelled
     shown = panel.imshow(
         scores_HW,
         cmap="magma",
-        norm=PowerNorm(
-            0.5, 0, 1
-        ),  # a linear scale would show only the few dominant pixels
+        norm=PowerNorm(0.5, 0, 1),  # a linear scale would show only the few dominant pixels
         origin="lower" if lower else "upper",
         interpolation="nearest",
     )

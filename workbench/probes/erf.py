@@ -175,7 +175,7 @@ def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str)
 
 
 def keep_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
-    """Write the scores (H, W) of each network as one archive, with the provenance note as `drawn` for synthetic data."""
+    """Write the scores (H, W) of each network as one archive, with a provenance note `drawn` for synthetic data."""
     said = note()
 
     def write(draft: Path) -> None:

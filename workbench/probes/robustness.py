@@ -54,8 +54,8 @@ class Spoil(Callback):
 
 
 def probe(cfg: DictConfig) -> float | None:
-    """Write `robustness.json`, `robustness.csv` and `figures/robustness.png`; returns the relative metric, averaged over
-    severities and corruptions."""
+    """Write `robustness.json`, `robustness.csv` and `figures/robustness.png`; returns the relative metric, averaged
+    over severities and corruptions."""
     options = cfg.action
     own, data, task, _ = trained(cfg)
     chosen = corruptions(own.modality.name, options.corruptions, options.severities)

@@ -144,7 +144,7 @@ def summary(
 
 
 def fold_means(rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]) -> pd.DataFrame:
-    """Mean, std, count and size of values by setting; with several folds over folds, averaging each fold's runs first."""
+    """Mean, std, count and size of values by setting; with several folds, over the mean of each fold's runs."""
     folds = [fold for fold in folds if fold in rows and rows[fold].nunique() > 1]
     numbers = rows[values].apply(pd.to_numeric, errors="coerce")
     whole = pd.concat([rows[[*keys, *folds]], numbers], axis=1)

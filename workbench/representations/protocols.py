@@ -212,8 +212,8 @@ def few_shot(splits: Splits, shots: Sequence[int], draws: int, max_iter: int, se
     """Few-shot accuracy with k training samples per class, for each k: mean and standard deviation over draws.
 
     The classifier is a logistic regression (C = 1) on features that are centred with the mean of the whole training
-    split (which needs no labels) and L2-normalised, as in arXiv 1911.04623. It distinguishes all classes. The same draws
-    are evaluated on validation and test; no hyperparameter is chosen.
+    split (which needs no labels) and L2-normalised, as in arXiv 1911.04623. It distinguishes all classes. The same
+    draws are evaluated on validation and test; no hyperparameter is chosen.
 
     Args:
         splits: the features.

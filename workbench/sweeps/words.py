@@ -71,7 +71,7 @@ def expand_resume(words: list[str]) -> list[str]:
 
 
 def _without_folders(words: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--config-dir DIR`, and those flags, by which the user decides which other YAML to trust."""
+    """The arguments without `--config-dir DIR`, and those flags: the user decides which other YAML to trust."""
     rest, folders = [], []
     for before, word in zip(["", *words], words, strict=False):
         if before in CONFIG_DIR:
