@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 # GELU without special functions, whose throughput would be the bottleneck instead of memory: gelu(x) = x / 2 + g(x),
-# where g(x) = x (Phi(x) - 1/2) is even, hence a polynomial in x^2; beyond BORDER it is |x| / 2. Error 5e-5; error of the
-# slope, which is odd except for 1/2, 2e-4 (bf16 rounding near 0.05). Minimax coefficients, lowest power first.
+# where g(x) = x (Phi(x) - 1/2) is even, hence a polynomial in x^2; beyond BORDER it is |x| / 2. Error 5e-5; error of
+# the slope, which is odd except for 1/2, 2e-4 (bf16 rounding near 0.05). Minimax coefficients, lowest power first.
 BORDER: tl.constexpr = tl.constexpr(4.25)
 DEGREE: tl.constexpr = tl.constexpr(8)
 _VALUE: tl.constexpr = tl.constexpr((

@@ -221,7 +221,7 @@ def _channel_block(channels: int) -> int:
 def _sums_blocks(images: int, pixels: int, channels: int) -> tuple[dict[str, int], int, int]:
     """Constants of the kernel; number of parts of the pixels, and number of pixels per part."""
     block = min(64, _channel_block(channels))
-    # Many small programs, so that the last round is short; but where they are few each must ask for more at a time.
+    # Many small programs keep the last wave short; with few programs, each must have more loads in flight.
     programs = images * ceil_div(channels, block)
     values = 1024 if programs >= 2048 else 2048 if programs >= 1024 else 4096
     blocks = {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}
