@@ -115,7 +115,7 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, grad: Tensor, taps: torch.Size, dilation: int) -> Tensor:
         n, channels, height, width = x.shape
-        # In channels-last memory format all channels of a pixel stay together, so whole pixels are moved.
+        # Images are folded into the channels; in channels-last memory format, the channels of a pixel stay contiguous.
         x_1HWA, grad_1HWA = (
             side.permute(2, 3, 0, 1).reshape(1, height, width, n * channels) for side in (x, grad)
         )

@@ -14,9 +14,9 @@ gradient of the map is linear in the map: for a loss with derivative s_b by the 
     dx = mixing x,  mixing[q, q'] = sum over p of  taps[q - p, q' - p],  taps[t, u] = sum over b of 2 s_b k_b[t] k_b[u].
 
 Both matrix products over pixels and images are ordinary ones. This module converts a map to their layout and back,
-folds a matrix over pixels to one over taps (:func:`fold`) and unfolds one over taps to one over pixels (:func:`unfold`).
-No kernel connects rows K or more apart, so both matrices are computed in strips: some rows of the map by the rows they
-can be connected to.
+folds a matrix over pixels to one over taps (:func:`fold`) and unfolds one over taps to one over pixels
+(:func:`unfold`). No kernel connects rows K or more apart, so both matrices are computed in strips: some rows of the map
+by the rows they can be connected to.
 
 Shape legend: N images, M = N rounded up, P pixels of a map H x W, Q >= P (padded), C channels, B kernels, K x K taps,
 T = K * K. Inside kernels: n images, c channel, q pixel; h, w row and column; d offset of a column, or of a

@@ -192,8 +192,8 @@ def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> i
 
 @lru_cache(MOST)
 def _fewest_rounds(blocks: int, others: int, programs: int) -> int:
-    """Number of parts into which to split ``blocks`` blocks of images, to minimise the total time of ``others`` programs
-    per part with ``programs`` running concurrently. Loading its bands costs a program about half a block."""
+    """Number of parts into which to split ``blocks`` blocks of images, to minimise the total time of ``others``
+    programs per part with ``programs`` running concurrently. Loading its bands costs a program about half a block."""
     return min(
         range(1, blocks + 1),
         key=lambda splits: ceil_div(others * splits, programs) * (ceil_div(blocks, splits) + 0.5),

@@ -1,4 +1,4 @@
-"""Launching the kernels of :mod:`backbone.kernels.gram`: sums over unmaterialised outputs of many kernels, and gradients.
+"""Launching the kernels of :mod:`backbone.kernels.gram`: sums over unmaterialised outputs, and their gradients.
 
 Products of half-precision pixels are exact and summed in fp32. The cost does not depend on the number of
 kernels, only slightly on the number of images, and mainly on the number of pixels of the map.
