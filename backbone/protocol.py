@@ -101,7 +101,7 @@ class Backbone(Protocol):
         """Merge training-time parallel branches, in place; a no-op for most networks."""
         ...
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def layer_outputs(self, x_NCHW: Tensor, /) -> dict[str, Tensor]:
         """The outputs of the layers by name, from input to output, each ``(N, C, H, W)``."""

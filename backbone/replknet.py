@@ -322,7 +322,7 @@ class RepLKNet(nn.Module):
             block.large_kernel.reparameterize()
         return self
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def _large_blocks(self) -> Iterator[tuple[int, int, RepLKBlock]]:
         for number, stage in enumerate(self._stages(), start=1):

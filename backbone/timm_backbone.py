@@ -341,7 +341,7 @@ class TimmBackbone(nn.Module):
             self.merged = True
         return self
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def layer_outputs(self, x_NCHW: Tensor) -> dict[str, Tensor]:
         """All of timm's intermediate feature maps (stages, or blocks of a plain transformer)."""

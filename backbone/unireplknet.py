@@ -533,7 +533,7 @@ class UniRepLKNet(nn.Module):
         for block in self.blocks():
             block.grad_checkpointing = enable
 
-    # -- what timm asks a model ----------------------------------------------------------------------------
+    # -- timm's model interface ----------------------------------------------------------------------------
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups for timm's layer-wise learning-rate decay, from the input: stem, every block (with the downsampling
@@ -643,7 +643,7 @@ class UniRepLKNet(nn.Module):
             dilated_branches=self.dilated_branches,
         )
 
-    # -- what the workbench asks a backbone (backbone.protocol) --------------------------------------------
+    # -- backbone interface (backbone.protocol) ------------------------------------------------------------
 
     first_conv = "downsample_layers.0.0"
 

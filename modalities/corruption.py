@@ -4,7 +4,7 @@ Each corruption has a severity in its own unit; 0 leaves the batch unchanged. Ra
 on the CPU, so that results are the same on every device.
 
 Shapes: B batch, T samples of a waveform or frames of a clip, L steps, N variates or points, D columns of a point,
-H and W of a picture.
+H and W of an image.
 """
 
 import math

@@ -140,7 +140,7 @@ def scaled_gelu(
     x, grad, scale, other, y, M, P,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BETA: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """``y = gelu(x) scale``; ``BETA``: + ``other (D)``.
+    """``y = gelu(x) scale``, plus ``other (D)`` if ``BETA``.
 
     ``GRAD``: instead the gradient of x, (grad scale + gelu(x) other) gelu'(x), with ``other (N, D)`` of
     :func:`factors`.

@@ -27,8 +27,8 @@ log = logging.getLogger("widefield")
 
 _OFF = "WIDEFIELD_KERNELS is off"
 LARGEST = 31  # size of the largest supported kernel, including dilation
-#: Work (values of the map times taps of the kernel) above which PyTorch takes longer than a kernel launch; and, for
-#: the branches of a block in training, than all of their launches.
+#: Work (values of the map times squared kernel size, including dilation) above which PyTorch takes longer than a kernel
+#: launch; and, for the branches of a block in training, than all of their launches.
 SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
 #: Limits up to which Gram matrices cost less than the outputs of a block's branches: rows, columns, pixels per image.
 TALLEST, WIDEST, PIXELS_PER_IMAGE = 256, 64, 64
@@ -194,7 +194,7 @@ def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, T
     Returns:
         Sums and sums of squares, ``(B, C)`` each, fp32.
     """
-    first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
+    first = kernels_BCKK[0].unsqueeze(1)  # all have the same shape
     _check(x, first, None, 1)
     if gram_cpu.pays(x, first):
         return gram_cpu.moments(x, kernels_BCKK)

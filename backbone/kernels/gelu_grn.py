@@ -185,7 +185,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     x, gamma, beta, weight, energy, scale = ctx.saved_tensors
     of_x, of_gamma, of_beta, of_weight = _backward(x, gamma, beta, weight, energy, scale, grad)
-    # Summed here, where the compiler can do it.
+    # Summed here, so that the compiler can fuse it.
     of_beta_D = None if beta is None else of_beta.sum(0).to(beta.dtype)
     return of_x, of_gamma.sum(0).to(gamma.dtype), of_beta_D, of_weight
 

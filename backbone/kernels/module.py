@@ -16,7 +16,7 @@ class DepthwiseConv2d(nn.Conv2d):
         channels: C.
         kernel_size: K, odd.
         dilation: distance between taps, in pixels.
-        bias: whether there is one.
+        bias: whether to add a bias.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = True) -> None:

@@ -16,10 +16,10 @@ from backbone.kernels import gram
 from backbone.kernels.sizes import ceil_div, power_of_two, round_up
 from backbone.kernels.start import INTERPRETED, start
 
-STRIP = 512  # pixels, about
+STRIP = 512  # approximate number of pixels in the rows of a strip
 AT_ONCE = 2**28  # maximum bytes of a strip, which determines its number of channels
 APPLY = {"BU": 64, "num_warps": 1, "num_stages": 1}  # taps at a time
-IMAGES, CHANNELS = 128, 32  # that a program turns
+IMAGES, CHANNELS = 128, 32  # transposed per program
 
 
 def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ def decide(probabilities_NK: Tensor, categories: Mapping[str, Sequence[int]]) ->
 
     Args:
         probabilities_NK: softmax over *all* classes, also those in no category.
-        categories: name -> indices of its classes, at least one; the order numbers the categories.
+        categories: name -> indices of its classes, at least one; categories are numbered in this order.
 
     Raises:
         ValueError: a category without classes, or an index beyond K.

@@ -34,7 +34,7 @@ class AveragedWeights(Callback):
         """Weight in [0, 1] of the parameters after this optimiser step in the average; None skips the update."""
         raise NotImplementedError
 
-    # -- where the average lives ----------------------------------------------------------------------------------
+    # -- updating the average -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -80,7 +80,7 @@ class AveragedWeights(Callback):
             self.average[name].copy_(before)
         self.in_model = not self.in_model
 
-    # -- when the model holds it ----------------------------------------------------------------------------------
+    # -- swapping the average into the model ----------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.average and not self.in_model:

@@ -96,7 +96,7 @@ def short_names(keys: Sequence[str], taken: Set[str]) -> dict[str, str]:
     return {key: f"+{name}" if name in taken or "/" in name else name for key, name in names.items()}
 
 
-# -- keys that were added ----------------------------------------------------------------------------------------
+# -- keys added with `+` -----------------------------------------------------------------------------------------
 
 
 def is_read(key: str, words: Sequence[str], config: Mapping[str, Any]) -> bool:

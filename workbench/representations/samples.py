@@ -12,7 +12,7 @@ from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import readable_name
 from workbench.predict import read_raws
 
-FILES = "input"  # the split of files that `input=` names
+FILES = "input"  # split name of files given by `input=`
 
 
 @dataclass(frozen=True)
