@@ -54,7 +54,7 @@ __all__ = [
 
 del _timm_models
 
-if TYPE_CHECKING:  # the type checker says where one of them is none
+if TYPE_CHECKING:  # lets the type checker verify that each class implements the protocol
 
     def _are_backbones(a: UniRepLKNet, b: RepLKNet, c: TimmBackbone) -> tuple[Backbone, Backbone, Backbone]:
         return a, b, c

@@ -1,7 +1,7 @@
-"""Batch norm from sums: the same arithmetic as ``nn.BatchNorm2d``, without another pass over the map.
+"""Batch norm from precomputed sums: the same arithmetic as ``nn.BatchNorm2d``, without another pass over the map.
 
-A kernel that has just made a map in registers can sum it and its squares for nothing; a batch norm is then a scale
-and a shift per channel, which fold into what comes next.
+A kernel that has just computed a map in registers can sum it and its squares at no extra cost; the batch norm is then
+a scale and a shift per channel, which can be folded into the next operation.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def takes_sums(norm: nn.Module, count: int) -> bool:
-    """Whether :func:`affine_from_sums` can stand in for ``norm`` on ``count`` values a channel.
+    """Whether :func:`affine_from_sums` can replace ``norm`` for ``count`` values per channel.
 
-    It cannot for a synchronised norm, nor for settings that UniRepLKNet does not use.
+    Not for synchronised norms or settings that UniRepLKNet does not use.
     """
     return type(norm) is nn.BatchNorm2d and has_usual_settings(norm) and count > 1
 
 
 def has_usual_settings(norm: _BatchNorm) -> bool:
-    """Whether it has weights and running statistics, which follow the batches with a fixed momentum."""
+    """Whether the norm has weights and running statistics, updated with a fixed momentum."""
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
@@ -33,12 +33,12 @@ def affine_from_sums(
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift ``(C,)`` that ``norm`` applies, as exact as the sums.
 
-    In training it also updates the running statistics.
+    Updates the running statistics in training mode.
 
     Args:
-        norm: a batch norm for which :func:`has_usual_settings`.
-        sums: of the channel's values and of their squares, ``(C,)`` each, fp32 or fp64; in evaluation not looked at.
-        count: values a channel.
+        norm: a batch norm that satisfies :func:`has_usual_settings`.
+        sums: per-channel sums of values and of squares, ``(C,)`` each, fp32 or fp64; ignored in evaluation mode.
+        count: number of values per channel.
     """
     if sums is not None:
         sums = sums[0].unsqueeze(0), sums[1].unsqueeze(0)
@@ -49,7 +49,7 @@ def affine_from_sums(
 def affines_from_sums(
     norms: Sequence[nn.Module], sums: tuple[Tensor, Tensor] | None, count: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`affine_from_sums` of B batch norms that are :func:`alike`; tensors ``(B, C)``."""
+    """:func:`affine_from_sums` for B batch norms that are :func:`alike`; tensors are ``(B, C)``."""
     norms = cast(Sequence[_BatchNorm], norms)
     first = norms[0]
     if not first.training or sums is None:
@@ -58,7 +58,7 @@ def affines_from_sums(
     else:
         sums_BC, squares_BC = sums
         mean_BC = sums_BC / count
-        # A difference of two near numbers when the mean is large beside the deviation: never below 0.
+        # Clamped at 0: catastrophic cancellation when the mean is large relative to the standard deviation.
         variance_BC = (squares_BC / count - mean_BC.square()).clamp_min(0)
         _update_running_statistics(norms, mean_BC, variance_BC * (count / (count - 1)))
     scale_BC = torch.stack([norm.weight for norm in norms]) * torch.rsqrt(variance_BC + first.eps)
@@ -66,7 +66,7 @@ def affines_from_sums(
 
 
 def alike(norms: Sequence[nn.Module]) -> bool:
-    """Whether all are in the same mode and have the same settings."""
+    """Whether all norms have the same mode and settings."""
     settings = {(norm.training, norm.eps, norm.momentum) for norm in cast(Sequence[_BatchNorm], norms)}
     return len(settings) == 1
 
@@ -77,13 +77,13 @@ def _update_running_statistics(norms: Sequence[_BatchNorm], mean_BC: Tensor, var
         running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         running_mean.lerp_(mean_C.to(running_mean.dtype), cast(float, norm.momentum))
         running_var.lerp_(variance_C.to(running_var.dtype), cast(float, norm.momentum))
-    # One kernel for all counters; the compiler makes one of each lerp_ by itself.
+    # One kernel for all counters; the compiler fuses the lerp_ calls itself.
     torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 @contextlib.contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms inside ``module`` write their running statistics to copies that are thrown away."""
+    """Context in which batch norms inside ``module`` update temporary copies of their running statistics."""
     buffers = [
         (norm, name, buffer)
         for norm in module.modules()

@@ -1,11 +1,11 @@
-"""Checkpoints: read them safely, fit them to a network, say what happened.
+"""Checkpoints: read them safely, adapt them to a network, report the result.
 
     >>> report = load_pretrained(model, "in1k")                    # doctest: +SKIP
     >>> print(report)                                              # doctest: +SKIP
     in1k (unireplknet_t_in1k_224_acc83.21.pth): 1114 tensors loaded; left out head.weight, head.bias
 
-Files are only ever read as tensors (``weights_only=True``): a pickle that would run code is refused.
-Everything is checked before the first tensor is written: a refused checkpoint leaves the network as it was.
+Files are only read as tensors (``weights_only=True``): a pickle that would run code is rejected.
+Everything is checked before the first tensor is written: a rejected checkpoint leaves the network unchanged.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _FEATURE_NORM = re.compile(r"norm\d\.")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read, trusted or fitted; the message says which, in one sentence."""
+    """A checkpoint that cannot be found, read, trusted or loaded; the message is one sentence."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint whose bytes are not those that were written."""
+    """A corrupt checkpoint file."""
 
 
 class Loadable(Protocol):
-    """What loading has to know of a network; a :class:`~backbone.unireplknet.UniRepLKNet` is one."""
+    """The interface that loading requires of a network, e.g. :class:`~backbone.unireplknet.UniRepLKNet`."""
 
     in_chans: int
     depths: tuple[int, ...]
@@ -59,14 +59,14 @@ class Loadable(Protocol):
 
 @dataclass
 class LoadReport:
-    """What :func:`load_pretrained` did; ``str(report)`` is one line.
+    """Result of :func:`load_pretrained`; ``str(report)`` is one line.
 
     Attributes:
         source: the file, or the name with its file.
         loaded: number of tensors written into the network.
-        adapted: changes made on the way, in words.
-        left_out: tensors of the checkpoint that the network has no place for, by name.
-        initial: tensors of the network that the checkpoint does not hold, left as they were.
+        adapted: descriptions of the adaptations made.
+        left_out: names of unused tensors of the checkpoint.
+        initial: names of the network's tensors missing in the checkpoint, left unchanged.
     """
 
     source: str
@@ -89,19 +89,19 @@ class LoadReport:
 def load_pretrained(model: Loadable, source: str | Path | Literal[True]) -> LoadReport:
     """Load a checkpoint into ``model``, in place.
 
-    What differs is fitted where that makes sense. The first convolution takes any number of input channels
-    (:func:`adapt_first_conv`). The classifier is left out where the number of classes differs, with its norm
-    where the network has none. A train-form checkpoint is merged on its way into a deploy-form network.
+    Differences are adapted where possible. The first convolution is adapted to any number of input channels
+    (:func:`adapt_first_conv`). The classifier is skipped if the number of classes differs, along with its norm
+    if the network has none. A train-form checkpoint is merged when loaded into a deploy-form network.
 
     Args:
         model: the network, in train or deploy form.
         source: path of a ``.pth``, ``.ckpt`` or ``.safetensors`` file (a state dict, alone or under ``model``
             or ``state_dict``, with any prefix such as ``backbone.``); or ``"in1k"``, ``"in22k"``,
-            ``"in22k_to_in1k"``: the published weights of this size, from the Hugging Face hub; or True: those that
-            classify ImageNet-1K.
+            ``"in22k_to_in1k"`` for the published weights of this size on the Hugging Face hub; or True for the
+            ImageNet-1K classification weights.
 
     Returns:
-        What was loaded, adapted and left out.
+        A report of the loaded, adapted and unused tensors.
 
     Raises:
         CheckpointError: no such file or name, unreachable hub, a file that is corrupt or would run code,
@@ -112,7 +112,7 @@ def load_pretrained(model: Loadable, source: str | Path | Literal[True]) -> Load
 
 
 def load_weights(model: Loadable, content: Mapping[str, Any], label: str) -> LoadReport:
-    """Like :func:`load_pretrained`, from tensors in memory; ``label`` is what to call them in messages."""
+    """Like :func:`load_pretrained`, from tensors in memory; ``label`` names them in messages."""
     state, other = _network_part(content, label)
     merged = any(name.endswith(".pwconv2.0.bias") for name in state)
     if merged and not model.deploy:
@@ -130,10 +130,10 @@ def load_weights(model: Loadable, content: Mapping[str, Any], label: str) -> Loa
 
 
 def adapt_first_conv(weight: Tensor, in_chans: int) -> Tensor:
-    """First convolution ``(O, c, 3, 3)`` for another number of input channels, ``(O, in_chans, 3, 3)``.
+    """Adapt a first convolution ``(O, c, 3, 3)`` to another number of input channels, ``(O, in_chans, 3, 3)``.
 
-    To one channel: the sum over the channels, exactly what a grey image repeated c times would have given.
-    To n: the channels repeated in turn, times c/n, so that activations keep their size.
+    For one channel: the sum over channels, equivalent to repeating a grey image c times.
+    For n channels: the channels repeated cyclically, scaled by c/n to preserve the magnitude of activations.
 
     >>> adapt_first_conv(torch.ones(2, 3, 3, 3), 1)[0, 0, 0, 0].item()
     3.0
@@ -148,7 +148,7 @@ def adapt_first_conv(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def default_source(model: Loadable) -> str:
-    """Name of the published weights of this size that classify ImageNet-1K.
+    """Name of the published ImageNet-1K classification weights of this size.
 
     Raises:
         CheckpointError: no weights are published for this network.
@@ -167,7 +167,7 @@ def _published(model: Loadable) -> dict[str, str]:
 
 
 def _locate(model: Loadable, source: str | Path) -> tuple[Path, str]:
-    """Local path of the checkpoint, and what to call it in messages."""
+    """Local path of the checkpoint, and its name in messages."""
     if isinstance(source, str) and source in NAMES:
         return _fetch(model, source)
     path = Path(source).expanduser()
@@ -181,7 +181,7 @@ def _locate(model: Loadable, source: str | Path) -> tuple[Path, str]:
 
 
 def _fetch(model: Loadable, name: str) -> tuple[Path, str]:
-    import huggingface_hub  # slow to import, and a local file needs none of it
+    import huggingface_hub  # slow to import and not needed for local files
 
     published = _published(model)
     if name not in published:
@@ -189,9 +189,7 @@ def _fetch(model: Loadable, name: str) -> tuple[Path, str]:
     file = published[name]
     try:
         path = huggingface_hub.hf_hub_download(repo_id=HUB_REPO, filename=file)
-    except (
-        Exception
-    ) as error:  # whatever went wrong (no network, proxy, disk, hub), the way round it is the same
+    except Exception as error:  # the remedy is the same for any cause (network, proxy, disk, hub)
         url = f"https://huggingface.co/{HUB_REPO}/resolve/main/{file}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -202,14 +200,14 @@ def _fetch(model: Loadable, name: str) -> tuple[Path, str]:
 
 
 def read_safely(path: Path, map_location: Any = "cpu") -> Any:
-    """What a file of PyTorch's holds, read without running anything in it.
+    """Content of a PyTorch file, read without executing code.
 
-    PyTorch writes a checksum (CRC-32) of everything in its archives and does not look at it when it reads; here every
-    one is verified first. Files of its old format and ``.safetensors`` have none.
+    PyTorch's archives contain CRC-32 checksums, which PyTorch itself does not verify when reading; here all are
+    verified first. Files in the old format and ``.safetensors`` have none.
 
     Raises:
-        DamagedCheckpoint: a file that is cut off, or whose bytes are not those that were written.
-        CheckpointError: a file that would run code while it is read; what it would run is named.
+        DamagedCheckpoint: a truncated or corrupt file.
+        CheckpointError: a file that would execute code when read; the message names that code.
     """
     try:
         check_archive(path)
@@ -227,7 +225,7 @@ def read_safely(path: Path, map_location: Any = "cpu") -> Any:
         raise DamagedCheckpoint(f"{path} is not a checkpoint that PyTorch can read, or is damaged") from None
     except CheckpointError:
         raise
-    except Exception as error:  # truncated zip, empty file, bad header: each library has its own exception
+    except Exception as error:  # truncated zip, empty file, bad header: each library raises its own exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedCheckpoint(f"{path} is damaged or incomplete, or no checkpoint ({reason})") from error
 
@@ -236,8 +234,8 @@ def check_archive(path: Path) -> None:
     """Verify the checksums of a zip archive; any other file passes.
 
     Raises:
-        DamagedCheckpoint: a member's bytes do not give its checksum, or the members are larger than the file.
-        zipfile.BadZipFile, OSError, ...: whatever else :mod:`zipfile` finds wrong.
+        DamagedCheckpoint: a member does not match its checksum, or the members are larger than the file.
+        zipfile.BadZipFile, OSError, ...: other errors from :mod:`zipfile`.
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -250,7 +248,7 @@ def check_archive(path: Path) -> None:
 
 
 def weights_in(content: Any, path: Path) -> Mapping[str, Any]:
-    """The tensors by name in what a file holds: a state dict, alone or under ``model`` or ``state_dict``."""
+    """The state dict in a file's content, at the top level or under ``model`` or ``state_dict``."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a network")
     for key in ("model", "state_dict"):
@@ -260,7 +258,7 @@ def weights_in(content: Any, path: Path) -> Mapping[str, Any]:
 
 
 def _network_part(content: Mapping[str, Any], label: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone's tensors with their own names, and all other tensors (a task's head, say)."""
+    """The backbone's tensors without name prefix, and all other tensors (e.g. a task's head)."""
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     prefixes = sorted((n.removesuffix(_FIRST_CONV) for n in tensors if n.endswith(_FIRST_CONV)), key=len)
     if not prefixes:
@@ -278,13 +276,13 @@ def _network_part(content: Mapping[str, Any], label: str) -> tuple[dict[str, Ten
 
 
 def _train_form(model: Loadable, state: Mapping[str, Tensor]) -> Loadable:
-    """A train-form network like ``model``, with the layer scale of the checkpoint, on the CPU."""
+    """A train-form copy of ``model`` on the CPU, with a layer scale as in the checkpoint."""
     has_gamma = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", name) for name in state)
     with torch.random.fork_rng(devices=[]):
         twin = model.train_form(1e-6 if has_gamma else None)
     own = twin.state_dict()
     shared = {n: v.cpu() for n, v in model.state_dict().items() if n in own}
-    twin.load_state_dict(shared, strict=False)  # what the checkpoint lacks stays as it is in the model
+    twin.load_state_dict(shared, strict=False)  # tensors missing in the checkpoint keep the model's values
     return twin
 
 
@@ -305,7 +303,7 @@ def _load(
 
     missing = [n for n in own if n not in fitted]
     report.initial = [n for n in missing if _HEAD.match(n)]
-    # Norms of the features are in the dense networks' files alone, and there all of them.
+    # Feature norms occur only in the files of dense networks, which have all of them.
     dense = any(_FEATURE_NORM.match(n) for n in fitted)
     report.initial = [n for n in report.initial if not (dense and _FEATURE_NORM.match(n))]
     wrong = [n for n in missing if n not in report.initial and not n.endswith(".num_batches_tracked")]
@@ -321,7 +319,7 @@ def _load(
 
 
 def _describe(state: Mapping[str, Tensor]) -> str:
-    """Depths and dims, read off the names and shapes of a state dict."""
+    """Depths and dims, inferred from the names and shapes of a state dict."""
     depths = [0, 0, 0, 0]
     for name in state:
         if found := re.match(r"stages\.([0-3])\.(\d+)\.", name):

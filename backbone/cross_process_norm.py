@@ -1,7 +1,7 @@
-"""Batch norm over the batches of all processes together, on CPUs.
+"""Synchronised batch norm across processes on CPUs.
 
-PyTorch's ``nn.SyncBatchNorm`` does this on GPUs and refuses CPUs. With this one distributed training can be tried, and
-tested, without a GPU; it sums in fp64, for exactness rather than speed.
+PyTorch's ``nn.SyncBatchNorm`` supports GPUs only. With this one, distributed training can be tried and
+tested without a GPU; it sums in fp64, for exactness rather than speed.
 """
 
 from typing import TypeVar
@@ -17,20 +17,21 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _AcrossProcesses(_BatchNorm):
-    """A batch norm as one process with the batches of all would compute it, gradients included.
+    """Batch norm over the joint batch of all processes, including gradients.
 
-    Every process must call it equally often. Without other processes, and in evaluation, it is the plain norm.
+    Every process must call it the same number of times. In a single process, and in evaluation mode, it is the plain
+    norm.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(B, C, …) -> (B, C, …)``; the B of the processes may differ."""
+        """``(B, C, …) -> (B, C, …)``; B may differ between processes."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(input)
         self._check_input_dim(input)
         channels, others = input.shape[1], [0, *range(2, input.dim())]
         x = input.double()  # the variance is a small difference of large sums
         count = x.new_tensor([input.numel() // channels])
-        # Its gradient is added up over the processes too: each one's input moves the outputs of all.
+        # Its gradient is summed over the processes too, since each one's input affects the outputs of all.
         total = _added_up(torch.cat([x.sum(others), x.square().sum(others), count]))
         sums = total[:channels], total[channels:-1]
         scale_C, shift_C = affine_from_sums(self, sums, total[-1])
@@ -39,16 +40,16 @@ class _AcrossProcesses(_BatchNorm):
 
 
 def _added_up(own_S: Tensor) -> Tensor:
-    """The sum of ``own_S``, ``(S,)``, over all processes, in a form that ``torch.compile`` takes into its graph.
+    """All-reduce sum of ``own_S``, ``(S,)``, in a form that ``torch.compile`` can trace.
 
-    Other forms cut the graph at every norm, and a network of many norms then takes minutes to compile.
+    Other forms break the graph at every norm, and a network with many norms then takes minutes to compile.
     """
     from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
     everyone = dist.group.WORLD
     assert everyone is not None
     all_WS = all_gather_tensor_autograd(own_S.unsqueeze(0), 0, everyone)
-    # The product gives the gradient a memory of its own, which the way back through the processes asks for.
+    # The product gives the gradient its own memory, as required by the backward pass of the all-reduce.
     return (all_WS * torch.ones_like(all_WS)).sum(0)
 
 
@@ -68,7 +69,7 @@ _WITHIN = {across: within for within, across in _ACROSS.items()}
 
 
 def across_processes(model: Model) -> Model:
-    """Turn every plain batch norm into one across processes, in place; returns the model."""
+    """Convert every plain batch norm to one across processes, in place; returns the model."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and type(module) in _ACROSS and has_usual_settings(module):
             module.__class__ = _ACROSS[type(module)]

@@ -1,4 +1,4 @@
-"""The official sizes as functions: ``unireplknet_t(in_chans=1)``."""
+"""Factory functions of the official sizes: ``unireplknet_t(in_chans=1)``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backbone.unireplknet import UniRepLKNet
 
 
 class Factory(Protocol):
-    """``unireplknet_a`` to ``unireplknet_xl``: what they take is what :class:`UniRepLKNet` takes but for its size."""
+    """``unireplknet_a`` to ``unireplknet_xl``: same arguments as :class:`UniRepLKNet`, except for its size."""
 
     __name__: str
 

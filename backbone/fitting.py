@@ -1,4 +1,4 @@
-"""Weights of one network into another of the same architecture, the convolution that reads the maps fitted to them."""
+"""Loads weights into a network of the same architecture, adapting its first convolution to the input channels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from backbone.checkpoints import CheckpointError, LoadReport, adapt_first_conv
 def take_weights(
     model: nn.Module, state: Mapping[str, Any], label: str, what: str, first_convs: Sequence[str]
 ) -> LoadReport:
-    """Load `state` into `model`, in place; what is not of the model (a classifier, say) is left out.
+    """Load `state` into `model`, in place; tensors that are not part of the model (e.g. a classifier) are skipped.
 
     Everything is checked before the first tensor is written.
 
     Args:
-        state: tensors by the model's own names.
-        label: of the weights, for messages.
-        what: the model in words, for messages.
-        first_convs: names of the convolutions that read the maps; their input channels may differ.
+        state: tensors by parameter name.
+        label: name of the weights in messages.
+        what: description of the model in messages.
+        first_convs: names of the input convolutions; their number of input channels may differ.
 
     Raises:
         CheckpointError: a tensor of the model is missing or of another shape.
@@ -40,7 +40,7 @@ def take_weights(
         if wanted is not None and wanted.shape == value.shape:
             fitted[name] = value
         elif wanted is None:
-            # Not under its plain name: heads of ours read a norm and a classifier of UniRepLKNet from there.
+            # Not under its plain name, from which our heads load UniRepLKNet's norm and classifier.
             report.left_out[f"its {name}"] = value
     missing = [name for name in own if name not in fitted and not name.endswith("num_batches_tracked")]
     if missing:
@@ -61,5 +61,5 @@ def _differs_in_channels(value: Tensor, wanted: Tensor | None) -> bool:
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Parts of a network by name: the largest submodules whose parameters belong together."""
+"""Parts of a network by name: the largest submodules whose parameters belong to one group."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Group = TypeVar("Group")
 
 
 def parts_of(model: nn.Module, owners: Mapping[str, Group], group: Group, prefix: str = "") -> list[str]:
-    """The fewest submodules and parameters that hold all parameters of a group and no others.
+    """The smallest set of submodules and parameters that covers exactly the parameters of a group.
 
     Args:
-        owners: parameter, by its full name, -> group.
-        group: the one asked for.
-        prefix: of names inside `model`, for recursion.
+        owners: maps each parameter's full name to its group.
+        group: the requested group.
+        prefix: name prefix of `model`, for recursion.
 
     >>> net = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)))
     >>> names = [name for name, _ in net.named_parameters()]
@@ -38,7 +38,7 @@ def parts_of(model: nn.Module, owners: Mapping[str, Group], group: Group, prefix
 
 
 def depthwise_convs_in(model: nn.Module, part: str) -> Iterator[nn.Conv2d]:
-    """Square depthwise convolutions of 3 × 3 and more in a part of a network."""
+    """Square depthwise convolutions of at least 3 × 3 in a part of a network."""
     place, _, last = part.rpartition(".")
     found = getattr(model.get_submodule(place), last)
     for module in found.modules() if isinstance(found, nn.Module) else ():

@@ -1,8 +1,7 @@
-"""What everything outside this package may ask of a backbone, whichever it is.
+"""The backbone interface used outside this package.
 
-A backbone is an ``nn.Module`` with the members below; it needs no base class. :class:`backbone.UniRepLKNet`,
-:class:`backbone.replknet.RepLKNet` and :class:`backbone.timm_backbone.TimmBackbone` (any of timm's networks) are
-backbones.
+A backbone is an ``nn.Module`` with the members below; no base class is required. :class:`backbone.UniRepLKNet`,
+:class:`backbone.replknet.RepLKNet` and :class:`backbone.timm_backbone.TimmBackbone` (any timm network) implement it.
 
 Shapes: N maps, C channels, H height and W width in map pixels.
 """
@@ -26,96 +25,96 @@ class Backbone(Protocol):
     in_chans: int
     #: Channels of the last feature map.
     num_features: int
-    #: One entry for each feature map: ``num_chs``, its channels, and ``reduction``, its stride in map pixels.
+    #: One entry per feature map: ``num_chs``, its channels, and ``reduction``, its stride in map pixels.
     feature_info: list[dict[str, Any]]
 
     @property
     def first_conv(self) -> str | None:
-        """Name of the convolution that reads the maps, for stems that modalities share; None: there is not just one."""
+        """Name of the input convolution, for stems shared between modalities; None if there is not exactly one."""
         ...
 
     # -- forward -------------------------------------------------------------------------------------------
 
     def forward_features(self, x_NCHW: Tensor, /) -> list[Tensor]:
-        """The feature maps, ``(N, num_chs, H / reduction, W / reduction)`` with sides rounded up."""
+        """The feature maps, ``(N, num_chs, H / reduction, W / reduction)``, with sides rounded up."""
         ...
 
     def fit_input(self, height: int, width: int) -> str | None:
-        """Get ready for maps of this size, before the first forward pass and before an optimiser is made.
+        """Prepare for maps of this size; called before the first forward pass and before the optimiser is created.
 
         Returns:
-            What has to be done to such maps (padding, resizing), as the end of a sentence about them; None: nothing.
+            How such maps are adapted (padding, resizing), phrased as the end of a sentence; None if they are not.
 
         Raises:
-            ValueError: the network cannot read them.
+            ValueError: the network does not support this size.
         """
         ...
 
     def make_pyramid(self) -> None:
-        """See to it that strides rise from one feature map to the next, which dense predictions want.
+        """Ensure that strides increase from one feature map to the next, as required for dense prediction.
 
-        Called before an optimiser is made. Nothing to do for networks of stages.
+        Called before the optimiser is created. A no-op for hierarchical networks.
         """
         ...
 
     # -- parts ---------------------------------------------------------------------------------------------
 
     def stem_parts(self) -> list[str]:
-        """Names of the submodules and parameters in front of the first stage."""
+        """Names of the submodules and parameters before the first stage."""
         ...
 
     def stage_parts(self) -> list[list[str]]:
-        """For each stage the names of its submodules and parameters, with the downsampling in front of it."""
+        """For each stage, the names of its submodules and parameters, including the downsampling before it."""
         ...
 
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
         """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
         Args:
-            per_block: a layer for every block, instead of the groups of the network's official recipe.
+            per_block: one layer per block, instead of the groups of the network's official recipe.
         """
         ...
 
     def layer_count(self, per_block: bool = False) -> int:
-        """How many of these layers there are before that of a task's head."""
+        """Number of these layers, i.e. the layer index of a task's head."""
         ...
 
     # -- weights -------------------------------------------------------------------------------------------
 
     def load_pretrained(self, source: str | Path | Literal[True], /) -> LoadReport:
-        """Load a file, published weights by their name, or the usual ones (True).
+        """Load a file, published weights by name, or the default published weights (True).
 
         Raises:
-            CheckpointError: they cannot be found, read or fitted.
+            CheckpointError: they cannot be found, read or loaded.
         """
         ...
 
     def load_weights(self, state: Mapping[str, Any], label: str, /) -> LoadReport:
-        """Load the weights of such a network from memory; input channels may differ. `label`: for messages.
+        """Load weights of the same architecture from memory; input channels may differ. `label` is for messages.
 
         Raises:
-            CheckpointError: they are of another network.
+            CheckpointError: they belong to another network.
         """
         ...
 
     def reparameterize(self) -> Self:
-        """Merge what is parallel in training only, in place; nothing to do for most networks."""
+        """Merge training-time parallel branches, in place; a no-op for most networks."""
         ...
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def layer_outputs(self, x_NCHW: Tensor, /) -> dict[str, Tensor]:
-        """The outputs of its layers by name, from input to output, each ``(N, C, H, W)``."""
+        """The outputs of the layers by name, from input to output, each ``(N, C, H, W)``."""
         ...
 
     def depthwise_convs(self) -> Iterator[tuple[int, int, nn.Conv2d]]:
-        """Stage, number within the stage, both from 1, and each square depthwise convolution."""
+        """Stage, index within the stage (both from 1) and module of each square depthwise convolution."""
         ...
 
     def receptive_fields(self) -> list[int] | None:
-        """Side of the region, in map pixels, that convolutions let a feature of each stage see, once merged.
+        """Theoretical receptive field of each stage's features in deploy form: side in map pixels.
 
-        None where that is not counted: attention sees the whole map.
+        None if it is not defined, e.g. because attention covers the whole map.
         """
         ...
 
@@ -139,7 +138,7 @@ class Backbone(Protocol):
 
 
 def strides_of(backbone: Backbone) -> list[int]:
-    """Map pixels a step of each feature map."""
+    """Stride of each feature map, in map pixels."""
     return [int(entry["reduction"]) for entry in backbone.feature_info]
 
 

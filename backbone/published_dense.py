@@ -1,7 +1,7 @@
-"""Published weights of whole dense networks on the hub, by the name that `backbone.pretrained` takes, with checksums.
+"""Published weights of complete dense prediction networks on the hub, by `backbone.pretrained` name, with checksums.
 
-The files are mmsegmentation's and mmdetection's: backbone and heads under their official names, beside them the
-optimiser's state.
+The files are mmsegmentation and mmdetection checkpoints: backbone and heads under their official names, and the
+optimiser state.
 """
 
 from backbone.checkpoints import HUB_REPO
@@ -71,24 +71,24 @@ CASCADE_COCO: dict[str, dict[str, tuple[str, str]]] = {
         )
     },
 }
-#: Published, but no checksum is known: such a file is read by its path or address only. By the beginning of names.
+#: Published without a known checksum: such files are read by path or address only. Keys are prefixes of names.
 UNCHECKED = {
     "upernet_": {"unireplknet_t": "upernet_unireplknet_t_512_160k_ade20k_miou48.56.pth"},
     "casc_mask_rcnn_": {"unireplknet_xl": "casc_mask_rcnn_unireplknet_xl_in22k_3x_coco_ap56.39.pth"},
 }
-#: By the beginning of their names.
+#: Keys are prefixes of names.
 PUBLISHED = {"upernet_": UPERNET_ADE20K, "casc_mask_rcnn_": CASCADE_COCO}
 
 
 def dense_address(size: str, name: str) -> str | None:
-    """Address, with its checksum, of the published weights of a dense network; `None`: the name is of another kind.
+    """Address, with checksum, of the published weights of a dense network; `None` if the name is not of this kind.
 
     Args:
         size: name of the backbone, e.g. `unireplknet_s`.
         name: e.g. `upernet_ade20k` or `casc_mask_rcnn_coco`.
 
     Raises:
-        ValueError: no such weights, in one sentence that says which there are.
+        ValueError: no such weights; the message lists the available ones.
 
     >>> dense_address("unireplknet_t", "in1k") is None
     True

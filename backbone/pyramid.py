@@ -1,7 +1,7 @@
-"""The simple feature pyramid: maps at four strides from the one map of a plain transformer.
+"""The simple feature pyramid: maps at four strides from the last map of a plain transformer.
 
 Li, Mao, Girshick, He, "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527, Section 3:
-the last map alone, enlarged by deconvolutions and reduced by pooling. Widths halve where the map doubles.
+only the last map is used, upsampled by deconvolutions and downsampled by pooling. Widths halve with each upsampling.
 
 Shapes: N maps, C channels, H height, W width.
 """
@@ -21,7 +21,7 @@ class SimplePyramid(nn.Module):
         stride: s, a multiple of 4.
 
     Raises:
-        ValueError: neither of both.
+        ValueError: channels or stride is not a multiple of 4.
     """
 
     def __init__(self, channels: int, stride: int) -> None:

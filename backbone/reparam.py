@@ -1,11 +1,11 @@
-"""Structural re-parameterisation: many branches to train with, one convolution to run.
+"""Structural re-parameterisation: parallel branches in training, one convolution at inference.
 
-Large kernels are hard to train alone, so UniRepLKNet trains each one beside several small
-*dilated* depthwise convolutions and adds the outputs. A dilated convolution is a larger, sparse,
+Large kernels are hard to train alone, so UniRepLKNet trains each one in parallel with several small
+*dilated* depthwise convolutions and adds the outputs. A dilated convolution equals a larger, sparse,
 non-dilated one, and a batch norm with fixed statistics is a scale and a shift; both are linear, so
-the whole sum is again one convolution (arXiv 2311.15599, section 3.2; arXiv 2410.08049).
+the sum is again a single convolution (arXiv 2311.15599, section 3.2; arXiv 2410.08049).
 
-All merging runs in float64: batch-norm statistics can span many orders of magnitude, and the
+All merging is done in float64, because batch-norm statistics can span many orders of magnitude; the
 merged weights are rounded once, at the end.
 
 Shape legend: N batch, C channels, H height, W width, K kernel size.
@@ -30,7 +30,7 @@ from backbone.kernels.depthwise import (
     sums_on_chip,
 )
 
-#: Dilated branches beside a large kernel: ``{K: ((kernel, dilation), ...)}``, as in the official release.
+#: Dilated branches parallel to a large kernel: ``{K: ((kernel, dilation), ...)}``, as in the official release.
 DILATED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     5: ((3, 1), (3, 2)),
     7: ((5, 1), (3, 2), (3, 3)),
@@ -43,7 +43,7 @@ DILATED_BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 
 
 def as_float64(tensor: Tensor) -> Tensor:
-    """Detached float64 copy, on the same device where that device knows float64, else on the CPU."""
+    """Detached float64 copy, on the same device if it supports float64, else on the CPU."""
     device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
     return tensor.detach().to(device=device, dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     Works for every batch norm, :class:`torch.nn.SyncBatchNorm` included.
 
     Raises:
-        TypeError: ``norm`` is no batch norm with running statistics, so it is not a fixed affine map.
+        TypeError: ``norm`` is not a batch norm with running statistics, hence not a fixed affine map.
 
     >>> scale, shift = batch_norm_affine(nn.BatchNorm2d(3, eps=0.0))
     >>> scale.tolist(), shift.tolist()
@@ -72,7 +72,7 @@ def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def undilate(kernel_C1KK: Tensor, dilation: int) -> Tensor:
-    """The non-dilated kernel equal to a dilated one: zeros go between the taps.
+    """The non-dilated kernel equivalent to a dilated one, with zeros between the taps.
 
     Args:
         kernel_C1KK: depthwise kernel, ``(C, 1, k, k)``.
@@ -91,7 +91,7 @@ def undilate(kernel_C1KK: Tensor, dilation: int) -> Tensor:
 
 
 def set_conv(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Give a convolution or linear layer new values, keeping its dtype, device and ``requires_grad``."""
+    """Set weight and bias of a convolution or linear layer, keeping its dtype, device and ``requires_grad``."""
     old = cast(nn.Parameter, conv.weight)
     for name, value in (("weight", weight), ("bias", bias)):
         value = value.to(device=old.device, dtype=old.dtype)
@@ -99,14 +99,14 @@ def set_conv(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def _taps(kernel_CKK: Tensor, size: int, dilation: int) -> Tensor:
-    """The taps of a K x K kernel on which those of a smaller, dilated one lie: a view, ``(C, size, size)``."""
+    """View of the taps of a K x K kernel that coincide with those of a smaller, dilated one: ``(C, size, size)``."""
     margin = (kernel_CKK.shape[-1] - dilation * (size - 1) - 1) // 2
     along = slice(margin, kernel_CKK.shape[-1] - margin, dilation)
     return kernel_CKK[:, along, along]
 
 
 def _stacked(dilations: list[int], *weights: Tensor) -> Tensor:
-    """B kernels ``(C, 1, k, k)`` with dilation as dense ones, all of the size of the first: ``(B, C, K, K)``."""
+    """B dilated kernels ``(C, 1, k, k)`` as dense ones, all of the size of the first: ``(B, C, K, K)``."""
     size = weights[0].shape[-1]
     kernels_BCKK = weights[0].new_zeros(len(weights), len(weights[0]), size, size)
     for kernel_CKK, weight, dilation in zip(kernels_BCKK, weights, dilations, strict=True):
@@ -115,14 +115,14 @@ def _stacked(dilations: list[int], *weights: Tensor) -> Tensor:
 
 
 def _scaled_sum(kernels_BCKK: Tensor, scale_BC: Tensor) -> Tensor:
-    """One kernel ``(C, 1, K, K)``."""
+    """Scaled sum of B kernels, ``(C, 1, K, K)``."""
     return (kernels_BCKK * scale_BC[:, :, None, None]).sum(0).unsqueeze(1)
 
 
 class _Stacked(torch.autograd.Function):
-    """:func:`_stacked` with gradients by hand: autograd would copy all kernels for each of them.
+    """:func:`_stacked` with a manual backward pass: autograd would copy all kernels for each of them.
 
-    Only where gradients are recorded: without, torch.compile gives ``forward`` a context that it does not take.
+    Only used when gradients are recorded: otherwise torch.compile passes ``forward`` an unsupported context.
     """
 
     forward = staticmethod(_stacked)
@@ -139,7 +139,7 @@ class _Stacked(torch.autograd.Function):
 
 
 class DilatedReparamBlock(nn.Module):
-    """A K x K depthwise convolution trained beside its dilated branches, each with its own batch norm.
+    """A K x K depthwise convolution trained in parallel with dilated branches, each with its own batch norm.
 
     Shape: ``(N, C, H, W) -> (N, C, H, W)``, stride 1, zero padding.
 
@@ -177,12 +177,12 @@ class DilatedReparamBlock(nn.Module):
             setattr(self, f"dil_bn_k{k}_{d}", nn.BatchNorm2d(channels))
 
     def branches(self) -> list[tuple[nn.Module, nn.Module, int]]:
-        """``(convolution, batch norm, dilation)`` of every branch left, the large kernel first."""
+        """``(convolution, batch norm, dilation)`` of every remaining branch, the large kernel first."""
         if self.deploy:
             return []
         pairs: list[tuple[nn.Module, nn.Module, int]] = [(self.lk_origin, self.origin_bn, 1)]
         for k, d in DILATED_BRANCHES[self.kernel_size]:
-            # By name each time: sync-BN conversion and the like replace modules.
+            # Looked up by name each time, because e.g. sync-BN conversion replaces modules.
             pairs.append((getattr(self, f"dil_conv_k{k}_{d}"), getattr(self, f"dil_bn_k{k}_{d}"), d))
         return pairs
 
@@ -197,14 +197,14 @@ class DilatedReparamBlock(nn.Module):
         return out_NCHW
 
     def as_one_convolution(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one convolution equal to all branches on this input.
+        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the single convolution equal to all branches on this input.
 
-        In training a batch norm is a scale and a shift too, once the statistics of its branch on this batch are
-        known; those come from the input's Gram matrices, and no branch's output is ever made. Differentiable, the
-        gradient through the statistics included: the mathematics of the branches, in another order. Updates running
-        statistics.
+        In training, too, a batch norm is a scale and a shift once the statistics of its branch on this batch are
+        known; these are computed from the input's Gram matrices, without materialising any branch's output.
+        Differentiable, including the gradient through the statistics; mathematically identical to the branches. Updates
+        running statistics.
 
-        None where that would not pay: without kernels that sum on chip, or with other batch norms than the plain.
+        None if this would not be faster: without kernels that compute the sums on chip, or with non-plain batch norms.
         """
         if self.deploy:
             return self.lk_origin.as_one_convolution(x_NCHW)
@@ -229,7 +229,7 @@ class DilatedReparamBlock(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor]:
-        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the one equal convolution, float64."""
+        """Kernel ``(C, 1, K, K)`` and bias ``(C,)`` of the equivalent single convolution, float64."""
         if self.deploy:
             return as_float64(self.lk_origin.weight), as_float64(cast(Tensor, self.lk_origin.bias))
         branches = self.branches()
@@ -240,7 +240,7 @@ class DilatedReparamBlock(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self, followed_by: nn.Module | None = None) -> DilatedReparamBlock:
-        """Merge in place into ``lk_origin``, with the batch norm that follows if given. Idempotent."""
+        """Merge in place into ``lk_origin``, including the following batch norm if given. Idempotent."""
         if self.deploy and followed_by is None:
             return self
         kernel, bias = self.merged()

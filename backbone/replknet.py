@@ -1,8 +1,8 @@
-"""RepLKNet: kernels of 31 × 31, the large-kernel network before UniRepLKNet.
+"""RepLKNet: a ConvNet with kernels of up to 31 × 31, the predecessor of UniRepLKNet.
 
 Paper: Ding, Zhang, Han, Ding, "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs", arXiv
 2203.06717. Modules and parameters have the names of the official release (DingXiaoH/RepLKNet-pytorch), so that its
-checkpoints load; there is no classifier, a task's head answers.
+checkpoints load; the classifier is omitted, since tasks have their own head.
 
 Shapes: N batch, C channels, H height, W width (pixels of the current map), K kernel size.
 """
@@ -31,7 +31,7 @@ PREFIXES = ("", "module.", "backbone.", "network.backbone.")
 def conv_bn(
     in_chans: int, out_chans: int, kernel_size: int, stride: int = 1, groups: int = 1, act: bool = False
 ) -> nn.Sequential:
-    """Convolution without bias, batch norm and perhaps ReLU: ``conv``, ``bn``, ``nonlinear``."""
+    """Convolution without bias, batch norm and optional ReLU: ``conv``, ``bn``, ``nonlinear``."""
     conv: nn.Conv2d
     if groups == in_chans == out_chans and stride == 1 and kernel_size > 1:
         conv = DepthwiseConv2d(in_chans, kernel_size, bias=False)
@@ -48,20 +48,20 @@ def conv_bn(
 
 
 def merged_conv(branch: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel and bias, float64, of a convolution with the batch norm behind it."""
+    """Kernel and bias, float64, of a convolution merged with its batch norm."""
     scale_C, shift_C = batch_norm_affine(branch.get_submodule("bn"))
     return as_float64(branch.get_parameter("conv.weight")) * scale_C.view(-1, 1, 1, 1), shift_C
 
 
 class ReparamLargeKernelConv(nn.Module):
-    """A K × K depthwise convolution trained beside a small one, each with a batch norm; merged into one.
+    """A K × K depthwise convolution trained in parallel with a small one, each with a batch norm; can be merged.
 
     Shape: ``(N, C, H, W) -> (N, C, H, W)``.
 
     Args:
         channels: C.
         kernel_size: K, odd.
-        small_kernel: side of the small kernel, odd and at most K; None: there is none.
+        small_kernel: size of the small kernel, odd and at most K; None for no small kernel.
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
@@ -137,7 +137,7 @@ class ConvFFN(nn.Module):
 
 
 class RepLKNetStage(nn.Module):
-    """Blocks of a large kernel and of a feed-forward network by turns, ``blocks``."""
+    """Alternating large-kernel and feed-forward blocks, ``blocks``."""
 
     def __init__(
         self, channels: int, kernel_size: int, small_kernel: int | None, drop_paths: Sequence[float]
@@ -164,7 +164,7 @@ class RepLKNetStage(nn.Module):
 
 
 class RepLKNet(nn.Module):
-    """The network: a stem and four stages, each at half the resolution of the one before.
+    """RepLKNet backbone: a stem and four stages, each at half the resolution of the previous one.
 
     Shapes: ``(N, in_chans, H, W)`` of any size -> four features of ``dims[i]`` channels at strides 4, 8, 16, 32 (sides
     rounded up).
@@ -174,12 +174,12 @@ class RepLKNet(nn.Module):
         depths: pairs of blocks in each of the four stages.
         dims: channels of each stage.
         kernel_sizes: K of each stage, odd.
-        small_kernel: side of the parallel small kernel, odd; None: the large ones are trained alone.
-        drop_path_rate: stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
-        grad_checkpointing: recompute blocks in the backward pass, for less memory and the same gradients.
+        small_kernel: size of the parallel small kernel, odd; None to train the large ones alone.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); increases linearly from 0 at the first.
+        grad_checkpointing: recompute blocks in the backward pass to save memory.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of range.
 
     >>> net = RepLKNet(1, (1, 1, 1, 1), (8, 8, 16, 16), (31, 29, 27, 13)).eval()
     >>> [tuple(f.shape) for f in net.forward_features(torch.zeros(2, 1, 64, 40))]
@@ -254,26 +254,26 @@ class RepLKNet(nn.Module):
         return self.forward_features(x_NCHW)[-1].mean(dim=(2, 3))
 
     def fit_input(self, height: int, width: int) -> str | None:
-        """Any size is read as it is."""
+        """No-op: any size is supported."""
         return None
 
     def make_pyramid(self) -> None:
-        """The features rise in stride already."""
+        """No-op: the strides already increase."""
 
     # -- parts ---------------------------------------------------------------------------------------------
 
     def stem_parts(self) -> list[str]:
-        """Names of the submodules in front of the first stage."""
+        """Names of the submodules before the first stage."""
         return ["stem"]
 
     def stage_parts(self) -> list[list[str]]:
-        """Names of each stage's submodules, with the transition in front of it."""
+        """Names of each stage's submodules, including the transition before it."""
         return [[f"transitions.{i - 1}", f"stages.{i}"] if i else ["stages.0"] for i in range(4)]
 
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
         """The layer of every parameter, counted from the input: the stem, then every pair of blocks.
 
-        The official release has no layer-wise decay, so there are no other groups.
+        The official release has no layer-wise decay, so ``per_block`` has no effect.
         """
         pairs = [len(stage.blocks) // 2 for stage in self._stages()]
         first = [1 + sum(pairs[:i]) for i in range(4)]
@@ -289,13 +289,13 @@ class RepLKNet(nn.Module):
         return layers
 
     def layer_count(self, per_block: bool = False) -> int:
-        """Layers before that of the head."""
+        """Number of layers before the head."""
         return 1 + sum(len(stage.blocks) // 2 for stage in self._stages())
 
     # -- weights -------------------------------------------------------------------------------------------
 
     def load_pretrained(self, source: str | Path | Literal[True]) -> LoadReport:
-        """Load a file of the official release (its weights are not on a hub), or one of ours."""
+        """Load a file of the official release (whose weights are not on a hub) or of this project."""
         path = Path("" if source is True else source).expanduser()
         if not path.is_file():
             raise CheckpointError(
@@ -313,7 +313,7 @@ class RepLKNet(nn.Module):
         return self.load_weights(inside, path.name)
 
     def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
-        """Load weights with the official names; the classifier and its norm are left out."""
+        """Load weights with the official names; the classifier and its norm are skipped."""
         return take_weights(self, state, label, "this RepLKNet", [self.first_conv])
 
     def reparameterize(self) -> RepLKNet:
@@ -322,7 +322,7 @@ class RepLKNet(nn.Module):
             block.large_kernel.reparameterize()
         return self
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def _large_blocks(self) -> Iterator[tuple[int, int, RepLKBlock]]:
         for number, stage in enumerate(self._stages(), start=1):
@@ -330,7 +330,7 @@ class RepLKNet(nn.Module):
                 yield number, position, cast(RepLKBlock, block)
 
     def layer_outputs(self, x_NCHW: Tensor) -> dict[str, Tensor]:
-        """The output of the stem, of every transition and of every pair of blocks, named as UniRepLKNet's are."""
+        """The outputs of the stem, every transition and every pair of blocks, named as for UniRepLKNet."""
         for layer in self.stem:
             x_NCHW = layer(x_NCHW)
         found = {"stem": x_NCHW}
@@ -349,7 +349,7 @@ class RepLKNet(nn.Module):
             yield number, position, block.large_kernel.conv
 
     def receptive_fields(self) -> list[int]:
-        """Side of the region, in map pixels, that a feature of each stage sees, once merged."""
+        """Theoretical receptive field of each stage's features in deploy form: side in map pixels."""
         fields, field, jump = [], 1, 1
         parts = [[*self.stem, self.stages[0]]]
         parts += [[*cast(nn.Sequential, self.transitions[i - 1]), self.stages[i]] for i in (1, 2, 3)]

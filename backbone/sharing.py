@@ -1,8 +1,8 @@
-"""Several networks that share their weights: one backbone behind inputs of different kinds.
+"""Weight sharing between networks: one backbone for several kinds of input.
 
-Every network stays a whole `Backbone`, so that all that can be done with one can be done with each: what they share
-are the modules themselves, once in memory, learnt once. :func:`plain_stem` turns the weights of one of them back into
-those of a network on its own.
+Every network remains a complete `Backbone` that can be used on its own; the shared modules are the same objects,
+stored and trained once. :func:`plain_stem` converts the weights of one of them back into those of a standalone
+network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from backbone.protocol import Backbone
 
 
 class AdaptedConv2d(nn.Module):
-    """A shared convolution behind a linear map of the channels of one input.
+    """A shared convolution preceded by a linear map of one input's channels.
 
     Shape: ``(N, in_chans, H, W) -> (N, O, H', W')``, O and the stride of the shared convolution. It is the 1 × 1
-    convolution ``in_chans -> k`` followed by the shared one, folded into a single convolution. In the beginning the
-    map repeats channels as :func:`backbone.checkpoints.adapt_first_conv` does.
+    convolution ``in_chans -> k`` followed by the shared one, folded into a single convolution. The
+    map is initialised to repeat channels as in :func:`backbone.checkpoints.adapt_first_conv`.
 
     Args:
         shared: a convolution of k input channels.
@@ -43,19 +43,20 @@ class AdaptedConv2d(nn.Module):
 
 
 def folded(weight_OkHW: Tensor, adapter_kC: Tensor) -> Tensor:
-    """Weight of the convolution that first mixes the channels: (O, C, H, W)."""
+    """Weight (O, C, H, W) of the folded convolution: channel map, then shared convolution."""
     return torch.einsum("okhw,kc->ochw", weight_OkHW, adapter_kC)
 
 
 def share(networks: Sequence[Backbone], *, batch_norm: bool = True, stem_chans: int = 0) -> None:
-    """Let all networks use the stages of the first one, with the downsampling between them, in place.
+    """Share the first network's stages and downsampling layers with all others, in place.
 
     Args:
-        networks: of one architecture and size; input channels may differ.
-        batch_norm: whether the batch norms of the stages, weights and statistics, are shared too. If not, each network
-            keeps its own: inputs of different kinds have different statistics.
-        stem_chans: 0: each network keeps its own stem. Else there is one stem, which reads so many channels, behind an
-            :class:`AdaptedConv2d` of each: that of the first network with so many input channels, else a new one.
+        networks: of the same architecture and size; input channels may differ.
+        batch_norm: whether the stages' batch norms, weights and statistics, are shared too. If not, each network
+            keeps its own, since different kinds of input have different statistics.
+        stem_chans: 0 to keep each network's own stem; otherwise the number of input channels of a shared stem, used
+            through an :class:`AdaptedConv2d` per network. It is taken from the first network with this number of input
+            channels, or newly initialised.
 
     Raises:
         ValueError: networks of different shapes, or a stem that cannot be shared.
@@ -125,7 +126,7 @@ def _share_stem(networks: Sequence[Backbone], stem_chans: int, batch_norm: bool)
 
 
 def _share_around(source: nn.Module, target: nn.Module, name: str, left_out: str, batch_norm: bool) -> None:
-    """Share a part but for one submodule in it, or not even that if it is the part."""
+    """Share a part except for one submodule in it; shares nothing if that is the part itself."""
     if name == left_out:
         return
     if not left_out.startswith(f"{name}."):
@@ -137,10 +138,10 @@ def _share_around(source: nn.Module, target: nn.Module, name: str, left_out: str
 
 
 def plain_stem(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """A state dict with an :class:`AdaptedConv2d` at the start folded into an ordinary convolution.
+    """A state dict with the :class:`AdaptedConv2d` of the stem folded into an ordinary convolution.
 
     Args:
-        state: of a network, names beginning with `prefix`; without such a convolution it comes back as it is.
+        state: of a network, with names starting with `prefix`; returned unchanged if it has no such convolution.
     """
     plain = dict(state)
     for name in [name for name in state if name.startswith(prefix) and name.endswith(".adapter")]:

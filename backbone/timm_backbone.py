@@ -1,8 +1,8 @@
-"""Any network of timm as a backbone: ``backbone=timm backbone.name=convnext_atto``.
+"""Any timm network as a backbone: ``backbone=timm backbone.name=convnext_atto``.
 
-Networks of stages (ResNet, ConvNeXt, Swin, …) give the feature maps of their stages at strides from 4 on. Plain
-transformers (ViT, DeiT, mixers: every block at one stride) give their tokens as a map after each quarter of their
-blocks; class and register tokens take part in attention and are left out of the maps. Where strides must rise, a simple
+Hierarchical networks (ResNet, ConvNeXt, Swin, …) return the feature maps of their stages with a stride of at least 4.
+Plain transformers (ViT, DeiT, mixers: all blocks at one stride) return their tokens as a map after each quarter of
+their blocks, without class and register tokens. If increasing strides are required, a simple
 pyramid (Li et al. 2022, arXiv 2203.16527, Section 3) is learnt from their last map.
 
 Shapes: N maps, C channels, H height and W width in map pixels.
@@ -27,32 +27,32 @@ from backbone.network_parts import depthwise_convs_in, parts_of
 from backbone.protocol import Backbone
 from backbone.pyramid import SimplePyramid
 
-#: Ways to tell a network that maps of many sizes will come; the first one that it knows is taken.
+#: Arguments that enable variable input sizes; the first set that the network accepts is used.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-FINEST = 4  # stride of the finest map that is taken from a network of stages, if it has one
-QUARTERS = 4  # maps that are taken from a plain transformer
+FINEST = 4  # minimum stride of the maps of a hierarchical network, if it has such maps
+QUARTERS = 4  # number of maps of a plain transformer
 OURS = ("num_classes", "in_chans", "drop_path_rate", *ANY_SIZE[0], *ANY_SIZE[1])
 PREFIXES = ("", "model.", "module.", "backbone.", "backbone.model.", "network.backbone.model.")
 FORBIDDEN = ("checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable", "no_jit")
 
 
 class TimmBackbone(nn.Module):
-    """One of timm's networks behind the interface of :class:`backbone.protocol.Backbone`.
+    """A timm network with the interface of :class:`backbone.protocol.Backbone`.
 
     Shapes: ``(N, in_chans, H, W)`` of any size -> feature maps ``(N, num_chs, H / reduction, W / reduction)``, sides
-    rounded up. How maps are brought to a size that the network reads is decided in :meth:`fit_input`: as they are,
-    padded with zeros below and on the right (the features of the padding are cut off again), or resized to the size
-    that the network was made for (and its features back).
+    rounded up. :meth:`fit_input` decides how maps are adapted to a size the network supports: unchanged,
+    zero-padded at the bottom and right (the features are cropped accordingly), or resized to the network's
+    default size (and the features resized back).
 
     Args:
-        name: timm's, with or without the tag of its weights, e.g. ``resnet18`` or ``resnet18.a1_in1k``.
+        name: timm model name, with or without the tag of its weights, e.g. ``resnet18`` or ``resnet18.a1_in1k``.
         in_chans: channels of the maps.
-        drop_path_rate: stochastic depth of the last block, in [0, 1); for networks that have it.
-        grad_checkpointing: recompute blocks in the backward pass, for less memory.
-        options: the network's own arguments, e.g. ``{"patch_size": 8}`` of a ViT.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); for networks that support it.
+        grad_checkpointing: recompute blocks in the backward pass to save memory.
+        options: further arguments of the network, e.g. ``{"patch_size": 8}`` for a ViT.
 
     Raises:
-        ValueError: an unknown name, options that the network does not take, or a network without feature maps.
+        ValueError: an unknown name, unsupported options, or a network without feature maps.
 
     >>> net = TimmBackbone("resnet18", in_chans=1)
     >>> [tuple(f.shape) for f in net.forward_features(torch.zeros(2, 1, 64, 40))]
@@ -132,7 +132,7 @@ class TimmBackbone(nn.Module):
         return -(-height // coarsest) * coarsest, -(-width // coarsest) * coarsest
 
     def _cut(self, feature_NCHW: Tensor, height: int, width: int, stride: int) -> Tensor:
-        """A feature map of the size that belongs to a map of this size."""
+        """Crop a feature map to the size that corresponds to an input map of this size."""
         size = (-(-height // stride), -(-width // stride))
         if tuple(feature_NCHW.shape[-2:]) == size:
             return feature_NCHW
@@ -142,7 +142,7 @@ class TimmBackbone(nn.Module):
 
     @torch.no_grad()
     def fit_input(self, height: int, width: int) -> str | None:
-        """Find out how maps of this size are read, by reading an empty one; see the class."""
+        """Determine by a trial forward pass how maps of this size are adapted; see the class."""
         reason = ""
         training = self.training
         self.eval()
@@ -151,7 +151,7 @@ class TimmBackbone(nn.Module):
                 self.fit = fit
                 try:
                     self._try(height, width)
-                except Exception as error:  # whatever a network says of a size that it cannot read
+                except Exception as error:  # networks raise various exceptions for unsupported sizes
                     reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
                 else:
                     return self._said(height, width)
@@ -161,7 +161,7 @@ class TimmBackbone(nn.Module):
 
     def _ways(self, height: int, width: int) -> list[Literal["as it is", "padded", "resized"]]:
         if self._padded(height, width) == (height, width):
-            return ["padded", "resized"]  # other sizes may come yet
+            return ["padded", "resized"]  # other sizes may follow
         return ["as it is", "padded", "resized"]
 
     def _try(self, height: int, width: int) -> None:
@@ -186,7 +186,7 @@ class TimmBackbone(nn.Module):
         return None
 
     def make_pyramid(self) -> None:
-        """Give a plain transformer maps at a quarter, half, once and twice the stride of its tokens."""
+        """Add a simple pyramid to a plain transformer: maps at 1/4, 1/2, 1 and 2 times its token stride."""
         if not self.plain or self.pyramid is not None:
             return
         entry = self.feature_info[-1]
@@ -201,9 +201,9 @@ class TimmBackbone(nn.Module):
     # -- parts ---------------------------------------------------------------------------------------------
 
     def _owners(self) -> dict[str, int]:
-        """Parameter of the network -> its stage, counted from 0; -1: the stem.
+        """Maps each parameter of the network to its stage, counted from 0; -1 for the stem.
 
-        Networks define their parts in the order in which they run.
+        Assumes that modules are defined in execution order.
         """
         names = [name for name, _ in self.model.named_parameters()]
         modules = [str(self.model.feature_info[index]["module"]) for index in self.indices]
@@ -228,11 +228,12 @@ class TimmBackbone(nn.Module):
         return set(names[:start])
 
     def stem_parts(self) -> list[str]:
-        """What timm's own groups call the stem: patch or first convolutions, class token, position embedding."""
+        """The stem according to timm's parameter groups: patch embedding or first convolutions, class token, position
+        embedding."""
         return [f"model.{part}" for part in parts_of(self.model, self._owners(), -1)]
 
     def stage_parts(self) -> list[list[str]]:
-        """The network's own modules of each stage; of a plain transformer a quarter of its blocks is a stage."""
+        """The modules of each stage; in a plain transformer, a quarter of the blocks is a stage."""
         owners = self._owners()
         stages = [
             [f"model.{part}" for part in parts_of(self.model, owners, stage)]
@@ -243,7 +244,7 @@ class TimmBackbone(nn.Module):
         return stages
 
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
-        """timm's own groups: the stem and a layer for every block, whatever `per_block` says."""
+        """timm's parameter groups: the stem and one layer per block, regardless of `per_block`."""
         if hasattr(self.model, "group_matcher"):
             layers = dict(group_parameters(self.model, self.model.group_matcher(), reverse=True))
         else:
@@ -255,13 +256,13 @@ class TimmBackbone(nn.Module):
         return found
 
     def layer_count(self, per_block: bool = False) -> int:
-        """Layers before that of the head."""
+        """Number of layers before the head."""
         return 1 + max(layer for name, layer in self.parameter_layers().items() if name.startswith("model."))
 
     # -- weights -------------------------------------------------------------------------------------------
 
     def load_pretrained(self, source: str | Path | Literal[True]) -> LoadReport:
-        """Load weights that timm publishes (True, or the tag of some) or a file of such a network.
+        """Load weights published through timm (True, or a tag) or a file of this architecture.
 
         Args:
             source: True, a tag such as ``a1_in1k``, or the path of a ``.pth``, ``.ckpt`` or ``.safetensors`` file.
@@ -282,7 +283,7 @@ class TimmBackbone(nn.Module):
             )
         try:
             twin = _built(name, self.in_chans, self.settings, pretrained=True)
-        except Exception as error:  # hub, network, disk: timm raises whatever it meets
+        except Exception as error:  # hub, network, disk: timm passes on any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"timm could not fetch the weights {name} ({reason}): download them by hand and give the path of the "
@@ -302,20 +303,20 @@ class TimmBackbone(nn.Module):
         try:
             return self._take(inside, path.name)
         except CheckpointError as error:
-            # Files of a network's authors have other names; timm knows how to bring them to its own.
+            # Original checkpoints use other parameter names; timm can convert them.
             rename = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
             if rename is None:
                 raise
             try:
                 renamed = rename(dict(state), self.model)
-            except Exception:  # a file of something else altogether
+            except Exception:  # not a checkpoint of this network
                 raise error from None
             return self._take(renamed, path.name)
 
     def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
-        """Load the weights of another such backbone, the first convolution fitted to the channels of these maps.
+        """Load weights of the same network, adapting the first convolution to the number of input channels.
 
-        A pyramid is taken where there is one of the same shapes; else it starts anew.
+        The pyramid is loaded if the checkpoint has one of the same shapes, else newly initialised.
         """
         report = self._take(_below(state, "model."), label)
         if self.pyramid is not None:
@@ -333,17 +334,17 @@ class TimmBackbone(nn.Module):
         return take_weights(self.model, state, label, f"timm's {self.name}", self.first_convs)
 
     def reparameterize(self) -> TimmBackbone:
-        """Merge branches where the network has any (FastViT, RepVGG, MobileOne, …), in place. Idempotent."""
-        if not self.merged:  # timm's own merge does not bear a second one
+        """Merge parallel branches, if any (FastViT, RepVGG, MobileOne, …), in place. Idempotent."""
+        if not self.merged:  # timm's own merge is not idempotent
             reparameterize_model(self.model, inplace=True)
             self.train(self.training)
             self.merged = True
         return self
 
-    # -- what probes ask -----------------------------------------------------------------------------------
+    # -- for probes ----------------------------------------------------------------------------------------
 
     def layer_outputs(self, x_NCHW: Tensor) -> dict[str, Tensor]:
-        """Every intermediate map that timm knows of the network (stages, or blocks of a plain transformer)."""
+        """All of timm's intermediate feature maps (stages, or blocks of a plain transformer)."""
         found = self._intermediates(self._fitted(x_NCHW), None)
         names = [str(entry["module"]) for entry in self.model.feature_info][: len(found)]
         return dict(zip(names, found, strict=True))
@@ -356,17 +357,17 @@ class TimmBackbone(nn.Module):
                 yield stage, number, conv
 
     def receptive_fields(self) -> None:
-        """Not counted: the way through the network is its own."""
+        """None: not computed for arbitrary networks."""
         return
 
 
 def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries below a prefix, by the rest of their names."""
+    """The entries whose names start with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a network; none that would load, fetch or change what is decided elsewhere."""
+    """Validate network arguments: none may load or download files or override settings made elsewhere."""
     for key in options:
         if key in OURS or key in FORBIDDEN or str(key).startswith("pretrained"):
             raise ValueError(f"backbone.model.options: {key} is not for the network to say")
@@ -377,7 +378,7 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def backbone_of_timm(name: str, in_chans: int = 3, pretrained: bool = False) -> Backbone:
-    """One of timm's networks as a backbone, with its published weights if ``pretrained``.
+    """A timm network as a backbone, with its published weights if ``pretrained``.
 
     Raises:
         ValueError: see :class:`TimmBackbone`.
@@ -390,7 +391,7 @@ def backbone_of_timm(name: str, in_chans: int = 3, pretrained: bool = False) -> 
 
 
 def _built(name: str, in_chans: int, settings: Mapping[str, Any], pretrained: bool = False) -> Any:
-    """timm's network without classifier, for maps of any size where it can be."""
+    """Build a timm network without classifier, with variable input size if supported."""
     if ":" in name or not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0].partition(':')[0]}*")[:5]
         raise ValueError(f"timm knows no network {name}" + (f": it knows {', '.join(near)}" if near else ""))
@@ -403,7 +404,7 @@ def _built(name: str, in_chans: int, settings: Mapping[str, Any], pretrained: bo
         except TypeError as error:
             if not any(key in str(error) for key in size):
                 raise ValueError(f"timm could not build {name}: {error}") from error
-        except Exception as error:  # timm raises whatever it meets
+        except Exception as error:  # timm passes on any exception
             if pretrained:
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -414,7 +415,7 @@ def _built(name: str, in_chans: int, settings: Mapping[str, Any], pretrained: bo
 
 
 def _chosen(strides: Sequence[int]) -> list[int]:
-    """Which of a network's features are taken: the last of each stride from 4 on, or a map after each quarter."""
+    """Indices of the features to use: the last of each stride >= 4, or one after each quarter of equal strides."""
     if len(strides) > 1 and len(set(strides)) == 1:
         count = min(QUARTERS, len(strides))
         return [round(len(strides) * (number + 1) / count) - 1 for number in range(count)]

@@ -1,9 +1,9 @@
 """Registers the sizes with timm: after ``import backbone``, ``timm.create_model("unireplknet_t")`` works.
 
-What timm builds is a :class:`TimmUniRepLKNet`: the same network with the methods and arguments that timm's
-scripts and users count on. timm hands its own arguments (``pretrained_cfg``, ``features_only``, ...) to entry
-points, so these take ``**kwargs``. They end in the constructor of the network, which takes none: a wrong one
-raises. Tags are the names of published weights: ``timm.create_model("unireplknet_s.in22k", pretrained=True)``.
+timm builds a :class:`TimmUniRepLKNet`: the same network with the methods and arguments that timm's
+scripts and users expect. timm passes its own arguments (``pretrained_cfg``, ``features_only``, ...) to entry
+points, so these take ``**kwargs``; unknown ones are rejected by the constructor of the
+network. Tags are the names of published weights: ``timm.create_model("unireplknet_s.in22k", pretrained=True)``.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from torch import Tensor, nn
 from backbone.sizes import HUB_REPO, PUBLISHED, SIZES
 from backbone.unireplknet import UniRepLKNet, feature_indices
 
-#: What ``global_pool`` may be. ``fast`` is timm's other spelling of the same; empty: no pooling.
+#: Values of ``global_pool``. ``fast`` is timm's alias for the same pooling; empty means no pooling.
 POOLINGS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
 
 
 class TimmUniRepLKNet(UniRepLKNet):
-    """UniRepLKNet as timm's callers expect a ConvNet. Parameters have the same names: state dicts load both ways.
+    """UniRepLKNet with timm's ConvNet interface. Parameter names are the same, so state dicts are interchangeable.
 
     Shapes: an ``(N, in_chans, H, W)`` map of any size; :meth:`forward_features` returns its last feature map,
     ``(N, num_features, H/32, W/32)`` (sides rounded up), and :meth:`forward` ``(N, num_classes)`` logits. Unlike
-    the base class, a network without classifier (``num_classes=0``) keeps its final norm, so that its output is
-    that of ``forward_head(..., pre_logits=True)``.
+    the base class, a network without classifier (``num_classes=0``) keeps its final norm, so that its output equals
+    ``forward_head(..., pre_logits=True)``.
 
     Args:
         drop_rate: dropout before the classifier, in [0, 1).
-        global_pool: ``avg``, ``max``, ``avgmax`` (the mean of both), or empty: nothing is pooled, and the output is
-            a map, ``(N, num_classes, H/32, W/32)``.
-        img_size: H = W, or (H, W), that the network is meant for. It only says so: any size can be read.
-        device: where to build the network.
-        dtype: of parameters and statistics.
+        global_pool: ``avg``, ``max``, ``avgmax`` (the mean of both), or empty for no pooling, in which case the output
+            is a map, ``(N, num_classes, H/32, W/32)``.
+        img_size: nominal H = W, or (H, W). Informational only: any size is supported.
+        device: device on which the network is built.
+        dtype: dtype of parameters and statistics.
         network: arguments of :class:`~backbone.unireplknet.UniRepLKNet`.
 
     Raises:
-        ValueError: an argument out of its range, with the range.
+        ValueError: an argument out of range; the message states the range.
         TypeError: an unknown argument.
     """
 
@@ -71,7 +71,7 @@ class TimmUniRepLKNet(UniRepLKNet):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier reads."""
+        """Number of input features of the classifier."""
         return self.num_features
 
     def forward_features(self, x_NCHW: Tensor) -> Tensor:  # type: ignore[override]  # one map, as in all of timm
@@ -79,15 +79,15 @@ class TimmUniRepLKNet(UniRepLKNet):
         return self._run_stages(x_NCHW)[-1]
 
     def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Pool, normalise, drop out and classify.
+        """Pooling, norm, dropout and classifier.
 
         Args:
             features: the map from :meth:`forward_features`.
             pre_logits: stop before the classifier.
 
         Returns:
-            ``(N, num_classes)``; ``(N, num_features)`` before or without the classifier. Without pooling, maps of as
-            many channels.
+            ``(N, num_classes)``, or ``(N, num_features)`` with ``pre_logits`` or without classifier. Without pooling,
+            maps with the same number of channels.
         """
         x = features if isinstance(features, Tensor) else features[-1]
         pooled = cast(Tensor, self.global_pool(x))
@@ -108,21 +108,21 @@ class TimmUniRepLKNet(UniRepLKNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Some of the feature maps; behind ``timm.create_model(..., features_only=True)``.
+        """Selected feature maps; used by ``timm.create_model(..., features_only=True)``.
 
         Args:
             x: ``(N, C, H, W)``.
-            indices: which of the features; an integer n means the last n, None all.
+            indices: indices of the features; an integer n means the last n, None all.
             norm: has no effect, as for timm's ConvNeXt: the final norm comes after pooling.
-            stop_early: leave out the stages after the last feature asked for.
+            stop_early: skip the stages after the last requested feature.
             output_fmt: must be ``"NCHW"``.
-            intermediates_only: leave out the last map.
+            intermediates_only: do not return the last map.
 
         Returns:
-            The last map that was computed and the list of those asked for, or this list alone.
+            The last computed map and the list of requested ones, or only this list.
 
         Raises:
-            ValueError: an index out of range, or another format.
+            ValueError: an index out of range, or an unsupported format.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"features have the format NCHW, not {output_fmt}")
@@ -134,12 +134,12 @@ class TimmUniRepLKNet(UniRepLKNet):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the features ``indices`` do not need: later stages, norms of other features, the classifier.
+        """Remove what the features ``indices`` do not need: later stages, norms of other features, the classifier.
 
         Args:
             indices: as in :meth:`forward_intermediates`.
             prune_norm: has no effect: the final norm goes with the classifier.
-            prune_head: drop the classifier even where the last stage stays.
+            prune_head: remove the classifier even if the last stage is kept.
 
         Returns:
             The indices, counted from 0.
@@ -160,7 +160,7 @@ class TimmUniRepLKNet(UniRepLKNet):
         return taken
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of another width (0: none), and another pooling if given. The final norm is kept.
+        """Replace the classifier (0 classes for none) and, if given, the pooling. The final norm is kept.
 
         Raises:
             ValueError: an unknown pooling, or a classifier for a network with ``feature_norms``.
@@ -175,7 +175,7 @@ class TimmUniRepLKNet(UniRepLKNet):
             super()._build_classifier(num_classes)
             return
         self.num_classes = 0
-        if not hasattr(self, "norm"):  # a pruned network has none left, and stays without
+        if not hasattr(self, "norm"):  # a pruned network has no norm and stays without
             self._build_norm()
         self.head = nn.Identity().train(self.training)
 
@@ -197,10 +197,10 @@ def _check_img_size(img_size: int | Sequence[int]) -> None:
 
 
 def _pretrained_cfg(size: str, tag: str, file: str) -> dict[str, Any]:
-    """What timm should know of published weights: where they are, and how their pictures were cut.
+    """timm's configuration of published weights: their location and preprocessing.
 
-    The official evaluation at 384² resizes the whole picture, at 224² it cuts the centre out of one of 256. The large
-    sizes were pre-trained on ImageNet-22K at 192².
+    The official evaluation at 384² resizes the whole image; at 224² it takes a centre crop of an image resized to 256.
+    The large sizes were pre-trained on ImageNet-22K at 192².
     """
     side = 384 if "_384_" in file else 224
     if tag == "in22k" and size in ("unireplknet_l", "unireplknet_xl"):

@@ -4,7 +4,7 @@ Paper: Zhang, Ding, Ge, Song, Zhao, Yue, Shan, "Scaling Up Your Kernels: Large K
 towards Universal Representations", arXiv 2410.08049 (first as arXiv 2311.15599). Modules and parameters have
 the names of the official release, so that its checkpoints load strictly.
 
-Map of the file: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
+Contents: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
 in :mod:`backbone.sizes`.
 
 Shape legend: N batch, C channels, H height, W width (pixels of the current map), D = 4C hidden width.
@@ -40,8 +40,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of an ``(N, C, H, W)`` map: biased variance, eps 1e-6.
 
-    The output lies in memory as NHWC, and so do all maps after it: the linear layers need no copies, and
-    depthwise convolutions on a CPU run 1.3 to 2 times as fast as on NCHW.
+    The output and all maps after it are in NHWC memory format: the linear layers need no copies, and
+    depthwise convolutions on a CPU run 1.3 to 2 times as fast as with NCHW.
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,8 +56,8 @@ class LayerNorm2d(nn.LayerNorm):
 class GRN(nn.Module):
     """Global response normalisation of an ``(N, H, W, D)`` map (arXiv 2301.00808, equations 1-3).
 
-    Each channel is scaled by its energy over the map, relative to the mean channel. Energies are fp32 even
-    where the map is not: a sum of squares leaves the range of fp16. ``use_bias=False`` has no ``beta``.
+    Each channel is scaled by its L2 norm over the map, relative to the mean over channels. Norms are computed in fp32
+    because a sum of squares can overflow fp16. ``use_bias=False`` omits ``beta``.
     """
 
     beta: nn.Parameter | None
@@ -89,12 +89,12 @@ class SqueezeExcite(nn.Module):
         self.up = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, mean_NC11: Tensor) -> Tensor:
-        """The factor of each channel, ``(N, C, 1, 1)``, from the map's mean."""
+        """Gate of each channel, ``(N, C, 1, 1)``, from the map's mean."""
         return cast(Tensor, self.up(F.relu(self.down(mean_NC11))).sigmoid())
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, a sample's residual is 0 with probability ``rate``, else scaled up."""
+    """Stochastic depth: in training, a sample's residual is 0 with probability ``rate``, else rescaled."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -128,11 +128,11 @@ class UniRepLKNetBlock(nn.Module):
 
     Args:
         dim: C.
-        kernel_size: K. From 7 up with dilated branches, 3 and 5 a plain depthwise convolution, 0 none.
-        drop_path: probability of dropping the residual, in training.
-        layer_scale_init_value: start of the per-channel scale of the residual; None or 0: no such scale.
+        kernel_size: K. 7 and above with dilated branches, 3 and 5 a plain depthwise convolution, 0 none.
+        drop_path: probability of dropping the residual in training.
+        layer_scale_init_value: initial value of the residual's layer scale; None or 0 for no layer scale.
         deploy: build the merged form.
-        dilated_branches: False: K from 7 up is a plain convolution as well, to measure what the branches are worth.
+        dilated_branches: False uses a plain convolution for K >= 7 as well (ablation).
     """
 
     dwconv: nn.Module
@@ -171,10 +171,10 @@ class UniRepLKNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def _convolve(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Depthwise convolution, ``(N, C, H, W)``, and the scale, ``(N, C, 1, 1)``, and shift that are still due.
+        """Depthwise convolution, ``(N, C, H, W)``, and the scale, ``(N, C, 1, 1)``, and shift still to be applied.
 
-        The scale is squeeze-excite's gate and the shift None; but where the kernels sum their output on chip, batch
-        norm needs no pass of its own either and is part of both.
+        The scale is the squeeze-excite gate and the shift None; if the kernels sum their output on chip, both also
+        include the batch norm, which then needs no separate pass.
         """
         pixels = x_NCHW.shape[2] * x_NCHW.shape[3]
         count = x_NCHW.shape[0] * pixels
@@ -225,9 +225,9 @@ class UniRepLKNetBlock(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return self._forward(x_NCHW)
-        if torch.compiler.is_compiling():  # the compiler's own recomputation never repeats a buffer update
+        if torch.compiler.is_compiling():  # the compiler's own recomputation does not repeat buffer updates
             return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False))
-        # The backward pass runs the block once more; its batch norms have already seen this batch.
+        # The backward pass reruns the block; its batch norms must not count this batch twice.
         contexts = lambda: (contextlib.nullcontext(), keep_statistics(self))  # noqa: E731
         return cast(Tensor, checkpoint(self._forward, x_NCHW, use_reentrant=False, context_fn=contexts))
 
@@ -261,11 +261,10 @@ class UniRepLKNetBlock(nn.Module):
 
 
 def default_kernel_sizes(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The official kernels: stage 1 all 3, stages 2 and 4 all 13, stage 3 about nine 13s spread among 3s.
+    """The official kernel sizes: 3 in stage 1, 13 in stages 2 and 4, about nine 13s interleaved with 3s in stage 3.
 
     Every official size has six to nine large kernels in stage 3: all blocks at depth 6 and 8, every second
-    at 18, every third at 27. Any other depth n follows the same rule: every p-th block, p = n/9 rounded, at
-    least 1.
+    at 18, every third at 27. Other depths n follow the same rule: every p-th block, with p = max(round(n/9), 1).
 
     >>> default_kernel_sizes((1, 1, 6, 1))[2]
     (13, 13, 13, 13, 13, 13)
@@ -287,10 +286,10 @@ def _four_ints(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
 def expand_kernel_sizes(
     kernel_sizes: KernelSizes | None, depths: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """One kernel size a block, from None or from four entries, each a K or one K a block.
+    """Expand to one kernel size per block, from None or from four entries, each a K or one K per block.
 
     Raises:
-        ValueError: not four entries, a stage whose kernels do not number its depth, or a K not offered.
+        ValueError: not four entries, a number of kernels that differs from the stage's depth, or an unsupported K.
 
     >>> expand_kernel_sizes([3, 13, [13, 3], 7], (1, 1, 2, 1))
     ((3,), (13,), (13, 3), (7,))
@@ -323,7 +322,7 @@ def _check_numbers(
     layer_scale_init_value: float | None,
     stem_stride: int,
 ) -> None:
-    """Raise a ``ValueError`` for an argument of :class:`UniRepLKNet` out of its range."""
+    """Raise a ``ValueError`` for an argument of :class:`UniRepLKNet` that is out of range."""
     if in_chans < 1:
         raise ValueError(f"in_chans must be at least 1, not {in_chans}")
     if num_classes < 0:
@@ -337,7 +336,7 @@ def _check_numbers(
 
 
 def _stem(in_chans: int, width: int, stride: int) -> nn.Sequential:
-    """Two convolutions that together have the stride: ``(N, in_chans, H, W) -> (N, width, H / stride, W / stride)``."""
+    """Two convolutions with this total stride: ``(N, in_chans, H, W) -> (N, width, H / stride, W / stride)``."""
     first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, stride=first, padding=1),
@@ -349,31 +348,31 @@ def _stem(in_chans: int, width: int, stride: int) -> nn.Sequential:
 
 
 class UniRepLKNet(nn.Module):
-    """The network: a stem and four stages of blocks, each at half the resolution of the one before.
+    """UniRepLKNet: a stem and four stages of blocks, each at half the resolution of the previous one.
 
     Shapes: an ``(N, in_chans, H, W)`` map of any size gives four features of ``dims[i]`` channels at strides
     4, 8, 16, 32 (sides rounded up), and, from :meth:`forward`, ``(N, num_classes)`` logits.
 
     Args:
         in_chans: channels of the input map.
-        num_classes: width of the classifier; 0: none, and :meth:`forward` returns the pooled last features.
-        depths: blocks in each of the four stages.
+        num_classes: number of classes; 0 for no classifier, in which case :meth:`forward` returns pooled features.
+        depths: number of blocks in each of the four stages.
         dims: channels of each stage; at least 4.
         kernel_sizes: None for the official rule (:func:`default_kernel_sizes`), or four entries, each a K or
-            a sequence with one K a block; K is one of 0, 3, 5, 7, 9, 11, 13, 15, 17.
-        drop_path_rate: stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
-        layer_scale_init_value: start of each block's residual scale; None or 0: no such parameter.
+            a sequence with one K per block; K is one of 0, 3, 5, 7, 9, 11, 13, 15, 17.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); increases linearly from 0 at the first.
+        layer_scale_init_value: initial value of each block's layer scale; None or 0 for no layer scale.
         head_init_scale: factor on the initial classifier weights (0.001 in the official fine-tuning).
         deploy: build the merged form, as after :meth:`reparameterize`.
-        grad_checkpointing: recompute blocks in the backward pass, for less memory and the same gradients.
+        grad_checkpointing: recompute blocks in the backward pass to save memory.
         feature_norms: the official form for dense tasks: a norm on each of the four features, no classifier
-            (``num_classes`` then counts as 0).
-        stem_stride: 4, 2 or 1. Smaller keeps small maps large: features lie at strides s, 2s, 4s, 8s.
-        dilated_branches: False: large kernels are trained alone, without parallel dilated branches (an ablation; the
+            (``num_classes`` is then treated as 0).
+        stem_stride: s, one of 4, 2 or 1; features have strides s, 2s, 4s, 8s. Use a smaller s for small maps.
+        dilated_branches: False trains large kernels without parallel dilated branches (an ablation; the
             checkpoints of the official release have them).
 
     Raises:
-        ValueError: an argument out of its range, with the range.
+        ValueError: an argument out of range; the message states the range.
 
     >>> net = UniRepLKNet(in_chans=1, num_classes=5, depths=(1, 1, 1, 1), dims=(8, 16, 16, 32)).eval()
     >>> [tuple(f.shape) for f in net.forward_features(torch.zeros(2, 1, 64, 40))]
@@ -456,7 +455,7 @@ class UniRepLKNet(nn.Module):
         return self._run_stages(x_NCHW)
 
     def _run_stages(self, x_NCHW: Tensor, count: int | None = None) -> list[Tensor]:
-        """The feature maps of the first ``count`` stages, by default of all."""
+        """The feature maps of the first ``count`` stages; all by default."""
         features = []
         stages = list(zip(self.downsample_layers, self.stages, strict=True))[:count]
         for i, (downsample, stage) in enumerate(stages):
@@ -468,7 +467,7 @@ class UniRepLKNet(nn.Module):
         """Pool the last map and classify: ``(N, num_classes)``, or ``(N, num_features)`` without classifier.
 
         Args:
-            features: what :meth:`forward_features` returned, or its last map.
+            features: output of :meth:`forward_features`, or its last map.
             pre_logits: stop before the linear layer.
         """
         x_NCHW = features if isinstance(features, Tensor) else features[-1]
@@ -488,15 +487,15 @@ class UniRepLKNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's way to ask for some of the features; behind ``timm.create_model(..., features_only=True)``.
+        """Selected features, as in timm; used by ``timm.create_model(..., features_only=True)``.
 
         Args:
             x: ``(N, C, H, W)``.
-            indices: which of the four features; an integer n means the last n, None all.
+            indices: indices of the four features; an integer n means the last n, None all.
             norm: must be False: norms are part of the network here (``feature_norms``).
-            stop_early: accepted for timm; the features are cheap next to the last stage.
+            stop_early: accepted for compatibility with timm, but has no effect.
             output_fmt: must be ``"NCHW"``.
-            intermediates_only: leave out the last map.
+            intermediates_only: do not return the last map.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"features have the format NCHW, not {output_fmt}")
@@ -509,10 +508,10 @@ class UniRepLKNet(nn.Module):
     # -- deploy form, memory -------------------------------------------------------------------------------
 
     def reparameterize(self) -> UniRepLKNet:
-        """Merge every block into its deploy form, in place: the same function as in evaluation mode, faster.
+        """Merge every block into its deploy form, in place: equivalent to evaluation mode, but faster.
 
-        Idempotent; keeps mode, dtype, device and ``requires_grad``. Merged parameters are new objects: build
-        an optimizer afterwards. Merging cannot be undone: copy the network first to train its branches on.
+        Idempotent; keeps mode, dtype, device and ``requires_grad``. Merged parameters are new objects, so create
+        the optimizer afterwards. Merging cannot be undone: copy the network first to continue training its branches.
         """
         for block in self.blocks():
             block.reparameterize()
@@ -529,16 +528,16 @@ class UniRepLKNet(nn.Module):
             yield from cast(nn.Sequential, stage)  # type: ignore[misc]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass (or stop doing so). Batch statistics still count once."""
+        """Enable or disable recomputing blocks in the backward pass. Running statistics are still updated once."""
         self.grad_checkpointing = enable
         for block in self.blocks():
             block.grad_checkpointing = enable
 
-    # -- what timm asks a model ----------------------------------------------------------------------------
+    # -- timm's model interface ----------------------------------------------------------------------------
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's layer-wise learning-rate decay, from the input: stem, every block (a downsampling
-        belongs to the block after it), the norms and classifier. ``coarse``: whole stages, not blocks."""
+        """Groups for timm's layer-wise learning-rate decay, from the input: stem, every block (with the downsampling
+        before it), norms and classifier. ``coarse`` groups by stage instead of block."""
         blocks = (
             r"^(?:downsample_layers|stages)\.(\d+)"
             if coarse
@@ -549,12 +548,12 @@ class UniRepLKNet(nn.Module):
     def parameter_layers(self, per_block: bool = False) -> dict[str, int]:
         """The layer of every parameter, by name, for layer-wise learning-rate decay, counted from the input.
 
-        The official groups: the stem; stage 1; stage 2 with the downsampling in front of it; three blocks of stage 3
-        at a time, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
+        The official groups: the stem; stage 1; stage 2 with the downsampling before it; stage 3 in groups of three
+        blocks, its downsampling with the first three; stage 4 with its downsampling; norms and classifier. These are
         14 layers at the sizes S to XL, 11 at T. (The official detection recipe counts T's last two as if it had 14.)
 
         Args:
-            per_block: a layer for every block instead, as in :meth:`group_matcher`.
+            per_block: one layer per block instead, as in :meth:`group_matcher`.
         """
         if per_block:
             return dict(group_parameters(self, self.group_matcher(), reverse=True))
@@ -573,7 +572,7 @@ class UniRepLKNet(nn.Module):
         return layers
 
     def layer_count(self, per_block: bool = False) -> int:
-        """Layers before that of the norms and the classifier, see :meth:`parameter_layers`."""
+        """Number of layers before norms and classifier, see :meth:`parameter_layers`."""
         layers = self.parameter_layers(per_block)
         return 1 + max(layer for name, layer in layers.items() if not name.startswith(("norm", "head")))
 
@@ -582,7 +581,7 @@ class UniRepLKNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of another width (0: none); the final norm is kept where there is one.
+        """Replace the classifier (0 classes for none); the final norm is kept if there is one.
 
         Raises:
             ValueError: a pooling other than ``"avg"``, or a network with ``feature_norms``.
@@ -606,18 +605,18 @@ class UniRepLKNet(nn.Module):
         self.head = head
 
     def _build_norm(self) -> None:
-        """The final norm, unless there is one."""
+        """Create the final norm unless it exists."""
         if not isinstance(getattr(self, "norm", None), nn.LayerNorm):
             self.norm = self._like_others(nn.LayerNorm(self.num_features, eps=1e-6))
 
     def _like_others(self, module: ModuleT) -> ModuleT:
-        """``module`` on the device, in the dtype and in the mode of the rest of the network."""
+        """Move ``module`` to the device, dtype and mode of the rest of the network."""
         return module.to(self.downsample_layers[0].get_parameter("0.weight")).train(self.training)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm: drop the classifier, which features do not need; returns the chosen indices."""
+        """timm's pruning: remove the classifier, which features do not need; returns the selected indices."""
         if prune_head:
             self.reset_classifier(0)
         return feature_indices(indices)
@@ -627,7 +626,7 @@ class UniRepLKNet(nn.Module):
         return load_pretrained(self, source)
 
     def load_weights(self, state: Mapping[str, Any], label: str) -> LoadReport:
-        """Load weights in memory: see :func:`backbone.checkpoints.load_weights`."""
+        """Load weights from memory: see :func:`backbone.checkpoints.load_weights`."""
         return load_weights(self, state, label)
 
     def train_form(self, layer_scale_init_value: float | None = 1e-6) -> UniRepLKNet:
@@ -644,32 +643,32 @@ class UniRepLKNet(nn.Module):
             dilated_branches=self.dilated_branches,
         )
 
-    # -- what the workbench asks a backbone (backbone.protocol) --------------------------------------------
+    # -- backbone interface (backbone.protocol) ------------------------------------------------------------
 
     first_conv = "downsample_layers.0.0"
 
     def fit_input(self, height: int, width: int) -> str | None:
-        """Any size is read as it is."""
+        """No-op: any size is supported."""
         return None
 
     def make_pyramid(self) -> None:
-        """The features rise in stride already."""
+        """No-op: the strides already increase."""
 
     def stem_parts(self) -> list[str]:
-        """Names of the submodules in front of the first stage."""
+        """Names of the submodules before the first stage."""
         return ["downsample_layers.0"]
 
     def stage_parts(self) -> list[list[str]]:
-        """Names of each stage's submodules: the downsampling in front of it, if it is not the first, and its blocks."""
+        """Names of each stage's submodules: the downsampling before it (except for the first) and its blocks."""
         return [
             [f"downsample_layers.{stage}", f"stages.{stage}"] if stage else [f"stages.{stage}"]
             for stage in range(len(self.stages))
         ]
 
     def layer_outputs(self, x_NCHW: Tensor) -> dict[str, Tensor]:
-        """The output of the stem, of every downsampling and of every block, from input to output.
+        """The outputs of the stem, every downsampling and every block, from input to output.
 
-        Names: ``stem``; ``1.1`` is the first block of stage 1; ``down 2`` the downsampling before stage 2.
+        Names: ``stem``; ``1.1`` for the first block of stage 1; ``down 2`` for the downsampling before stage 2.
         """
         found: dict[str, Tensor] = {}
         for number, (downsample, stage) in enumerate(
@@ -683,7 +682,7 @@ class UniRepLKNet(nn.Module):
         return found
 
     def depthwise_convs(self) -> Iterator[tuple[int, int, nn.Conv2d]]:
-        """Stage and block, counted from 1, and the large convolution of every block that has one."""
+        """Stage and block, counted from 1, and the depthwise convolution of every block that has one."""
         for number, stage in enumerate(self.stages, start=1):
             for position, block in enumerate(cast(nn.Sequential, stage), start=1):
                 conv = block.dwconv
@@ -693,10 +692,10 @@ class UniRepLKNet(nn.Module):
                     yield number, position, conv
 
     def receptive_fields(self) -> list[int]:
-        """Side of the region, in map pixels, that convolutions let a feature of each stage see, in deploy form.
+        """Theoretical receptive field of each stage's features in deploy form: side in map pixels.
 
-        There convolutions follow one another. Squeeze-and-excitation and global response normalisation also carry
-        information from the whole map; they are not counted.
+        Only convolutions count; squeeze-and-excitation and global response normalisation, which depend on the whole
+        map, are ignored.
         """
         fields, field, jump = [], 1, 1
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
@@ -709,7 +708,7 @@ class UniRepLKNet(nn.Module):
 
 
 def feature_indices(indices: int | Sequence[int] | None, count: int = 4) -> list[int]:
-    """Features as timm asks for them, counted from 0: an integer n means the last n, None all."""
+    """Normalise timm's feature indices to a list counted from 0: an integer n means the last n, None all."""
     if indices is None:
         return list(range(count))
     chosen = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)

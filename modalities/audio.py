@@ -22,26 +22,26 @@ class LogMel(Embedder):
     """Log-mel filter bank energies as Kaldi computes them, batched and on the batch's device.
 
     ``(B, T)`` waveforms in [-1, 1] -> ``(B, 1, 1, F, N)`` maps, ``(x - mean) / (2 std)``; row 0 is the lowest
-    frequency. Recordings of different lengths come as ``{"waveform": (B, T), "length": (B,)}``, with silence behind the
-    shorter ones. Equal to ``torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, dither=0)``:
-    frames without padding at the edges, each frame less its mean, pre-emphasis 0.97, power spectrum, natural
+    frequency. Recordings of different lengths come as ``{"waveform": (B, T), "length": (B,)}``, zero-padded at the end.
+    Equal to ``torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, dither=0)``:
+    no padding at the edges, per-frame mean removal, pre-emphasis 0.97, power spectrum, natural
     logarithm. The recipe of AST (Gong et al. 2021, arXiv 2104.01778), which UniRepLKNet follows, also
-    subtracts the mean of the whole waveform first; since every frame loses its own mean that changes nothing,
-    and it is left out.
+    subtracts the mean of the whole waveform first; because the mean of every frame is removed anyway, this has no
+    effect and is omitted.
 
     Args:
         sample_rate: of the waveforms, in Hz.
-        seconds: usual length of a waveform, for tracing and for labelling pictures; ``forward`` takes any.
+        seconds: nominal length of a waveform, for tracing and axis labels; ``forward`` accepts any length.
         num_mel_bins: F.
-        num_frames: N. Fewer frames are filled up behind with log energy 0 *before* normalisation, as AST
-            does; more are cut. ``None`` keeps as many as there are (at least one).
+        num_frames: N. Shorter inputs are padded at the end with log energy 0 *before* normalisation, as in AST;
+            longer ones are truncated. ``None`` keeps all frames (at least one).
         frame_length_ms, frame_shift_ms: in milliseconds.
         low_freq, high_freq: edges of the filter bank in Hz; ``high_freq=None`` means half the sample rate.
         window: ``hanning``, ``hamming`` or ``povey``.
         mean, std: of the log energies; ``None`` for both measures them on the training split.
 
     Raises:
-        ValueError: settings that describe no filter bank.
+        ValueError: invalid filter bank settings.
 
     Example:
         >>> LogMel(num_mel_bins=64)(torch.randn(2, 16000)).shape
@@ -88,8 +88,8 @@ class LogMel(Embedder):
                 f"the filter bank needs 0 <= low_freq < high_freq <= {sample_rate / 2:g} Hz, half the sample "
                 f"rate, not {self.low_freq:g} and {self.high_freq:g}"
             )
-        # The transform is a product with a fixed matrix (window included), not an FFT: it costs little beside
-        # a backbone, and complex numbers are what torch.compile, ONNX and some devices cannot do.
+        # The transform is a product with a fixed matrix (window included), not an FFT: its cost is small beside
+        # a backbone's, and torch.compile, ONNX and some devices do not support complex numbers.
         fft_length = 2 ** math.ceil(math.log2(self.frame_length))
         filters_KF = mel_filters(num_mel_bins, fft_length, sample_rate, self.low_freq, self.high_freq)
         self.register_buffer(
@@ -108,7 +108,7 @@ class LogMel(Embedder):
         raw_BT = raw if isinstance(raw, Tensor) else raw["waveform"]
         with torch.autocast(
             raw_BT.device.type, enabled=False
-        ):  # a logarithm of small sums: bf16 is not enough
+        ):  # the logarithm of small sums needs more precision than bf16
             x_BNF = self.log_energies(raw_BT)
             if self.num_frames is not None:
                 x_BNF = fn.pad(
@@ -117,9 +117,9 @@ class LogMel(Embedder):
             return self.normalize(x_BNF).transpose(1, 2)[:, None, None]
 
     def log_energies(self, raw: Tensor) -> Tensor:
-        """``(B, T)`` -> ``(B, N, F)``, neither normalised nor brought to ``num_frames``."""
+        """Log-mel energies ``(B, T)`` -> ``(B, N, F)``, before normalisation and padding to ``num_frames``."""
         x_BT = raw.float()
-        if x_BT.shape[-1] < self.frame_length:  # shorter than one frame: silence behind
+        if x_BT.shape[-1] < self.frame_length:  # shorter than one frame: pad with silence
             x_BT = fn.pad(x_BT, (0, self.frame_length - x_BT.shape[-1]))
         x_BNL = x_BT.unfold(-1, self.frame_length, self.frame_shift)
         x_BNL = x_BNL - x_BNL.mean(-1, keepdim=True)
@@ -134,7 +134,7 @@ class LogMel(Embedder):
 
     @torch.no_grad()
     def fit_statistics(self, raws: Iterable[Tensor | Mapping[str, Tensor]]) -> None:
-        """Measure mean and std of the log energies of ``(..., T)`` batches, before any filling up."""
+        """Measure mean and std of the log energies of ``(..., T)`` batches, excluding padding."""
         parts = (part for raw in raws for part in unfilled(raw))
         self.normalize.fit(self.log_energies(part.to(self.fourier.device)) for part in parts)
         self.normalize.std.mul_(2)
@@ -165,7 +165,7 @@ class LogMel(Embedder):
 
 
 def unfilled(raw: Tensor | Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """The waveforms of a raw batch, (..., T), without what fills them up."""
+    """The waveforms of a raw batch, (..., T), without padding."""
     if isinstance(raw, Tensor):
         yield raw
     else:
@@ -182,8 +182,8 @@ def hertz_to_mel(hertz: float) -> float:
 def mel_filters(
     num_mel_bins: int, fft_length: int, sample_rate: int, low_freq: float, high_freq: float
 ) -> Tensor:
-    """Triangles that overlap by half on the mel scale, ``(K, F)`` with ``K = fft_length / 2``: Kaldi skips
-    Nyquist."""
+    """Triangular filters with 50 % overlap on the mel scale, ``(K, F)`` with ``K = fft_length / 2``: as in Kaldi, the
+    Nyquist bin is omitted."""
     hertz = torch.arange(fft_length // 2, dtype=torch.float64) * sample_rate / fft_length
     mel_K1 = 1127.0 * torch.log1p(hertz / 700.0)[:, None]
     corners = torch.linspace(
@@ -196,8 +196,7 @@ def mel_filters(
 
 
 def windowed_fourier(window: str, frame_length: int, fft_length: int) -> Tensor:
-    """Cosines, then sines, of the first half of a transform of ``fft_length``, times the window: ``(L,
-    2K)``."""
+    """Windowed DFT basis ``(L, 2K)``: cosines, then sines, of the first half of the ``fft_length`` bins."""
     if window not in WINDOWS:
         raise ValueError(f"window must be one of {', '.join(WINDOWS)}, not {window!r}")
     sample_L = torch.arange(frame_length, dtype=torch.float64)

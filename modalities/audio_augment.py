@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 class WaveformAugment(nn.Module):
-    """Random shift, level and noise, drawn for each waveform: ``(B, T) -> (B, T)``.
+    """Random shift, gain and noise, drawn per waveform: ``(B, T) -> (B, T)``.
 
     Args:
-        roll: largest circular shift, as a part of the length (0.1: up to a tenth, either way).
-        gain_db: largest change of level in decibels, either way.
-        noise_db: level of white noise relative to the waveform's own, in decibels: drawn from
-            ``[-60, noise_db]``; ``None`` adds none.
+        roll: maximum circular shift, as a fraction of the length (0.1: up to a tenth, in either direction).
+        gain_db: maximum gain change in decibels, up or down.
+        noise_db: maximum level of white noise relative to the waveform's RMS, in decibels: drawn from
+            ``[-60, noise_db]``; ``None`` adds no noise.
     """
 
     def __init__(self, roll: float = 0.0, gain_db: float = 0.0, noise_db: float | None = None) -> None:
@@ -46,10 +46,10 @@ class WaveformAugment(nn.Module):
 
 
 class WaveformMixup(nn.Module):
-    """Mix waveforms and their targets with another of the batch (between-class learning, arXiv 1711.10282).
+    """Mix waveforms and targets with others of the batch (between-class learning, arXiv 1711.10282).
 
-    ``raw (B, T), target (B, classes) -> raw, target``; each waveform is mixed with probability ``prob``, its
-    own share drawn from Beta(alpha, alpha). For partners from the whole training split (the paper's recipe) see
+    ``raw (B, T), target (B, classes) -> raw, target``; each waveform is mixed with probability ``prob``, with a
+    weight drawn from Beta(alpha, alpha). For partners from the whole training split (the paper's recipe) see
     `tasks.datasets.mixing.Mixup`.
     """
 
@@ -70,19 +70,19 @@ class WaveformMixup(nn.Module):
 
 
 class SpecAugment(nn.Module):
-    """Mask a band and a stretch of time, add noise, shift in time; drawn for each map, ``(B, V, C, H, W)``.
+    """Frequency and time masking, additive noise and time shift, drawn per sample, ``(B, V, C, H, W)``.
 
     Masks as torchaudio draws them (Park et al. 2019, arXiv 1904.08779); ``noise`` and ``roll`` act on frames, as in AST
     (arXiv 2104.01778). The paper's recipe is ``48, 48, noise=0.1, roll=[-10, 9], fill=0`` with the embedder's mean and
     std.
 
     Args:
-        freq_mask: a mask covers fewer than so many rows (mel bins); 0 masks none.
-        time_mask: a mask covers fewer than so many columns (frames); 0 masks none.
-        noise: uniform noise of a strength drawn from ``[0, noise)``.
-        roll: circular shift in columns: at most so many either way, or the smallest and the largest, both included.
-        fill: log energy of a masked area, as if masked before the maps were normalised; ``None``: their mean.
-        mean, std: which `modalities.audio.LogMel` normalised with; needed with ``fill``.
+        freq_mask: exclusive upper bound on the mask's number of rows (mel bins); 0 disables it.
+        time_mask: exclusive upper bound on the mask's number of columns (frames); 0 disables it.
+        noise: uniform noise with an amplitude drawn from ``[0, noise)``.
+        roll: circular shift in columns: the maximum in either direction, or ``[minimum, maximum]``, both inclusive.
+        fill: log energy of a masked area before normalisation; ``None`` fills with the mean (0 after normalisation).
+        mean, std: statistics used by `modalities.audio.LogMel`; required with ``fill``.
 
     Raises:
         ValueError: negative sizes, or a ``fill`` without statistics.
@@ -132,7 +132,7 @@ class SpecAugment(nn.Module):
 
 
 def roll_each(x: Tensor, low: int, high: int) -> Tensor:
-    """Shift every sample of ``x`` (B, ..., W) circularly along W by its own whole number in [low, high]."""
+    """Roll every sample of ``x`` (B, ..., W) along W by its own random integer in [low, high]."""
     width = x.shape[-1]
     shift_B1 = torch.randint(low, high + 1, (x.shape[0], 1), device=x.device)
     source_BW = (torch.arange(width, device=x.device) - shift_B1) % width
@@ -143,7 +143,7 @@ def roll_each(x: Tensor, low: int, high: int) -> Tensor:
 def _masked(batch: int, size: int, most: int, device: torch.device) -> Tensor:
     """True inside one random mask per sample, (B, size); masks are shorter than ``most`` and ``size``.
 
-    A mask is `floor(v)` long and begins at `floor(u)`, with v uniform below ``most`` and u uniform below `size - v`.
+    A mask has length `floor(v)` and starts at `floor(u)`, with v ~ U(0, ``most``) and u ~ U(0, `size - v`).
     """
     length_B1 = torch.rand(batch, 1, device=device) * min(most, size)
     start_B1 = (torch.rand(batch, 1, device=device) * (size - length_B1)).floor()

@@ -1,10 +1,10 @@
-"""Ways to spoil raw batches, as a microphone, a sensor or a camera would: what the robustness probe applies.
+"""Corruptions of raw batches (microphone, sensor and camera faults), applied by the robustness probe.
 
-Each corruption has a severity in its own unit; 0 leaves the batch as it is. Random numbers come from a generator
-on the CPU, so that a batch is spoilt alike on every device.
+Each corruption has a severity in its own unit; 0 leaves the batch unchanged. Random numbers come from a generator
+on the CPU, so that results are the same on every device.
 
 Shapes: B batch, T samples of a waveform or frames of a clip, L steps, N variates or points, D columns of a point,
-H and W of a picture.
+H and W of an image.
 """
 
 import math
@@ -23,11 +23,11 @@ Apply = Callable[[Any, float, torch.Generator, Embedder], Any]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to spoil a raw batch.
+    """One corruption of a raw batch.
 
     Args:
-        label: what the severity counts, with its unit, for axes of pictures.
-        severities: rising, above 0: from hardly noticed to hopeless.
+        label: quantity and unit of the severity, for axis labels.
+        severities: increasing, above 0, from barely noticeable to destructive.
         apply: (raw batch, severity, generator, embedder) -> raw batch of the same shape and type.
     """
 
@@ -36,7 +36,7 @@ class Corruption:
     apply: Apply
 
     def __call__(self, raw: Any, severity: float, generator: torch.Generator, embedder: Embedder) -> Any:
-        """Spoil a batch; one with a dimension of crops, (B, crops, …), is spoilt crop by crop."""
+        """Corrupt a batch; a batch of crops, (B, crops, …), is corrupted per crop."""
         if severity == 0:
             return raw
         if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1:
@@ -50,7 +50,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _chosen(shape: tuple[int, ...], share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """True with probability ``share``, each place on its own."""
+    """Independent Bernoulli mask, true with probability ``share``."""
     return (torch.rand(shape, generator=generator) < share).to(device)
 
 
@@ -59,7 +59,7 @@ def _signs(count: int, generator: torch.Generator) -> list[int]:
 
 
 def _as_pixels(x: Tensor, like: Tensor) -> Tensor:
-    """Back to 0..255 in the type of ``like``."""
+    """Clamp to 0..255 and cast to the dtype of ``like``."""
     x = x.clamp(0, 255)
     return x if like.is_floating_point() else x.round().to(like.dtype)
 
@@ -93,7 +93,7 @@ def _series_noise(
 def _missing_variates(
     raw: dict[str, Tensor], severity: float, generator: torch.Generator, embedder: Embedder
 ) -> dict[str, Tensor]:
-    """Whole variates unknown: each is taken to have stood at its mean in the training split."""
+    """Drop whole variates: imputed with their training mean."""
     values_BLN = raw["values"]
     batch, _, variates = values_BLN.shape
     gone_B1N = _chosen((batch, 1, variates), severity, generator, values_BLN.device)
@@ -104,7 +104,7 @@ def _missing_variates(
 def _missing_steps(
     raw: dict[str, Tensor], severity: float, generator: torch.Generator, _: Embedder
 ) -> dict[str, Tensor]:
-    """Single steps unknown, of all variates: the last value known is taken to hold."""
+    """Drop single steps of all variates: imputed with the last known value (forward fill)."""
     values_BLN = raw["values"]
     gone_BL = _chosen(tuple(values_BLN.shape[:2]), severity, generator, values_BLN.device)
     index_BLN = _last_kept(gone_BL)[:, :, None].expand_as(values_BLN)
@@ -112,12 +112,12 @@ def _missing_steps(
 
 
 def _last_kept(gone_BL: Tensor) -> Tensor:
-    """For each place the nearest one before it (itself included) that is not gone; the first never is."""
+    """Index of the latest kept position up to and including each one; position 0 is always kept."""
     place_L = torch.arange(gone_BL.shape[1], device=gone_BL.device)
     return torch.where(gone_BL, 0, place_L).cummax(dim=1).values
 
 
-# -- point clouds (B, N, D), x y z first; a point that is not there holds NaN --------------------------------
+# -- point clouds (B, N, D), x y z first; padding points are NaN ---------------------------------------------
 
 
 def _point_noise(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder) -> Tensor:
@@ -155,14 +155,14 @@ def _pixel_noise(raw: Tensor, severity: float, generator: torch.Generator, _: Em
 
 
 def _frame_drop(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder) -> Tensor:
-    """Frames lost: the last one that came is shown again."""
+    """Drop frames: each is replaced by the last kept frame."""
     gone_BT = _chosen(tuple(raw.shape[:2]), severity, generator, raw.device)
     index_BT = _last_kept(gone_BT)
     return torch.stack([clip[index] for clip, index in zip(raw, index_BT, strict=True)])
 
 
 def _clip_late(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder) -> Tensor:
-    """The clip begins late: its first frame stands still, its last frames are missed."""
+    """Delay the clip: the first frame is repeated, the last frames are cut off."""
     frames = raw.shape[1]
     place_T = torch.arange(frames, device=raw.device) - round(severity * frames)
     return raw[:, place_T.clamp(min=0)]
@@ -172,9 +172,7 @@ def _blur(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder)
     from torchvision.transforms.v2.functional import gaussian_blur
 
     most = min(raw.shape[-2:])
-    size = min(
-        2 * math.ceil(3 * severity) + 1, most - 1 + most % 2
-    )  # the kernel must not outgrow the picture
+    size = min(2 * math.ceil(3 * severity) + 1, most - 1 + most % 2)  # the kernel must not exceed the image
     return _as_pixels(gaussian_blur(raw.float(), [size, size], [severity, severity]), raw)
 
 

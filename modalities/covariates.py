@@ -1,6 +1,6 @@
-"""Covariates of a series, standardised: what is known ahead, what was known until now, and what never changes.
+"""Standardised covariates of a series: known in the future, known in the past only, and static.
 
-Shapes: B batch, L look-back and T horizon in steps, K covariates (of a kind, or of all).
+Shapes: B batch, L look-back and T horizon in steps, K covariates (of one kind, or of all).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ KINDS = ("known", "past", "static")
 
 
 class Covariates(nn.Module):
-    """Covariates of a raw batch on the scale of the training split.
+    """Standardises the covariates of a raw batch with statistics of the training split.
 
     Args:
-        kinds: of `known`, `past` and `static`, those the data have: `mean` and `std` of each covariate.
+        kinds: maps each available kind (`known`, `past`, `static`) to the `mean` and `std` of its covariates.
     """
 
     def __init__(self, kinds: Mapping[str, Mapping[str, Any]]) -> None:
@@ -39,15 +39,15 @@ class Covariates(nn.Module):
 
     @property
     def count(self) -> int:
-        """K of all kinds."""
+        """K, summed over all kinds."""
         return sum(self.sizes.values())
 
     def standardised(self, raw: dict[str, Tensor], kind: str) -> Tensor:
-        """Covariates of a kind, mean 0 and standard deviation 1 in the training split."""
+        """Covariates of one kind, standardised with training statistics."""
         return (raw[kind].float() - self.get_buffer(f"{kind}_mean")) / self.get_buffer(f"{kind}_std")
 
     def in_time(self, raw: dict[str, Tensor]) -> list[Tensor]:
-        """Every kind as steps: known and static (B, L + T, K), past (B, L, K)."""
+        """Every kind along time: known and static (B, L + T, K), past (B, L, K)."""
         parts = [self.standardised(raw, kind) for kind in ("known", "past") if kind in self.sizes]
         if "static" in self.sizes:
             steps = raw["calendar"].shape[1]
@@ -55,11 +55,11 @@ class Covariates(nn.Module):
         return parts
 
     def context(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a head needs: `known` (B, L + T, K) and `static` (B, K)."""
+        """Covariates for the head: `known` (B, L + T, K) and `static` (B, K)."""
         return {kind: self.standardised(raw, kind) for kind in ("known", "static") if kind in self.sizes}
 
     def example_raw(self, batch_size: int, look_back: int, horizon: int) -> dict[str, Tensor]:
-        """Random covariates of the usual shapes."""
+        """Random covariates of the configured shapes."""
         steps = {"known": (look_back + horizon,), "past": (look_back,), "static": ()}
         return {
             kind: self.get_buffer(f"{kind}_mean")

@@ -1,4 +1,4 @@
-"""What every modality shares: the embedder contract and the words a picture of its maps needs."""
+"""Shared by all modalities: the embedder interface and the axis labels for plotting its maps."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class MapAxes:
     Args:
         x: label of the horizontal axis (the map's W), e.g. ``"time (s)"``.
         y: label of the vertical axis (the map's H), e.g. ``"mel frequency (Hz)"``.
-        x_range: values at the left and right edge; ``None`` counts pixels.
-        y_ticks: ``(row, label)`` pairs for axes that are not linear; empty counts pixels.
-        value: what the colour means, e.g. ``"log energy (normalised)"``.
+        x_range: values at the left and right edge; ``None`` for pixel indices.
+        y_ticks: ``(row, label)`` pairs for nonlinear axes; empty for pixel indices.
+        value: label of the colour scale, e.g. ``"log energy (normalised)"``.
         origin: ``"lower"`` puts row 0 at the bottom, ``"upper"`` at the top (images).
-        channel: the channel to draw, or three to draw as colours; ``None`` draws a map of three as colours and
-            averages any other number.
-        title: what this view shows, where a sample has several maps.
-        square: whether a pixel is drawn as a square (pictures); otherwise a map fills its panel.
+        channel: the channel to draw, or three to draw as RGB; ``None`` draws three-channel maps as RGB and
+            averages the channels of any other map.
+        title: title of this view, for samples with several maps.
+        square: whether pixels are drawn square (images); otherwise a map fills its panel.
     """
 
     x: str
@@ -47,11 +47,11 @@ class Embedder(nn.Module):
     out_chans: int
     raw_ndim: int
     draws_raw: bool = False  # whether draw_raw can show a sample beside its maps
-    raw_projection: str | None = None  # of the panel draw_raw draws on; "3d" for points in space
+    raw_projection: str | None = None  # Matplotlib projection of draw_raw's panel; "3d" for point clouds
 
     @classmethod
     def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
-        """What the constructor takes from the data (a data module's `data_info`) rather than from the configuration."""
+        """Constructor arguments taken from the data (a data module's `data_info`) instead of the configuration."""
         return {}
 
     def forward(self, raw: Any) -> Tensor:
@@ -59,19 +59,19 @@ class Embedder(nn.Module):
         raise NotImplementedError
 
     def context(self, raw: Any) -> dict[str, Tensor] | None:
-        """What a head must know of the raw batch beside its maps, e.g. a scale to undo; `None`: nothing."""
+        """Information about the raw batch that the head needs beside the maps, e.g. a scale to undo; `None` if none."""
         return None
 
     def example_raw(self, batch_size: int = 1) -> Any:
-        """A raw batch of the usual shape (random values), for tracing, export and counting."""
+        """A random raw batch of nominal shape, for tracing, export and MAC counting."""
         raise NotImplementedError
 
     def map_axes(self) -> MapAxes:
-        """How to label a picture of this embedder's maps."""
+        """Axis labels for plots of this embedder's maps."""
         raise NotImplementedError
 
     def view_axes(self) -> tuple[MapAxes, ...]:
-        """How to label each of a sample's V maps; one entry stands for all."""
+        """Axis labels of each of a sample's V maps; a single entry applies to all."""
         return (self.map_axes(),)
 
     def draw_raw(self, panel: Any, raw: Any) -> None:
@@ -92,7 +92,7 @@ class Normalize(nn.Module):
     """``(x - mean) / std`` with scalar statistics kept as buffers.
 
     Args:
-        mean, std: fixed statistics, or ``None`` for both: then ``fit`` must be called with training maps.
+        mean, std: fixed statistics, or ``None`` for both, in which case ``fit`` must be called with training maps.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""Images: already a map; only the scale of the pixels changes.
+"""Images: already a map, so pixels are only normalised.
 
 Shapes: B batch, H and W in pixels.
 """
@@ -17,14 +17,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Pixels(Embedder):
     """RGB pixels, normalised channel by channel: ``(B, 3, H, W)`` in 0..255 -> ``(B, 1, 3, H, W)``.
 
-    Pixels travel to the device as uint8, a quarter of float32; augmentation may hand over floats on the same
-    scale. ``forward`` takes any size. Pictures of several sizes in one batch come as ``{"pixels": (B, 3, H, W),
-    "size": (B, 2)}``, the height and width of each; beyond its size a map is 0, the mean colour.
+    Pixels are transferred to the device as uint8, a quarter of float32's size; augmentation may pass floats on the
+    same scale. ``forward`` accepts any size. Images of different sizes are batched as ``{"pixels": (B, 3, H, W),
+    "size": (B, 2)}`` with the height and width of each; padding is set to 0 (the mean colour) after normalisation.
 
     Args:
-        size: usual side (or height and width) in pixels, for tracing, counting and export.
-        mean, std: of each channel, on the scale 0..1. ImageNet's are the field's convention for every RGB
-            data set, and what pretrained weights expect.
+        size: nominal side (or height and width) in pixels, for tracing, MAC counting and export.
+        mean, std: of each channel, on the scale 0..1. ImageNet's are the convention for RGB
+            data sets and what pretrained weights expect.
 
     Raises:
         ValueError: statistics that are not three numbers, or a std that is not positive.
@@ -63,7 +63,7 @@ class Pixels(Embedder):
         return x_B3HW[:, None]
 
     def context(self, raw: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """`size`, (B, 2), the height and width of each picture of a batch of padded ones."""
+        """`size`, (B, 2): height and width of each image of a padded batch."""
         return None if isinstance(raw, Tensor) else {"size": raw["size"]}
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
@@ -75,7 +75,7 @@ class Pixels(Embedder):
 
 
 def inside(size_B2: Tensor, height: int, width: int) -> Tensor:
-    """Where a picture of each size lies in a batch of padded ones: ``(B, height, width)``, true inside it."""
+    """Validity mask of a padded batch: ``(B, height, width)``, true inside each image."""
     row_H1 = torch.arange(height, device=size_B2.device)[:, None]
     column_W = torch.arange(width, device=size_B2.device)
     return (row_H1 < size_B2[:, 0, None, None]) & (column_W < size_B2[:, 1, None, None])

@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from modalities.image import IMAGENET_MEAN, IMAGENET_STD
 
-ATTEMPTS = 10  # rectangles drawn for each image, of which the first that fits is taken
+ATTEMPTS = 10  # candidate rectangles per image; the first that fits is used
 
 
 class RandomErasing(nn.Module):
     """Fill one random rectangle of an image (Zhong et al. 2017, arXiv 1708.04896): ``(B, 3, H, W)`` -> float.
 
-    In all frames of a clip ``(B, T, 3, H, W)`` it is the same rectangle.
+    All frames of a clip ``(B, T, 3, H, W)`` share one rectangle.
 
-    The same distribution as timm's, drawn for the whole batch at once: area uniform in ``[min_area,
-    max_area]`` of the image, logarithm of the aspect ratio uniform between ``min_aspect`` and its inverse.
+    Same distribution as timm's, drawn for the whole batch at once: area uniform in ``[min_area,
+    max_area]`` of the image, log aspect ratio uniform between ``min_aspect`` and its inverse.
 
     Args:
-        prob: of erasing in an image.
-        mode: ``pixel`` fills with noise of the data's mean and std, ``const`` with the mean.
-        min_area, max_area: of the rectangle, as a part of the image.
-        min_aspect: smallest aspect ratio.
+        prob: probability of erasing, per image.
+        mode: ``pixel`` fills with Gaussian noise of the data's mean and std, ``const`` with the mean.
+        min_area, max_area: of the rectangle, as a fraction of the image.
+        min_aspect: minimum aspect ratio.
         mean, std: of each channel on the scale 0..1, as in the embedder.
     """
 
@@ -94,16 +94,16 @@ def _edges(span: tuple[float, float], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ImageMixup(nn.Module):
-    """timm's mixup and CutMix (arXiv 1710.09412, 1905.04899), for targets of any kind.
+    """timm's mixup and CutMix (arXiv 1710.09412, 1905.04899), for one-hot, multi-hot and smoothed targets.
 
-    ``raw (B, 3, H, W), target (B, classes) -> raw (float), target``. Label smoothing is the loss's business.
-    Images are mixed with the batch in reverse order; of an odd batch the last one stays as it is.
+    ``raw (B, 3, H, W), target (B, classes) -> raw (float), target``. Label smoothing is left to the loss.
+    The batch is mixed with itself in reverse order; in a batch of odd size the last image is left unmixed.
 
     Args:
-        mixup_alpha, cutmix_alpha: of the Beta distributions the shares come from; 0 switches one off.
-        prob: of mixing at all.
-        switch_prob: of CutMix, where both are on.
-        mode: draw once a ``batch``, once a ``pair`` or for each element (``elem``).
+        mixup_alpha, cutmix_alpha: parameters of the Beta distributions of the mixing weights; 0 disables either.
+        prob: probability of mixing.
+        switch_prob: probability of CutMix instead of mixup when both are enabled.
+        mode: draw per ``batch``, per ``pair`` or per element (``elem``).
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class ImageMixup(nn.Module):
         even = len(raw) // 2 * 2
         if even == 0:
             return raw.float(), target
-        # timm mixes class indices. Given each image's place as its class it returns the whole mixing matrix,
-        # and that mixes multi-hot and already smoothed targets as well.
+        # timm mixes class indices. With each image's position as its class it returns the full mixing matrix,
+        # which also mixes multi-hot and already smoothed targets.
         mix = Mixup(**self.settings, label_smoothing=0.0, num_classes=even)
         place_B = torch.arange(even, device=raw.device)
         mixed, shares_BB = mix(raw[:even].to(torch.float32, copy=True), place_B)  # timm mixes in place

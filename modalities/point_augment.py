@@ -1,7 +1,7 @@
 """Augmentation of point clouds (B, N, D) in batched torch; x, y, z are the first of the D columns, z is up.
 
-Random numbers come from torch's global generator of the batch's device alone, so seeding it makes a step
-repeatable. A point that is not there holds NaN and stays so.
+Random numbers come only from torch's global generator of the batch's device, so seeding it makes a step
+repeatable. Padding points are NaN and stay NaN.
 """
 
 import math
@@ -14,23 +14,23 @@ TURNS = ("none", "up", "any", "pose")
 
 
 class PointAugment(nn.Module):
-    """Turn, mirror, stretch, shift, shake and thin out each cloud: ``(B, N, D) -> (B, N, D)``.
+    """Rotate, mirror, scale, translate, jitter and subsample each cloud: ``(B, N, D) -> (B, N, D)``.
 
-    Lengths are parts of a cloud's own radius (root mean square distance from its centre), so that one setting
-    suits any unit. An embedder that centres and scales each cloud undoes shifts, and of a stretch the part
-    all axes share.
+    Lengths are relative to a cloud's radius (RMS distance from its centre), so that one setting
+    suits any unit. An embedder that centres and scales each cloud cancels translation and the isotropic part of
+    the scaling.
 
     Args:
-        turn: ``none``; ``up`` about the vertical axis; ``any`` in all directions (uniform over SO(3)); ``pose``: about
-            the vertical axis and tilted, by angles out of ``azimuth`` and ``elevation`` (see `posed`).
-        mirror: axes, each of which changes sign with probability ½.
-        stretch: ``[low, high]``, drawn for each axis; ``null`` keeps sizes.
-        shift: largest shift along each axis.
-        jitter: standard deviation of a normal shift of every point, cut at three of them.
-        drop: largest share of points left out; each cloud draws its own share.
-        normals: columns 3 to 5 are directions and turn, mirror along (stretching leaves them).
-        azimuth, elevation: ``[lowest, highest]`` in degrees, for ``pose``.
-        keep_original: append the positions as they came, ``(B, N, D + 3)``, for an embedder that needs both.
+        turn: rotation: ``none``; ``up`` about the vertical axis; ``any`` uniform over SO(3); ``pose`` about
+            the vertical axis and tilted, with angles drawn from ``azimuth`` and ``elevation`` (see `posed`).
+        mirror: axes, each flipped with probability ½.
+        stretch: ``[low, high]``, scale factor drawn per axis; ``null`` keeps sizes.
+        shift: maximum translation along each axis.
+        jitter: standard deviation of Gaussian noise on every point, clipped at three standard deviations.
+        drop: maximum fraction of points dropped; the fraction is drawn per cloud.
+        normals: whether columns 3 to 5 are normals, which are rotated and mirrored too (but not scaled).
+        azimuth, elevation: ``[minimum, maximum]`` in degrees, for ``pose``.
+        keep_original: append the original positions, ``(B, N, D + 3)``, for an embedder that needs both.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class PointAugment(nn.Module):
 
 
 def about_up(angle: Tensor) -> Tensor:
-    """Rotations (B, 3, 3) about z by ``angle`` (B,) in radians, to be multiplied from the left."""
+    """Rotation matrices (B, 3, 3) about z by ``angle`` (B,) in radians, for left multiplication."""
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     return torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
 
 
 def posed(azimuth: Tensor, elevation: Tensor) -> Tensor:
-    """Rotations (B, 3, 3) by angles (B,) in radians, to be multiplied from the left.
+    """Rotation matrices (B, 3, 3) by angles (B,) in radians, for left multiplication.
 
-    First about z by -azimuth, which brings what lies in that direction to +x; then about y by the elevation, which
-    lifts +x where it is negative.
+    First about z by -azimuth, which rotates that direction to +x; then about y by the elevation, where a negative
+    elevation lifts +x.
     """
     cos, sin, zero, one = (
         elevation.cos(),
@@ -135,7 +135,7 @@ def posed(azimuth: Tensor, elevation: Tensor) -> Tensor:
 
 
 def in_any_direction(count: int, device: torch.device) -> Tensor:
-    """Rotations (B, 3, 3), uniform over SO(3): quaternions uniform on their sphere."""
+    """Random rotation matrices (B, 3, 3), uniform over SO(3), from uniform unit quaternions."""
     w, x, y, z = torch.nn.functional.normalize(torch.randn(count, 4, device=device), dim=-1).unbind(-1)
     rows = [
         *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
@@ -146,7 +146,7 @@ def in_any_direction(count: int, device: torch.device) -> Tensor:
 
 
 def turned_about_up(points: Tensor, normals: bool = False) -> Tensor:
-    """K copies ``(K, N, D)`` of a cloud, the k-th turned about z by 360°·k/K, for test-time voting."""
+    """K copies ``(K, N, D)`` of a cloud, the k-th rotated about z by 360°·k/K, for test-time voting."""
     count = points.shape[0]
     matrix = about_up(2 * math.pi * torch.arange(count, device=points.device) / count).to(points.dtype)
     directions = [points[..., :3], points[..., 3:6]] if normals else [points[..., :3]]
@@ -159,6 +159,6 @@ def _turned(vectors: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _radius(xyz: Tensor) -> Tensor:
-    """Root mean square distance from the centre, over the points that are there: (B, 1, 1)."""
+    """RMS distance from the centre over the valid points: (B, 1, 1)."""
     centred = xyz - xyz.nanmean(1, keepdim=True)
     return centred.square().sum(-1, keepdim=True).nanmean(1, keepdim=True).sqrt().nan_to_num(0.0)

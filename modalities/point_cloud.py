@@ -1,4 +1,4 @@
-"""Point clouds: points become maps, photographed by cameras or laid out on planes of two of their columns.
+"""Point clouds: points are rendered into maps by cameras or projected onto planes of two of their columns.
 
 Shapes: B clouds, N points, F columns beside x, y and z, D = 3 + F; V views; K channels of a point; H and W of a map.
 """
@@ -17,46 +17,46 @@ from modalities.point_views import AXES, TINY, Cameras, Planes, PointSpace
 
 
 class ProjectedPoints(Embedder):
-    """Points ``(B, N, 3 + F)`` -> V maps ``(B, V, C, H, W)``, one a view, drawn by scattering.
+    """Points ``(B, N, 3 + F)`` -> V maps ``(B, V, C, H, W)``, one per view, rendered by scattering.
 
-    A view is a camera that looks at the cloud's centre, or a plane of two columns: ``[time, velocity]`` draws
+    A view is a camera facing the cloud's centre, or a plane of two columns: ``[time, velocity]`` draws
     a point at its time along W and its velocity along H, which turns a sequence of points into one map. All
-    views show, as asked:
+    views share the enabled channels:
 
-    * ``depth``: a z-buffer, the nearest point of each pixel; 1 for a point of the unit sphere nearest to the
-      camera, 1/3 for the farthest, 0 where there is none (on a plane: 1 where there is a point);
+    * ``depth``: a z-buffer of the nearest point in each pixel; 1 for the point of the unit sphere nearest to the
+      camera, 1/3 for the farthest, 0 for empty pixels (on a plane: 1 where there is a point);
     * ``density``: log(1 + points in the pixel);
     * ``values``: the F columns, standardised;
     * ``learned``: features of each point from a small network over all its columns and, if ``neighbors`` > 0,
       over the edges to its nearest neighbours, as in P2P (Wang et al. 2022, arXiv 2208.02812, Section 3.2),
       with the edge function of DGCNN (arXiv 1801.07829).
 
-    Values and learned features are splatted with a cone of ``footprint`` pixels; points hidden behind the
-    z-buffer fade by exp(-distance / ``occlusion``). The maps are differentiable through features and weights.
-    A point with a number that is not finite is not there: so clouds of different sizes share a batch.
+    Values and learned features are splatted with a cone of ``footprint`` pixels; points occluded by the
+    z-buffer are attenuated by exp(-distance / ``occlusion``). The maps are differentiable through features and weights.
+    Points with a non-finite value are treated as padding, so clouds of different sizes can share a batch.
 
     Args:
         out_size: H and W of a map, or one number for both.
-        num_points: usual N, for tracing; ``forward`` takes any.
+        num_points: nominal N, for tracing; ``forward`` accepts any number.
         columns: names of the F columns after x, y, z.
         orthographic, perspective: cameras as ``[azimuth, elevation]`` in degrees; z is up, azimuth 0 looks
             from +x, 90 from +y; elevation 90 looks down.
         planes: pairs of column names ``[along W, along H]``.
         camera_distance: of the perspective cameras from the centre, in radii of the cloud; above 1.
-        normalize: ``unit_sphere`` moves each cloud's mean to the origin and its farthest point to distance 1;
-            ``box`` leaves positions and size as they are, within ``ranges``.
-        ranges: column -> ``[lowest, highest]``, the edges of planes; x, y, z too for ``box``.
-        footprint: radius of a point in pixels; 0 fills just the pixel it falls in.
+        normalize: ``unit_sphere`` centres each cloud on its mean and scales its farthest point to distance 1;
+            ``box`` keeps positions and size, within ``ranges``.
+        ranges: column -> ``[minimum, maximum]``, the extents of planes; x, y, z too for ``box``.
+        footprint: radius of a point in pixels; 0 fills only the pixel it falls in.
         depth, density, values: which of these channels to draw.
         learned: number of learned channels; 0 for none.
         hidden: width of the point network.
-        neighbors: J, edges to so many nearest neighbours; 0 for none.
-        reduce: how a pixel's points are joined: their weighted ``mean``, ``max`` or ``sum``.
-        occlusion: how far behind the z-buffer a point still counts, in radii of the cloud.
-        stack_views: lay all views into the channels of one map: (B, 1, V·C, H, W).
+        neighbors: J, number of nearest neighbours; 0 for none.
+        reduce: how the points of a pixel are aggregated: weighted ``mean``, ``max`` or ``sum``.
+        occlusion: attenuation length behind the z-buffer, in radii of the cloud.
+        stack_views: stack all views along the channels of one map: (B, 1, V·C, H, W).
 
     Raises:
-        ValueError: settings that describe no view.
+        ValueError: invalid view or channel settings.
 
     Example:
         >>> ProjectedPoints(orthographic=[[0, 0], [90, 0]], learned=4)(torch.randn(2, 500, 3)).shape
@@ -108,7 +108,7 @@ class ProjectedPoints(Embedder):
         if channels == 0:
             raise ValueError("nothing to draw: set depth, density, values (with columns) or learned")
         self.out_chans = channels * self.views if stack_views else channels
-        if self.columns:  # buffers without elements trouble the exporters
+        if self.columns:  # exporters do not handle empty buffers
             self.register_buffer("mean", torch.zeros(len(self.columns)))
             self.register_buffer("std", torch.ones(len(self.columns)))
         self.register_buffer("fitted", torch.tensor(not self.columns))
@@ -120,7 +120,7 @@ class ProjectedPoints(Embedder):
         return len(self.cameras) + len(self.planes)
 
     def forward(self, raw: Tensor) -> Tensor:
-        with torch.autocast(raw.device.type, enabled=False):  # bf16 has too few digits for places
+        with torch.autocast(raw.device.type, enabled=False):  # bf16 is too coarse for positions
             points_BND = raw.float()
             there_BN = points_BND.isfinite().all(dim=-1)
             points_BND = torch.where(there_BN[..., None], points_BND, 0.0)
@@ -139,7 +139,7 @@ class ProjectedPoints(Embedder):
         return maps_BVCHW.flatten(1, 2)[:, None] if self.stack_views else maps_BVCHW
 
     def _places(self, unit_BN3: Tensor, table_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each view sees each point, (right, up) in [-1, 1], and how near, from -1 to 1."""
+        """Position of each point in each view, (right, up) in [-1, 1], and its nearness, from -1 to 1."""
         seen = [self.cameras(unit_BN3)] if len(self.cameras) else []
         seen += [self.planes(table_BND)] if len(self.planes) else []
         places, nears = zip(*seen, strict=True)
@@ -151,7 +151,7 @@ class ProjectedPoints(Embedder):
 
     @torch.no_grad()
     def fit_statistics(self, raws: Iterable[Tensor]) -> None:
-        """Measure mean and std of the F columns over ``(..., N, 3 + F)`` batches, absent points left out."""
+        """Measure mean and std of the F columns over ``(..., N, 3 + F)`` batches, ignoring padding points."""
         count = 0
         total = torch.zeros(len(self.columns), dtype=torch.float64)
         squares = torch.zeros_like(total)
@@ -195,7 +195,7 @@ class ProjectedPoints(Embedder):
 
 
 def draw_cloud(panel: Any, xyz_N3: Tensor, colour_N: Tensor, unit: str = "") -> None:
-    """Scatter points on a Matplotlib panel in space, all axes on one scale."""
+    """Scatter points on a 3-D Matplotlib panel with equal axis scales."""
     panel.scatter(*xyz_N3.T, c=colour_N, s=4, cmap="viridis", linewidths=0)
     low, high = xyz_N3.amin(0), xyz_N3.amax(0)
     middle, half = (low + high) / 2, float((high - low).max()) / 2 + TINY

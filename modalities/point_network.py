@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 
 class PointNetwork(nn.Module):
-    """Features of each point from its columns and perhaps its neighbourhood: (B, N, D) -> (B, N, K), >= 0.
+    """Features of each point from its columns and, optionally, its neighbours: (B, N, D) -> (B, N, K), >= 0.
 
     Args:
         in_features: D.
         hidden: M.
         out_features: K.
-        neighbors: J; 0 looks at each point alone.
+        neighbors: J; 0 uses each point alone.
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int, neighbors: int = 0) -> None:
         super().__init__()
         self.neighbors = neighbors
         self.first = nn.Sequential(nn.Linear(in_features, hidden), nn.LayerNorm(hidden), nn.GELU())
-        # An edge sees its point and the way to the neighbour: A h_i + B (h_j - h_i) = (A - B) h_i + B h_j.
+        # Edge features combine the point and the offset to the neighbour: A h_i + B (h_j - h_i) = (A - B) h_i + B h_j.
         self.centre = nn.Linear(hidden, hidden) if neighbors else None
         self.neighbor = nn.Linear(hidden, hidden, bias=False) if neighbors else None
         self.edge_norm = nn.LayerNorm(hidden) if neighbors else None
@@ -42,9 +42,9 @@ class PointNetwork(nn.Module):
 
 @torch.no_grad()
 def nearest(xyz_BN3: Tensor, there_BN: Tensor, count: int) -> Tensor:
-    """Index of each point's ``count`` nearest points, itself among them: (B, N, J).
+    """Indices of each point's ``count`` nearest points, including itself: (B, N, J).
 
-    Where fewer are there, the point itself takes the places left. Memory grows with N².
+    If there are fewer valid points, the point's own index fills the rest. Memory grows with N².
     """
     square_BN = xyz_BN3.square().sum(-1)
     distance_BNN = square_BN[:, :, None] + square_BN[:, None] - 2 * xyz_BN3 @ xyz_BN3.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Point clouds: P2P's geometry-preserving projection, which paints a cloud as colour pictures for an image network.
+"""Point clouds: P2P's geometry-preserving projection, which renders a cloud as colour images for an image network.
 
 Point-to-Pixel Prompting (Wang et al. 2022, arXiv 2208.02812, Section 3.2), in the multi-view form of UniRepLKNet's
 official recipe. Shapes: B clouds, N points, J neighbours, V views, G width of a point's first features, C channels of a
@@ -25,32 +25,31 @@ TINY = 1e-6
 
 
 class PointPrompt(Embedder):
-    """Points ``(B, N, 3)`` -> V pictures ``(B, V, 3, S, S)`` with the colour statistics of ImageNet.
+    """Points ``(B, N, 3)`` -> V images ``(B, V, 3, S, S)`` with the colour statistics of ImageNet.
 
-    * Every point gets C features of its neighbourhood (`EdgeFeatures`), of the cloud as it lies in its file.
-    * The cloud is posed: turned about the vertical axis and tilted. A view then turns it a quarter further than the one
-      before, about one horizontal axis, and looks at it without perspective; what a view sees fills the map's longer
-      side and lies in its middle.
-    * The features of all points that fall in a pixel or beside it (3×3) are added up (Section 3.2: a sum keeps the
-      density), then go through a residual block, a transformer across the patches of all views and a 1×1 convolution
+    * Every point gets C features of its neighbourhood (`EdgeFeatures`), computed in the cloud's original pose.
+    * The cloud is posed: rotated about the vertical axis and tilted. Each view rotates it by a further 90° about one
+      horizontal axis and projects it orthographically; the projection is centred and scaled to the side of the map.
+    * The features of all points in the 3×3 neighbourhood of a pixel are summed (Section 3.2: a sum preserves the
+      density), then pass through a residual block, a transformer across the patches of all views and a 1×1 convolution
       to three colours (`Painter`).
 
     Training clouds come posed from `modalities.point_augment.PointAugment` with ``keep_original``, as
-    ``(B, N, 6)``: the place of a point in the posed, stretched cloud, then in the file's. Those of ``(B, N, 3)`` are
-    posed here. A point with a number that is not finite is not there.
+    ``(B, N, 6)``: positions in the posed, scaled cloud, then the original positions. Clouds ``(B, N, 3)`` are
+    posed here. Points with a non-finite value are treated as padding.
 
     Args:
         out_size: S; a multiple of 7.
-        num_points: usual N, for tracing; ``forward`` takes any.
+        num_points: nominal N, for tracing; ``forward`` accepts any number.
         views: V, 1 to 4.
-        neighbors: J, a point itself among them.
+        neighbors: J, including the point itself.
         width: G.
         channels: C, a multiple of 4.
-        pose: azimuth and elevation of a cloud that comes without a pose, in degrees.
-        columns: must be empty: the pictures show places alone.
+        pose: azimuth and elevation applied to clouds without a pose, in degrees.
+        columns: must be empty: only positions are used.
 
     Raises:
-        ValueError: settings that describe no picture.
+        ValueError: invalid settings.
 
     Example:
         >>> PointPrompt(out_size=28, neighbors=8)(torch.randn(2, 100, 3)).shape
@@ -98,7 +97,7 @@ class PointPrompt(Embedder):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, raw: Tensor) -> Tensor:
-        with torch.autocast(raw.device.type, enabled=False):  # bf16 has too few digits for places
+        with torch.autocast(raw.device.type, enabled=False):  # bf16 is too coarse for positions
             points_BND = raw.float()
             there_BN = points_BND.isfinite().all(dim=-1)
             points_BND = torch.where(there_BN[..., None], points_BND, 0.0)
@@ -112,7 +111,7 @@ class PointPrompt(Embedder):
         return ((picture_M3SS - self.mean) / self.std).unflatten(0, (-1, self.views))
 
     def _placed(self, points_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Where points lie in the posed cloud and in the file's, (B, N, 3) each."""
+        """Positions in the posed cloud and original positions, (B, N, 3) each."""
         if points_BND.shape[-1] == 6:
             return points_BND[..., :3], points_BND[..., 3:]
         if points_BND.shape[-1] != 3:
@@ -122,11 +121,11 @@ class PointPrompt(Embedder):
         return points_BND @ matrix_B33.transpose(1, 2), points_BND
 
     def pixels(self, place_BN3: Tensor, there_BN: Tensor) -> Tensor:
-        """The pixel of every point in every view, counted over a cloud's views in reading order, (B, V, N); the pixel
-        after the last for points that are not there.
+        """Flat pixel index of every point in every view, over all views of a cloud, (B, V, N); padding points get one
+        past the last pixel.
 
-        A view has the pixel's row from a point's -y, its column from x, -z, -x, z in turn. The longer side of what it
-        sees takes all of the map but one pixel on either side, which the 3×3 footprint needs.
+        Rows come from -y, columns from x, -z, -x and z for the four views. The longer side of the projection
+        fills the map except for a margin of one pixel, needed by the 3×3 footprint.
         """
         side = self.out_size
         turned_BVN3 = torch.einsum("vij,bnj->bvni", self.quarter_turns, place_BN3)
@@ -135,7 +134,7 @@ class PointPrompt(Embedder):
         low_BV12 = torch.where(there_B1N1, flat_BVN2, torch.inf).amin(dim=2, keepdim=True)
         high_BV12 = torch.where(there_B1N1, flat_BVN2, -torch.inf).amax(dim=2, keepdim=True)
         cell_BV11 = (high_BV12 - low_BV12).amax(dim=-1, keepdim=True).clamp(min=TINY) / (side - 3)
-        # From 1 on, and as far from the map's end: 1 to side - 2 along the longer side.
+        # A margin of one pixel at both ends: 1 to side - 2 along the longer side.
         steps_BVN2 = ((flat_BVN2 - low_BV12) / cell_BV11).floor().clamp(0, side - 3) + 1
         last_BV12 = torch.where(there_B1N1, steps_BVN2, 1.0).amax(dim=2, keepdim=True)
         shift_BV12 = side // 2 - 1 - ((last_BV12 + 1) / 2).floor()
@@ -145,14 +144,14 @@ class PointPrompt(Embedder):
         return torch.where(there_BN[:, None], pixel_BVN, self.views * side * side)
 
     def splat(self, x_BNC: Tensor, pixel_BVN: Tensor) -> Tensor:
-        """Add up the features of the points in each pixel and its eight neighbours: (B, V, C, S, S)."""
+        """Sum the features of the points in each pixel and its eight neighbours: (B, V, C, S, S)."""
         side, views = self.out_size, self.views
         batch, _, channels = x_BNC.shape
         x_BXC = x_BNC[:, None].expand(-1, views, -1, -1).flatten(1, 2)  # X = V·N
         index_BXC = pixel_BVN.flatten(1)[..., None].expand_as(x_BXC)
         sums_BPC = x_BNC.new_zeros(batch, views * side * side + 1, channels).scatter_add(1, index_BXC, x_BXC)
         sums_MCSS = sums_BPC[:, :-1].unflatten(1, (views, side, side)).permute(0, 1, 4, 2, 3).flatten(0, 1)
-        # Adding a point to nine pixels is adding up the nine pixels around each.
+        # Adding each point to nine pixels equals summing over each pixel's 3×3 window.
         summed_MCSS = 9 * fn.avg_pool2d(sums_MCSS, 3, stride=1, padding=1)
         return summed_MCSS.unflatten(0, (batch, views))
 
@@ -178,7 +177,7 @@ class PointPrompt(Embedder):
 
 class EdgeFeatures(nn.Module):
     """Features of each point's neighbourhood, (B, N, 3) -> (B, N, C): the edge convolution of DGCNN (arXiv 1801.07829,
-    equation 7) as P2P has it, h_i = W x_i, e_ij = LeakyReLU(GroupNorm(A (h_j - h_i) + B h_i)), the maximum over the J
+    equation 7) as used in P2P: h_i = W x_i, e_ij = LeakyReLU(GroupNorm(A (h_j - h_i) + B h_i)), the maximum over the J
     nearest points j, and a linear layer.
 
     Args:
@@ -203,7 +202,7 @@ class EdgeFeatures(nn.Module):
             index_BNJ = nearest(xyz_BN3, there_BN, min(self.neighbors, xyz_BN3.shape[1]))
         h_BNG = self.first(xyz_BN3)
         a_CG, b_CG = self.edge.weight.split(self.width, dim=1)
-        # A (h_j - h_i) + B h_i = A h_j + (B - A) h_i: the wide layer sees every point once.
+        # A (h_j - h_i) + B h_i = A h_j + (B - A) h_i: the wide layer is applied per point instead of per edge.
         to_BNC = fn.linear(h_BNG, a_CG)
         index_BXC = index_BNJ.flatten(1)[..., None].expand(-1, -1, to_BNC.shape[-1])
         edge_BNJC = to_BNC.gather(1, index_BXC).unflatten(1, index_BNJ.shape[1:])
@@ -212,7 +211,7 @@ class EdgeFeatures(nn.Module):
         return self.last(x_BNC)
 
     def _normalised(self, edge_BNJC: Tensor, there_BN: Tensor) -> Tensor:
-        """The group norm over all edges of a cloud, of points that are there."""
+        """Group norm over all edges of a cloud, excluding padding points."""
         x_BNJgK = edge_BNJC.unflatten(-1, (self.groups, -1))
         weight_BN111 = there_BN[:, :, None, None, None].float()
         count = weight_BN111.sum(dim=1, keepdim=True).clamp(min=1) * x_BNJgK.shape[2] * x_BNJgK.shape[4]
@@ -226,16 +225,16 @@ class EdgeFeatures(nn.Module):
 class Painter(nn.Module):
     """Summed features of all views -> three colours before the sigmoid, (M, C, S, S) -> (M, 3, S, S).
 
-    A residual block of ResNet and a 1×1 convolution; tokens of 7×7 pixels of all V views of a cloud see each other in
-    one transformer layer and are brought back to the pixels by repetition and a 3×3 convolution; both together give the
-    colours.
+    One path is a ResNet block and a 1×1 convolution. In the other, 7×7 patch tokens of all V views of a cloud pass
+    through one transformer layer and are upsampled by repetition and a 3×3 convolution. Both are concatenated and
+    projected to three colours.
 
     Args:
         channels: C.
         views: V.
         width: E.
-        heads: of the attention, each as wide as a token.
-        hidden: width of the transformer's two-layer network.
+        heads: number of attention heads, each of width E.
+        hidden: width of the transformer's MLP.
     """
 
     def __init__(
@@ -275,7 +274,7 @@ class Painter(nn.Module):
 
 
 def within_sphere(xyz_BN3: Tensor, there_BN: Tensor) -> Tensor:
-    """Move the mean of the points that are there to the origin and the farthest of them to distance 1."""
+    """Centre the valid points on their mean and scale the farthest to distance 1."""
     weight_BN1 = there_BN[..., None].float()
     centre_B13 = (xyz_BN3 * weight_BN1).sum(1, keepdim=True) / weight_BN1.sum(1, keepdim=True).clamp(min=1)
     xyz_BN3 = (xyz_BN3 - centre_B13) * weight_BN1
@@ -283,9 +282,9 @@ def within_sphere(xyz_BN3: Tensor, there_BN: Tensor) -> Tensor:
 
 
 def _about_x(degrees: float) -> Tensor:
-    """A view's turn (3, 3), in whole numbers: a quarter turn moves no point by a rounding error."""
+    """A view's rotation matrix (3, 3) with integer entries, so that quarter turns are exact."""
     cos, sin = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
-    # The first quarter turn, about z, makes -y the first axis; the views turn about it.
+    # A first quarter turn about z makes -y the first axis; the views rotate about it.
     about_first = torch.tensor([[1.0, 0, 0], [0, cos, -sin], [0, sin, cos]])
     quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     return about_first @ quarter

@@ -1,7 +1,7 @@
-"""Drawing points into maps by scattering: z-buffer, density, and splatted features.
+"""Rendering points into maps by scattering: z-buffer, density, and splatted features.
 
 Shapes: B clouds, N points; V views; P pixels of a point's footprint, X = V·N·P; K channels of a point; H and W of a
-map, S = V·H·W + 1 pixels of a cloud (the last one takes what lies outside).
+map, S = V·H·W + 1 pixels of a cloud (the last one collects everything outside the maps).
 """
 
 import math
@@ -15,16 +15,16 @@ TINY = 1e-6
 
 
 class Rasterizer(nn.Module):
-    """Draws points at their places in every view; differentiable through their features.
+    """Renders points at their positions in every view; differentiable through their features.
 
     Args:
         out_size: H and W of a map, or one number for both.
-        depth: draw a z-buffer: 1 for a point nearest to the camera, 1/3 for the farthest, 0 where there is none.
+        depth: draw a z-buffer: 1 for the point nearest to the camera, 1/3 for the farthest, 0 for empty pixels.
         density: draw log(1 + points in the pixel).
-        footprint: radius of a point in pixels, weighted as a cone; 0 fills just the pixel it falls in.
-        reduce: how a pixel's points are joined: their weighted ``mean``, ``max`` or ``sum``.
-        occlusion: a point behind the z-buffer fades by exp(-3 · distance in the z-buffer's units / occlusion), which
-            is exp(-distance / occlusion) in radii of the cloud.
+        footprint: radius of a point in pixels, weighted as a cone; 0 fills only the pixel it falls in.
+        reduce: how the points of a pixel are aggregated: weighted ``mean``, ``max`` or ``sum``.
+        occlusion: points behind the z-buffer are attenuated by exp(-3 · distance in the z-buffer's units / occlusion),
+            which is exp(-distance / occlusion) in radii of the cloud.
     """
 
     offsets: Tensor
@@ -47,26 +47,26 @@ class Rasterizer(nn.Module):
         self.depth, self.density = depth, density
         self.footprint, self.occlusion = footprint, occlusion
         self.reduce = reduce
-        # Pixels that the footprint can touch, counted from the one below a point's place (or from its own).
+        # Offsets of the pixels in the footprint from the floor of a point's position (or from its nearest pixel).
         reach = math.ceil(footprint)
         steps = torch.arange(1 - reach, reach + 1) if reach else torch.zeros(1, dtype=torch.long)
         self.register_buffer("offsets", torch.cartesian_prod(steps, steps).view(-1, 2), persistent=False)
 
     @property
     def value(self) -> str:
-        """What the first channel of a map means."""
+        """Meaning of the first channel of a map."""
         if self.depth:
             return "nearness to the camera"
         return "density, log(1 + points)" if self.density else "feature"
 
     def forward(self, place_BVN2: Tensor, near_BVN: Tensor, there_BN: Tensor, features_BNK: Tensor) -> Tensor:
-        """Maps (B, V, C, H, W): depth, density, then the K features, of those that are drawn.
+        """Render maps (B, V, C, H, W): depth and density, where enabled, then the K features.
 
         Args:
             place_BVN2: (right, up) in [-1, 1].
-            near_BVN: from -1 to 1.
-            there_BN: whether a point is there.
-            features_BNK: of each point; K may be 0.
+            near_BVN: nearness, from -1 to 1.
+            there_BN: whether a point is valid (not padding).
+            features_BNK: features of each point; K may be 0.
         """
         batch, views, _ = near_BVN.shape
         pixels = views * self.height * self.width + 1
@@ -86,9 +86,9 @@ class Rasterizer(nn.Module):
     def _splat(
         self, pixel_BX: Tensor, weight_BX: Tensor, features_BNK: Tensor, views: int, pixels: int
     ) -> list[Tensor]:
-        """Density and features of every pixel, (B, S, 1) and (B, S, K), of those that are drawn."""
+        """Density (B, S, 1) and features (B, S, K) of every pixel, each only where enabled."""
         batch, count = features_BNK.shape[0], features_BNK.shape[-1]
-        # One scatter for everything: the features, and a one that counts the points.
+        # One scatter for everything: the features, and a column of ones that counts the points.
         drawn_BNK = torch.cat([features_BNK, features_BNK.new_ones(*features_BNK.shape[:2], 1)], dim=-1)
         patch = self.offsets.shape[0]
         drawn_BXK = drawn_BNK[:, None, :, None].expand(-1, views, -1, patch, -1).reshape(batch, -1, count + 1)
@@ -102,12 +102,12 @@ class Rasterizer(nn.Module):
         return [total_BS1.log1p()] * self.density + [features_BSK] * bool(count)
 
     def _footprints(self, place_BVN2: Tensor, there_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixel (counted over all views of a cloud) and weight of everything a point touches, (B, X)."""
+        """Pixel index (over all views of a cloud) and weight of every pixel in each point's footprint, (B, X)."""
         views = place_BVN2.shape[1]
         column_BVN = (place_BVN2[..., 0] + 1) / 2 * self.width - 0.5
         row_BVN = (1 - place_BVN2[..., 1]) / 2 * self.height - 0.5
         start = torch.floor if self.footprint else torch.round
-        # A place far outside would overflow as a whole number.
+        # Positions far outside would overflow the integer conversion.
         rows_BVNP = start(row_BVN).clamp(-9, self.height + 9)[..., None] + self.offsets[:, 0]
         columns_BVNP = start(column_BVN).clamp(-9, self.width + 9)[..., None] + self.offsets[:, 1]
         down_BVNP, right_BVNP = rows_BVNP - row_BVN[..., None], columns_BVNP - column_BVN[..., None]
@@ -125,7 +125,7 @@ class Rasterizer(nn.Module):
 
 
 def _scatter(pixel_BX: Tensor, values_BXK: Tensor, pixels: int, reduce: str) -> Tensor:
-    """Join ``values_BXK`` that fall in one pixel: (B, S, K), 0 where nothing falls."""
+    """Reduce the ``values_BXK`` of each pixel: (B, S, K), 0 for empty pixels."""
     empty_BSK = values_BXK.new_zeros(values_BXK.shape[0], pixels, values_BXK.shape[-1])
     index_BXK = pixel_BX[..., None].expand_as(values_BXK)
     return empty_BSK.scatter_reduce(1, index_BXK, values_BXK, reduce)

@@ -1,6 +1,6 @@
-"""Where a view sees each point of a cloud: the space the points lie in, cameras, and planes of two columns.
+"""Projection of point clouds into views: normalisation of positions, cameras, and planes of two columns.
 
-Shapes: B clouds, N points, F columns beside x, y and z, D = 3 + F; V views. Places in a view are (right, up) in
+Shapes: B clouds, N points, F columns beside x, y and z, D = 3 + F; V views. Positions in a view are (right, up) in
 [-1, 1]; nearness is from -1 (far) to 1 (near) for points of the unit sphere.
 """
 
@@ -19,16 +19,16 @@ TINY = 1e-6
 
 
 class PointSpace(nn.Module):
-    """The space that points are brought to before they are looked at.
+    """Normalises point positions before projection.
 
     Args:
         columns: names of the F columns after x, y, z.
-        normalize: ``unit_sphere`` moves each cloud's mean to the origin and its farthest point to distance 1; ``box``
-            leaves positions and size as they are, within ``ranges``.
-        ranges: column -> ``[lowest, highest]``; x, y, z are needed for ``box``.
+        normalize: ``unit_sphere`` centres each cloud on its mean and scales its farthest point to distance 1; ``box``
+            keeps positions and size, within ``ranges``.
+        ranges: column -> ``[minimum, maximum]``; x, y, z are required for ``box``.
 
     Raises:
-        ValueError: an unknown normalisation, or a range that is missing or empty.
+        ValueError: an unknown normalisation, or a missing or empty range.
     """
 
     box_centre: Tensor
@@ -52,7 +52,7 @@ class PointSpace(nn.Module):
         self.register_buffer("box_centre", torch.tensor(centre), persistent=False)
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise a `ValueError` where one of these columns is not there, or has no range."""
+        """Raise a `ValueError` if one of these columns does not exist or has no range."""
         for name in sorted(set(names)):
             if name not in self.names:
                 raise ValueError(f"planes: {name!r} is no column; there are {', '.join(self.names)}")
@@ -61,7 +61,7 @@ class PointSpace(nn.Module):
                 raise ValueError(f"ranges needs [lowest, highest] of {name}")
 
     def forward(self, xyz_BN3: Tensor, there_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in the units of ``ranges``, and within (about) the unit sphere."""
+        """Returns positions in the units of ``ranges``, and positions scaled to (about) the unit sphere."""
         if self.normalize == "box":
             return xyz_BN3, (xyz_BN3 - self.box_centre) / self.box_half
         weight_BN1 = there_BN[..., None].float()
@@ -74,16 +74,16 @@ class PointSpace(nn.Module):
 
     @property
     def unit(self) -> str:
-        """What x, y and z are measured in."""
+        """Unit of x, y and z."""
         return "m" if self.normalize == "box" else "radii"
 
     def label(self, name: str) -> str:
-        """A column with its unit."""
+        """Axis label of a column, with its unit."""
         return f"{name} ({self.unit})" if name in AXES else UNITS.get(name, name)
 
 
 class Cameras(nn.Module):
-    """Cameras that look at the centre: points of the unit sphere (B, N, 3) -> places (B, V, N, 2), nearness (B, V, N).
+    """Cameras facing the origin: points in the unit sphere (B, N, 3) -> positions (B, V, N, 2), nearness (B, V, N).
 
     Args:
         orthographic, perspective: cameras as ``[azimuth, elevation]`` in degrees; z is up, azimuth 0 looks from +x, 90
@@ -110,7 +110,7 @@ class Cameras(nn.Module):
         ]
         self.perspective = len(perspective) > 0
         self.distance = distance
-        if self.angles:  # buffers without elements trouble the exporters
+        if self.angles:  # exporters do not handle empty buffers
             turns = torch.stack([_turn(azimuth, elevation) for _, azimuth, elevation in self.angles])
             flags = torch.tensor([kind == "perspective" for kind, *_ in self.angles])
             self.register_buffer("turns", turns, persistent=False)
@@ -123,14 +123,14 @@ class Cameras(nn.Module):
         turned_BVN3 = torch.einsum("vij,bnj->bvni", self.turns, unit_BN3)
         place_BVN2, near_BVN = turned_BVN3[..., :2], turned_BVN3[..., 2]
         if self.perspective:
-            # The tangent to the unit sphere meets the edge of the map.
+            # The field of view is tangent to the unit sphere.
             focal = math.sqrt(self.distance**2 - 1)
             scale_BVN = focal / (self.distance - near_BVN).clamp(min=0.1)
             place_BVN2 = place_BVN2 * torch.where(self.has_perspective, scale_BVN, 1.0)[..., None]
         return place_BVN2, near_BVN
 
     def axes(self, value: str) -> list[MapAxes]:
-        """How to label the map of each camera; ``value``: what its colour means."""
+        """Axis labels of each camera's map; ``value``: label of the colour scale."""
         return [
             MapAxes(
                 x="right (pixels)",
@@ -143,14 +143,14 @@ class Cameras(nn.Module):
 
 
 class Planes(nn.Module):
-    """Planes of two columns: a table (B, N, D) -> places (B, V, N, 2) and nearness (B, V, N), 1 everywhere.
+    """Planes of two columns: a table (B, N, D) -> positions (B, V, N, 2) and nearness (B, V, N), 1 everywhere.
 
     Args:
         planes: pairs of column names ``[along W, along H]``.
-        space: names the columns and their ranges, which are the planes' edges.
+        space: defines the columns and their ranges, which are the extents of the planes.
 
     Raises:
-        ValueError: a column that is not there, or has no range.
+        ValueError: a column that does not exist or has no range.
     """
 
     columns: Tensor
@@ -177,10 +177,10 @@ class Planes(nn.Module):
         chosen_BNV2 = table_BND[..., self.columns.flatten()].unflatten(-1, (len(self.pairs), 2))
         chosen_BNV2 = 2 * (chosen_BNV2 - self.low) / (self.high - self.low) - 1
         place_BVN2 = chosen_BNV2.transpose(1, 2)
-        return place_BVN2, torch.ones_like(place_BVN2[..., 0])  # nothing hides anything on a plane
+        return place_BVN2, torch.ones_like(place_BVN2[..., 0])  # no occlusion on a plane
 
     def axes(self, value: str, height: int) -> list[MapAxes]:
-        """How to label the map of each plane; ``value``: what its colour means."""
+        """Axis labels of each plane's map; ``value``: label of the colour scale."""
         return [
             MapAxes(
                 x=self.labels[across],
@@ -200,7 +200,7 @@ class Planes(nn.Module):
 
 
 def _turn(azimuth: float, elevation: float) -> Tensor:
-    """Rows: where right, up and towards the camera lie in the cloud's coordinates (3, 3)."""
+    """Rotation matrix (3, 3); its rows are the right, up and towards-camera directions in the cloud's coordinates."""
     a, e = math.radians(azimuth), math.radians(elevation)
     return torch.tensor(
         [

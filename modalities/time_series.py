@@ -1,9 +1,9 @@
-"""Time series: the past of every variate becomes a 2-D map, cut into rows by its period or made of tokens.
+"""Time series: the look-back of every variate becomes a 2-D map, folded by its period or made of tokens.
 
-A raw batch is a dict: `values` (B, L, N), the look-back in the data's own units, and `calendar` (B, L + T,
-F), what the calendar says of every step of past and future (`tasks.datasets.time_series.windows`). Where the data
-have them: `observed` (B, L, N), 1 where a value is known, and the covariates `known` (B, L + T, K), `past`
-(B, L, K) and `static` (B, K). Other entries are left alone.
+A raw batch is a dict: `values` (B, L, N), the look-back in the data's original units, and `calendar` (B, L + T,
+F), calendar features of every past and future step (`tasks.datasets.time_series.windows`). Optional entries:
+`observed` (B, L, N), 1 where a value is known, and the covariates `known` (B, L + T, K), `past`
+(B, L, K) and `static` (B, K). Other entries are ignored.
 
 Shapes: B batch, L look-back and T horizon in steps, N variates, F calendar features, K covariates, P steps of a
 period, R rows of a map, V maps per sample, C channels, H height, W width, D width of a token, S variates of a token.
@@ -24,28 +24,28 @@ from modalities.embedder import Embedder, MapAxes
 RawSeries = dict[str, Tensor]
 CENTRES = ("mean", "last")
 VARIANCE_FLOOR = 1e-5  # of a window, in units of the training variance (Kim et al. 2022, RevIN)
-FACTOR_FLOOR = 1e-10  # keeps a learnt factor from being exactly 0
+FACTOR_FLOOR = 1e-10  # keeps the learnt scale nonzero
 
 
 class SeriesEmbedder(Embedder):
-    """What both maps share: sizes, statistics of the training split, instance normalisation.
+    """Base class of both embedders: sizes, training statistics, instance normalisation.
 
     Args:
         look_back, horizon: L and T.
-        centre: what a window loses before it is scaled: its `mean`, or its `last` value, which suits series
-            that wander (exchange rates).
+        centre: value subtracted from a window before scaling: its `mean`, or its `last` value, which suits series
+            with random-walk behaviour (exchange rates).
         mean, std: of every variate (N,), measured on the training split.
         num_calendar: F.
-        step: length of a step in words, for pictures.
-        masked: whether the data have gaps, so that an exported model asks for `observed`.
-        covariates: of each kind (known, past, static) the `mean` and `std` of every covariate.
+        step: name of the time step, for axis labels.
+        masked: whether the data have gaps, so that an exported model takes `observed` as an input.
+        covariates: maps each kind (known, past, static) to the `mean` and `std` of its covariates.
     """
 
     raw_ndim = 3
     mean: Tensor
     std: Tensor
     has_future = (
-        False  # whether the maps have pixels for the horizon, which a head can read its forecast from
+        False  # whether the maps have pixels for the horizon, from which a head can read its forecast
     )
 
     def __init__(
@@ -82,7 +82,7 @@ class SeriesEmbedder(Embedder):
     @classmethod
     def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
         count = len(data_info["mean"])
-        scaled = data_info.get("scaled", False)  # by the data already, in double precision
+        scaled = data_info.get("scaled", False)  # already standardised by the dataset, in double precision
         return {
             "mean": [0.0] * count if scaled else data_info["mean"],
             "std": [1.0] * count if scaled else data_info["std"],
@@ -97,7 +97,7 @@ class SeriesEmbedder(Embedder):
         return len(self.mean)
 
     def context(self, raw: RawSeries) -> dict[str, Tensor]:
-        """Centre `loc` and spread `scale` of every window, (B, N) in own units: what undoes the
+        """Location `loc` and scale `scale` of every window, (B, N) in original units, to undo the
         normalisation."""
         values_BLN = raw["values"].float()
         if values_BLN.shape[1:] != (self.look_back, self.num_variates):
@@ -105,7 +105,7 @@ class SeriesEmbedder(Embedder):
                 f"the model reads {self.look_back} steps of {self.num_variates} variates, "
                 f"not {values_BLN.shape[1]} of {values_BLN.shape[2]}"
             )
-        # In units of the training split, so that the floor means the same for every variate.
+        # Standardised with training statistics, so that the variance floor is comparable across variates.
         x_BLN = (values_BLN - self.mean) / self.std
         if "observed" in raw:
             variance_BN, mean_BN = masked_moments(x_BLN, raw["observed"].to(x_BLN))
@@ -117,11 +117,11 @@ class SeriesEmbedder(Embedder):
         return context if self.covariates is None else context | self.covariates.context(raw)
 
     def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What an embedder has learnt to change in centre and spread; here nothing."""
+        """Applies learnt changes to `loc` and `scale`; the identity by default."""
         return context
 
     def normalise(self, raw: RawSeries) -> Tensor:
-        """The look-back, centred and scaled by its own statistics, 0 where a value is missing: (B, N, L)."""
+        """Instance-normalised look-back, 0 where a value is missing: (B, N, L)."""
         context = self.context(raw)
         x_BLN = (raw["values"].float() - context["loc"][:, None]) / context["scale"][:, None]
         if "observed" in raw:
@@ -142,27 +142,26 @@ class SeriesEmbedder(Embedder):
 
 
 class Fold(SeriesEmbedder):
-    """Each variate is a map: a row is one period, and the rows of the future are left for the network to fill
-    in.
+    """Folds each variate into a map with one period per row; the rows of the horizon are empty, to be predicted.
 
-    ``values (B, L, N), calendar (B, L + T, F) -> (B, N, C, R·pixel, P·pixel)``. A 2-D kernel then sees along
-    a row what is near in time, and along a column the same phase of the periods before (TimesNet, Wu et al.
-    2023, arXiv 2210.02186, folds like this). Past and future meet at the end of a row. Steps missing before
-    the first row and after the last are empty. The channels: the normalised value; for each further period
-    the value that long before; a mask, 1 where the value is known; the calendar features; the covariates. Empty
-    pixels hold 0, the window's centre.
+    ``values (B, L, N), calendar (B, L + T, F) -> (B, N, C, R·pixel, P·pixel)``. A 2-D kernel then covers
+    neighbouring steps along a row and the same phase of neighbouring periods along a column (as in TimesNet,
+    Wu et al. 2023, arXiv 2210.02186). The look-back ends at the end of a row, so the horizon starts a new one; the
+    first and last rows are padded. Channels: the normalised value; for each further period, the value that many
+    steps earlier; a mask, 1 where the value is known; the calendar features; the covariates. Empty
+    pixels are 0, the window's centre.
 
     Args:
         look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
-        periods: in steps; the first gives the length of a row, further ones a channel each. `None` takes
+        periods: in steps; the first is the row length, each further one adds a lagged channel. `None` uses
             `found`.
-        found: period found in the training split (`find_period`); without any, the map is near square.
-        calendar: whether the maps have the calendar channels.
-        pixel: side of the square of pixels a value takes. With the stem's stride there is one feature a
-            value; with less, a feature stands for several values.
+        found: period detected in the training split (`find_period`); if `None`, the map is nearly square.
+        calendar: whether to add the calendar channels.
+        pixel: side in pixels of the square that represents one value. With `pixel` equal to the stem's stride there
+            is one feature per value; with a smaller one, a feature covers several values.
 
     Raises:
-        ValueError: settings that describe no map.
+        ValueError: invalid map settings.
 
     Example:
         >>> Fold(look_back=96, horizon=96, periods=[24])({"values": torch.randn(2, 96, 1), "calendar":
@@ -238,16 +237,15 @@ class Fold(SeriesEmbedder):
             return x_BNCRP.repeat_interleave(self.pixel, -2).repeat_interleave(self.pixel, -1)
 
     def for_all_variates(self, x_BNCX: Tensor, more_BKX: Tensor) -> Tensor:
-        """Further channels, the same in the map of every variate."""
+        """Append channels shared by the maps of all variates."""
         return torch.cat([x_BNCX, more_BKX[:, None].expand(-1, x_BNCX.shape[1], -1, -1)], dim=2)
 
     def lay_out(self, x_BNL: Tensor, lag: int) -> Tensor:
-        """The look-back `lag` steps late, on all pixels of the map in order of time: (B, N, R·P)."""
+        """The look-back delayed by `lag` steps, on all pixels of the map in time order: (B, N, R·P)."""
         return self.pad(x_BNL, self.look_back - lag)
 
     def pad(self, x: Tensor, past: int) -> Tensor:
-        """Lay (…, any steps) on the R·P pixels of a map; step `past` comes to the first pixel of the
-        future."""
+        """Pad (…, steps) to the R·P pixels of a map, with step `past` at the first pixel of the horizon."""
         before = self.past_rows * self.period - past
         after = (self.past_rows + self.future_rows) * self.period - before - x.shape[-1]
         return nn.functional.pad(x, (before, after))
@@ -271,21 +269,21 @@ class Fold(SeriesEmbedder):
 
 
 class TokenMap(SeriesEmbedder):
-    """The paper's map: the tokens of a group of variates, written one after the other into a near-square map.
+    """The UniRepLKNet paper's embedding: the tokens of a group of variates, reshaped into a near-square map.
 
-    ``values (B, L, N), calendar (B, L + T, F) -> (B, V, 1, H, W)`` with V = ⌈N / S⌉ and H·W = L·D (48 steps
-    of 768 fill 192×192). A token is a circular convolution over three steps of S variates, plus linear maps
-    of the calendar and of where the S stations lie (arXiv 2410.08049, Section 4, after Corrformer, Wu et al.
+    ``values (B, L, N), calendar (B, L + T, F) -> (B, V, 1, H, W)`` with V = ⌈N / S⌉ and H·W = L·D (48 tokens
+    of width 768 give 192×192). A token is a circular convolution over three steps of S variates, plus linear
+    embeddings of the calendar and of the S station positions (arXiv 2410.08049, Section 4, after Corrformer, Wu et al.
     2023).
 
     Args:
         look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
-        group: S; a last group that is not full is filled up with zeros.
+        group: S; an incomplete last group is zero-padded.
         width: D.
-        dropout: rate after the sum.
-        affine: learn a factor w and a shift b for each place of a group, the same in all groups, that the normalised
-            values get and the forecast loses again (RevIN, Kim et al. 2022, equations 2 and 3).
-        positions: coordinates of every variate, (N, any number), or empty where variates have no place.
+        dropout: dropout rate after the sum.
+        affine: learn a scale w and a shift b for each position in a group, shared by all groups, applied to the
+            normalised values and inverted on the forecast (RevIN, Kim et al. 2022, equations 2 and 3).
+        positions: coordinates of every variate, (N, any number), or empty if variates have no location.
 
     Example:
         >>> TokenMap(look_back=48, horizon=24, width=768)(
@@ -345,14 +343,14 @@ class TokenMap(SeriesEmbedder):
     def learnt(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.factor is None or self.shift is None:
             return context
-        # w·(x − loc) / scale + b is (x − loc') / scale' with these, so what undoes the one undoes the other.
+        # w·(x − loc) / scale + b equals (x − loc') / scale' with these, so the same code inverts both.
         factor_N = self.factor.repeat(self.views)[: self.num_variates] + FACTOR_FLOOR
         shift_N = self.shift.repeat(self.views)[: self.num_variates]
         scale_BN = context["scale"] / factor_N
         return {"loc": context["loc"] - shift_N * scale_BN, "scale": scale_BN}
 
     def _fill_up(self, x: Tensor) -> Tensor:
-        """(…, N) -> (…, V·S), zeros behind."""
+        """Zero-pad (…, N) -> (…, V·S)."""
         return nn.functional.pad(x, (0, self.views * self.group - self.num_variates))
 
     def forward(self, raw: RawSeries) -> Tensor:
@@ -378,7 +376,7 @@ class TokenMap(SeriesEmbedder):
 
 
 def masked_moments(x_BLN: Tensor, observed_BLN: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean (B, N) of the values that `observed_BLN` marks with 1; of all where a window has none."""
+    """Variance and mean (B, N) of the values where `observed_BLN` is 1; of all values if none is observed."""
     weight_BLN = torch.where(observed_BLN.sum(dim=1, keepdim=True) > 0, observed_BLN, 1.0)
     count_BN = weight_BLN.sum(dim=1)
     mean_BN = (x_BLN * weight_BLN).sum(dim=1) / count_BN
@@ -387,7 +385,7 @@ def masked_moments(x_BLN: Tensor, observed_BLN: Tensor) -> tuple[Tensor, Tensor]
 
 
 def near_square(area: int) -> tuple[int, int]:
-    """Height and width with that very area, height the smaller, as near to a square as whole numbers allow.
+    """Height and width (height <= width) with exactly this area, as close to a square as possible.
 
     >>> near_square(48 * 768)
     (192, 192)
@@ -397,17 +395,17 @@ def near_square(area: int) -> tuple[int, int]:
 
 
 def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
-    """The period of a series in steps, or ``None`` where none stands out.
+    """The dominant period of a series in steps, or ``None`` if there is none.
 
-    It is the shortest lag at which the differenced series (differencing removes drift) resembles itself about
-    as well as at any other: its autocorrelation, found by FFT and averaged over variates, has a peak there of
-    at least three quarters of the highest. Peaks before it first falls below zero are ripples on a smooth
-    course; a peak below 0.1 or within chance does not count. Of the lags beside the peak, the one whose
-    multiples are the most alike is taken, which settles what noise blurs.
+    The differenced series (differencing removes drift) is autocorrelated by FFT and averaged over variates; the
+    period is the shortest lag with a peak of at least three quarters of the highest. Peaks before the
+    autocorrelation first falls below zero are ignored as ripple on a smooth course, as are peaks below 0.1 or
+    within chance level. The estimate is then refined to the neighbouring lag with the highest mean autocorrelation
+    at its multiples, which is more robust to noise.
 
     Args:
         values_TN: the training split, without gaps, in any units.
-        longest: no period beyond it.
+        longest: maximum period.
 
     >>> find_period(np.sin(2 * np.pi * np.arange(500)[:, None] / 24), longest=96)
     24
@@ -419,7 +417,7 @@ def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
         return None
     likeness_L = autocorrelation(np.diff(values_TN, axis=0))
     lags_L, chance = np.arange(longest + 1), 2 / math.sqrt(len(values_TN))
-    # From lag 2 on: noise alone makes neighbouring differences unlike.
+    # From lag 2 on: differenced noise is negatively correlated at lag 1.
     unlike_L = (likeness_L[lags_L] < -chance) & (lags_L > 1)
     first = int(unlike_L.argmax()) if unlike_L.any() else longest
     peaks = []
@@ -431,7 +429,7 @@ def find_period(values_TN: NDArray[np.float64], longest: int) -> int | None:
     if highest < max(0.1, 2 * chance):
         return None
     peak = next(lag for lag in peaks if likeness_L[lag] >= 0.75 * highest)
-    # A running mean, unlike differencing, takes the drift without making the noise louder.
+    # Subtracting a running mean, unlike differencing, removes drift without amplifying noise.
     width = 2 * peak + 1
     total_TN = np.cumsum(np.pad(values_TN, ((peak + 1, peak), (0, 0)), mode="edge"), axis=0)
     level_TN = (total_TN[width:] - total_TN[:-width]) / width

@@ -23,23 +23,23 @@ class Clip(Embedder):
 
     ``grid`` tiles the T frames in reading order into one map ``(B, 1, C, R·H, Q·W)``: frame t lies in row
     t // Q and column t % Q, whole and undistorted (UniRepLKNet, arXiv 2410.08049, on video: 16 frames of 224²
-    -> 896²). ``rows`` fills the same map with the rows of all frames one after the other, Q rows of a frame in
-    one of the map, as the official script's ``reshape`` does: a frame becomes a flat strip. ``frames`` makes
-    every frame a map of its own, ``(B, T, C, H, W)``; a head that is to see their order needs
+    -> 896²). ``rows`` fills the same map with the rows of all frames in sequence, Q frame rows per
+    map row, as the official script's ``reshape`` does: a frame becomes a flat strip. ``frames`` makes
+    every frame its own map, ``(B, T, C, H, W)``; a head that must see their order needs
     ``task.head.fusion=temporal``.
 
     Args:
         frames: T.
-        size: usual side of a frame in pixels, for tracing; ``forward`` takes any H and W.
+        size: nominal side of a frame in pixels, for tracing; ``forward`` accepts any H and W.
         layout: ``grid``, ``rows`` or ``frames``.
         columns: Q; ``None`` takes the squarest grid (16 -> 4×4, 8 -> 2×4).
-        channels: ``rgb`` (C = 3); ``difference``, each frame less the one before, the first less nothing and
-            therefore 0 (C = 3); ``rgb_difference``, both (C = 6).
+        channels: ``rgb`` (C = 3); ``difference``, each frame minus the previous one, 0 for the first
+            (C = 3); ``rgb_difference``, both (C = 6).
         mean, std: of red, green and blue on a scale of 0 to 1; ``None`` for both measures them on the
             training split. Differences are divided by ``std`` too.
 
     Raises:
-        ValueError: settings that describe no map.
+        ValueError: invalid map settings.
 
     Example:
         >>> Clip(frames=16)(torch.zeros(2, 16, 3, 32, 32, dtype=torch.uint8)).shape
@@ -173,17 +173,17 @@ class Clip(Embedder):
 
 
 def tile(x_BTCHW: Tensor, columns: int) -> Tensor:
-    """Lay T frames out in reading order, ``columns`` in a row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
+    """Tile T frames in reading order, ``columns`` per row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
     x_BRQCHW = x_BTCHW.unflatten(1, (-1, columns))
     return x_BRQCHW.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def in_rows(x_BTCHW: Tensor, columns: int) -> Tensor:
-    """Lay the rows of all frames one after the other, ``columns`` in a row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
+    """Concatenate the rows of all frames, ``columns`` per map row: (B, T, C, H, W) -> (B, C, R·H, Q·W)."""
     rows = x_BTCHW.shape[1] // columns
     return x_BTCHW.transpose(1, 2).flatten(2).unflatten(2, (rows * x_BTCHW.shape[3], -1))
 
 
 def _squarest(frames: int) -> int:
-    """Columns of the grid nearest to a square, never taller than wide."""
+    """Number of columns of the squarest grid that is not taller than wide."""
     return next(frames // rows for rows in range(int(frames**0.5), 0, -1) if frames % rows == 0)

@@ -1,8 +1,8 @@
 """Augmentation of video, on raw clips (B, T, 3, H, W) in 0..255.
 
 The classification task calls these in training only. Every random number comes from torch's global generator
-of the batch's device, so seeding it makes a step repeatable. A draw holds for all frames of a clip: what
-flickers from frame to frame would be seen as motion.
+of the batch's device, so seeding it makes a step repeatable. All frames of a clip share one draw: changes
+between frames would look like motion.
 """
 
 import torch
@@ -14,14 +14,14 @@ MIX_MODES = ("elem", "batch")
 
 
 class ClipAugment(nn.Module):
-    """Mirror, play backwards, change light and colour, erase; drawn for each clip, (B, T, 3, H, W) -> same, float.
+    """Flip, time reversal, colour jitter and erasing, drawn per clip: (B, T, 3, H, W) -> same shape, float.
 
     Args:
-        flip: probability of mirroring left and right; 0 where a class depends on the side.
-        reverse: probability of playing the clip backwards; 0 where a class depends on the direction of time.
-        brightness: largest change of level, as a part of the full scale.
-        contrast: largest change of contrast, as a part of it.
-        grey: probability of dropping the colour.
+        flip: probability of a horizontal flip; use 0 if a class depends on the side.
+        reverse: probability of reversing time; use 0 if a class depends on the direction of time.
+        brightness: maximum brightness change, as a fraction of the full scale.
+        contrast: maximum relative contrast change.
+        grey: probability of conversion to greyscale.
         erase: probability of filling a rectangle, the same in all frames, with noise (`RandomErasing`).
     """
 
@@ -63,18 +63,17 @@ class ClipAugment(nn.Module):
 
 
 class ClipMix(nn.Module):
-    """Mixup or cutmix of clips and their targets.
+    """Mixup or CutMix of clips and their targets.
 
     ``raw (B, T, 3, H, W), target (B, classes) -> raw, target``. Mixup (arXiv 1710.09412) blends two clips
-    frame by frame; cutmix (arXiv 1905.04899) puts a window of another clip, the same in all frames, into the
-    clip.
+    frame by frame; CutMix (arXiv 1905.04899) pastes a window of another clip, the same in all frames.
 
     Args:
-        prob: probability that a clip is mixed at all.
-        mixup_alpha: share of mixup from Beta(alpha, alpha); 0 switches mixup off.
-        cutmix_alpha: the same for cutmix.
-        switch_prob: probability of cutmix where both are on.
-        mode: `elem` draws for each clip, which is mixed with any other; `batch` draws once for all, and mixes the batch
+        prob: probability of mixing.
+        mixup_alpha: mixup weights are drawn from Beta(alpha, alpha); 0 disables mixup.
+        cutmix_alpha: the same for CutMix.
+        switch_prob: probability of CutMix when both are enabled.
+        mode: `elem` draws per clip, with a random partner; `batch` draws once per batch, and mixes the batch
             with itself in reverse order (timm's default).
     """
 
@@ -101,12 +100,12 @@ class ClipMix(nn.Module):
 
     def forward(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         batch, device = raw.shape[0], raw.device
-        draws = 1 if self.mode == "batch" else batch  # of every size below, B or 1
+        draws = 1 if self.mode == "batch" else batch  # leading size of the tensors below, B or 1
         mixed_B = torch.rand(draws, device=device) < self.prob
         cut_B = torch.rand(draws, device=device) < self.switch_prob
         blend_B = _beta(self.mixup_alpha, draws, device)
         window_BHW, kept_B = self._windows(raw, draws)
-        # One weight per clip and pixel says how much of the clip itself is kept.
+        # Weight of the original clip, per clip and pixel.
         weight_BHW = torch.where(cut_B[:, None, None], 1 - window_BHW, blend_B[:, None, None])
         share_B = torch.where(cut_B, kept_B, blend_B)
         weight_BHW = torch.where(mixed_B[:, None, None], weight_BHW, 1.0)
@@ -123,7 +122,7 @@ class ClipMix(nn.Module):
         )
 
     def _windows(self, raw: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """1 inside a random window, (draws, H, W), and the share of the picture outside it, (draws,)."""
+        """Mask of a random window, (draws, H, W), and the fraction of the frame outside it, (draws,)."""
         height, width, device = raw.shape[-2], raw.shape[-1], raw.device
         side_B1 = (1 - _beta(self.cutmix_alpha, draws, device)).sqrt()[:, None]
         inside = []
@@ -136,7 +135,7 @@ class ClipMix(nn.Module):
 
 
 def _beta(alpha: float, batch: int, device: torch.device) -> Tensor:
-    """Draw from Beta(alpha, alpha), (B,); 1 for alpha = 0."""
+    """Samples of Beta(alpha, alpha), (B,); 1 for alpha = 0."""
     if alpha == 0:
         return torch.ones(batch, device=device)
     both = torch.full((batch, 2), alpha, device=device)

@@ -1,7 +1,7 @@
 """Triton kernels of :mod:`backbone.kernels.gelu_grn`.
 
 A map is ``(N, P, D)`` in memory: N images, P pixels, D channels. Shape legend inside kernels: n image, p pixels, m rows
-(pixels of all images), d channels of this program. All arithmetic is fp32.
+(pixels of all images), d channels of this program. All arithmetic is in fp32.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# GELU without a special function, whose units would take longer than memory does: gelu(x) = x / 2 + g(x), where
-# g(x) = x (Phi(x) - 1/2) is even, hence a polynomial in x^2; beyond BORDER it is |x| / 2. To 5e-5; the slope, which is
-# odd but for 1/2, to 2e-4: a rounding of bf16 near 0.05. Coefficients: minimax, lowest power first.
+# GELU without special functions, whose throughput would be the bottleneck instead of memory: gelu(x) = x / 2 + g(x),
+# where g(x) = x (Phi(x) - 1/2) is even, hence a polynomial in x^2; beyond BORDER it is |x| / 2. Error 5e-5; error of
+# the slope, which is odd except for 1/2, 2e-4 (bf16 rounding near 0.05). Minimax coefficients, lowest power first.
 BORDER: tl.constexpr = tl.constexpr(4.25)
 DEGREE: tl.constexpr = tl.constexpr(8)
 _VALUE: tl.constexpr = tl.constexpr((
@@ -51,12 +51,12 @@ def sums_over_pixels(
     x, grad, scale, beta, first, second, y, P, each,
     D: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BETA: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """``first (parts, N, D)``: sums of gelu(x)^2 over ``each`` pixels; or, if ``GRAD``, of grad gelu(x), and, likewise,
-    ``second`` of grad. fp32.
+    """``first (parts, N, D)``: sums of gelu(x)^2 over ``each`` pixels; with ``GRAD``, sums of grad gelu(x) instead, and
+    ``second``, sums of grad. fp32.
 
-    ``GRAD``: also ``y`` of :func:`scaled_gelu` once more, the same bits.
+    ``GRAD`` also recomputes ``y`` of :func:`scaled_gelu`, bit-identically.
 
-    The last images first: the layer before wrote them last, so the cache may still hold them.
+    Images are processed in reverse order: the previous layer wrote the last ones last, so they may still be cached.
     """
     n = tl.num_programs(0) - 1 - tl.program_id(0)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
@@ -104,12 +104,12 @@ def factors(
     energy, gamma, dot, scale, slope, gamma_grad,
     D: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Of one image: the factor ``scale (N, D)`` of each channel from its energies ``(parts, N, D)``, whose sum takes
-    the place of the first.
+    """For one image: the scale factor ``scale (N, D)`` of each channel from its partial energies ``(parts, N, D)``,
+    whose sum overwrites the first part.
 
-    ``GRAD``: instead, from ``dot (parts, N, D)``, the sums of grad gelu(x), and the whole energies ``(N, D)``: ``slope
-    (N, D)``, which times gelu(x) is what comes to gelu(x) through its energy, and this image's part of gamma's
-    gradient.
+    ``GRAD``: instead, from ``dot (parts, N, D)``, the sums of grad gelu(x), and the total energies ``(N, D)``: ``slope
+    (N, D)``, which times gelu(x) is the gradient of gelu(x) through its energy, and this image's contribution to
+    gamma's gradient.
     """
     d = tl.arange(0, BD)
     mask = d < D
@@ -140,7 +140,7 @@ def scaled_gelu(
     x, grad, scale, other, y, M, P,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BETA: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """``y = gelu(x) scale``; ``BETA``: + ``other (D)``.
+    """``y = gelu(x) scale``, plus ``other (D)`` if ``BETA``.
 
     ``GRAD``: instead the gradient of x, (grad scale + gelu(x) other) gelu'(x), with ``other (N, D)`` of
     :func:`factors`.

@@ -1,7 +1,7 @@
-"""Choosing a tiling by measurement: ``WIDEFIELD_AUTOTUNE=1``, once for each shape, remembered in a file.
+"""Autotuning of tilings: ``WIDEFIELD_AUTOTUNE=1`` measures once per shape and caches the result in a file.
 
-Without it the first tiling of the table serves. The file is ``tilings.json`` in ``WIDEFIELD_CACHE`` or else in
-``~/.cache/widefield``; delete it to measure again.
+Without it, the first tiling of the table is used. The file is ``tilings.json`` in ``WIDEFIELD_CACHE``, or in
+``~/.cache/widefield`` by default; delete it to measure again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def choose(
     """The fastest of ``tilings`` for this kernel and shape on this GPU, or the first.
 
     Args:
-        name: of the kernel.
-        shape: everything the time depends on.
-        device: where it runs.
+        name: name of the kernel.
+        shape: all sizes on which the time depends.
+        device: device of the kernel.
         tilings: candidates, the table's choice first.
         run: runs the kernel once with a tiling.
     """
@@ -48,11 +48,11 @@ def choose(
         _remembered.update(_read())
     if key not in _remembered:
         if torch.cuda.is_current_stream_capturing():
-            return tilings[0]  # nothing can be timed inside a graph
+            return tilings[0]  # timing is not possible during graph capture
         times = [_milliseconds(run, tiling) for tiling in tilings]
         fastest = min(range(len(tilings)), key=times.__getitem__)
         _remembered[key] = tilings[fastest]
-        with suppress(OSError):  # a disk that takes nothing: measured again next time
+        with suppress(OSError):  # not writable: measure again next time
             _write(_remembered)
         log.info("%s: %.4f ms with %s; the table's %.4f ms", key, times[fastest], tilings[fastest], times[0])
     return _remembered[key]
@@ -64,7 +64,7 @@ def _milliseconds(run: Callable[[Tiling], Any], tiling: Tiling) -> float:
 
     try:
         return float(do_bench(lambda: run(tiling), warmup=5, rep=25, return_mode="median"))
-    except OutOfResources:  # more registers or shared memory than this GPU has
+    except OutOfResources:  # exceeds the registers or shared memory of this GPU
         return float("inf")
 
 
@@ -73,7 +73,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, Tiling]:
-    """What the file holds; nothing where it does not exist, is of another version, or is broken."""
+    """Content of the file; empty if it does not exist, has another version, or is damaged."""
     try:
         entries = json.loads(_file().read_text(encoding="utf-8"))
         return {key: _tiling(**fields) for key, fields in entries.items()}
@@ -87,7 +87,7 @@ def _tiling(**fields: Any) -> Tiling:
 
 
 def _write(tilings: dict[str, Tiling]) -> None:
-    """Replace the file in one step: other processes may be reading it."""
+    """Replace the file atomically, since other processes may be reading it."""
     file = _file()
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")

@@ -1,16 +1,16 @@
-"""Depthwise convolution on a CPU, from oneDNN's forward convolutions alone.
+"""Depthwise convolution on a CPU, using oneDNN's forward convolutions only.
 
-oneDNN's forward pass of a depthwise convolution runs near the speed of the processor. Its backward pass takes 10 to 40
-times as long where kernels are large, and either falls to a reference implementation, up to 100 times slower, where a
-dilated kernel reaches over the whole map. Here:
+oneDNN's forward pass of a depthwise convolution runs close to peak speed. Its backward pass takes 10 to 40
+times as long for large kernels, and both fall back to a reference implementation, up to 100 times slower, if a
+dilated kernel spans the whole map. Here:
 
-- taps that meet no pixel of the map are left out;
-- kernels of 11 to 13 columns, which are slower than wider ones, get columns of zeros;
-- the gradient of the map is a convolution with the kernel turned by 180°;
-- the gradient of the kernel is a convolution as well: of each image's channel, with the gradient of its output as the
-  kernel and the dilation as the stride; then a sum over images.
+- taps that overlap no pixel of the map are dropped;
+- kernels of 11 to 13 columns, which are slower than wider ones, are zero-padded;
+- the gradient of the map is a convolution with the kernel rotated by 180°;
+- the gradient of the kernel is also a convolution: of each image's channel, with the gradient of its output as the
+  kernel and the dilation as the stride, summed over images.
 
-The same sums in another order; twice differentiable; the same bits every time.
+Mathematically identical, up to summation order; twice differentiable; deterministic.
 
 Shape legend: N batch, C channels, H height, W width, K and L rows and columns of taps.
 """
@@ -26,18 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Kernels of as many columns take oneDNN up to 2.8 times as long as those of 15.
+#: With this number of columns, oneDNN takes up to 2.8 times as long as with 15.
 SLOW_COLUMNS, WIDER = range(11, 14), 15
 
 
 @cache
 def _has_fast_forward() -> bool:
-    """Whether oneDNN makes machine code for depthwise convolutions on this processor."""
+    """Whether oneDNN has JIT-compiled depthwise convolutions for this processor."""
     return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 def eager_fp32(x: Tensor, weight: Tensor) -> bool:
-    """Whether both are fp32 on a CPU, nothing is compiled, exported or cast, and ``WIDEFIELD_KERNELS`` is not off."""
+    """Whether both are fp32 on a CPU, without compilation, export or autocast, and ``WIDEFIELD_KERNELS`` is not off."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -49,29 +49,29 @@ def eager_fp32(x: Tensor, weight: Tensor) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`depthwise_conv2d` shall serve: :func:`eager_fp32` on an x86 processor."""
+    """Whether to use :func:`depthwise_conv2d`: :func:`eager_fp32` on an x86 processor."""
     return eager_fp32(x, weight) and cast(bool, torch.backends.mkldnn.enabled) and _has_fast_forward()
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
-    """Depthwise convolution: stride 1, "same" zero padding; ``(N, C, H, W)``, as the input lies in memory.
+    """Depthwise convolution: stride 1, "same" zero padding; ``(N, C, H, W)``, in the input's memory format.
 
     Args:
-        x: ``(N, C, H, W)``, best in channels-last memory.
-        weight: ``(C, 1, K, L)``, odd; of the type of ``x``, as is the bias.
+        x: ``(N, C, H, W)``, preferably in channels-last memory format.
+        weight: ``(C, 1, K, L)``, K and L odd; with the dtype of ``x``, as is the bias.
         bias: ``(C,)`` or None.
         dilation: distance between taps, in pixels.
     """
     rows, columns = ((size - 1) // dilation for size in x.shape[2:])
     weight = _middle(_middle(weight, 2, rows), 3, columns)
-    if dilation == 1 and weight[0].numel() <= 9:  # here oneDNN's backward pass is the faster one
+    if dilation == 1 and weight[0].numel() <= 9:  # here oneDNN's backward pass is faster
         return F.conv2d(x, weight, bias, padding=_padding(weight.shape[2:], 1), groups=len(weight))
     convolve = _Convolution.apply if torch.is_grad_enabled() else _Convolution.forward
     return cast(Tensor, convolve(x, weight, bias, dilation))
 
 
 def _middle(weight: Tensor, dim: int, most: int) -> Tensor:
-    """The middle tap and ``most`` taps at either side of it, or all there are."""
+    """The middle tap and up to ``most`` taps on either side of it."""
     beyond = weight.shape[dim] // 2 - most
     return weight if beyond <= 0 else weight.narrow(dim, beyond, 2 * most + 1)
 
@@ -115,7 +115,7 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, grad: Tensor, taps: torch.Size, dilation: int) -> Tensor:
         n, channels, height, width = x.shape
-        # In channels-last memory images are moved, not pixels: all channels of a pixel stay together.
+        # Images are folded into the channels; in channels-last memory format, the channels of a pixel stay contiguous.
         x_1HWA, grad_1HWA = (
             side.permute(2, 3, 0, 1).reshape(1, height, width, n * channels) for side in (x, grad)
         )

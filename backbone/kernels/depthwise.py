@@ -1,12 +1,12 @@
-"""``depthwise_conv2d``: the operator, its gradients, and when the Triton kernels run instead of PyTorch's.
+"""``depthwise_conv2d``: the operator, its gradients, and the choice between Triton kernels and PyTorch.
 
-Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for batch statistics on chip,
+Registered with ``torch.library`` as ``widefield::depthwise_conv2d`` and, for batch statistics computed on chip,
 ``widefield::depthwise_conv2d_sums`` and ``widefield::depthwise_conv2d_moments``: each with fake implementation,
 autograd (twice differentiable where it is linear) and autocast, so they compile without graph breaks.
 
-``WIDEFIELD_KERNELS`` in the environment: ``on``, the default; ``off``, everything by PyTorch; ``always``, also where a
-map is so small that PyTorch's convolution would be done before the kernels have started; ``interpret``, with
-``TRITON_INTERPRET=1``, on a CPU too, in Triton's interpreter: slow, to look into them.
+The environment variable ``WIDEFIELD_KERNELS``: ``on``, the default; ``off``, PyTorch only; ``always``, also for maps so
+small that the kernels' launch overhead exceeds the time of PyTorch's convolution; ``interpret``, with
+``TRITON_INTERPRET=1``, also on a CPU in Triton's interpreter: slow, for debugging.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from backbone.kernels import cpu, gram_cpu
 log = logging.getLogger("widefield")
 
 _OFF = "WIDEFIELD_KERNELS is off"
-LARGEST = 31  # pixels across the largest kernel, dilation included
-#: Values of the map times pixels of the kernel that take PyTorch longer than starting a kernel does; and, for the
-#: branches of a block in training, than starting all of theirs.
+LARGEST = 31  # size of the largest supported kernel, including dilation
+#: Work (values of the map times squared kernel size, including dilation) above which PyTorch takes longer than a kernel
+#: launch; and, for the branches of a block in training, than all of their launches.
 SMALLEST, SMALLEST_TRAINED = 2**29, 2**30
-#: Maps whose Gram matrices cost less than the outputs of a block's branches: rows, columns, and pixels for each image.
+#: Limits up to which Gram matrices cost less than the outputs of a block's branches: rows, columns, pixels per image.
 TALLEST, WIDEST, PIXELS_PER_IMAGE = 256, 64, 64
-#: Types whose products run on tensor cores.
+#: Dtypes multiplied on tensor cores.
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 _DTYPES = (*HALF, torch.float32)
 
@@ -40,21 +40,21 @@ _DTYPES = (*HALF, torch.float32)
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Depthwise convolution: stride 1, "same" zero padding.
 
-    On a CUDA GPU of compute capability 8.0 or later: Triton kernels (bf16 and fp16 on
-    tensor cores, fp32 exactly); elsewhere, or where :func:`why_not` finds a reason,
-    :func:`torch.nn.functional.conv2d`, and one line at INFO. A plain 3 x 3 is always PyTorch's.
+    On a CUDA GPU of compute capability 8.0 or later, Triton kernels (bf16 and fp16 on
+    tensor cores, fp32 exactly); elsewhere, or if :func:`why_not` returns a reason,
+    :func:`torch.nn.functional.conv2d`, with one log line at INFO. A plain 3 x 3 always uses PyTorch.
 
     Args:
-        x: map, ``(N, C, H, W)``, best in channels-last memory, as the result is.
-        weight: one K x K kernel a channel, K odd, ``(C, 1, K, K)``. May be of another float type than ``x``.
+        x: map, ``(N, C, H, W)``, preferably in channels-last memory format, as is the result.
+        weight: one K x K kernel per channel, K odd, ``(C, 1, K, K)``. May have another float dtype than ``x``.
         bias: ``(C,)`` or None.
         dilation: distance between taps, in pixels.
 
     Returns:
-        ``(N, C, H, W)``, of the type of ``x`` or, under autocast, of autocast's.
+        ``(N, C, H, W)``, with the dtype of ``x`` or, under autocast, the autocast dtype.
 
     Raises:
-        ValueError: shapes that do not fit, or an even K.
+        ValueError: incompatible shapes, or an even K.
 
     >>> depthwise_conv2d(torch.ones(1, 2, 5, 5), torch.ones(2, 1, 3, 3))[0, 0, 0].tolist()
     [4.0, 6.0, 6.0, 6.0, 4.0]
@@ -86,10 +86,10 @@ def _setting() -> str:
 
 @torch.compiler.assume_constant_result
 def why_not_on(device: torch.device) -> str | None:
-    """Why the kernels do not run on this device; None where they do."""
+    """The reason why the kernels do not run on this device; None if they do."""
     if _setting() not in ("on", "always", "interpret"):
         return _OFF
-    if torch.compiler.is_exporting():  # asked here: while it compiles, torch takes the answer to be yes
+    if torch.compiler.is_exporting():  # checked here, because during compilation torch assumes it to be true
         return "an exported program must run where this project is not installed"
     if find_spec("triton") is None:
         return "Triton is not installed"
@@ -107,7 +107,7 @@ def _too_old(device: torch.device) -> str | None:
 
 
 def why_not(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> str | None:
-    """Why PyTorch's convolution serves these tensors and not the Triton kernels; None where the kernels do."""
+    """The reason why PyTorch is used for these tensors instead of the Triton kernels; None if the kernels are used."""
     if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
         return f"there are no kernels for {x.dtype} and {weight.dtype}"
     if not 3 <= weight.shape[-1] <= dilation * (weight.shape[-1] - 1) + 1 <= LARGEST:
@@ -121,17 +121,17 @@ def why_not(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST)
 
 
 def starts_for(work: int, least: int) -> bool:
-    """Whether starting kernels pays for this much work. Compiled code starts them for (nearly) nothing."""
+    """Whether this much work is worth the launch overhead, which is negligible in compiled code."""
     return work >= least or torch.compiler.is_compiling() or _asked_for()
 
 
 def _asked_for() -> bool:
-    """Whether the kernels shall run also where PyTorch would be faster."""
+    """Whether the kernels are to be used even if PyTorch would be faster."""
     return _setting() in ("always", "interpret")
 
 
 def _is_plain_3x3(weight: Tensor, dilation: int) -> bool:
-    """PyTorch's own kernels for these run at twice the time of a copy; ours were slower."""
+    """Whether this is a 3 x 3 without dilation: PyTorch's kernels take twice the time of a copy; ours were slower."""
     return weight.shape[-1] == 3 and dilation == 1
 
 
@@ -139,7 +139,7 @@ _told: set[str] = set()
 
 
 def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> bool:
-    """Whether the Triton kernels serve these tensors; if they are on and do not, says why, once for each reason."""
+    """Whether to use the Triton kernels for these tensors; if enabled but not used, logs each reason once."""
     reason = why_not(x, weight, dilation, least)
     if reason not in (None, _OFF) and not torch.compiler.is_compiling() and reason not in _told:
         _told.add(reason)
@@ -148,7 +148,7 @@ def use_kernels(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALL
 
 
 def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST) -> bool:
-    """Whether :func:`depthwise_conv2d_sums` costs no pass over the output."""
+    """Whether :func:`depthwise_conv2d_sums` needs no extra pass over the output."""
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     else:
@@ -157,7 +157,7 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMAL
 
 
 def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
-    """Whether :func:`depthwise_conv2d_moments` writes no outputs, and that pays."""
+    """Whether :func:`depthwise_conv2d_moments` avoids writing the outputs and is faster that way."""
     images, _, height, width = x.shape
     pays = height * width <= PIXELS_PER_IMAGE * images or _asked_for()
     return height <= TALLEST and width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
@@ -166,10 +166,10 @@ def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
 def depthwise_conv2d_sums(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`depthwise_conv2d` with, from the same pass, what a batch norm and squeeze-excite ask of its output.
+    """:func:`depthwise_conv2d`, and the sums of its output for batch norm and squeeze-excite from the same pass.
 
     Returns:
-        The output; its sums over each map, ``(N, C)``; the sums of its squares over all maps, ``(C,)``. Sums are fp32.
+        The output; its sum over each map, ``(N, C)``; its sum of squares over all maps, ``(C,)``. Sums are fp32.
     """
     _check(x, weight, bias, dilation)
     if sums_on_chip(x, weight, dilation):
@@ -183,18 +183,18 @@ def depthwise_conv2d_sums(
 
 
 def depthwise_conv2d_moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the outputs of B depthwise convolutions of one map and over their squares.
+    """Sums and sums of squares of the outputs of B depthwise convolutions of one map.
 
-    Where :func:`moments_on_chip`, no output is ever made: see :mod:`backbone.kernels.gram`.
+    If :func:`moments_on_chip`, the outputs are never materialised: see :mod:`backbone.kernels.gram`.
 
     Args:
         x: ``(N, C, H, W)``.
-        kernels_BCKK: ``(B, C, K, K)``, those with dilation as the dense ones that they are equal to.
+        kernels_BCKK: ``(B, C, K, K)``, dilated kernels in their equivalent dense form.
 
     Returns:
         Sums and sums of squares, ``(B, C)`` each, fp32.
     """
-    first = kernels_BCKK[0].unsqueeze(1)  # all have one shape
+    first = kernels_BCKK[0].unsqueeze(1)  # all have the same shape
     _check(x, first, None, 1)
     if gram_cpu.pays(x, first):
         return gram_cpu.moments(x, kernels_BCKK)
@@ -215,7 +215,7 @@ def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> T
 
 
 # -- the operators ---------------------------------------------------------------------------------------------
-# Bodies run on whatever device the tensors are on, forward only.
+# Forward passes, on any device.
 
 
 def _empty_like_NHWC(x: Tensor) -> Tensor:
@@ -268,7 +268,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Te
 
 @torch.library.custom_op("widefield::depthwise_conv2d_moments", mutates_args=())
 def _moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums and sums of squares, ``(2, B, C)``; by the kernels derived ``(C, K, K)`` and, half, ``(B, C, K, K)``."""
+    """Sums and sums of squares, ``(2, B, C)``; the sums' derivatives by the kernels, ``(C, K, K)``; half those of the
+    sums of squares, ``(B, C, K, K)``."""
     from backbone.kernels import launch, moments
 
     with torch.cuda.device_of(x):
@@ -391,7 +392,7 @@ _moments.register_autograd(_moments_backward, setup_context=_save_moments)
 
 
 # -- autocast --------------------------------------------------------------------------------------------------
-# The map takes autocast's type. Weights keep theirs: the kernels round them when they read them.
+# The map is cast to the autocast dtype. Weights keep their dtype: the kernels round them on load.
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 

@@ -1,14 +1,14 @@
-"""``gelu_grn``: GELU and global response normalisation of a map in two passes over it.
+"""``gelu_grn``: GELU and global response normalisation (GRN) of a map in two passes.
 
     h = gelu(x),   y = h (1 + gamma |h| / mean |h|) + beta
 
 with |h| the norm of a channel over the pixels of one image (GRN, arXiv 2301.00808, equations 1-3). The map between the
-two linear layers of a block has 4C channels; nothing else in the network moves as many bytes. One pass reads it for the
-norms, one reads it again and writes y; h is never written, and computing it twice costs less than moving it.
+two linear layers of a block has 4C channels; no other operation of the network moves as many bytes. One pass reads it
+for the norms, a second reads it again and writes y; h is never written, since recomputing it is cheaper than moving it.
 
-``gelu_grn_linear``, to train with, is both and the linear layer behind them, which needs y once more for its weight's
-gradient: y is made again in the backward pass, where x is read for other sums anyway, instead of being kept. That is a
-third of what a block keeps.
+``gelu_grn_linear``, for training, also includes the following linear layer, which needs y for its weight gradient: y is
+recomputed in the backward pass, where x is read for other sums anyway, instead of being stored. This saves a third of a
+block's stored activations.
 
 Registered with ``torch.library`` as ``widefield::gelu_grn`` and ``widefield::gelu_grn_linear``, which is differentiable
 once.
@@ -24,13 +24,13 @@ from torch import Tensor
 from backbone.kernels.depthwise import HALF, starts_for, why_not_on
 from backbone.kernels.sizes import ceil_div, power_of_two
 
-SMALLEST = 2**22  # values of a map for which starting the kernels pays
-ENOUGH = 256  # programs that keep a GPU busy; with fewer, a few images, pixels are summed in parts
+SMALLEST = 2**22  # minimum number of values of a map to be worth the launch overhead
+ENOUGH = 256  # programs that saturate a GPU; with fewer (few images), pixels are summed in parts
 MOST_PARTS = 16
 
 
 def takes(x_NHWD: Tensor) -> bool:
-    """Whether :func:`gelu_grn` serves a map like x: half precision, not too small, where the kernels are on."""
+    """Whether :func:`gelu_grn` supports a map like x: half precision, large enough, kernels enabled."""
     return (
         x_NHWD.dtype in HALF
         and x_NHWD.numel() > 0
@@ -40,16 +40,16 @@ def takes(x_NHWD: Tensor) -> bool:
 
 
 def gelu_grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """GELU, then GRN. Without gradients: for those, :func:`gelu_grn_linear`.
+    """GELU, then GRN, without gradients; for training see :func:`gelu_grn_linear`.
 
     Args:
         x_NHWD: ``(N, H, W, D)``, for which :func:`takes`.
         gamma, beta: of GRN, D values of any float type and shape; beta may be None.
 
     Returns:
-        ``(N, H, W, D)``, of the type of x.
+        ``(N, H, W, D)``, with the dtype of x.
     """
-    # Three dimensions: of a custom operator's maps with four, torch.compile makes copies in channels-last order.
+    # Three dimensions, because torch.compile copies four-dimensional inputs of custom operators to channels-last.
     x_NPD = x_NHWD.flatten(1, 2)
     y_NPD = torch.ops.widefield.gelu_grn(x_NPD, gamma.flatten(), None if beta is None else beta.flatten())
     return cast(Tensor, y_NPD.unflatten(1, x_NHWD.shape[1:3]))
@@ -61,10 +61,10 @@ def gelu_grn_linear(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None, weight_E
     Args:
         x_NHWD: ``(N, H, W, D)``, for which :func:`takes`.
         gamma, beta: of GRN, D values of any float type and shape; beta may be None.
-        weight_ED: of the linear layer, of the type of x unless under autocast.
+        weight_ED: of the linear layer, with the dtype of x unless under autocast.
 
     Returns:
-        ``(N, H, W, E)``, of the type of x.
+        ``(N, H, W, E)``, with the dtype of x.
     """
     x_NPD = x_NHWD.flatten(1, 2)
     beta = None if beta is None else beta.flatten()
@@ -96,7 +96,7 @@ _gelu_grn.register_autograd(_refuse)
 def _gelu_grn_linear(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and each channel's energy and factor in each image, ``(N, D)`` fp32."""
+    """The output, and each channel's energy and scale factor in each image, ``(N, D)`` fp32."""
     y, energy, scale = _forward(x, gamma, beta)
     return y @ weight.t(), energy, scale
 
@@ -136,7 +136,7 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Ten
 def _backward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, energy: Tensor, scale: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, of gamma and beta in parts to be summed, ``(parts, D)`` fp32, and of weight."""
+    """Gradients of x, of gamma and beta (as partial sums, ``(parts, D)`` fp32), and of weight."""
     from backbone.kernels.activation import factors, scaled_gelu, sums_over_pixels
     from backbone.kernels.start import start
 
@@ -156,7 +156,7 @@ def _backward(
         of_weight = grad_ME.t() @ y.flatten(0, 1)
         del y
         start(factors, (n, 1, 1), (energy, gamma, dot, None, slope, of_gamma), (), whole | {"GRAD": True})
-        start(  # in place: every value is read and then written by one thread
+        start(  # in place: every value is read and written by the same thread
             scaled_gelu, _by_row(n * pixels, rows), (x, of_y_MD, scale, slope, of_y_MD), (n * pixels, pixels),
             rows | {"BETA": False, "GRAD": True},
         )  # fmt: skip
@@ -185,7 +185,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     x, gamma, beta, weight, energy, scale = ctx.saved_tensors
     of_x, of_gamma, of_beta, of_weight = _backward(x, gamma, beta, weight, energy, scale, grad)
-    # Summed here, where the compiler can do it.
+    # Summed here, so that the compiler can fuse it.
     of_beta_D = None if beta is None else of_beta.sum(0).to(beta.dtype)
     return of_x, of_gamma.sum(0).to(gamma.dtype), of_beta_D, of_weight
 
@@ -194,7 +194,7 @@ _gelu_grn_linear.register_autograd(_gradients, setup_context=_save)
 
 
 # -- autocast --------------------------------------------------------------------------------------------------
-# The map and the linear layer's weight take autocast's type.
+# The map and the linear layer's weight are cast to the autocast dtype.
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -210,18 +210,18 @@ for _key in ("AutocastCUDA", "AutocastCPU"):
     _library.impl(_gelu_grn_linear._name, _under_autocast, _key)
 
 
-# -- how the map is cut ----------------------------------------------------------------------------------------
+# -- tiling of the map -----------------------------------------------------------------------------------------
 
 
 def _channel_block(channels: int) -> int:
-    """A power of two of at most 128 that wastes no channel, or 32."""
+    """The block of channels: a power of two up to 128 that divides the channels, or 32."""
     return max(32, min(128, channels & -channels))
 
 
 def _sums_blocks(images: int, pixels: int, channels: int) -> tuple[dict[str, int], int, int]:
-    """Constants of the kernel; into how many parts the pixels go, and how many go into each."""
+    """Constants of the kernel; number of parts of the pixels, and number of pixels per part."""
     block = min(64, _channel_block(channels))
-    # Many small programs, so that the last round is short; but where they are few each must ask for more at a time.
+    # Many small programs keep the last wave short; with few programs, each must have more loads in flight.
     programs = images * ceil_div(channels, block)
     values = 1024 if programs >= 2048 else 2048 if programs >= 1024 else 4096
     blocks = {"D": channels, "BP": values // block, "BD": block, "num_warps": 2 if values == 1024 else 4}

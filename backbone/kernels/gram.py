@@ -1,6 +1,6 @@
-"""Sums over the outputs of many kernels on one map, and over their squares, from the map's *Gram matrices*.
+"""Sums and sums of squares of the outputs of many kernels on one map, from the map's *Gram matrices*.
 
-The Gram matrix of a channel holds the products of every two of its pixels, summed over images:
+The Gram matrix of a channel holds the products of all pairs of its pixels, summed over images:
 
     gram[q, q'] = sum over images of  x[q] x[q'].
 
@@ -8,19 +8,20 @@ An output pixel is y[p] = sum over taps t of k[t] x[p + t], zeros outside the ma
 
     sum of y^2 = sum over (t, u) of  k[t] k[u] folded[t, u],     folded[t, u] = sum over p of  gram[p + t, p + u],
 
-for any number of kernels k at the price of one matrix; and ``folded`` k is half its gradient by the kernel. The
-gradient of the map is linear in it: for a loss that grows by s_b with the sum of squares of kernel b,
+for any number of kernels k at the cost of one matrix; ``folded`` k is half its gradient with respect to the kernel. The
+gradient of the map is linear in the map: for a loss with derivative s_b by the sum of squares of kernel b,
 
     dx = mixing x,  mixing[q, q'] = sum over p of  taps[q - p, q' - p],  taps[t, u] = sum over b of 2 s_b k_b[t] k_b[u].
 
-Both matrix products over pixels and images are plain ones. What is here brings a map into their order and back, folds
-a matrix of pixels to one of taps (:func:`fold`) and unfolds one of taps to one of pixels (:func:`unfold`). No kernel
-joins rows K or more apart, so both matrices are made in strips: some rows of the map by those that they can meet.
+Both matrix products over pixels and images are ordinary ones. This module converts a map to their layout and back,
+folds a matrix over pixels to one over taps (:func:`fold`) and unfolds one over taps to one over pixels
+(:func:`unfold`). No kernel connects rows K or more apart, so both matrices are computed in strips: some rows of the map
+by the rows they can be connected to.
 
-Shape legend: N images, M the same rounded up, P pixels of a map H x W, Q more than P, C channels, B kernels, K taps a
-side, T = K * K. Inside kernels: n images, c channel, q pixel; h, w row and column; d what is added to a column, or to a
-tap along its row; t = (ty, tx) and u = (uy, ux) taps, counted from 0. A strip lies in memory as (some C, pixels of the
-rows from ``row`` to before ``end``, L >= pixels of the rows *facing* them).
+Shape legend: N images, M = N rounded up, P pixels of a map H x W, Q >= P (padded), C channels, B kernels, K x K taps,
+T = K * K. Inside kernels: n images, c channel, q pixel; h, w row and column; d offset of a column, or of a
+tap along its row; t = (ty, tx) and u = (uy, ux) taps, counted from 0. Layout of a strip: (some C, pixels of the
+rows ``row`` to ``end`` (exclusive), L >= pixels of the rows *facing* them).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _ANY_SIZE = ("N", "M", "P", "H", "first_channel", "row", "end", "facing", "facin
 
 @triton.constexpr_function
 def before(tap, K):
-    """How many of K taps come before this one."""
+    """Number of the K taps before this one."""
     return max(0, min(tap, K))
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def to_channels(x, y, sums, N, M, P, C: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr):
-    """``y (C, Q, M)`` from ``x (N, P, C)``, zero where there is no pixel or image; and each pixel's sums over BN
+    """``y (C, Q, M)`` from ``x (N, P, C)``, zero-padded; and each pixel's sums over blocks of BN
     images, ``sums (M / BN, C, P)``, fp32."""
     q = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -68,7 +69,7 @@ def to_images(x, factor, shift, y, N, M, P, C: tl.constexpr, BC: tl.constexpr, B
 
 @triton.jit
 def _reached(tap, place, size, K: tl.constexpr):
-    """1 where this tap joins the input at ``place`` of a line to an output on it, else 0."""
+    """1 if this tap connects the input at position ``place`` of a line to an output on the line, else 0."""
     output = place - tap + K // 2
     return tl.where((tap < K) & (place < size) & (output >= 0) & (output < size), 1.0, 0.0)
 
@@ -78,8 +79,8 @@ def _diagonals(
     strip, c, h, dh, H, row, end,
     L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Entries of one channel for pixels of row h and of row h + dh: ``(w, d)``, the latter's column w + d, d from 1 - K
-    on. Zero outside the strip and the map."""
+    """Entries of one channel for pixels of row h (column w) and row h + dh (column w + d), ``(w, d)``, d starting at
+    1 - K. Zero outside the strip and the map."""
     w = tl.arange(0, BW)[:, None]
     column = w + tl.arange(0, BD)[None, :] - (K - 1)
     inside = (h >= row) & (h < end) & (h + dh < H) & (w < W) & (column >= 0) & (column < W)
@@ -92,14 +93,14 @@ def _sum_of_rows(
     strip, c, first, last, dh, H, row, end,
     L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """:func:`_diagonals` summed over the rows from ``first`` to ``last``; some are read together."""
+    """:func:`_diagonals` summed over the rows ``first`` to ``last``, several of which are read at once."""
     TOGETHER: tl.constexpr = 4 if BW <= 32 else 2
     acc = tl.zeros((BW, BD), tl.float32)
     h = tl.maximum(first, row)
     last = tl.minimum(last, end - 1)
     while h <= last:
         for i in tl.static_range(TOGETHER):
-            here = tl.where(h + i <= last, h + i, -1)  # a row above the map is zero
+            here = tl.where(h + i <= last, h + i, -1)  # row -1, above the map, reads as zero
             acc += _diagonals(strip, c, here, dh, H, row, end, L, W, K, BW, BD)
         h += TOGETHER
     return acc
@@ -110,7 +111,7 @@ def _fold_columns(
     folded, acc, c, ty, uy,
     W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """What a sum over rows, ``(w, d)``, gives to the rows ty and uy of taps. A thread has all w of its d."""
+    """Contribution of a sum over rows, ``(w, d)``, to the rows ty and uy of taps. A thread holds all w of its d."""
     w = tl.arange(0, BW)
     d = tl.arange(0, BD) - (K - 1)
     for tx in tl.static_range(K):
@@ -128,11 +129,11 @@ def fold(
     strip, folded, first_channel, H, row, end,
     L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """``folded (C, T, T)``, its upper half (uy >= ty), from a strip of the Gram matrix, of the channels from
-    ``first_channel`` on, facing rows from ``row`` on; ``MORE``: on top of what is there.
+    """Upper half (uy >= ty) of ``folded (C, T, T)`` from a strip of the Gram matrix, for the channels from
+    ``first_channel`` on, facing rows from ``row`` on; ``MORE`` accumulates onto existing values.
 
-    A program takes a channel, dh = uy - ty, and half of the taps. Those of the upper half count the map's rows from one
-    on to the last, those of the lower half from the first to one: sums that grow from tap to tap, never differences.
+    A program handles one channel, one dh = uy - ty, and half of the taps. The upper half sums the map's rows from some
+    row to the last, the lower half from the first to some row: sums only grow from tap to tap, without subtraction.
     """
     c = tl.program_id(1)
     dh = tl.program_id(0)
@@ -163,7 +164,7 @@ def fold_line(
     sums, folded, P, H, PARTS: tl.constexpr, C: tl.constexpr,
     W: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """``folded (C, T)``: for each tap the sum of the pixels that it meets, from ``sums (PARTS, C, P)``."""
+    """``folded (C, T)``: for each tap, the sum of the pixels it is multiplied with, from ``sums (PARTS, C, P)``."""
     c = tl.program_id(0)
     h = tl.arange(0, BH)[:, None]
     w = tl.arange(0, BW)[None, :]
@@ -184,7 +185,7 @@ def apply(
     BK: tl.constexpr, BU: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
     """``products (B, C, T)`` = folded k; and sums over one row of taps, ``parts (2, B, C, K)``: of k times ``line (C,
-    T)``, those of y, and of k times products, those of y squared. ``kernels (B, C, T)``."""
+    T)`` for the sum of y, and of k times products for the sum of y squared. ``kernels (B, C, T)``."""
     c = tl.program_id(0).to(tl.int64)
     ty = tl.program_id(1)
     tx = tl.arange(0, BK)
@@ -196,7 +197,7 @@ def apply(
     for first in range(0, T, BU):
         u = first + tl.arange(0, BU)
         taps = tl.load(of_kernels + u[:, None], mask=(u < T)[:, None] & (b < B)[None, :], other=0.0)
-        # Of two rows of taps only one order was folded.
+        # Only one order of each pair of tap rows was folded.
         right = (u >= ty * K) & (u < T)
         of_right = tl.load(
             folded + (c * T + t[:, None]) * T + u[None, :], mask=(tx < K)[:, None] & right[None, :], other=0.0
@@ -221,8 +222,8 @@ def outer(
     BK: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """From the gradients of the sums and sums of squares ``(2, B, C)``: ``taps (C, T, T)``, divided by the largest of
-    the channel's gradients, ``factor (C)``, lest half precision lose them; and ``line (C, T)``, the kernels times the
-    gradients of their sums. ``kernels (B, C, T)``."""
+    the channel's gradients, ``factor (C)``, to stay within the range of half precision; and ``line (C, T)``, the
+    kernels times the gradients of their sums. ``kernels (B, C, T)``."""
     c = tl.program_id(0).to(tl.int64)
     ty = tl.program_id(1)
     tx = tl.arange(0, BK)
@@ -250,7 +251,7 @@ def outer(
 def _rows_of_taps(
     taps, c, ty, dh, near, W: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
 ):
-    """Row ty of taps by row ty + dh, zero where there are none: ``(tx, d)``, ux = tx + d, d from 1 - W on."""
+    """Row ty of taps by row ty + dh, zero outside: ``(tx, d)``, ux = tx + d, d starting at 1 - W."""
     tx = tl.arange(0, BK)[:, None]
     ux = tx + tl.arange(0, BD)[None, :] - (W - 1)
     near = near & (ty >= 0) & (ty < K) & (ty + dh >= 0) & (ty + dh < K)
@@ -260,7 +261,7 @@ def _rows_of_taps(
 
 @triton.jit
 def _rests_until(h, H, K: tl.constexpr):
-    """The last row with the window of row h: far from the border it rests."""
+    """The last row with the same window as row h; away from the border the window does not change."""
     return tl.where(h + K // 2 + 1 >= K, tl.maximum(h, H - 1 - K // 2), h)
 
 
@@ -269,10 +270,10 @@ def unfold(
     taps, strip, first_channel, H, row, end, facing, facing_end, lowest,
     L: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """A strip of ``mixing``, of the channels from ``first_channel`` on, from ``taps (C, T, T)``.
+    """A strip of ``mixing``, for the channels from ``first_channel`` on, from ``taps (C, T, T)``.
 
-    A program takes a channel and a distance of rows, dh from ``lowest`` on, and goes from row to row: the rows of taps
-    that join row h and row h + dh over some output row are a window that moves with h.
+    A program handles one channel and one row distance dh, starting at ``lowest``, and iterates over rows: the rows of
+    taps that connect rows h and h + dh through some output row form a sliding window over h.
     """
     c = tl.program_id(1)
     dh = tl.program_id(0) + lowest
@@ -282,11 +283,11 @@ def unfold(
     near = (dh < K) & (dh > -K)
     h = tl.maximum(row, facing - dh)
     last = tl.minimum(end, facing_end - dh) - 1
-    # The window: ty from h + R - H + 1 to h + R, where there are such taps.
+    # The window: ty from h + R - H + 1 to h + R, clipped to valid taps.
     window = tl.zeros((BK, BD), tl.float32)
     ty = tl.maximum(0, h + R - H + 1)
     while (ty <= h + R) & (ty < K):
-        for i in tl.static_range(4):  # read together
+        for i in tl.static_range(4):  # loads issued together
             window += _rows_of_taps(
                 taps, c + first_channel, ty + i, dh, near & (ty + i <= h + R), W, K, BK, BD
             )
@@ -298,7 +299,7 @@ def unfold(
         then = _rests_until(until + 1, H, K)
         next_leaving = _rows_of_taps(taps, c + first_channel, then + R - H + 1, dh, near, W, K, BK, BD)
         next_entering = _rows_of_taps(taps, c + first_channel, then + R + 1, dh, near, W, K, BK, BD)
-        up_to = ()  # sums of the first taps of a row, each one tap more than the one before
+        up_to = ()  # prefix sums over the taps of a row
         for taps_summed in tl.static_range(K + 1):
             up_to = up_to + (tl.sum(tl.where((tx < taps_summed)[:, None], window, -0.0), axis=0),)
         while (h <= until) & (h <= last):
@@ -317,7 +318,7 @@ def unfold_line(
     line, unfolded, P, H,
     W: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """``unfolded (C, P)``: for each pixel the sum of the taps that meet it, from ``line (C, T)``."""
+    """``unfolded (C, P)``: for each pixel, the sum of the taps it is multiplied with, from ``line (C, T)``."""
     c = tl.program_id(0)
     tap = tl.arange(0, BK)
     places = c * (K * K) + tap[:, None] * K + tap[None, :]

@@ -1,11 +1,11 @@
-"""Sums over the unwritten outputs of many kernels on a CPU, as :mod:`backbone.kernels.gram` has them for GPUs.
+"""Sums over the unmaterialised outputs of many kernels on a CPU; the GPU version is :mod:`backbone.kernels.gram`.
 
 On a small map a depthwise convolution is a product of a channel's pixels with a Toeplitz matrix. The sum of the
-outputs' squares over a batch is then a quadratic form in the kernel, whose matrix, the products of two pixels summed
+outputs' squares over a batch is then a quadratic form in the kernel, whose matrix, the products of pixel pairs summed
 over images, is the same for every kernel: one matrix product for all images, one for all kernels, and no output.
 
-Shape legend: N batch, C channels, H height, W width, P = H * W; B kernels of K x K taps; T = (2H - 1)(2W - 1) taps that
-reach from pixel to pixel, the middle one in the middle.
+Shape legend: N batch, C channels, H height, W width, P = H * W; B kernels of K x K taps; T = (2H - 1)(2W - 1) taps,
+the possible displacements between two pixels.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from backbone.kernels import cpu
 
-MOST_PIXELS = 36  # with more, writing the outputs took less time
+MOST_PIXELS = 36  # above this, computing the outputs was faster
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`moments` costs less than the outputs."""
+    """Whether :func:`moments` is faster than computing the outputs."""
     return x.shape[2] * x.shape[3] <= MOST_PIXELS and cpu.eager_fp32(x, weight)
 
 
@@ -33,13 +33,13 @@ def moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _resized(kernels: Tensor, rows: int, columns: int) -> Tensor:
-    """Kernels of odd sizes with other odd numbers of taps, cut or zero around the middle: ``(…, rows, columns)``."""
+    """Crop or zero-pad odd-sized kernels around the centre to another odd size: ``(…, rows, columns)``."""
     above, before = (rows - kernels.shape[-2]) // 2, (columns - kernels.shape[-1]) // 2
     return F.pad(kernels, (before, before, above, above))
 
 
 def _windows(taps: Tensor, height: int, width: int) -> Tensor:
-    """Sums over every window of H x W, ``(C, …, …)``."""
+    """Sums over all H x W windows, ``(C, …, …)``."""
     return F.avg_pool2d(taps, (height, width), stride=1, divisor_override=1)
 
 

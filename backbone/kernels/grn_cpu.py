@@ -1,7 +1,7 @@
-"""Global response normalisation on a CPU, with gradients by hand.
+"""Global response normalisation on a CPU, with a manual backward pass.
 
-PyTorch's norm over the pixels of a channels-last map goes one value at a time, and its gradient makes four maps of
-temporary values. Sums over pixels, all channels side by side, run at the speed of memory: with gradients a third to a
+PyTorch's norm over the pixels of a channels-last map is not vectorised, and its gradient allocates four temporary
+maps. Sums over pixels, vectorised over channels, are memory-bound: with gradients, a third to a
 tenth of the time.
 
 Shape legend: N batch, H height, W width, D channels.
@@ -21,12 +21,12 @@ AT_ONCE = 2**18  # values
 
 
 def takes(x_NHWD: Tensor, gamma: Tensor) -> bool:
-    """Whether :func:`grn` shall serve."""
+    """Whether to use :func:`grn`."""
     return eager_fp32(x_NHWD, gamma)
 
 
 def grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """The map with each channel scaled by its energy relative to the mean channel: see ``GRN``.
+    """Scale each channel by its norm relative to the mean over channels: see ``GRN``.
 
     Args:
         x_NHWD: ``(N, H, W, D)``.
@@ -37,7 +37,7 @@ def grn(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
 
 
 def gelu_grn_(x_NHWD: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """GELU and :func:`grn` in place, without gradients: of a few images at a time, which the cache holds meanwhile."""
+    """GELU and :func:`grn` in place, without gradients, a few images at a time so that they stay in the cache."""
     for some in x_NHWD.split(max(1, AT_ONCE // x_NHWD[0].numel())):
         torch.ops.aten.gelu_(some)
         scale_N11D = _scale(_sum(some.square()).sqrt(), gamma)
@@ -65,7 +65,7 @@ class _Grn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_NHWD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x_NHWD, gamma, energy_N11D = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # for double backward
             energy_N11D = torch.linalg.vector_norm(x_NHWD, dim=(1, 2), keepdim=True)
         mean_N111 = energy_N11D.mean(-1, keepdim=True) + EPS
         relative_N11D = energy_N11D / mean_N111

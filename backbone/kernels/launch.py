@@ -1,7 +1,7 @@
-"""Starting the Triton kernels: buffers, grids, and which kernel serves which shape.
+"""Launching the Triton kernels: buffers, grids, and kernel selection by shape.
 
-Everything here takes ``(N, C, H, W)`` tensors of any strides and returns tensors that lie in memory as NHWC: channels
-last is what the linear layers around a depthwise convolution want, and the order in which its taps share loads.
+All functions take ``(N, C, H, W)`` tensors of any strides and return tensors in NHWC memory format, which suits
+the linear layers around a depthwise convolution and lets its taps share loads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from backbone.kernels.sizes import ceil_div, power_of_two
 from backbone.kernels.start import ALIGNED, INTERPRETED, MOST, start
 from backbone.kernels.tilings import Tiling, forward_tilings, weight_grad_tilings
 
-TAPS = 64  # that one program of toeplitz.fold sums
-BOXES = 3  # in shared memory at a time
+TAPS = 64  # taps per program of toeplitz.fold
+BOXES = 3  # boxes in shared memory at a time
 
 
 def nhwc(x_NCHW: Tensor) -> Tensor:
     x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
-    # The interpreter multiplies bf16 matrices as if they were integers.
+    # The interpreter treats bf16 matrices as integers in products.
     return x_NHWC.float() if INTERPRETED and x_NHWC.dtype == torch.bfloat16 else x_NHWC
 
 
@@ -34,16 +34,16 @@ def nchw(y_NHWC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _contiguous(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()  # gradients come expanded, with stride 0
+    return None if bias is None else bias.contiguous()  # gradients may be expanded, with stride 0
 
 
 def _channel_block(channels: int) -> int:
-    """A power of two of at most 64 that wastes no channel, or 8."""
+    """The block of channels: a power of two up to 64 that divides the channels, but at least 8."""
     return max(8, min(64, channels & -channels))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool) -> Tensor:
-    """Depthwise convolution, "same" zero padding; ``flip``: with the kernel turned by 180 degrees.
+    """Depthwise convolution, "same" zero padding; ``flip``: with the kernel rotated by 180 degrees.
 
     Shapes: x ``(N, C, H, W)``, weight ``(C, 1, K, K)``, bias ``(C,)`` or None -> ``(N, C, H, W)``.
     """
@@ -58,7 +58,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip
 def convolve_with_sums(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`convolve`, and the output's sums over each map ``(N, C)`` and of squares over all ``(C,)``, fp32."""
+    """:func:`convolve`, and the output's sum over each map ``(N, C)`` and sum of squares over all ``(C,)``, fp32."""
     if x.dtype == torch.float32:
         y = convolve(x, weight, bias, dilation, flip=False)
         return y, y.sum((2, 3)), y.square().sum((0, 2, 3))
@@ -88,7 +88,7 @@ def _convolve_by_patch(
     x_NHWC: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, flip: bool = False, sums: bool = False,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, ``(N, H, W, C)``; if asked, its sums in parts, ``(T, N, C)``, and those of squares, ``(R, C)``."""
+    """The output, ``(N, H, W, C)``; with ``sums``, partial sums ``(T, N, C)`` and sums of squares ``(R, C)``."""
     n, height, width, channels = x_NHWC.shape
     kernel_size = weight.shape[-1]
     if tiling is None:
@@ -131,7 +131,7 @@ def _convolution(
     tiling: Tiling, kernel_size: int, dilation: int, size: tuple[int, int], channels: int, whole: bool,
     bias: bool, sums: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Constants of the :func:`_kernel` that takes this tiling."""
+    """Constants of the :func:`_kernel` for this tiling."""
     constants = _cut(tiling, kernel_size, dilation, channels, whole) | {"BIAS": bias, "SUMS": sums}
     if tiling.by_column:
         return constants
@@ -145,7 +145,7 @@ def _convolution(
 
 @lru_cache(MOST)
 def _cut(tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: bool) -> dict[str, Any]:
-    """Constants of every kernel that takes a tiling, and its options."""
+    """Constants and options common to all kernels with a tiling."""
     options = {"num_warps": tiling.channels, "num_stages": 1}
     if tiling.registers and not INTERPRETED:
         options["maxnreg"] = tiling.registers
@@ -157,13 +157,13 @@ def _cut(tiling: Tiling, kernel_size: int, dilation: int, channels: int, whole: 
 
 @lru_cache(MOST)
 def _bands(tiling: Tiling, kernel_size: int, dilation: int) -> dict[str, Any]:
-    """Constants that say where a band holds which tap."""
+    """Constants of the positions of taps in the bands."""
     (ph, pw), (di, dj) = tiling.patch, tiling.reach
     return {"K": kernel_size, "D": dilation, "PH": ph, "PW": pw, "DI": di, "DJ": dj}
 
 
 def _boxes(x_NHWC: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read this map; it takes 16 bytes at a time."""
+    """Whether the tensor memory accelerator (TMA) can read this map; it needs 16-byte alignment."""
     pixel = x_NHWC.shape[3] * x_NHWC.element_size()
     aligned = pixel % ALIGNED == 0 and x_NHWC.data_ptr() % ALIGNED == 0
     return aligned and _accelerator(x_NHWC.device)
@@ -171,29 +171,29 @@ def _boxes(x_NHWC: Tensor) -> bool:
 
 @cache
 def _accelerator(device: torch.device) -> bool:
-    """Hopper and Blackwell in data centres; the other Blackwells have too little shared memory for three boxes."""
+    """Whether to use the TMA: data-centre Hopper and Blackwell; other Blackwells lack shared memory for three boxes."""
     return INTERPRETED or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _box(x_NHWC: Tensor, tiling: Tiling) -> TensorDescriptor:
-    """The map, to be read in boxes of some images, all patches, some channels; beyond the map they are zero."""
+    """TMA descriptor of the map, for boxes of some images, all patches, some channels; zero-filled outside the map."""
     box = [tiling.images, power_of_two(tiling.tile[0]) * tiling.patch[0], tiling.patch[1], tiling.channels]
     _, height, width, channels = x_NHWC.shape
-    # Not its own strides: those of dimensions of size 1 can be anything.
+    # Not the tensor's own strides, which are arbitrary for dimensions of size 1.
     strides = [height * width * channels, width * channels, channels, 1]
     return TensorDescriptor(x_NHWC, list(x_NHWC.shape), strides, box)
 
 
 def _splits(device: torch.device, tiling: Tiling, others: int, images: int) -> int:
-    """Programs among which the images are split."""
+    """Number of programs among which the images are split."""
     programs = _multiprocessors(device) * tiling.resident
     return _fewest_rounds(ceil_div(images, tiling.images), others, programs)
 
 
 @lru_cache(MOST)
 def _fewest_rounds(blocks: int, others: int, programs: int) -> int:
-    """Into how many parts to split ``blocks`` blocks of images, so that ``others`` programs for each part, of which
-    ``programs`` run at a time, are done soonest. A program's bands take it about as long as half a block."""
+    """Number of parts into which to split ``blocks`` blocks of images, to minimise the total time of ``others``
+    programs per part with ``programs`` running concurrently. Loading its bands costs a program about half a block."""
     return min(
         range(1, blocks + 1),
         key=lambda splits: ceil_div(others * splits, programs) * (ceil_div(blocks, splits) + 0.5),
@@ -206,7 +206,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def weight_grad(x: Tensor, grad: Tensor, kernel_size: int, dilation: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of the weight, ``(C, 1, K, K)``; the same bits every time (no atomics).
+    """Gradient of the weight, ``(C, 1, K, K)``; deterministic (no atomics).
 
     Shapes: x, the input, and grad, the output's gradient, ``(N, C, H, W)`` both.
     """

@@ -16,7 +16,7 @@ class DepthwiseConv2d(nn.Conv2d):
         channels: C.
         kernel_size: K, odd.
         dilation: distance between taps, in pixels.
-        bias: whether there is one.
+        bias: whether to add a bias.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = True) -> None:
@@ -29,5 +29,5 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(x_NCHW, self.weight, self.bias, self.dilation[0])
 
     def as_one_convolution(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Kernel and bias, where the kernels sum their output on chip; else None."""
+        """Kernel and bias, if the kernels sum their output on chip; else None."""
         return (self.weight, self.bias) if sums_on_chip(x_NCHW, self.weight, self.dilation[0]) else None

@@ -1,7 +1,7 @@
-"""Starting the kernels of :mod:`backbone.kernels.gram`: sums over the unwritten outputs of many kernels, and gradients.
+"""Launching the kernels of :mod:`backbone.kernels.gram`: sums over unmaterialised outputs, and their gradients.
 
-Exact in the products of half-precision pixels, which are summed in fp32. What it costs does not depend on the number of
-kernels, and on that of images only a little; on the map's pixels it depends the more.
+Products of half-precision pixels are exact and summed in fp32. The cost does not depend on the number of
+kernels, only slightly on the number of images, and mainly on the number of pixels of the map.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from backbone.kernels import gram
 from backbone.kernels.sizes import ceil_div, power_of_two, round_up
 from backbone.kernels.start import INTERPRETED, start
 
-STRIP = 512  # pixels, about
-AT_ONCE = 2**28  # bytes of a strip, of as many channels as fit
+STRIP = 512  # approximate number of pixels in the rows of a strip
+AT_ONCE = 2**28  # maximum bytes of a strip, which determines its number of channels
 APPLY = {"BU": 64, "num_warps": 1, "num_stages": 1}  # taps at a time
-IMAGES, CHANNELS = 128, 32  # that a program turns
+IMAGES, CHANNELS = 128, 32  # transposed per program
 
 
 def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of outputs and of their squares, and what the kernels' gradient needs; all fp32.
+    """Sums and sums of squares of the outputs, and the derivatives for the kernels' gradient; all fp32.
 
     Args:
         x_NHWC: half precision, contiguous.
         kernels_BCKK: fp32, contiguous.
 
     Returns:
-        Sums and sums of squares, ``(2, B, C)``; the derivatives of the sums by the kernels, ``(C, K, K)``, the same for
-        all of them; half the derivatives of the sums of squares, ``(B, C, K, K)``.
+        Sums and sums of squares, ``(2, B, C)``; the derivatives of the sums by the kernels, ``(C, K, K)``, identical
+        for all kernels; half the derivatives of the sums of squares, ``(B, C, K, K)``.
     """
     channels, height, width = x_NHWC.shape[3], *x_NHWC.shape[1:3]
     size = kernels_BCKK.shape[-1]
@@ -63,7 +63,7 @@ def moments(x_NHWC: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tensor:
-    """Gradient of the map, ``(N, H, W, C)``, from those of :func:`moments`' sums, ``(2, B, C)`` fp32."""
+    """Gradient of the map, ``(N, H, W, C)``, from the gradients of :func:`moments`' sums, ``(2, B, C)`` fp32."""
     n, height, width, channels = x_NHWC.shape
     size = kernels_BCKK.shape[-1]
     x_CQM, _ = _turned(x_NHWC)
@@ -110,9 +110,9 @@ def grad_of_map(x_NHWC: Tensor, kernels_BCKK: Tensor, grad_2BC: Tensor) -> Tenso
 
 
 def _turned(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """The map as ``(C, Q, M)``, zero beyond its pixels and images, and sums of images in parts, ``(parts, C, P)``.
+    """The map as ``(C, Q, M)``, zero-padded, and partial sums over images, ``(parts, C, P)``.
 
-    M is a multiple of 8, and Q at least 7 more than P: matrix products like both.
+    M is a multiple of 8, and Q at least P + 7, for efficient matrix products.
     """
     n, height, width, channels = x_NHWC.shape
     pixels, images = height * width, round_up(n, 8)
@@ -126,14 +126,14 @@ def _turned(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_taps(x_NHWC: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Room for a matrix of taps by taps and for one value a tap, for every channel, fp32."""
+    """Empty fp32 buffers for every channel: a matrix of taps by taps, and one value per tap."""
     channels = x_NHWC.shape[-1]
     matrices = x_NHWC.new_empty(channels, size**4, dtype=torch.float32)
     return matrices, matrices.new_empty(channels, size, size)
 
 
 def _gram(a_CAM: Tensor, b_CLM: Tensor) -> Tensor:
-    """Products of two pixels, summed over images in fp32, ``(C, A, L)``."""
+    """Products of pixel pairs, summed over images in fp32, ``(C, A, L)``."""
     if INTERPRETED:
         return torch.bmm(a_CAM.float(), b_CLM.float().transpose(1, 2))
     return torch.bmm(a_CAM, b_CLM.transpose(1, 2), out_dtype=torch.float32)
@@ -141,7 +141,7 @@ def _gram(a_CAM: Tensor, b_CLM: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Strip:
-    """Rows from ``row`` to before ``end`` by those *facing* them, of some channels."""
+    """Rows ``row`` to ``end`` (exclusive) by the rows *facing* them, for some channels."""
 
     channels: slice
     width: int
@@ -156,7 +156,7 @@ class Strip:
 
     @property
     def facing_pixels(self) -> slice:
-        """A multiple of 8, some beyond the last."""
+        """Pixels of the facing rows, padded to a multiple of 8."""
         first = self.facing * self.width
         return slice(first, first + round_up((self.facing_end - self.facing) * self.width, 8))
 
@@ -164,7 +164,7 @@ class Strip:
 def _strips(
     channels: int, height: int, width: int, size: int, above: int, bytes_each: int
 ) -> Iterator[Strip]:
-    """All rows by the ``above`` rows before and those that a kernel joins after, as evenly as can be."""
+    """Split all rows as evenly as possible; each strip faces ``above`` rows before and ``size - 1`` rows after it."""
     rows = ceil_div(height, ceil_div(height * width, STRIP))
     for row in range(0, height, rows):
         end = min(row + rows, height)
@@ -180,13 +180,13 @@ def _strips(
 
 
 def _lines(size: int, height: int, width: int) -> dict[str, int]:
-    """Constants of fold_line and unfold_line; 16 at least, for a matrix product."""
+    """Constants of fold_line and unfold_line; at least 16, as required for a matrix product."""
     block_h, block_w, block_k = (max(16, power_of_two(length)) for length in (height, width, size))
     return {"W": width, "K": size, "BH": block_h, "BW": block_w, "BK": block_k}
 
 
 def _of_kernels(kernels_BCKK: Tensor) -> dict[str, int]:
-    """Constants of apply and outer; 16 at least, for a matrix product."""
+    """Constants of apply and outer; at least 16, as required for a matrix product."""
     branches, channels, size, _ = kernels_BCKK.shape
     block_k, block_u = max(16, power_of_two(size)), max(16, power_of_two(size**2))
     return {

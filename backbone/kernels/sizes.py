@@ -1,10 +1,10 @@
-"""Whole numbers of blocks. Triton's own (``cdiv``, ``next_power_of_2``) are slow outside of kernels."""
+"""Integer rounding helpers. Triton's own (``cdiv``, ``next_power_of_2``) are slow outside of kernels."""
 
 from __future__ import annotations
 
 
 def ceil_div(size: int, block: int) -> int:
-    """Blocks that cover ``size``."""
+    """Number of blocks that cover ``size``."""
     return -(-size // block)
 
 

@@ -1,7 +1,7 @@
-"""``start``: a Triton kernel, started with little ado.
+"""``start``: launch a Triton kernel with low overhead.
 
-Triton looks at every argument of a call to find the compiled kernel for it; with the twenty constants of ours that
-takes longer than a small map does. Here a call like an earlier one goes straight to the kernel that one compiled.
+Triton inspects every argument of a call to look up the compiled kernel; with our twenty constants, this
+takes longer than processing a small map. Here, a call with the same signature as an earlier one reuses its kernel.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backbone.kernels import toeplitz
 
-#: The kernels run on the CPU, slowly, in Triton's interpreter (``TRITON_INTERPRET=1``).
+#: Whether the kernels run in Triton's (slow) interpreter on the CPU (``TRITON_INTERPRET=1``).
 INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
-ALIGNED = 16  # bytes; Triton compiles another kernel for tensors that are not
+ALIGNED = 16  # bytes; Triton compiles separate kernels for unaligned tensors
 MOST = 4096
 
 _compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
@@ -34,11 +34,10 @@ def start(
 
     Args:
         kernel: takes the tensors, the sizes and then the constants.
-        grid: programs along three axes.
-        tensors: on that device, or descriptors of them, whose boxes follow from the constants; None where the kernel
-            has no use for one.
+        grid: number of programs along three axes.
+        tensors: on that device, or tensor descriptors, whose boxes follow from the constants; None for unused ones.
         sizes: integers.
-        constants: by name; Triton's options too (num_warps, num_stages, maxnreg).
+        constants: by name, including Triton's options (num_warps, num_stages, maxnreg).
     """
     plain = [tensor.base if isinstance(tensor, TensorDescriptor) else tensor for tensor in tensors]
     kinds = [None if tensor is None else tensor.dtype for tensor in plain]

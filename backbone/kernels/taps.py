@@ -1,7 +1,7 @@
 """Depthwise convolution tap by tap, with fused multiply-adds in fp32.
 
-For small kernels, where memory traffic decides and tensor cores would idle, and for fp32 inputs, where tensor cores
-would round to tf32. Tensors lie in memory as NHWC; neighbouring pixels are read again from the cache.
+For small kernels, which are memory-bound and would not use tensor cores efficiently, and for fp32 inputs, which tensor
+cores would round to tf32. Tensors are in NHWC memory format; neighbouring pixels are reread from the cache.
 
 Shape legend inside kernels: K taps a side, D dilation; q output pixels, numbered over images, rows and columns; c
 channels.
@@ -20,7 +20,7 @@ def conv_by_tap(
     x, weight, bias, y, pixels, C, H, W, sign,
     K: tl.constexpr, D: tl.constexpr, PIXELS: tl.constexpr, CB: tl.constexpr, BIAS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One block of pixels and channels; ``sign`` -1 turns the kernel by 180 degrees."""
+    """One block of pixels and channels; ``sign`` -1 rotates the kernel by 180 degrees."""
     q = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CB + tl.arange(0, CB)
     h = (q // W % H).to(tl.int32)
@@ -43,7 +43,7 @@ def conv_by_tap(
 
 @triton.jit
 def _tap(x, weight, q, c, h, w, pixels, C, H, W, sign, kh, kw, K: tl.constexpr, D: tl.constexpr):
-    """What one tap gives to every output pixel, fp32 ``(q, c)``."""
+    """Contribution of one tap to every output pixel, fp32 ``(q, c)``."""
     dh = sign * (kh - K // 2) * D
     dw = sign * (kw - K // 2) * D
     inside = (q < pixels) & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)

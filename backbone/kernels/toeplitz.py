@@ -1,25 +1,25 @@
 """Depthwise convolution as small matrix products on tensor cores.
 
-One channel of the map is cut into patches of 16 pixels (``PH x PW``: 1 x 16 or 2 x 8). What an input patch gives to
-the output patch ``(di, dj)`` patches before it is linear, hence a 16 x 16 matrix; it depends on ``(di, dj)`` alone and
-holds kernel taps along its diagonals, zeros elsewhere: a *band* of a block-Toeplitz matrix. With 8 or 16 images as the
-columns of a matrix,
+One channel of the map is divided into patches of 16 pixels (``PH x PW``: 1 x 16 or 2 x 8). The contribution of an input
+patch to the output patch ``(di, dj)`` patches before it is linear, hence a 16 x 16 matrix; it depends only on
+``(di, dj)`` and has kernel taps along its diagonals and zeros elsewhere: a *band* of a block-Toeplitz matrix. With 8 or
+16 images as the columns of a matrix,
 
     out[patch, images] = sum over (di, dj) of  band[di, dj] @ in[patch + (di, dj), images],
 
 and each product is one tensor-core instruction for 8 images. A warp holds the bands and the patches of one channel in
-registers and multiplies the pairs that some tap joins. The gradient of the input is the same product with the kernel
-turned by 180 degrees (``sign`` -1). The gradient of the weight is, for each displacement, in @ grad.T summed over
-images and patches, and then a sum along the diagonals (:func:`fold`).
+registers and multiplies the pairs connected by some tap. The gradient of the input is the same product with the kernel
+rotated by 180 degrees (``sign`` -1). The gradient of the weight is, for each displacement, in @ grad.T summed over
+images and patches, then summed along the diagonals (:func:`fold`).
 
-Tensors lie in memory as NHWC. Shape legend inside kernels: c channels of this program (one a warp), n images, a the 16
-pixels of an input patch, b those of an output patch, j patches of a row. K taps a side, D dilation; TI x TJ output
-patches a program; DI x DJ patches that the kernel reaches to each side; HI x HJ input patches read around the tile (0:
-the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divides the number of images.
+Tensors are in NHWC memory format. Shape legend inside kernels: c channels of this program (one per warp), n images, a
+the 16 pixels of an input patch, b those of an output patch, j patches of a row. K x K taps, D dilation; TI x TJ output
+patches per program; DI x DJ patches that the kernel extends to each side; HI x HJ input patches read around the tile
+(0: the tile is the whole map). CB channels and NB images at a time; WHOLE: NB divides the number of images.
 
-Patches are read and written in groups, as one tensor, and split in registers: one wait for many reads, one turn through
-shared memory, and less for Triton to compare, whose choice of memory layouts looks at every pair of loads and stores.
-Where the map is one column of patches and the GPU can, all of them are read as one box, ahead of their time.
+Patches are read and written in groups, as one tensor, and split in registers: one wait for many loads, one pass through
+shared memory, and shorter compile times, since Triton's layout selection compares all pairs of loads and stores.
+If the map is one column of patches and the GPU supports it, all of them are prefetched as one box.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Not worth a compiled kernel of its own for each value. A whole map in one tile knows its size by HEIGHT and WIDTH.
+# Not specialised by value. With the whole map in one tile, its size is given by HEIGHT and WIDTH.
 _ANY_SIZE = ("N", "H", "W", "sign", "splits")
 
 
 @triton.constexpr_function
 def joins(displacement, side, K, D):
-    """Whether some tap joins two patches of ``side`` pixels, ``displacement`` patches apart along one axis."""
+    """Whether some tap connects two patches of ``side`` pixels, ``displacement`` patches apart along one axis."""
     offsets = range(displacement * side - side + 1, displacement * side + side)
     return any(offset % D == 0 and abs(offset) <= K // 2 * D for offset in offsets)
 
 
 @triton.constexpr_function
 def displacements(K, D, PH, PW, DI, DJ):
-    """The displacements (di, dj), in patches, whose bands hold taps."""
+    """The displacements (di, dj), in patches, whose bands contain taps."""
     rows = [di for di in range(-DI, DI + 1) if joins(di, PH, K, D)]
     columns = [dj for dj in range(-DJ, DJ + 1) if joins(dj, PW, K, D)]
     return tuple((di, dj) for di in rows for dj in columns)
@@ -54,7 +54,7 @@ def divides(block, size):
 
 @triton.constexpr_function
 def source(i, j, displacement, TI, TJ, HI, HJ):
-    """The number, in the order of reading, of the input patch displaced so from output patch (i, j); -1: none."""
+    """Index, in read order, of the input patch at this displacement from output patch (i, j); -1 if there is none."""
     from_i, from_j = i + displacement[0] + HI, j + displacement[1] + HJ
     inside = i < TI and 0 <= from_i < TI + 2 * HI and 0 <= from_j < TJ + 2 * HJ
     return from_i * (TJ + 2 * HJ) + from_j if inside else -1
@@ -62,27 +62,27 @@ def source(i, j, displacement, TI, TJ, HI, HJ):
 
 @triton.constexpr_function
 def last_group(first, rows, TI, DI, HI, FIRST, THEN):
-    """The last group of input patches that ``rows`` rows of output from ``first`` on need."""
+    """The last group of input patches required by ``rows`` rows of output starting at ``first``."""
     row = min(first + rows - 1 + DI + HI, TI + 2 * HI - 1)
     return 0 if row < FIRST else 1 + (row - FIRST) // THEN
 
 
 @triton.constexpr_function
 def first_rows(TI, DI, HI):
-    """Rows of input patches that the first 4 rows of a column's output need, rounded up to a power of two."""
+    """Rows of input patches required by the first 4 rows of a column's output, rounded up to a power of two."""
     rows = min(TI + 2 * HI, 4 + DI + HI)
     return 1 << (rows - 1).bit_length()
 
 
 @triton.constexpr_function
 def rows_of_outputs(TI, TJ):
-    """Rows of output patches that are made together: 4 patches, or fewer."""
+    """Number of rows of output patches computed together: at most 4 patches."""
     return min(max(1, 4 // TJ), 1 << (TI - 1).bit_length())
 
 
 @triton.constexpr_function
 def rows_read_first(rows, across):
-    """Rows of input patches that are read together at first: 16 patches, or fewer."""
+    """Number of rows of input patches read together at first: at most 16 patches."""
     return min(16 // across, 1 << (rows - 1).bit_length())
 
 
@@ -91,10 +91,10 @@ def _group_pointers(
     base, n, c, i0, j0, N, C, H, W,
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Where a group of ROWS x COLUMNS patches lies, the first (i0, j0), and which of its pixels lie on the map:
+    """Pointers to a group of ROWS x COLUMNS patches starting at (i0, j0), and the mask of its pixels on the map:
     ``(p, n, a, c)``, or ``(a, n, p, c)`` if PIXELS_FIRST.
 
-    Threads next to each other take what comes first; which order is faster was measured for each use.
+    The order of dimensions determines which thread holds what; the faster one was measured for each use.
     """
     p = tl.arange(0, ROWS * COLUMNS)
     a = tl.arange(0, PH * PW)
@@ -163,7 +163,7 @@ def _read_group(
 
 @triton.jit
 def _patches(group):
-    """The patches of a group that was read: as many times ``(c, a, n)``."""
+    """Split a group into its patches, each ``(c, a, n)``."""
     return _unpack(group, group.shape[3])
 
 
@@ -174,8 +174,8 @@ def _read_bands(
 ):  # fmt: skip
     """The bands of 4 displacements from the ``first`` on, ``column`` patches further right.
 
-    Shape ``(a % 8 // 2, b % 8, c, p)``, p counting bands, halves of b, halves of a, and a % 2: of this, Triton gives
-    each thread what a tensor-core instruction wants of it, so that no band goes through shared memory.
+    Shape ``(a % 8 // 2, b % 8, c, p)``, where p enumerates bands, halves of b, halves of a, and a % 2: in this shape,
+    Triton's layout matches the operands of the tensor-core instruction, so that no band goes through shared memory.
     """
     P: tl.constexpr = 4
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, DJ)
@@ -188,7 +188,7 @@ def _read_bands(
             dj = tl.where(p // 8 == e, column + chosen[first + e][1], dj)
     a = p // 2 % 2 * 8 + tl.arange(0, 4)[:, None, None, None] * 2 + p % 2
     b = p // 4 % 2 * 8 + tl.arange(0, 8)[None, :, None, None]
-    # Both offsets in pixels, shifted so that tap 0 lies at 0.
+    # Both offsets in pixels, shifted so that tap 0 is at 0.
     h = sign * (di * PH + a // PW - b // PW) + K // 2 * D
     w = sign * (dj * PW + a % PW - b % PW) + K // 2 * D
     mask = (h >= 0) & (h < K * D) & (w >= 0) & (w < K * D)
@@ -202,7 +202,7 @@ def _read_bands(
 
 @triton.jit
 def _arrange_bands(four, dtype: tl.constexpr):
-    """Of bands that were read: four times ``(c, b, a)``."""
+    """Rearrange four loaded bands, each to ``(c, b, a)``."""
     P: tl.constexpr = four.shape[3] // 8
     CB: tl.constexpr = four.shape[2]
     seven = tl.reshape(tl.permute(four.to(dtype), (2, 1, 0, 3)), (CB, 8, 4, P, 2, 2, 2))
@@ -214,7 +214,7 @@ def _load_bands(
     weight, c, C, sign, dtype: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DI: tl.constexpr, DJ: tl.constexpr,
 ):  # fmt: skip
-    """The bands of all displacements: as many times ``(c, b, a)``."""
+    """The bands of all displacements, each ``(c, b, a)``."""
     count: tl.constexpr = len(displacements(K, D, PH, PW, DI, DJ))
     bands = ()
     for first in tl.static_range(0, count, 4):
@@ -224,7 +224,7 @@ def _load_bands(
 
 @triton.jit
 def _fold_pixels(values):
-    """Sums ``(c, 8, n)`` of the upper and the lower 8 pixels of ``(c, 16, n)``: of what one thread holds."""
+    """Sums ``(c, 8, n)`` of the upper and lower 8 pixels of ``(c, 16, n)``, within each thread."""
     halves = tl.reshape(values, (values.shape[0], 2, 8, values.shape[2]))
     upper, lower = tl.split(tl.permute(halves, (0, 2, 3, 1)))
     return upper + lower
@@ -232,7 +232,7 @@ def _fold_pixels(values):
 
 @triton.jit
 def _fold(values):
-    """Sums ``(c, 8, n / 2)`` of the four values of ``(c, 16, n)`` that one thread holds."""
+    """Sums ``(c, 8, n / 2)`` of the four values of ``(c, 16, n)`` held by each thread."""
     even, odd = tl.split(tl.reshape(_fold_pixels(values), (values.shape[0], 8, values.shape[2] // 2, 2)))
     return even + odd
 
@@ -243,8 +243,8 @@ def _finish_group(
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALID: tl.constexpr,
     BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Bias, output and sums of a group of finished output patches, each ``(c, b, n)``, of which VALID rows belong to
-    this tile; returns the sums so far."""
+    """Add the bias to a group of output patches, each ``(c, b, n)``, of which VALID rows belong to this tile, store
+    them and update the sums, which are returned."""
     b = tl.arange(0, PH * PW)
     if BIAS:
         shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[:, None, None]
@@ -294,7 +294,7 @@ def _output_group(
 ):  # fmt: skip
     """ROWS x TJ output patches, the first in row ``o`` of the tile: each ``(c, b, n)``, fp32.
 
-    One product for every patch in turn: the products of one patch wait for each other.
+    Products of different patches are interleaved, because the products of one patch depend on each other.
     """
     chosen: tl.constexpr = displacements(K, D, PH, PW, DI, DJ)
     accs = ()
@@ -320,8 +320,8 @@ def conv_by_tile(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """All bands stay in registers, for every ``splits``-th block of images. Of the input patches a first group is
-    read at once, the others AHEAD groups before they are needed. Output patches are made as soon as they can be.
+    """All bands stay in registers, for every ``splits``-th block of images. A first group of input patches is
+    read at once, the others AHEAD groups before they are needed. Output patches are computed as early as possible.
 
     TJ + 2 HJ is 1, 2 or 4. ``SUMS``: also ``sums (tile, N, C)`` of the output over one tile of the map, and
     ``sums_of_squares (tile, split, C)``, fp32.
@@ -330,7 +330,7 @@ def conv_by_tile(
     tile = tl.program_id(2)
     i0 = 0
     j0 = 0
-    if HEIGHT > 0:  # the compiler drops most tests for the map's border
+    if HEIGHT > 0:  # lets the compiler drop most border checks
         H = HEIGHT
         W = WIDTH
     if HI > 0 or HJ > 0:
@@ -361,7 +361,7 @@ def conv_by_tile(
             if g == 0:
                 patches = _patches(read[0])
             else:
-                # Always true: but for this, Triton would wait for what was read as soon as it is asked for.
+                # Always true, but keeps Triton from waiting for the loads immediately.
                 patches = patches + _patches(tl.where(block * NB < N, read[g], 0.0))
             for o in tl.static_range(0, TI, OUT):
                 if last_group(o, OUT, TI, DI, HI, FIRST, THEN) == g:
@@ -386,13 +386,12 @@ def _first(a, b):
 def _read_box(
     x, n, c, CB: tl.constexpr, NB: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr
 ):
-    """The patches of a map of one column of ROWS patches, by the tensor memory accelerator: ``(c, a, n, p)``."""
+    """Read a map of one column of ROWS patches through the tensor memory accelerator: ``(c, a, n, p)``."""
     box = x.load([n, 0, 0, c])
     LOW: tl.constexpr = min(ROWS, 4)
     HIGH: tl.constexpr = ROWS // LOW
-    # Pixels by halves of a patch, patches by rows of 4, so that a thread takes from shared memory without conflicts
-    # what it can pass on in large pieces. Triton would take it two bytes at a time if it could look through the sum
-    # of one term.
+    # Pixels by halves of a patch, patches by rows of 4, for wide shared-memory accesses without bank conflicts. The
+    # sum of one term is opaque to Triton, which would otherwise access two bytes at a time.
     parts = tl.permute(tl.reshape(box, (NB, HIGH, LOW, 2, 8, CB)), (5, 3, 1, 0, 2, 4))
     line = tl.reduce(tl.reshape(parts, (1, CB, NB * ROWS * PH * PW)), 0, _first)
     parts = tl.permute(tl.reshape(line, (CB, 2, HIGH, NB, LOW, 8)), (0, 1, 5, 3, 2, 4))
@@ -406,7 +405,7 @@ def _convolve_box(
     CB: tl.constexpr, NB: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """One box: the output and its sums; returns ``squares`` with those of this box."""
+    """Process one box: store the output and its sums; returns ``squares`` plus those of this box."""
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     n = block * NB + tl.arange(0, NB)
     OUT: tl.constexpr = rows_of_outputs(TI, 1)
@@ -433,10 +432,10 @@ def conv_by_box(
     BIAS: tl.constexpr, SUMS: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
     """For maps of one column of patches, on GPUs with a tensor memory accelerator, which copies boxes of the map into
-    shared memory by itself: NB images, all patches, CB channels. Otherwise as :func:`conv_by_tile`.
+    shared memory asynchronously: NB images, all patches, CB channels. Otherwise as :func:`conv_by_tile`.
 
-    ``x`` describes the map and its boxes. BOXES are in shared memory at a time, one of them multiplied; 0: no loop that
-    Triton can turn into such a pipeline, for its interpreter.
+    ``x`` is the tensor descriptor of the map. BOXES boxes are in shared memory at a time, one of them being processed;
+    0 uses a loop without software pipelining, for Triton's interpreter.
     """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     bands = _load_bands(weight, c, C, sign, x.dtype, K, D, PH, PW, DI, 0)
@@ -461,7 +460,7 @@ def conv_by_box(
 
 @triton.jit
 def _read_column(x, n, c, i0, j, N, C, H, W, PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr):
-    """At least ROWS patches of one column, from (i0, j) on: as many times ``(c, a, n)``."""
+    """At least ROWS patches of one column, starting at (i0, j), each ``(c, a, n)``."""
     patches = ()
     for i in tl.static_range(0, ROWS, 8):
         group = _read_group(
@@ -479,7 +478,7 @@ def conv_by_column(
     BIAS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """For kernels and maps too large for :func:`conv_by_tile`: one column of output patches stays in registers, and
-    the bands of one horizontal displacement pass by, four at a time. Input columns are read 2 DJ + 1 times."""
+    the bands of one horizontal displacement are streamed, four at a time. Input columns are read 2 DJ + 1 times."""
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     tile = tl.program_id(2)
     columns = tl.cdiv(W, PW)
@@ -534,7 +533,7 @@ def weight_grad(
 ):  # fmt: skip
     """For every displacement, in @ grad.T over this program's images: ``partial (split, C, dj, di, a, b)`` fp32.
 
-    A program takes one block of channels, one horizontal displacement, and every ``splits``-th block of images.
+    A program handles one block of channels, one horizontal displacement, and every ``splits``-th block of images.
     """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     split = tl.program_id(1)
@@ -595,7 +594,7 @@ def fold(
     c = tl.program_id(0)
     tap = tl.program_id(1) * TAPS + tl.arange(0, TAPS)
     b = tl.arange(0, A)[None, :]
-    # Output pixel b and this tap meet the input pixel (h, w), counted from DI x DJ patches before the output patch.
+    # Output pixel b and this tap use input pixel (h, w), counted from DI x DJ patches before the output patch.
     h = ((tap // K - K // 2) * D)[:, None] + b // PW + DI * PH
     w = ((tap % K - K // 2) * D)[:, None] + b % PW + DJ * PW
     di = h // PH

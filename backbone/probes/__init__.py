@@ -1,8 +1,8 @@
-"""Probes: what a trained network does, measured by pure functions that know no modality and no task.
+"""Probes: analyses of trained networks as pure functions, independent of modality and task.
 
-``erf``: how far it sees. ``kernels``: how far its kernels reach. ``similarity``: which of its layers, or of two
-networks' layers, say the same. ``shape_bias``: whether it decides by shape or by texture. ``robustness``: how
-much it loses as its input is spoilt. Reading data, spoiling it, drawing and `action=probe_…` lie elsewhere.
+``erf``: effective receptive field. ``kernels``: spatial extent of the merged kernels. ``similarity``: CKA between
+layers of one or two networks. ``shape_bias``: shape versus texture decisions. ``robustness``: metric under
+corruption. Reading and corrupting data, plotting and `action=probe_…` are implemented elsewhere.
 """
 
 from backbone.probes.erf import (

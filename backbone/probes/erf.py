@@ -1,8 +1,8 @@
-"""Effective receptive field: which pixels of its input a central feature depends on, and how far away they lie.
+"""Effective receptive field: which input pixels a central feature depends on, and how far away they are.
 
 The protocol of RepLKNet (Ding et al. 2022, arXiv 2203.06717, Section 4 and its released scripts), after Luo et
-al. 2016 (arXiv 1701.04128): the gradient of the summed central feature with respect to the input, negative parts
-dropped on both sides, summed over channels, averaged over inputs; then log10(x + 1), over its maximum.
+al. 2016 (arXiv 1701.04128): the gradient of the summed central feature with respect to the input, with features and
+gradient clamped at 0, summed over channels, averaged over inputs; then log10(x + 1), divided by its maximum.
 
 Shapes: N maps, C channels, H height and W width in map pixels.
 """
@@ -18,12 +18,12 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 @dataclass(frozen=True)
 class Area:
-    """The smallest rectangle round the centre that holds more than ``threshold`` of all contributions.
+    """The smallest rectangle around the centre with more than ``threshold`` of all contributions.
 
     Args:
-        threshold: t.
-        side: of the rectangle in map pixels, before it is cut off at the edges of the map.
-        ratio: the part of the map's area it covers.
+        threshold: fraction of all contributions.
+        side: of the rectangle in map pixels, before clipping at the edges of the map.
+        ratio: fraction of the map's area it covers.
     """
 
     threshold: float
@@ -33,14 +33,14 @@ class Area:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What :func:`effective_receptive_field` found.
+    """Result of :func:`effective_receptive_field`.
 
     Args:
-        scores_HW: contribution of every pixel, the mean over inputs, not scaled; float64.
-        inputs: how many maps it is the mean of.
-        left_out: maps whose gradient was not finite.
-        centre: row and column of the pixel the rectangles grow from.
-        areas: one for each threshold, of the log-scaled scores as published.
+        scores_HW: contribution of every pixel, averaged over inputs, unscaled; float64.
+        inputs: number of maps averaged.
+        left_out: number of maps excluded because of a non-finite gradient.
+        centre: row and column of the pixel at the centre of the rectangles.
+        areas: one per threshold, of the log-scaled scores as published.
     """
 
     scores_HW: Tensor
@@ -51,7 +51,7 @@ class ReceptiveField:
 
     @property
     def support(self) -> tuple[int, int]:
-        """Height and width of the smallest rectangle that holds every pixel with a contribution above 0."""
+        """Height and width of the bounding box of all pixels with a contribution above 0."""
         rows, columns = (self.scores_HW.sum(dim=side).nonzero().flatten() for side in (1, 0))
         if len(rows) == 0:
             return 0, 0
@@ -70,12 +70,12 @@ def effective_receptive_field(
     Args:
         features: maps ``(N, C, H, W)`` -> features ``(N, D, h, w)``, in evaluation mode.
         maps: batches of maps, all of one H and W.
-        stride: map pixels a feature; the rectangles then grow from the pixel the central feature looks at, ``stride``
-            times its place (of a single feature: from the middle). ``None``: from the middle pixel, as published;
-            the same where sides are multiples of the stride.
-        offset: added to that pixel, for networks whose features look at the middle of a patch rather than its
+        stride: stride of the features in map pixels; the rectangles are then centred on the input pixel of the central
+            feature, ``stride`` times its index (the middle pixel if there is only one feature). ``None`` centres them
+            on the middle pixel, as published; identical if the sides are multiples of the stride.
+        offset: added to that pixel, for networks whose features are centred on a patch rather than its
             corner (:func:`backbone.probes.layers.centre_offset`).
-        thresholds: parts of all contributions, each in (0, 1).
+        thresholds: fractions of all contributions, each in (0, 1).
 
     Raises:
         ValueError: no maps, maps of several sizes, or no map with a finite gradient.
@@ -112,10 +112,10 @@ def _looked_at(place: int, stride: int | None, offset: float, size: int) -> int:
 def contribution_scores(
     features: Callable[[Tensor], Tensor], maps_NCHW: Tensor
 ) -> tuple[Tensor, tuple[int, int]]:
-    """How much each pixel of each map raises the positive parts of its central feature, summed over channels.
+    """Positive gradient of each map's rectified central feature with respect to its pixels, summed over channels.
 
     Returns:
-        Scores ``(N, H, W)``, float64, at least 0; and row and column of the central feature.
+        Non-negative scores ``(N, H, W)``, float64; and row and column of the central feature.
     """
     maps_NCHW = maps_NCHW.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -127,9 +127,9 @@ def contribution_scores(
 
 
 def log_scaled(scores_HW: Tensor) -> Tensor:
-    """log10(x + 1) over its maximum, as published: scores differ by orders of magnitude.
+    """log10(x + 1) divided by its maximum, as published, because scores span orders of magnitude.
 
-    The logarithm bends large scores only: where all lie far below 1 it changes nothing but the scale.
+    The logarithm compresses large scores only: for scores far below 1 it only changes the scale.
     """
     logs_HW = (scores_HW + 1).log10()
     return logs_HW / logs_HW.max().clamp(min=torch.finfo(logs_HW.dtype).tiny)
@@ -138,10 +138,10 @@ def log_scaled(scores_HW: Tensor) -> Tensor:
 def high_contribution_area(
     scores_HW: Tensor, threshold: float, centre: tuple[int, int] | None = None
 ) -> Area:
-    """The smallest rectangle, 2i + 1 pixels a side round ``centre``, with more than ``threshold`` of the sum.
+    """The smallest square of side 2i + 1 around ``centre`` with more than ``threshold`` of the sum.
 
-    At the edges it is cut off, so that on a map that is not square it goes on along the longer side. The
-    published script begins at 3 pixels a side and needs squares; this begins at 1.
+    It is clipped at the edges, so on a non-square map it keeps growing along the longer side. The
+    published script starts at a side of 3 pixels and requires square maps; this one starts at 1.
 
     Raises:
         ValueError: a threshold outside (0, 1), or scores that are all 0.

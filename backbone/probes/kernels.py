@@ -1,4 +1,4 @@
-"""The large kernels a network has learnt: each block's branches and batch norms merged into one convolution.
+"""The learnt large kernels: each block's branches and batch norms merged into one convolution.
 
 Shapes: C channels, K kernel size, R = K // 2 + 1 rings.
 """
@@ -32,9 +32,9 @@ class MergedKernel:
 
 
 def merged_kernels(backbone: Backbone) -> list[MergedKernel]:
-    """Every square depthwise kernel as the deploy form has it, from input to output; the network stays as it is.
+    """Every square depthwise kernel in deploy form, from input to output; the network itself is not modified.
 
-    Blocks without a convolution (K = 0) are left out.
+    Blocks without a convolution (K = 0) are skipped.
     """
     merged = copy.deepcopy(backbone).reparameterize()
     return [
@@ -44,10 +44,10 @@ def merged_kernels(backbone: Backbone) -> list[MergedKernel]:
 
 
 def energy_by_radius(weight_CKK: Tensor) -> Tensor:
-    """The part of a kernel's energy (sum of squares) in each square ring round its centre, ``(R,)``.
+    """Fraction of a kernel's energy (sum of squares) in each square ring around its centre, ``(R,)``.
 
-    Ring r holds the taps r pixels from the centre, across or along, whichever is more; there are 8r of them. Each
-    channel counts alike, whatever its size; one that is all 0 does not count.
+    Ring r holds the 8r taps at Chebyshev distance r from the centre. Each channel is normalised to unit energy before
+    averaging; all-zero channels are ignored.
 
     Raises:
         ValueError: kernels that are not square and odd.
@@ -70,7 +70,7 @@ def energy_by_radius(weight_CKK: Tensor) -> Tensor:
 
 
 def mean_radius(energy_R: Tensor) -> float:
-    """Mean distance of the energy from the centre, in pixels, by square rings: 0 to K // 2.
+    """Energy-weighted mean ring index (Chebyshev distance from the centre, in pixels): 0 to K // 2.
 
     >>> mean_radius(torch.tensor([0.5, 0.0, 0.5]))
     1.0
@@ -80,7 +80,7 @@ def mean_radius(energy_R: Tensor) -> float:
 
 
 def reach(energy_R: Tensor, share: float = 0.9) -> int:
-    """Side in pixels of the smallest centred square that holds ``share`` of the energy.
+    """Side in pixels of the smallest centred square with at least ``share`` of the energy.
 
     >>> reach(torch.tensor([0.5, 0.3, 0.2]), 0.8)
     3

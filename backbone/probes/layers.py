@@ -1,4 +1,4 @@
-"""Where a probe taps a network: its stages, or every block, without hooks.
+"""Access to the features of a network's stages or blocks, without hooks.
 
 Shapes: N maps, C channels, H height, W width.
 """
@@ -35,17 +35,17 @@ def stage_features(backbone: Backbone | nn.Module, stage: int) -> Features:
 
 
 def strides(backbone: Backbone | nn.Module) -> list[int]:
-    """Map pixels a step of each stage's features."""
+    """Stride of each stage's features, in map pixels."""
     info: Any = backbone.feature_info
     entries = info if isinstance(info, list) else [info[index] for index in range(len(info))]
     return [int(entry["reduction"]) for entry in entries]
 
 
 def centre_offset(backbone: Backbone | nn.Module, stride: int) -> float:
-    """How many map pixels beyond ``stride`` times its place a feature looks at, right and down.
+    """Offset in map pixels of a feature's centre from ``stride`` times its index, right and down.
 
-    0 for strided layers that are padded evenly (UniRepLKNet, ResNets); half a patch for networks that cut the map
-    into patches (ConvNeXt). Exact where the strided layers follow one another.
+    0 for symmetrically padded strided layers (UniRepLKNet, ResNets); half a patch for patchifying
+    networks (ConvNeXt). Exact if the strided layers are sequential.
     """
     offset, jump = 0.0, 1
     for module in backbone.modules():
@@ -54,8 +54,8 @@ def centre_offset(backbone: Backbone | nn.Module, stride: int) -> float:
                 _first(value) for value in (module.kernel_size, module.stride, module.padding)
             )
             if step > 1:
-                # Beside such a layer a ResNet has its shortcut, 1 × 1 with the same stride: it shifts nothing, and
-                # after evenly padded layers neither does a jump that is counted twice.
+                # ResNets have a parallel 1 × 1 shortcut of the same stride, which adds no offset; counting its
+                # stride twice is harmless after symmetrically padded layers.
                 offset += jump * ((size - 1) / 2 - padding) if size > 1 else 0.0
                 jump *= step
     return offset
@@ -66,14 +66,14 @@ def _first(value: Any) -> int:
 
 
 def deepest_first_match(backbone: Backbone | nn.Module, stride: int) -> int:
-    """The first stage, counted from 1, whose features lie at ``stride`` or coarser; the last if none does.
+    """The first stage, counted from 1, with at least this ``stride``; the last stage if there is none.
 
-    timm's ResNets count their stem as a stage, ConvNeXts do not: networks are compared by stride.
+    timm's ResNets count their stem as a stage, ConvNeXts do not, so networks are compared by stride.
     """
     found = strides(backbone)
     return next((stage for stage, own in enumerate(found, start=1) if own >= stride), len(found))
 
 
 def block_features(backbone: Backbone, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """The outputs of a network's layers by name, from input to output; of UniRepLKNet those of every block."""
+    """The outputs of a network's layers by name, from input to output; for UniRepLKNet, of every block."""
     return backbone.layer_outputs(x_NCHW)

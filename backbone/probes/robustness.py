@@ -1,8 +1,8 @@
-"""Robustness: a score as a function of how strongly the input is spoilt, and what that curve comes to.
+"""Robustness: a score as a function of corruption severity, and summary statistics of that curve.
 
 After ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261): several kinds of corruption, each at several
-severities. Severities here are in the corruption's own unit and begin at 0, the clean input, so that a curve can
-be read and compared at any of them.
+severities. Severities here are in the corruption's own unit and start at 0, the clean input, so that curves can
+be compared at any severity.
 """
 
 import itertools
@@ -15,9 +15,9 @@ class Curve:
     """A score at each severity.
 
     Args:
-        severities: rising, the first 0 (clean).
-        scores: one for each.
-        higher_is_better: whether the score is an accuracy (or the like) rather than an error.
+        severities: increasing, the first 0 (clean).
+        scores: one per severity.
+        higher_is_better: True for scores such as accuracy, False for errors.
     """
 
     severities: tuple[float, ...]
@@ -31,21 +31,21 @@ class Curve:
 
     @property
     def relative(self) -> tuple[float, ...]:
-        """Each score over the clean one: the part of an accuracy that is kept, or how many times the error."""
+        """Each score divided by the clean one: the retained fraction of an accuracy, or the factor of an error."""
         return tuple(score / self.clean if self.clean else float("nan") for score in self.scores)
 
     @property
     def mean_corrupted(self) -> float:
-        """Mean score of all severities above 0."""
+        """Mean score over all severities above 0."""
         return sum(self.scores[1:]) / (len(self.scores) - 1)
 
     def half_point(self, floor: float = 0.0) -> float | None:
-        """The severity, linear between those measured, at which half of what was won over ``floor`` is lost.
+        """The severity (linearly interpolated) at which the margin over ``floor`` is halved.
 
-        For an error, at which it has doubled. ``None`` where the curve never gets there.
+        For an error, the severity at which it has doubled. ``None`` if the curve never reaches that point.
 
         Args:
-            floor: what guessing scores; only for scores where higher is better.
+            floor: chance level; used only if higher is better.
         """
         limit = floor + (self.clean - floor) / 2 if self.higher_is_better else 2 * self.clean
         points = list(zip(self.severities, self.scores, strict=True))
@@ -62,12 +62,12 @@ def robustness_curve(
     """Measure a score at each severity.
 
     Args:
-        score: severity -> score of the input spoilt so strongly; 0 means clean.
-        severities: rising, above 0; the clean input is always measured first.
+        score: severity -> score of the corrupted input; 0 means clean.
+        severities: increasing, above 0; the clean input is always measured first.
         higher_is_better: see :class:`Curve`.
 
     Raises:
-        ValueError: severities that are none, not rising, or not above 0.
+        ValueError: severities that are empty, not increasing, or not above 0.
 
     >>> robustness_curve(lambda severity: 1 - severity / 4, [1, 2, 4]).half_point()
     2.0

@@ -1,10 +1,10 @@
-"""Shape bias: of the decisions for one of two conflicting cues, the part that follows the shape.
+"""Shape bias: the fraction of cue-conflict decisions that follow shape rather than texture.
 
-Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture" (arXiv 1811.12231), Section 3: a picture
-shows the shape of one category with the texture of another. Which decisions a network may give, and which classes
-belong to which, is the caller's.
+Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture" (arXiv 1811.12231), Section 3: an image
+shows the shape of one category with the texture of another. The caller chooses the categories and the classes
+of each.
 
-Shapes: N pictures, K classes, G categories.
+Shapes: N images, K classes, G categories.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ShapeBias:
-    """What :func:`shape_bias` found.
+    """Result of :func:`shape_bias`.
 
     Args:
-        value: shape decisions / (shape + texture decisions), over all pictures; NaN without any of either.
-        per_category: the same over the pictures of each shape; NaN for one without such a decision.
+        value: shape decisions / (shape + texture decisions), over all images; NaN if there are none.
+        per_category: the same over the images of each shape category; NaN if it has no such decision.
         shape, texture, neither: numbers of decisions.
-        left_out: pictures whose shape and texture agree; they show no conflict and do not count.
-        correct_congruent: of those, the part decided right; NaN without any.
+        left_out: number of images without a cue conflict (shape and texture agree), which are excluded.
+        correct_congruent: accuracy on those images; NaN if there are none.
     """
 
     value: float
@@ -36,26 +36,26 @@ class ShapeBias:
 
     @property
     def mean_over_categories(self) -> float:
-        """Mean of the categories that have a value: what published figures draw as a line."""
+        """Mean over the categories with a value, drawn as a line in published figures."""
         values = [value for value in self.per_category.values() if value == value]
         return sum(values) / len(values) if values else float("nan")
 
     @property
     def cue_share(self) -> float:
-        """The part of the pictures decided for either cue: a bias that rests on few of them says little."""
+        """Fraction of images decided for either cue; if it is low, the shape bias is not meaningful."""
         counted = self.shape + self.texture + self.neither
         return (self.shape + self.texture) / counted if counted else float("nan")
 
 
 def decide(probabilities_NK: Tensor, categories: Mapping[str, Sequence[int]]) -> Tensor:
-    """The category of each picture, ``(N,)``: that with the highest mean probability of its classes.
+    """The category of each image, ``(N,)``: the one with the highest mean probability over its classes.
 
-    The mean, not the sum, so that a category of a hundred classes has no head start over one with a single class
-    (the published rule). Of equal ones the first counts.
+    The mean, not the sum, so that categories with many classes have no advantage (the published rule). Ties go to the
+    first category.
 
     Args:
         probabilities_NK: softmax over *all* classes, also those in no category.
-        categories: name -> indices of its classes, at least one; the order numbers the categories.
+        categories: name -> indices of its classes, at least one; categories are numbered in this order.
 
     Raises:
         ValueError: a category without classes, or an index beyond K.
@@ -76,14 +76,14 @@ def decide(probabilities_NK: Tensor, categories: Mapping[str, Sequence[int]]) ->
 def shape_bias(
     decisions: Sequence[str], shapes: Sequence[str], textures: Sequence[str], names: Sequence[str]
 ) -> ShapeBias:
-    """Shape bias of decisions on cue-conflict pictures.
+    """Shape bias of decisions on cue-conflict images.
 
     Args:
-        decisions, shapes, textures: a category for each picture.
-        names: the categories, in the order of the report.
+        decisions, shapes, textures: the category of each image.
+        names: the categories, in report order.
 
     Raises:
-        ValueError: lists of different lengths, or a name that is no category.
+        ValueError: lists of different lengths, or an unknown category.
     """
     if not len(decisions) == len(shapes) == len(textures):
         raise ValueError("decisions, shapes and textures must be of one length")

@@ -1,9 +1,9 @@
 """Representation similarity: linear CKA, unbiased, from minibatches.
 
 Centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414) compares two sets of features of the same
-inputs, of any two widths: 1 for features equal up to rotation and scale, 0 for unrelated ones. The minibatch form
-(Nguyen et al. 2021, arXiv 2010.15327, equations 2 and 3) averages the unbiased estimate of HSIC (Song et al. 2012)
-over batches, so that its expectation does not depend on the batch size and features need not be kept.
+inputs, of any widths: 1 for features equal up to rotation and scale, 0 for unrelated ones. The minibatch form
+(Nguyen et al. 2021, arXiv 2010.15327, equations 2 and 3) averages the unbiased HSIC estimator (Song et al. 2012)
+over batches, so that its expectation does not depend on the batch size and features need not be stored.
 
 Shapes: n inputs of a batch, P and Q features of an input (any number of dimensions, flattened).
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def gram(x_nP: Tensor) -> Tensor:
-    """Linear kernel of a batch, ``(n, n)`` float64, its diagonal 0 as the unbiased estimate wants it.
+    """Linear Gram matrix of a batch, ``(n, n)`` float64, with a zero diagonal as the unbiased estimator requires.
 
-    Features lose their mean over the batch first: that changes no estimate and keeps digits.
+    Features are centred over the batch first, which does not change the estimate but reduces rounding errors.
     """
     x_nP = x_nP.detach().flatten(1).double()
     x_nP = x_nP - x_nP.mean(dim=0)
@@ -25,10 +25,10 @@ def gram(x_nP: Tensor) -> Tensor:
 
 
 def unbiased_hsic(k_nn: Tensor, l_nn: Tensor) -> Tensor:
-    """Unbiased estimate of the Hilbert-Schmidt independence criterion from two kernels with zero diagonals.
+    """Unbiased estimate of the Hilbert-Schmidt independence criterion from two Gram matrices with zero diagonals.
 
     Raises:
-        ValueError: fewer than four inputs, for which there is no such estimate.
+        ValueError: fewer than four inputs, for which the estimator is undefined.
     """
     n = len(k_nn)
     if n < 4:
@@ -62,7 +62,7 @@ class MinibatchCKA:
         """Add a batch: layer name -> features ``(n, …)`` of the same n inputs, in the same order.
 
         Raises:
-            ValueError: fewer than four inputs, numbers of inputs or names of layers that do not agree.
+            ValueError: fewer than four inputs, or mismatched numbers of inputs or layer names.
         """
         if len({len(features) for features in (*first.values(), *second.values())}) != 1:
             raise ValueError("every layer must hold features of the same inputs")
@@ -83,11 +83,11 @@ class MinibatchCKA:
         self.batches += 1
 
     def compute(self) -> Tensor:
-        """``(layers of the first, layers of the second)``; NaN for a layer that says the same of every input."""
+        """CKA matrix ``(layers of the first, layers of the second)``; NaN for layers with constant features."""
         if self.batches == 0:
             raise ValueError("no batch was given")
         own_k, own_l = self._own
-        # The estimate of HSIC(K, K) can fall below 0 by chance where features are almost constant.
+        # The estimate of HSIC(K, K) can be slightly negative for nearly constant features.
         norm = (own_k.clamp(min=0)[:, None] * own_l.clamp(min=0)).sqrt()
         return torch.where(norm > 0, self._cross / norm, torch.nan)
 

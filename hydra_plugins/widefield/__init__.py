@@ -1,1 +1,1 @@
-"""Sweepers of this workbench; Hydra finds them by the package's name."""
+"""Sweepers of this workbench; Hydra discovers them by the package name."""

@@ -1,4 +1,4 @@
-"""Puts the YAML of installed plug-ins on Hydra's search path, behind our own `conf/`."""
+"""Appends the configuration folders of installed plug-ins to Hydra's search path, after our own `conf/`."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -7,7 +7,7 @@ from workbench.conf_folders import PROVIDER, plugins
 
 
 class PluginFolders(SearchPathPlugin):
-    """Every distribution with an entry point `widefield.plugins`."""
+    """Adds every distribution with an entry point `widefield.plugins` to the search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for plugin in plugins():

@@ -1,7 +1,7 @@
-"""A sweep that Optuna steers: it chooses the next settings from the values of the runs before.
+"""A sweep driven by Optuna, which proposes settings based on the results of earlier runs.
 
-The study is kept in an SQLite file, so that a killed one goes on: `sweep.resume=DIR` first finishes the runs that were
-under way, tries the failed ones again, then asks for new ones until there are `n_trials`.
+The study is stored in an SQLite file, so that it can be resumed: `sweep.resume=DIR` first finishes interrupted runs,
+retries failed ones, then asks for new ones until there are `n_trials`.
 """
 
 import logging
@@ -29,15 +29,16 @@ log = logging.getLogger("widefield")
 
 
 class StudySweeper(FrozenSweeper):
-    """Search the settings with the best monitored metric.
+    """Search for the settings with the best monitored metric.
 
     Args:
         params: as for the grid, and intervals: `optimizer.lr: tag(log, interval(1e-4, 1e-2))`.
-        n_trials: runs in all.
-        n_jobs: runs chosen at once, none knowing the others' values; for launchers that run several together.
+        n_trials: total number of runs.
+        n_jobs: number of runs proposed at once, independently of each other; for launchers that run several in
+            parallel.
         direction: `maximize` or `minimize`.
-        storage: an address of Optuna's; `None`: `study.db` in the sweep's folder.
-        sampler: makes the sampler, given a seed.
+        storage: Optuna storage URL; `None` for `study.db` in the sweep's folder.
+        sampler: factory of the sampler, called with a seed.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class StudySweeper(FrozenSweeper):
             direction=self.direction,
             load_if_exists=True,
         )
-        # Another seed after a resume, or the sampler would propose its first settings once more.
+        # A different seed after a resume; otherwise the sampler would propose its first settings again.
         study.sampler = self.sampler(seed=int(self.config.seed) + len(study.trials))
         self.folder.axes = list(space)
         waiting = self._left_behind(study, fixed)
@@ -102,7 +103,7 @@ class StudySweeper(FrozenSweeper):
             log.info("best: %s gives %.4g", best, study.best_value)
 
     def _left_behind(self, study: "Study", fixed: list[str]) -> list[tuple[int, Job]]:
-        """Runs of the study that were under way when it was killed, and failed ones, which are asked for once more."""
+        """Interrupted runs of the study, and failed ones, which are enqueued again."""
         from optuna.trial import TrialState
 
         waiting: dict[str, tuple[int, Job]] = {}
@@ -137,7 +138,7 @@ class StudySweeper(FrozenSweeper):
         fixed: list[str],
         waiting: list[tuple[int, Job]],
     ) -> list[tuple[int, Job]]:
-        """The next runs to make: those left behind, then new ones."""
+        """The next runs: unfinished ones first, then new ones."""
         from optuna.trial import TrialState
 
         batch: list[tuple[int, Job]] = []
@@ -170,15 +171,15 @@ class StudySweeper(FrozenSweeper):
 
 
 class StrangeStudy(Exception):
-    """A study that is not the one of this sweep."""
+    """The study does not belong to this sweep."""
 
 
 @contextmanager
 def study_errors(name: str, sweep: Path) -> Iterator[None]:
-    """Turn what the study's storage answers into a `UsageError`: its name, what is wrong and what to do.
+    """Convert storage errors of the study into a `UsageError` with the storage's name, the cause and a remedy.
 
     Args:
-        name: what the storage is called; an address may hold a password.
+        name: name of the storage in messages, since its URL may contain a password.
         sweep: the sweep's folder.
     """
     from optuna.exceptions import OptunaError
@@ -201,14 +202,14 @@ def study_errors(name: str, sweep: Path) -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> str:
-    """The first line of what the database itself said."""
+    """First line of the message of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """Where Optuna may look, from Hydra's way to say it."""
+    """Convert a Hydra sweep override to an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()

@@ -1,9 +1,9 @@
-"""Widefield's two sweepers: a grid that can be continued, and a study that Optuna steers.
+"""Widefield's two sweepers: a resumable grid, and a study driven by Optuna.
 
-Hydra accepts sweepers from the package `hydra_plugins` only; conf/hydra/sweeper/ makes the first one the default. Both
-freeze the YAML when they start (a launcher would otherwise compose each run from what the files say by then), keep a
-list of their runs in `sweep.json`, and end with a report. They work with any of Hydra's launchers. This module is
-imported at every start, so it imports nothing heavy.
+Hydra accepts sweepers from the package `hydra_plugins` only; conf/hydra/sweeper/ makes the grid the default. Both
+take a snapshot of the YAML at the start (a launcher would otherwise compose each run from the current files), keep
+a list of their runs in `sweep.json`, and finish with a report. They work with any Hydra launcher. This module is
+imported at every start, so its imports are kept light.
 """
 
 import itertools
@@ -43,14 +43,14 @@ from workbench.words import check_words, explained
 
 log = logging.getLogger("widefield")
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # a sweep, beside Ctrl-C
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # signals that end a sweep, besides Ctrl-C
 
 
 class FrozenSweeper(Sweeper):
-    """What both sweepers share.
+    """Base class of both sweepers.
 
     Args:
-        params: what to vary, in Hydra's syntax (`seed: 0,1,2`); the command line adds to it and wins.
+        params: the sweep axes in Hydra's syntax (`seed: 0,1,2`); the command line extends and overrides them.
     """
 
     config: DictConfig
@@ -65,11 +65,11 @@ class FrozenSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         with plain_errors():
             resumed = self.config.sweep.resume is not None
-            # Words that begin so are about the sweep, not about its runs.
+            # Overrides of `sweep.` concern the sweep, not its runs.
             words = [word for word in arguments if not word.startswith("sweep.")]
             overrides = self._parse([f"{key}={value}" for key, value in self.params.items()] + words)
             self.check(overrides)
-            # For launchers that start their processes elsewhere.
+            # For launchers whose processes start in another directory.
             os.environ["PYTHONPATH"] = os.pathsep.join(
                 filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
             )
@@ -79,26 +79,26 @@ class FrozenSweeper(Sweeper):
             sys.exit(self._finish())
 
     def check(self, overrides: list[Override]) -> None:
-        """Raise a `UsageError` where what is said makes no sweep of this kind."""
+        """Raise a `UsageError` if the overrides do not define a sweep of this kind."""
 
     def run(self, overrides: list[Override], resumed: bool) -> None:
-        """Make every run that is still to be made."""
+        """Run all pending jobs."""
         raise NotImplementedError
 
     def launch(self, jobs: Sequence[Job]) -> list[float | None]:
-        """Hand jobs to the launcher; returns their values, `None` for those that failed."""
+        """Pass jobs to the launcher; returns their values, `None` for failed ones."""
         first = self.folder.jobs.index(jobs[0])
         words = [[*job.overrides, f"hydra.sweep.subdir='{job.folder}'"] for job in jobs]
         try:
             returned = self.launcher.launch(words, initial_job_idx=first)
             return [done.return_value for done in returned]
-        except Exception as error:  # each run's own errors are in its record; this is the launcher's
+        except Exception as error:  # an error of the launcher; errors of runs are in their records
             said = sentence(error) or f"{type(error).__name__}: {error}".splitlines()[0]
             log.error("error: the launcher stopped early: %s", said)
             return [self.folder.record(job).get("value") for job in jobs]
 
     def misfit(self, job: Job) -> str | None:
-        """Why the words of a job do not compose, in a sentence; `None` if they do."""
+        """Error message if the overrides of a job cannot be composed, else `None`."""
         try:
             cfg = self.context.config_loader.load_sweep_config(self.config, job.overrides)
             check_words(cfg, job.overrides)
@@ -109,13 +109,13 @@ class FrozenSweeper(Sweeper):
         return None
 
     def record_misfit(self, job: Job, error: str) -> None:
-        """Record a run that cannot even be started."""
+        """Record a run that cannot be started as failed."""
         log.error("run %s: failed: %s", job.folder, error)
         record = {"overrides": job.overrides, "axes": self.folder.axes, "started": now()}
         write_record(self.folder.path / job.folder, status=FAILED, error=error, value=None, **record)
 
     def _open(self, path: Path, words: list[str], resumed: bool) -> SweepFolder:
-        """The sweep's folder with its snapshot; from here on everything is composed from that."""
+        """Open or create the sweep's folder; from here on everything is composed from its snapshot."""
         if resumed:
             folder = SweepFolder.load(path)
         elif (path / SWEEP).exists():
@@ -141,14 +141,14 @@ class FrozenSweeper(Sweeper):
         return folder
 
     def _parse(self, words: list[str]) -> list[Override]:
-        """What is said, each key once: the last time counts."""
+        """Parse overrides; the last one of each key wins."""
         parsed = OverridesParser.create(self.context.config_loader).parse_overrides(words)
         return list({override.get_key_element(): override for override in parsed}.values())
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """End the sweep on a signal with a sentence on how to go on with it; what `nohup` ignores stays ignored."""
-        STOP.patience = lambda: math.inf  # its runs are given the time to save
+        """On a signal, end the sweep and log how to resume it; signals ignored through `nohup` stay ignored."""
+        STOP.patience = lambda: math.inf  # wait until its runs have saved
         ended = {number: lambda number, _: sys.exit(128 + number) for number in ENDING}
         handlers = {signal.SIGINT: signal.default_int_handler, **ended}
         handlers = {
@@ -160,8 +160,8 @@ class FrozenSweeper(Sweeper):
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
-            if "submitit" not in str(self.config.hydra.launcher._target_):  # those runs go on elsewhere
-                with suppress(OSError, WriteError):  # a full disk: their records say that they run
+            if "submitit" not in str(self.config.hydra.launcher._target_):  # cluster jobs keep running
+                with suppress(OSError, WriteError):  # a full disk: their records still say "running"
                     self.folder.mark_stopped()
             log.warning("the sweep was stopped; to go on with it: %s", command(**{KEY: self.folder.path}))
             if self.folder.any_ended():
@@ -173,7 +173,7 @@ class FrozenSweeper(Sweeper):
 
     @contextmanager
     def _summed_up(self) -> Iterator[None]:
-        """Where a fault ends the sweep early, say first what its runs came to."""
+        """If an exception ends the sweep early, log the summary of its runs first."""
         try:
             yield
         except Exception:
@@ -188,7 +188,7 @@ class FrozenSweeper(Sweeper):
 
 
 class GridSweeper(FrozenSweeper):
-    """Every combination of the values given; `sweep.resume=DIR` makes those runs that are missing, failed or killed."""
+    """Cartesian product of the given values; `sweep.resume=DIR` runs the missing, failed and killed jobs."""
 
     def run(self, overrides: list[Override], resumed: bool) -> None:
         if not resumed:
@@ -196,8 +196,8 @@ class GridSweeper(FrozenSweeper):
             self.folder.save()
         pending = self.folder.unfinished()
         misfits = {job.folder: error for job in pending if (error := self.misfit(job))}
-        if pending and len(misfits) == len(self.folder.jobs):  # nothing but a mistake
-            if not resumed:  # all that is in the folder is what this command has put there
+        if pending and len(misfits) == len(self.folder.jobs):  # every run is invalid: a usage error
+            if not resumed:  # the folder holds only what this command created
                 shutil.rmtree(self.folder.path)
             raise UsageError(misfits[pending[0].folder])
         for job in pending:
@@ -209,7 +209,7 @@ class GridSweeper(FrozenSweeper):
             self.launch(pending)
 
     def _grid(self, overrides: list[Override]) -> tuple[list[str], list[Job]]:
-        """The axes and all combinations, the last axis running fastest."""
+        """The axes and all combinations; the last axis varies fastest."""
         choices = {override.get_key_element(): self._values(override) for override in overrides}
         axes = [override.get_key_element() for override in overrides if override.is_sweep_override()]
         combinations = list(itertools.product(*choices.values()))
@@ -237,7 +237,7 @@ class GridSweeper(FrozenSweeper):
         return names
 
     def _options(self, group: str) -> list[str]:
-        """The files of a group, or where it has only folders, theirs as FOLDER/NAME; none that begin with `_`."""
+        """The options of a group, or FOLDER/NAME of its subfolders if it has only those; names with `_` are skipped."""
         loader = self.context.config_loader
         own = [name for name in loader.get_group_options(group) if not name.startswith("_")]
         folders = [] if own else loader.list_groups(group)

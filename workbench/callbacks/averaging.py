@@ -1,4 +1,4 @@
-"""Averages of the weights: what validation, test and checkpoints use instead of the last step's weights."""
+"""Weight averaging: validation, test and checkpoints use the average instead of the last step's weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,31 +11,30 @@ from torch import Tensor
 from workbench.errors import UsageError
 
 Pair = tuple[Tensor, Tensor]  # an entry of the average, and the model's
-TRAINING_STATE = "training_state_dict"  # of a checkpoint: the weights that training goes on from
+TRAINING_STATE = "training_state_dict"  # checkpoint key of the weights from which training resumes
 
 
 class AveragedWeights(Callback):
-    """Keeps an average of all weights and of the batch norms' statistics, beside the weights that are trained.
+    """Keeps an average of all weights and batch-norm statistics beside the trained weights.
 
-    The model holds the average while it is validated and after training. A checkpoint's `state_dict` is the average, so
-    that whoever reads it has the very weights that were validated; the weights to go on training from stand beside it.
-    Averages are taken where the optimiser steps, not where a batch ends: a run that is stopped and continued anywhere
-    makes the same ones.
+    The average is swapped into the model for validation and after training. A checkpoint's `state_dict` is the average,
+    i.e. the validated weights; the weights from which training resumes are stored beside it. The average is updated
+    after optimiser steps, not batches, so that an interrupted and resumed run computes the same averages.
 
-    A subclass says in `share` how much the new weights count.
+    Subclasses define the weight of the new parameters in `share`.
     """
 
     def __init__(self) -> None:
         self.updates = 0
-        # The average; while that is in the model, the weights that are trained.
+        # The average or, while the average is in the model, the trained weights.
         self.average: dict[str, Tensor] = {}
         self.in_model = False
 
     def share(self, trainer: Trainer) -> float | None:
-        """What the weights after this optimiser step count in the average, from 0 to 1; None: nothing happens."""
+        """Weight in [0, 1] of the parameters after this optimiser step in the average; None skips the update."""
         raise NotImplementedError
 
-    # -- where the average lives ----------------------------------------------------------------------------------
+    # -- updating the average -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -51,7 +50,7 @@ class AveragedWeights(Callback):
             self.average[name] = kept.detach().to(value.device, copy=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Gathered once: to walk all modules at every step takes longer than to average.
+        # Collected once: traversing all modules at every step takes longer than the averaging.
         pairs = [(self.average[name], value) for name, value in self._state(pl_module).items()]
         real = [pair for pair in pairs if pair[1].is_floating_point()]
         counts = [pair for pair in pairs if not pair[1].is_floating_point()]
@@ -81,7 +80,7 @@ class AveragedWeights(Callback):
             self.average[name].copy_(before)
         self.in_model = not self.in_model
 
-    # -- when the model holds it ----------------------------------------------------------------------------------
+    # -- swapping the average into the model ----------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.average and not self.in_model:
@@ -113,7 +112,7 @@ class AveragedWeights(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != "fit":  # a test runs the average, which is in the model already
+        if trainer.state.fn != "fit":  # a test uses the average, which is already in the model
             return
         self.average = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         pl_module.load_state_dict(checkpoint.get(TRAINING_STATE, checkpoint["state_dict"]))
@@ -124,8 +123,8 @@ class ExponentialAverage(AveragedWeights):
 
     Args:
         decay: d.
-        warmup: lower d in the first steps, `min(decay, (1 + n) / (10 + n))` after n updates: else the average of a
-            short run stays near the untrained weights (with 0.999 for some 2,000 steps).
+        warmup: use a lower d in the first steps, `min(decay, (1 + n) / (10 + n))` after n updates; otherwise the
+            average stays close to the initial weights early on (with 0.999 for about 2,000 steps).
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
@@ -141,12 +140,12 @@ class ExponentialAverage(AveragedWeights):
 
 
 class EpochAverage(AveragedWeights):
-    """The plain mean of the weights at the end of every epoch from `start_epoch` on (as in the recipes of AST).
+    """Uniform average of the weights at the end of every epoch from `start_epoch` on (as in the recipes of AST).
 
-    Before, validation and checkpoints use the weights as they are.
+    Before that epoch, validation and checkpoints use the current weights.
 
     Args:
-        start_epoch: the first epoch that counts, from 0.
+        start_epoch: the first epoch to average, counted from 0.
     """
 
     def __init__(self, start_epoch: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""best.ckpt: the checkpoint of the best epoch, with what was measured of it."""
+"""best.ckpt: the checkpoint of the best epoch, with its metrics."""
 
 import math
 from pathlib import Path
@@ -15,18 +15,17 @@ LOSS = "val/loss"
 class BestCheckpoint(Checkpoint):
     """Writes a checkpoint after each epoch whose monitored metric is the best so far.
 
-    Of epochs with the same metric the one with the lower validation loss is better, then the earlier one. A metric that
-    is not a number is worse than any number.
+    Ties are broken by the lower validation loss, then by the earlier epoch. NaN is worse than any number.
 
     Args:
-        path: the file.
+        path: the checkpoint file.
         monitor: full name of the metric, e.g. `val/acc`.
         mode: `max` or `min`.
 
     Attributes:
-        score: the best value, None before the first validation.
-        epoch: its epoch, from 0.
-        metrics: everything that validation measured of those weights, by full name.
+        score: the best value; None before the first validation.
+        epoch: its epoch, counted from 0.
+        metrics: all validation metrics of that epoch, by full name.
     """
 
     def __init__(self, path: str, monitor: str, mode: str) -> None:
@@ -41,7 +40,7 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        # At an epoch's end its checkpoint is complete: a run can go on from it.
+        # At the end of an epoch, wait for on_train_epoch_end, so that training can resume from the checkpoint.
         self._validated = trainer.is_last_batch
         if not self._validated:
             self._compare(trainer)

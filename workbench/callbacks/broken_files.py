@@ -1,4 +1,4 @@
-"""Counts the files that cannot be read, names each once, and stops a run that has too many."""
+"""Counts unreadable files, logs each once, and stops a run with too many of them."""
 
 import logging
 from typing import Any
@@ -12,10 +12,10 @@ log = logging.getLogger("widefield")
 
 
 class BrokenFiles(Callback):
-    """Go on while fewer than `most` of all files are broken, else raise a `DataError`.
+    """Raise a `DataError` as soon as a fraction `most` of all files is broken.
 
     Args:
-        most: share of all files (train, val and test) from which on the run stops.
+        most: fraction of all files (train, val and test) at which the run stops.
     """
 
     def __init__(self, most: float = 0.01) -> None:

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number, before the weights are touched."""
+"""Stops a run whose loss is not finite, before the weights are updated."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from workbench.errors import TrainingError
 
 
 class FiniteLoss(Callback):
-    """Raise a `TrainingError` when the loss is NaN or infinite; the last good checkpoint stays.
+    """Raise a `TrainingError` when the loss is NaN or infinite; the last good checkpoint is kept.
 
     Args:
-        checkpoint_dir: where the run keeps its checkpoints, named in the message.
-        every_n_steps: how often to look (each look waits for the GPU).
+        checkpoint_dir: the run's checkpoint folder, named in the message.
+        every_n_steps: check interval (each check synchronises with the GPU).
     """
 
     def __init__(self, checkpoint_dir: str, every_n_steps: int = 1) -> None:

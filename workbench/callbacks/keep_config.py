@@ -1,4 +1,4 @@
-"""Writes the configuration of a run that goes on."""
+"""Writes the configuration of a resumed run."""
 
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
@@ -7,9 +7,9 @@ from workbench.results import write_config
 
 
 class KeepConfig(Callback):
-    """Writes `config.yaml` anew when every process of a run has read the one before, by which it goes on.
+    """Overwrites `config.yaml` once every process of a resumed run has read the previous one.
 
-    The trainer's processes wait for each other before they are set up; until then some may not even be started.
+    The trainer's processes synchronise before `setup`; until then some may not have started yet.
 
     Args:
         cfg: this command's configuration.

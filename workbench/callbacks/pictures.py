@@ -1,4 +1,4 @@
-"""Draws what the model sees and how it learns into the run's `figures/` folder."""
+"""Plots inputs, learning curves and test results into the run's `figures/` folder."""
 
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ SHOWN = 12
 
 
 class Pictures(Callback):
-    """`inputs.png` (maps of the first training batch, augmented), `samples.png` (raw samples beside their maps,
-    where the embedder draws them), `curves.png` and the task's own test pictures; of a joint run a folder each task.
+    """Writes `inputs.png` (augmented maps of the first training batch), `samples.png` (raw samples beside their maps,
+    if the embedder can draw them), `curves.png` and the task's own test figures; joint runs have a folder per task.
 
     Args:
-        folder: where the PNG files go.
+        folder: folder of the PNG files.
     """
 
     def __init__(self, folder: str) -> None:
@@ -38,7 +38,7 @@ class Pictures(Callback):
         if file.exists() or not len(batch) or not trainer.is_global_zero:
             return
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):  # drawing must not change what training draws
+        with torch.no_grad(), torch.random.fork_rng(devices):  # keep the random state of training unchanged
             raw, captions = task.preview(batch, SHOWN)
             maps_BVCHW = task.embed(raw, train=True)
         embedder: Any = task.network.embedder
@@ -62,7 +62,7 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Training)
-        # Computed by all processes together.
+        # Computed collectively by all processes.
         reports = {name: task.test_report() for name, task in pl_module.by_task().items()}
         if not trainer.is_global_zero:
             return
@@ -76,6 +76,6 @@ class Pictures(Callback):
 
 
 def _data_of(trainer: Trainer) -> dict[str, DataModule]:
-    """The data of each task of a run, by its name."""
+    """Maps each task name of a run to its data module."""
     source: DataModule | JointData = trainer.datamodule  # type: ignore[attr-defined]
     return source.by_task()

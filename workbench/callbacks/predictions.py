@@ -1,4 +1,4 @@
-"""predictions.csv of a test: what the model says of every test sample, beside the truth."""
+"""predictions.csv of a test: prediction and ground truth of every test sample."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from lightning import Callback, LightningModule, Trainer
 from tasks.task import Training
 from workbench.files import write_table
 
-Rows = list[tuple[int, list[dict[str, Any]]]]  # of each sample, by its place in the split
+Rows = list[tuple[int, list[dict[str, Any]]]]  # (index in the split, rows) of each sample
 
 
 class Predictions(Callback):
-    """Writes `predictions.csv` after a test, of a joint run `predictions_NAME.csv` for each task.
+    """Writes `predictions.csv` after a test; for a joint run, `predictions_NAME.csv` for each task.
 
-    The rows are the task's own (`Task.test_rows`) behind the sample's file, in the order of the split. Files that could
-    not be read stand at the end with their error.
+    Each row has the sample's file, then the task's columns (`Task.test_rows`), in the order of the split. Unreadable
+    files come last, with their error.
 
     Args:
-        folder: where it is written.
+        folder: output folder.
     """
 
     def __init__(self, folder: str) -> None:
@@ -69,7 +69,7 @@ class Predictions(Callback):
 
 
 def _together(own: dict[str, Any]) -> dict[str, list[Any]]:
-    """The lists of all processes of a distributed run, one after the other."""
+    """Concatenated lists of all processes of a distributed run."""
     if not (dist.is_available() and dist.is_initialized()):
         return own
     parts: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""A progress bar with loss and accuracy on a terminal; one line an epoch in the log either way."""
+"""A progress bar with loss and accuracy on a terminal, and one log line per epoch in any case."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ from workbench.console import console
 
 log = logging.getLogger("widefield")
 
-METRICS_EVERY = 0.25  # seconds: reading a metric makes the host wait for the GPU
+METRICS_EVERY = 0.25  # seconds: reading a metric synchronises with the GPU
 
 
 class Progress(ProgressBar):
-    """A bar of one row for the epoch or the test, one below it for a validation, and after each epoch one line.
+    """One bar for the epoch or test, a second one for validation, and one log line after each epoch.
 
-    The bars stand below everything that is printed through `console` and vanish when their phase ends. Where the
-    output is no terminal there are none.
+    The bars stay below all output printed through `console` and disappear when their phase ends. They are not shown
+    if the output is not a terminal.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Progress(ProgressBar):
         self._started = 0.0
         self._shown = -math.inf
         self._first = 0
-        self._validated = False  # in the epoch that the next line is about
+        self._validated = False  # whether the epoch of the next log line was validated
 
     def disable(self) -> None:
         self._enabled = False
@@ -46,7 +46,7 @@ class Progress(ProgressBar):
         self._started = time.monotonic()
         self._first = trainer.current_epoch
 
-    # A task logs its training metrics when the epoch's callbacks are through, so the line is printed a moment later.
+    # Tasks log their training metrics after the epoch's callbacks, so the line is printed at the next epoch's start.
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch > self._first:
@@ -143,7 +143,7 @@ class Progress(ProgressBar):
         in_short = pl_module.in_short if isinstance(pl_module, Training) else str
         splits = (
             ("train/", "val/") if self._validated else ("train/",)
-        )  # the trainer keeps an older validation's
+        )  # the trainer keeps the metrics of older validations
         self._validated = False
         shown = {
             name: float(value)
@@ -161,7 +161,7 @@ class Progress(ProgressBar):
 
 
 def _display() -> Display:
-    """Rows that fit any terminal: first the metrics are cut, then the bar is shortened."""
+    """A progress display for any terminal width: metrics are truncated first, then the bar shrinks."""
     whole = Column(no_wrap=True)
     return Display(
         TextColumn("{task.description}", markup=False, table_column=whole),

@@ -1,4 +1,4 @@
-"""More epochs for a run than it was planned for: what that does to the learning rate."""
+"""Resuming a run with another number of epochs: the effect on the learning-rate schedule."""
 
 import logging
 from collections.abc import Callable
@@ -15,19 +15,18 @@ from workbench.errors import UsageError
 
 log = logging.getLogger("widefield")
 
-# What a schedule's state says of where it stands; the rest says how it was planned.
+# Keys of a scheduler's state that hold its progress; the others hold its plan.
 STANDING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "base_lrs")
 
 
 class Replan(Callback):
-    """Plan the schedule of a continued run over another number of epochs, as if it had been asked for at first.
+    """Recompute the schedule of a resumed run for another number of epochs, as if it had been set from the start.
 
-    A schedule of `tasks.schedules` is a function of the step and the planned steps: from here on it is that of the new
-    plan. One that keeps its plan in the checkpoint cannot be changed
-    (`refuse_kept_plan`).
+    A schedule of `tasks.schedules` is a function of the step and the planned number of steps, so it continues with the
+    new plan. One that stores its plan in the checkpoint cannot be changed (`refuse_kept_plan`).
 
     Args:
-        planned: epochs that the checkpoint was to have.
+        planned: number of epochs for which the checkpoint was planned.
     """
 
     def __init__(self, planned: int) -> None:
@@ -60,7 +59,7 @@ class Replan(Callback):
 
 
 def refuse_kept_plan(make_scheduler: Callable[..., LRScheduler], max_epochs: int) -> None:
-    """Raise a `UsageError` for a schedule that keeps in the checkpoint how many steps it was planned for."""
+    """Raise a `UsageError` for a scheduler whose checkpoint state depends on the planned number of steps."""
     plans = []
     for steps in (100, 200):
         schedule = make_scheduler(SGD([torch.zeros(1)], lr=1.0), total_steps=steps, steps_per_epoch=10)
@@ -75,7 +74,7 @@ def refuse_kept_plan(make_scheduler: Callable[..., LRScheduler], max_epochs: int
 
 
 def rates_at(schedule: LambdaLR, step: int) -> list[float]:
-    """The learning rate of each group at a step."""
+    """The learning rate of each parameter group at a step."""
     return [
         float(base * factor(step))
         for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)

@@ -1,4 +1,4 @@
-"""Every training step draws from its own seed, so that a continued run repeats exactly what an unbroken one does."""
+"""Seeds every training step separately, so that a resumed run is identical to an uninterrupted one."""
 
 import random
 from typing import Any
@@ -11,8 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 class StepSeed(Callback):
     """Seed all generators before each training step from (seed, epoch, batch, rank).
 
-    Dropout, drop path, mixup and masks then depend on nothing that came before, and no generator state has to be
-    saved. Readers draw from (seed, epoch, index) in the same spirit, see `tasks.datasets.base`.
+    Dropout, drop path, mixup and masks then do not depend on earlier steps, and no generator state has to be
+    saved. Likewise, datasets seed from (seed, epoch, index), see `tasks.datasets.base`.
 
     Args:
         seed: the run's seed.

@@ -1,1 +1,1 @@
-"""The actions `probe_…`: which network, on which data, and what is written; the measuring is `backbone.probes`."""
+"""The actions `probe_…`: network and data selection and output files; the analyses are in `backbone.probes`."""

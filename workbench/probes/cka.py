@@ -1,4 +1,4 @@
-"""action=probe_cka: which layers say the same, within a network or across networks and modalities."""
+"""action=probe_cka: similarity (CKA) of layers within a network or across networks and modalities."""
 
 import itertools
 from pathlib import Path
@@ -35,7 +35,7 @@ Pair = tuple[str, str]
 
 
 def probe(cfg: DictConfig) -> None:
-    """Write `cka.json`, `cka.csv` and `figures/cka.png`, with several networks `figures/cka_networks.png` too."""
+    """Write `cka.json`, `cka.csv`, `figures/cka.png` and, for several networks, `figures/cka_networks.png`."""
     options = cfg.action
     if options.layers not in LAYERS:
         raise UsageError(f"action.layers must be one of {', '.join(LAYERS)}, not {options.layers}")
@@ -90,7 +90,7 @@ def _untrained(probed: Probed) -> Probed:
     fresh = probed.cfg.copy()
     fresh.backbone.pretrained = None
     twin = composed_network(fresh, probed.task.data_info)
-    twin.task.network.embedder = probed.task.network.embedder  # the same maps: only the backbone is another
+    twin.task.network.embedder = probed.task.network.embedder  # the same maps: only the backbone differs
     return twin
 
 
@@ -105,10 +105,10 @@ def _short(name: str) -> str:
 def measure(
     networks: dict[str, Probed], data: DataModule, cfg: DictConfig
 ) -> tuple[dict[Pair, MinibatchCKA], int]:
-    """CKA of every pair of networks, the same among them, on the first one's samples; and how many those were.
+    """CKA of every pair of networks (including each with itself) on the first one's samples, and the number of samples.
 
-    A network of the same modality reads the samples through its own embedder. One of another modality is shown the
-    first one's maps, channels brought to the number it reads.
+    Networks of the same modality use their own embedder. Networks of another modality get the first one's maps,
+    adapted to their number of channels.
     """
     pairs = list(itertools.combinations_with_replacement(networks, 2))
     found = {pair: MinibatchCKA() for pair in pairs}
@@ -132,7 +132,7 @@ def measure(
 
 
 def features_of(probed: Probed, maps_BVCHW: Tensor, layers: str, pool: bool) -> dict[str, Tensor]:
-    """Layer -> features of each sample (B, …): those of its maps side by side."""
+    """Layer -> features of each sample (B, …), concatenated over its maps."""
     views = maps_BVCHW.shape[1]
     maps_NCHW = to_channels(maps_BVCHW.flatten(0, 1), probed.backbone.in_chans)
     if layers == "stages":
@@ -147,7 +147,7 @@ def features_of(probed: Probed, maps_BVCHW: Tensor, layers: str, pool: bool) -> 
 
 
 def last_layers(found: dict[Pair, MinibatchCKA], names: list[str]) -> dict[str, dict[str, float]]:
-    """CKA of every network's last layer with every other's."""
+    """CKA between the last layers of all networks."""
     values: dict[str, dict[str, Any]] = {name: {} for name in names}
     for (one, other), cka in found.items():
         values[one][other] = values[other][one] = float(cka.compute()[-1, -1])

@@ -1,4 +1,4 @@
-"""What the probes share: the network asked about, the maps it is shown, and where the results go."""
+"""Shared by the probes: the probed network, its input maps, and output files."""
 
 import logging
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ UNTRAINED = "untrained"
 
 @dataclass
 class Probed:
-    """A network and how to call it.
+    """A probed network.
 
     Args:
-        cfg: the composition it belongs to.
+        cfg: its configuration.
         task: in evaluation mode, on the device.
-        name: for tables and titles: backbone, and what it was trained on or that it was not.
-        trained: whether its weights are learnt ones.
+        name: for tables and titles: the backbone and its training data, or "untrained".
+        trained: whether its weights are trained.
     """
 
     cfg: DictConfig
@@ -53,7 +53,7 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
     """The network of a checkpoint file or run folder."""
     asking = cfg.copy()
     asking.ckpt = path
-    if path != cfg.ckpt:  # the words of this command are about the network of `ckpt=`
+    if path != cfg.ckpt:  # this command's overrides apply to the network of `ckpt=` only
         recorded(asking, [])
     restored = restore(asking)
     name = f"{restored.cfg.backbone.name}, trained on {restored.cfg.task.name}"
@@ -62,7 +62,7 @@ def from_checkpoint(cfg: DictConfig, path: str) -> Probed:
 
 
 def composed_network(cfg: DictConfig, data_info: dict[str, Any]) -> Probed:
-    """The network of this command line: official weights where `backbone.pretrained` names some, else untrained."""
+    """The network composed by this command: official weights if `backbone.pretrained` is set, else untrained."""
     seed_everything(cfg.seed, verbose=False)
     task = build_task(cfg, data_info).to(device_of(cfg)).eval()
     pretrained = cfg.backbone.pretrained
@@ -71,7 +71,7 @@ def composed_network(cfg: DictConfig, data_info: dict[str, Any]) -> Probed:
 
 
 def asked_about(cfg: DictConfig) -> tuple[Probed, DataModule]:
-    """The network that `ckpt` names, or without it the composed one, and its data."""
+    """The network of `ckpt`, or the composed one if it is not set, and its data."""
     if cfg.ckpt is not None:
         probed = from_checkpoint(cfg, cfg.ckpt)
         return probed, build_data(probed.cfg)
@@ -86,12 +86,12 @@ def asked_about(cfg: DictConfig) -> tuple[Probed, DataModule]:
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """The GPU where there is one and the trainer may use it, else the CPU."""
+    """The GPU if there is one and the trainer may use it, else the CPU."""
     return torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Iterator[Any]:
-    """Raw batches of the test split on the task's device, at most ``most`` samples spread evenly over it."""
+    """Raw batches of the test split on the task's device, at most ``most`` evenly spaced samples."""
     if most < 1 or batch_size < 1:
         raise UsageError(
             f"action.inputs and action.batch_size must be at least 1, not {most} and {batch_size}"
@@ -111,13 +111,13 @@ def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Itera
 
 @torch.no_grad()
 def maps_of(task: Task, raw: Any) -> Tensor:
-    """Raw batch -> maps (B, V, C, H, W); of several crops of a sample the first."""
+    """Raw batch -> maps (B, V, C, H, W); only the first crop if a sample has several."""
     network = task.network
     return network.maps(raw[:, 0] if network.crops(raw) else raw)
 
 
 def to_channels(maps_NCHW: Tensor, channels: int) -> Tensor:
-    """Maps with another number of channels: their mean for one, else the channels in turn.
+    """Adapt maps to another number of channels: the mean for one channel, otherwise the channels repeated cyclically.
 
     >>> to_channels(torch.zeros(2, 1, 8, 8), 3).shape
     torch.Size([2, 3, 8, 8])
@@ -131,7 +131,7 @@ def to_channels(maps_NCHW: Tensor, channels: int) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """Values for JSON: numbers that are not finite become null."""
+    """Values for JSON: non-finite floats become null."""
     return tree_map(lambda leaf: None if isinstance(leaf, float) and not _finite(leaf) else leaf, value)
 
 
@@ -140,6 +140,6 @@ def _finite(value: float) -> bool:
 
 
 def show_files(*files: Path) -> None:
-    """Name the files written."""
+    """Print the paths of the written files."""
     for file in files:
         console.print(f"  {file}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Pictures of what the probes found. Every function returns a Matplotlib figure."""
+"""Figures of probe results. Public functions return a Matplotlib figure."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ SHAPE, TEXTURE, NEITHER = "tab:blue", "tab:orange", "0.8"
 
 
 def wrapped(text: str, width: int) -> str:
-    """A title in lines of at most ``width`` characters."""
+    """Wrap a title at ``width`` characters."""
     return "\n".join(textwrap.wrap(text, width))
 
 
@@ -30,7 +30,7 @@ def wrapped(text: str, width: int) -> str:
 def receptive_fields(
     found: Mapping[str, ReceptiveField], steps: Mapping[str, int], axes: MapAxes, about: str
 ) -> Figure:
-    """A panel a network with the rectangles of its thresholds, then how contributions gather with distance."""
+    """One panel per network with its threshold rectangles, then cumulative contributions over the square's side."""
     first = next(iter(found.values()))
     height, width = first.scores_HW.shape
     high = float(np.clip(3.1 * height / width, 1.6, 4.4))
@@ -68,9 +68,7 @@ def _receptive_field(panel: Axes, field: ReceptiveField, axes: MapAxes, labelled
     shown = panel.imshow(
         scores_HW,
         cmap="magma",
-        norm=PowerNorm(
-            0.5, 0, 1
-        ),  # single pixels are far above the rest; a linear scale would show only those
+        norm=PowerNorm(0.5, 0, 1),  # a linear scale would show only the few dominant pixels
         origin="lower" if lower else "upper",
         interpolation="nearest",
     )
@@ -93,7 +91,7 @@ def _receptive_field(panel: Axes, field: ReceptiveField, axes: MapAxes, labelled
 
 
 def _gathering(field: ReceptiveField) -> tuple[list[int], list[float]]:
-    """Sides of squares, and the part of all (log-scaled) contributions in each."""
+    """Sides of centred squares, and the fraction of all (log-scaled) contributions in each."""
     scaled_HW = log_scaled(field.scores_HW)
     total = float(scaled_HW.sum())
     row, column = field.centre
@@ -111,7 +109,7 @@ def _gathering(field: ReceptiveField) -> tuple[list[int], list[float]]:
 
 
 def kernels(found: Sequence[MergedKernel], channels: int, name: str, most_rows: int = 12) -> Figure:
-    """A row a block: the mean size of its weights, then single channels; red raises, blue lowers."""
+    """One row per block: mean absolute weight, then single channels; red is positive, blue negative."""
     chosen = [found[index] for index in np.unique(np.linspace(0, len(found) - 1, most_rows).astype(int))]
     figure, grid = plt.subplots(
         len(chosen),
@@ -147,7 +145,7 @@ def kernels(found: Sequence[MergedKernel], channels: int, name: str, most_rows: 
 
 
 def kernel_energy(rows: Sequence[Mapping[str, Any]], share: float, name: str) -> Figure:
-    """How a kernel's energy gathers from its centre, and the square that holds a share of it, before and after."""
+    """Cumulative kernel energy from the centre, and the square with a given fraction of it, trained and untrained."""
     large = [row for row in rows if row["kernel_size"] >= 7] or list(rows)
     figure, (curves, bars) = plt.subplots(
         1, 2, figsize=(10.5, max(3.9, 0.24 * len(rows) + 1.4)), layout="constrained"
@@ -195,7 +193,7 @@ def kernel_energy(rows: Sequence[Mapping[str, Any]], share: float, name: str) ->
 
 
 def similarities(found: Mapping[tuple[str, str], MinibatchCKA], about: str) -> Figure:
-    """A panel a pair of networks: CKA of every layer of the first with every layer of the second."""
+    """One panel per pair of networks: CKA of every layer of the first with every layer of the second."""
     most = max(len(cka.rows) for cka in found.values())
     side = float(np.clip(0.22 * most + 1.6, 3.4, 8.5))
     figure, panels = plt.subplots(
@@ -223,7 +221,7 @@ def similarities(found: Mapping[tuple[str, str], MinibatchCKA], about: str) -> F
 
 
 def between_networks(last: Mapping[str, Mapping[str, float]], names: Sequence[str], about: str) -> Figure:
-    """CKA of every network's last layer with every other's."""
+    """CKA between the last layers of all networks."""
     values = np.array([[last[row][column] for column in names] for row in names])
     side = 1.1 * len(names) + 2.2
     figure, panel = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
@@ -243,7 +241,7 @@ def between_networks(last: Mapping[str, Mapping[str, float]], names: Sequence[st
 
 
 def shape_biases(found: ShapeBias, rows: Sequence[Mapping[str, Any]], about: str) -> Figure:
-    """The shape bias of each shape, and the decisions it rests on."""
+    """Shape bias of each shape category, and the underlying numbers of decisions."""
     names = list(found.per_category)
     figure, (dots, bars) = plt.subplots(
         1, 2, figsize=(9.6, 0.34 * len(names) + 1.9), sharey=True, layout="constrained"
@@ -272,7 +270,7 @@ def shape_biases(found: ShapeBias, rows: Sequence[Mapping[str, Any]], about: str
 
 
 def cue_examples(rows: Sequence[Mapping[str, Any]], about: str, most: int = 12) -> Figure:
-    """Pictures with their cues and what was decided: up to a third for texture, a third for neither, then shape."""
+    """Images with their cues and decisions: up to a third for texture, a third for neither, then shape."""
     rng = np.random.default_rng(0)
     kinds = [
         [row for row in rows if row["cue"] == kind] for kind in ("texture", "neither", "shape", "no conflict")
@@ -308,7 +306,7 @@ def cue_examples(rows: Sequence[Mapping[str, Any]], about: str, most: int = 12) 
 def robustness(
     found: Mapping[str, Curve], labels: Mapping[str, str], metric: str, floor: float, about: str
 ) -> Figure:
-    """A panel a corruption: the metric over its severity."""
+    """One panel per corruption: the metric over severity."""
     figure, panels = plt.subplots(
         1, len(found), figsize=(3.6 * len(found) + 0.6, 3.6), sharey=True, squeeze=False, layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""action=probe_erf: the effective receptive field, in numbers and as a picture, perhaps beside other networks."""
+"""action=probe_erf: the effective receptive field as numbers and a figure, optionally compared with other networks."""
 
 import copy
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def probe(cfg: DictConfig) -> float:
         raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {options.form}")
     probed, data = asked_about(cfg)
     with refused_settings():
-        stage_features(probed.backbone, options.stage)  # refuses a stage that is not there, before any work
+        stage_features(probed.backbone, options.stage)  # fails early for a stage that does not exist
         stride = strides(probed.backbone)[options.stage - 1]
         networks: dict[str, Backbone] = {probed.name: in_form(probed.backbone, options.form)}
         networks |= dict(compared(cfg, probed, name, options.form) for name in options.compare)
@@ -91,7 +91,7 @@ def in_form(backbone: Backbone, form: str) -> Backbone:
 
 
 def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str, Backbone]:
-    """A network to compare with, and its name: `untrained`, a checkpoint, or one of timm's."""
+    """A network to compare with, and its label; `name` is `untrained`, a checkpoint, or one of timm's models."""
     if name == UNTRAINED:
         fresh = probed.cfg.copy()
         fresh.backbone.pretrained = None
@@ -109,7 +109,7 @@ def compared(cfg: DictConfig, probed: Probed, name: str, form: str) -> tuple[str
 
 
 def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.device) -> tuple[str, Backbone]:
-    """One of timm's networks as a feature extractor, with random weights unless `pretrained`."""
+    """A timm model as a feature extractor, with random weights unless `pretrained`."""
     import timm
 
     if not timm.is_model(name):
@@ -120,9 +120,9 @@ def timm_network(name: str, in_chans: int, pretrained: bool, device: torch.devic
 
 
 def input_maps(cfg: DictConfig, probed: Probed, data: Any) -> Iterator[Tensor]:
-    """Batches of `action.inputs` single maps (N, C, H, W), enlarged to `action.size` where that is given."""
+    """Batches of `action.inputs` single maps (N, C, H, W), resized to `action.size` if given."""
     wanted, size = cfg.action.inputs, cfg.action.size
-    # One map of every sample: the views of a sample are no independent inputs.
+    # One map per sample: the views of a sample are not independent inputs.
     for count, raw in enumerate(test_raws(data, probed.task, wanted, cfg.action.batch_size)):
         maps_BVCHW = maps_of(probed.task, raw)
         views = maps_BVCHW.shape[1]
@@ -134,12 +134,12 @@ def input_maps(cfg: DictConfig, probed: Probed, data: Any) -> Iterator[Tensor]:
 
 
 def cfg_words(probed: Probed) -> str:
-    """The data in words."""
+    """Description of the data for titles."""
     return f"maps of {probed.cfg.task.name} ({probed.cfg.modality.name})"
 
 
 def table_of(found: dict[str, ReceptiveField]) -> list[dict[str, Any]]:
-    """A row a network and threshold."""
+    """One row per network and threshold."""
     return [
         {
             "network": name,
@@ -154,7 +154,7 @@ def table_of(found: dict[str, ReceptiveField]) -> list[dict[str, Any]]:
 
 
 def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str) -> dict[str, Any]:
-    """What `erf.json` holds."""
+    """Content of `erf.json`."""
     networks = [
         {
             "network": name,
@@ -175,7 +175,7 @@ def summary(found: dict[str, ReceptiveField], steps: dict[str, int], about: str)
 
 
 def keep_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
-    """Write the scores (H, W) of each network as one archive; where they are of drawn data, `drawn` says so."""
+    """Write the scores (H, W) of each network as one archive, with a provenance note `drawn` for synthetic data."""
     said = note()
 
     def write(draft: Path) -> None:

@@ -1,4 +1,4 @@
-"""action=probe_kernels: the merged kernels by stage, their energy by radius, how far they reach."""
+"""action=probe_kernels: the merged kernels by stage, their energy by radius, and their reach."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from workbench.results import write_config
 
 
 def probe(cfg: DictConfig) -> float | None:
-    """Write `kernels.json`, `kernels.csv` and two figures; returns reach over size, the mean of the large kernels."""
+    """Write `kernels.json`, `kernels.csv` and two figures; returns the mean reach / size of the large kernels."""
     options = cfg.action
     if options.channels < 1:
         raise UsageError(f"action.channels must be at least 1, not {options.channels}")
-    # A checkpoint says enough by itself; without one the network's sizes come from the data.
+    # A checkpoint is self-contained; without one, the network's sizes depend on the data.
     probed = from_checkpoint(cfg, cfg.ckpt) if cfg.ckpt is not None else asked_about(cfg)[0]
     fresh = probed.cfg.copy()
     fresh.backbone.pretrained = None

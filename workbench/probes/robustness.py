@@ -1,4 +1,4 @@
-"""action=probe_robustness: the test metric as the raw data are spoilt more and more."""
+"""action=probe_robustness: the test metric under increasing corruption of the raw data."""
 
 import logging
 from pathlib import Path
@@ -28,7 +28,7 @@ log = logging.getLogger("widefield")
 
 
 class Spoil(Callback):
-    """Spoils every test batch on its way to the task; the same way each time it is run."""
+    """Corrupts every test batch before the task sees it, deterministically."""
 
     def __init__(self, corruption: Corruption, severity: float, seed: int) -> None:
         self.corruption = corruption
@@ -54,14 +54,14 @@ class Spoil(Callback):
 
 
 def probe(cfg: DictConfig) -> float | None:
-    """Write `robustness.json`, `robustness.csv`, `figures/robustness.png`; returns the mean over corruptions of what
-    is left of the metric."""
+    """Write `robustness.json`, `robustness.csv` and `figures/robustness.png`; returns the relative metric, averaged
+    over severities and corruptions."""
     options = cfg.action
     own, data, task, _ = trained(cfg)
     chosen = corruptions(own.modality.name, options.corruptions, options.severities)
     metric = own.task.monitor.replace("val/", "test/")
     better_up = own.task.mode == "max"
-    own.logger, own.callbacks = {}, {}  # dozens of tests: one line each says enough
+    own.logger, own.callbacks = {}, {}  # dozens of tests: one log line each is enough
     with open_dict(own.trainer):
         own.trainer.enable_progress_bar = False
 
@@ -92,7 +92,7 @@ def probe(cfg: DictConfig) -> float | None:
 def corruptions(
     modality: str, names: list[str] | None, severities: dict[str, list[float]] | None
 ) -> dict[str, tuple[Corruption, list[float]]]:
-    """The corruptions asked for, each with its severities; all of the modality by default."""
+    """The requested corruptions, each with its severities; by default all of the modality."""
     known = CORRUPTIONS.get(modality, {})
     if not known:
         raise UsageError(f"no corruptions are defined for {modality}: add them to modalities/corruption.py")
@@ -111,8 +111,8 @@ def report(
     found: dict[str, Curve],
     metric: str,
 ) -> float | None:
-    """Write what was found and show it."""
-    # Guessing finds one of K classes with equal chance; for other metrics no such floor is known.
+    """Write and print the results; returns the mean relative metric."""
+    # Chance level of K equally likely classes; unknown for other metrics.
     floor = 1 / len(task.data_info["class_names"]) if metric == "test/acc" else 0.0
     rows = [
         {"corruption": name, "severity": severity, metric: value, "relative": relative}

@@ -1,4 +1,4 @@
-"""action=probe_shape_bias: does a classifier of images follow the shape or the texture where they conflict?"""
+"""action=probe_shape_bias: whether an image classifier follows shape or texture when the two conflict."""
 
 import logging
 from pathlib import Path
@@ -38,7 +38,7 @@ PUBLISHED = "the published cue-conflict pictures"
 
 
 def probe(cfg: DictConfig) -> float | None:
-    """Write `shape_bias.json`, `shape_bias.csv` (a row a picture) and two figures; returns the shape bias."""
+    """Write `shape_bias.json`, `shape_bias.csv` (one row per image) and two figures; returns the shape bias."""
     probed = classifier(cfg)
     with built_from(Path(str(cfg.ckpt or cfg.backbone.pretrained))):
         data: ImageData = instantiate(probed.cfg.task.data)
@@ -118,7 +118,7 @@ def decide_all(
     categories: dict[str, list[int]],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """A row a picture that can be read: its cues, the category decided for, the cue that is, the best class of all."""
+    """One row per readable image: its cues, the predicted category, the cue it follows, and the top-1 class."""
     if batch_size < 1:
         raise UsageError(f"action.batch_size must be at least 1, not {batch_size}")
     names, task = list(categories), probed.task
@@ -162,7 +162,7 @@ def cue(decision: str, picture: CueConflict) -> str:
 def summary(
     found: ShapeBias, name: str, source: str, root: Path, categories: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """What `shape_bias.json` holds."""
+    """Content of `shape_bias.json`."""
     return {
         "network": name,
         "data": {"source": source, "data_dir": str(root)},

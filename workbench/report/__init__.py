@@ -1,1 +1,1 @@
-"""A folder of runs as one table: gathered, grouped, drawn, and put on one page."""
+"""Report on a folder of runs: one table, grouped statistics, figures and an HTML page."""

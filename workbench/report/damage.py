@@ -1,4 +1,4 @@
-"""Which files of a run's folder are not what the run wrote: a row of the report says so."""
+"""Detects damaged files in a run's folder, to be listed in the report."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from typing import Any
 
 from workbench.sweeps.folder import STATES
 
-# A run's files as bytes begin and end; looked at, not parsed: a report may be about ten thousand runs.
+# File -> expected first bytes. Files are not parsed, because a report may cover ten thousand runs.
 TEXTS = {"config.yaml": b"", "metrics.csv": b"epoch", "test_report.json": b"{"}
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 TEXT = ("modality", "task", "backbone", "monitor", "device", "precision", "git", "error")
 NUMBERS = ("params", "epochs", "wall_s", "best", "seed")
-START = 4096  # bytes looked at of a text
+START = 4096  # bytes of a text file that are checked
 
 
 def read_record(file: Path, faults: list[str]) -> dict[str, Any]:
-    """The content of one of a run's JSON files; what is not a record of ours is noted among `faults`, and is empty."""
+    """Content of one of a run's JSON files; an invalid record is appended to `faults` and returned as empty."""
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def read_record(file: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def other_damages(run: Path) -> list[str]:
-    """The damaged ones of the files that the report itself takes no numbers from."""
+    """The damaged files among those from which the report takes no numbers."""
     found = []
     for name, begin in TEXTS.items():
         if (said := _text_fault(run / name, begin)) is not None:
@@ -48,7 +48,7 @@ def other_damages(run: Path) -> list[str]:
 
 
 def _wrong(content: Any) -> str | None:
-    """What in a record is of another kind than a run writes."""
+    """Name of the first invalid entry of a record; None if it is valid."""
     if not isinstance(content, dict):
         return "no record"
     for key, value in content.items():
@@ -91,7 +91,7 @@ def _text_fault(file: Path, begin: bytes) -> str | None:
     except OSError:
         return _fault(file, "unreadable")
     try:
-        start[: -3 if len(start) == START else None].decode()  # its end may lie within a character
+        start[: -3 if len(start) == START else None].decode()  # the end may split a character
     except UnicodeDecodeError:
         return _fault(file, "no text")
     if b"\0" in start or not start.lstrip().startswith(begin) or not start.strip():

@@ -1,4 +1,4 @@
-"""Every result below a folder as one table, and the axes along which the runs differ."""
+"""Collects every result below a folder into one table, and finds the axes along which the runs differ."""
 
 import logging
 import os
@@ -29,10 +29,10 @@ log = logging.getLogger("widefield")
 
 # Folders that hold no runs.
 NOT_RUNS = {"checkpoints", "figures", "tensorboard", "conf", "report", "export", "wandb", "mlruns"}
-MOST_NOTES = 4  # about drawn data, side by side
-COSTS = ("macs", "step_s", "latency_s")  # what a result says beside parameters and time (`workbench.cost`)
-BASE = ["modality", "task", "backbone", "data"]  # axes that every result names, beside the seed
-# Column -> the beginnings of words that choose it.
+MOST_NOTES = 4  # maximum number of provenance notes joined into one
+COSTS = ("macs", "step_s", "latency_s")  # costs in a result beside parameters and time (`workbench.cost`)
+BASE = ["modality", "task", "backbone", "data"]  # axes present in every result, beside the seed
+# Column -> prefixes of the overrides that determine it.
 FILLED = {
     "modality": ("modality=", "task=", "experiment="),
     "task": ("modality=", "task=", "experiment="),
@@ -49,36 +49,36 @@ COLUMNS = {
 
 @dataclass
 class Runs:
-    """What lies below a folder.
+    """The runs below a folder.
 
     Args:
-        folder: where it was looked for.
-        table: a row a run: `run` (its folder below `folder`), `status`, `error`, what it was, its axes, `metric` (name
-            of the test metric that belongs to what was monitored), `score` (its value), every metric by its full name,
-            `params`, `macs`, `step_s` and `latency_s`, `epochs`, `wall_s` (seconds) and where it ran; `debug`, which
-            of `debug=` it was; `drawn`, what it says of drawn data.
-        axes: columns in which the results differ and that tell settings apart; seeds and folds are repetitions.
-        maximise: for each metric's full name, whether more is better.
+        folder: the folder searched.
+        table: one row per run: `run` (its folder below `folder`), `status`, `error`, modality, task, backbone, data,
+            its axes, `metric` (name of the test metric corresponding to the monitored one), `score` (its value), every
+            metric by its full name, `params`, `macs`, `step_s`, `latency_s`, `epochs`, `wall_s` (seconds), device and
+            precision; `debug`, its `debug=` option; `drawn`, its provenance note for embedded (synthetic) samples.
+        axes: columns in which the results differ; seeds and folds are repetitions, not axes.
+        maximise: maps each metric's full name to whether higher is better.
     """
 
     folder: Path
     table: pd.DataFrame
     axes: list[str]
     maximise: dict[str, bool]
-    folds: list[str] = field(default_factory=list)  # columns that say which fold of a cross-validation it was
+    folds: list[str] = field(default_factory=list)  # columns with the fold of a cross-validation
 
     @property
     def done(self) -> pd.DataFrame:
-        """Runs that came to their end and have a result; those of `debug=` prove nothing and are none of them."""
+        """Finished runs with a score, excluding `debug=` runs."""
         return self.table[_has_result(self.table) & self.table["score"].notna()]
 
     @property
     def apart(self) -> pd.DataFrame:
-        """Runs that are no results: failed, stopped, never started, or of `debug=`."""
+        """Runs without a valid result: failed, stopped, never started, or `debug=` runs."""
         return self.table[~_has_result(self.table)]
 
     def note(self, rows: pd.DataFrame | None = None) -> str | None:
-        """What must stand beside numbers of these results (default: of all), where any is of drawn data."""
+        """The provenance note for these results (default: all), if any used embedded (synthetic) samples."""
         rows = self.done if rows is None else rows
         said = rows["drawn"].dropna() if "drawn" in rows else pd.Series(dtype=object)
         if said.empty:
@@ -93,7 +93,7 @@ class Runs:
 
 
 def gather(folder: Path) -> Runs:
-    """Read every `result.json`, and every run of a sweep that has none, below `folder`."""
+    """Read every `result.json` below `folder`, and the sweep runs without one."""
     rows, commands = [], []
     modes: dict[Any, str | None] = {}
     for path in _run_folders(folder):
@@ -129,7 +129,7 @@ def gather(folder: Path) -> Runs:
     results = _has_result(table)
     basis = results if results.any() else table["debug"].isna()
     settings = settings_of(commands, basis.tolist())
-    # A run without a result names them in its command.
+    # For a run without a result, take them from its command.
     for key in [key for key in settings if key in GROUPS]:
         table[key] = table[key].where(table[key].notna(), settings.pop(key))
     folds = [key for key in settings if is_fold(key)]
@@ -137,7 +137,7 @@ def gather(folder: Path) -> Runs:
         settings[key] = _from_configs(settings[key], key, table, folder)
     unread = _unread(list(settings), commands, table, folder)
     taken = COLUMNS | {str(column) for column in table}
-    # Keys that only failed or debug runs know take no name away.
+    # Keys that occur only in failed or debug runs must not take the short name of others.
     of_results = [key for key in settings if key not in unread and _said_by(key, commands, basis)]
     names = short_names(of_results, taken)
     names |= short_names([key for key in settings if key not in names], taken | set(names.values()))
@@ -176,7 +176,7 @@ def _has_result(table: pd.DataFrame) -> pd.Series:
 
 
 def _from_configs(values: pd.Series, key: str, table: pd.DataFrame, folder: Path) -> pd.Series:
-    """A setting with what each run's own configuration says where its command says nothing."""
+    """A setting, with missing values filled in from each run's own configuration."""
     said = values.where(values != "default").astype(object)
     for index in said.index[said.isna()]:
         said[index] = _select(_config(folder / str(table.loc[index, "run"])), key)
@@ -185,7 +185,7 @@ def _from_configs(values: pd.Series, key: str, table: pd.DataFrame, folder: Path
 
 
 def _unread(keys: list[str], commands: list[list[str]], table: pd.DataFrame, folder: Path) -> set[str]:
-    """Keys that were added on the command line and that nobody reads, judged by the first run that has each."""
+    """Keys added on the command line that no component reads, judged by the first run that has each."""
     found: set[str] = set()
     for key in keys:
         for index, words in enumerate(commands):
@@ -198,14 +198,14 @@ def _unread(keys: list[str], commands: list[list[str]], table: pd.DataFrame, fol
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
-        if {"result.json", JOB, ERROR_FILE} & {*files, *folders}:  # a folder in its place is a damaged run
+        if {"result.json", JOB, ERROR_FILE} & {*files, *folders}:  # a folder of that name means a damaged run
             folders.clear()
             yield Path(path)
         folders[:] = sorted(name for name in folders if name not in NOT_RUNS and not name.startswith("."))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """A run's row, and the words of its command."""
+    """A run's table row and its overrides."""
     faults: list[str] = []
     result, job, error, names = (
         read_record(path / name, faults) for name in ("result.json", JOB, ERROR_FILE, "composition.json")
@@ -231,7 +231,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         row["drawn"] = _drawn(result)
         row["metric"] = name if metrics.get(name) is not None else monitor
         row["score"] = metrics.get(name) if metrics.get(name) is not None else result.get("best")
-        if job.get("continued"):  # the result knows the last attempt's time only
+        if job.get("continued"):  # the result holds only the last attempt's time
             row["wall_s"] = job.get("wall_s")
         row |= metrics
     else:
@@ -262,7 +262,7 @@ def _missing(folder: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
 
 
 def _writable(value: Any) -> Any:
-    """Text as it can be written: half of a character that takes two is a question mark."""
+    """Replace lone surrogates in text by question marks, so that it can be encoded."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
@@ -270,7 +270,7 @@ def _overrides(file: Path, faults: list[str]) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         if lines and all(line[:2] == "- " and line[2:3] not in ("'", '"', "") for line in lines):
-            return [line[2:] for line in lines]  # else YAML, which takes its time
+            return [line[2:] for line in lines]  # fast path; the YAML parser is slow
         found = yaml.safe_load("\n".join(lines))
     except FileNotFoundError:
         return []
@@ -283,13 +283,13 @@ def _overrides(file: Path, faults: list[str]) -> list[str]:
 
 
 def _mode(path: Path) -> str | None:
-    """`max` or `min`, from a run's own configuration."""
+    """The metric mode (`max` or `min`) from a run's own configuration."""
     mode = _select(_config(path), "task.mode")
     return mode if mode in ("max", "min") else None
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A run's own configuration; empty where there is none."""
+    """A run's own configuration; empty if there is none."""
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -304,7 +304,7 @@ def _select(config: Any, key: str) -> Any:
 
 
 def _drawn(result: dict[str, Any]) -> str | None:
-    """What a result says of drawn data; one of an older version says only that it is of a sample."""
+    """The provenance note of a result; results of older versions only have a data source."""
     said, source = result.get("drawn"), (result.get("data") or {}).get("source")
     if isinstance(said, str):
         return said
@@ -312,7 +312,7 @@ def _drawn(result: dict[str, Any]) -> str | None:
 
 
 def _without_repetition(table: pd.DataFrame, axes: list[str]) -> list[str]:
-    """Leave out an axis that says the same as one before it, as a task does of its modality."""
+    """Drop axes that correspond one-to-one to an earlier axis, such as task and modality."""
     kept: list[str] = []
     for axis in axes:
         both = (table[[other, axis]].dropna().drop_duplicates() for other in kept)
@@ -322,14 +322,14 @@ def _without_repetition(table: pd.DataFrame, axes: list[str]) -> list[str]:
 
 
 def _fill_in(table: pd.DataFrame, commands: list[list[str]]) -> pd.DataFrame:
-    """What a run without a result must have been, where the others leave no doubt."""
+    """Infer the modality, task, etc. of runs without a result, where the other runs make them unambiguous."""
     table["modality"] = table["modality"].where(table["modality"].notna(), table["task"].map(modalities()))
     for known, unknown in (("modality", "task"), ("task", "modality")):
         both = table[[known, unknown]].dropna().drop_duplicates()
         sure = both[~both[known].duplicated(keep=False)].set_index(known)[unknown]
         table[unknown] = table[unknown].where(table[unknown].notna(), table[known].map(sure))
     for column, words in FILLED.items():
-        # A run whose command chose for itself is not like the others.
+        # Not for runs whose command sets the column explicitly.
         silent = [not any(word.lstrip("+").startswith(words) for word in command) for command in commands]
         if table[column].nunique() == 1:
             only = table[column].dropna().iloc[0]

@@ -1,4 +1,4 @@
-"""report.html: one file with sortable, filterable tables, the figures and links to the runs; needs no network."""
+"""report.html: a self-contained page with sortable, filterable tables, the figures and links to the runs."""
 
 import base64
 import html
@@ -17,13 +17,13 @@ from workbench.report.table import Cell, Table
 
 PARTS = Path(__file__).parent  # page.html, page.css, page.js
 APART = "Failed, unfinished and debug runs: in no table, mean or figure above."
-LEFT_OUT = ("git", "best", "monitor")  # columns of runs.csv that the page does without
+LEFT_OUT = ("git", "best", "monitor")  # columns of runs.csv not shown on the page
 
 
 def write_page(
     runs: Runs, tables: list[Table], figures: list[Path], title: str, summary: str, path: Path
 ) -> None:
-    """Write the page; links lead from its folder to those of the runs."""
+    """Write the page; links to the runs are relative to its folder."""
     results, apart = (_shown(part) for part in (runs.table.drop(runs.apart.index), runs.apart))
     data = {
         "tables": [
@@ -64,7 +64,7 @@ def write_page(
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that say something."""
+    """The informative columns: not empty and not always `default`."""
     unsaid = [column for column in table if (table[column].astype(object) == "default").all()]
     shown = table.drop(columns=[*LEFT_OUT, *unsaid], errors="ignore").dropna(axis="columns", how="all")
     first = [column for column in ("run", "status", "debug", "error") if column in shown]
@@ -103,7 +103,7 @@ def _number(value: Any) -> float | int | None:
 
 
 def _figure(path: Path) -> str:
-    """A figure in two renderings, of which the page shows the one that suits it, and links to it as vectors."""
+    """A figure in light and dark renderings, chosen by the browser's colour scheme, with links to its files."""
     light, dark = (_data_url(file) for file in (path, path.with_stem(path.stem + DARK)))
     name = html.escape(path.stem.replace("_", " "))
     image = f'<img alt="{name}" src="{light}">'

@@ -1,4 +1,4 @@
-"""A report's figures: the metric against each axis, against size and time, and learning curves laid over each other."""
+"""A report's figures: the metric against each axis, against size and time, and overlaid learning curves."""
 
 import csv
 import math
@@ -18,18 +18,18 @@ from workbench.report.rendering import save
 from workbench.report.table import fold_means
 from workbench.resolvers import folder_name
 
-MOST_CURVES = 60  # runs in a panel of learning curves
-MOST_COLOURS = 20  # settings that a legend names
-IN_PANEL = 8  # settings that a panel's own legend has room for
-MOST_NAMES = 40  # values of an axis of words
+MOST_CURVES = 60  # maximum number of runs in a panel of learning curves
+MOST_COLOURS = 20  # maximum number of settings in a legend
+IN_PANEL = 8  # maximum number of settings in a panel's own legend
+MOST_NAMES = 40  # maximum number of values of a categorical axis
 MARKERS = "osD^vPX*<>"
-LINES = ("-", "--", ":")  # one for each round through the colours
+LINES = ("-", "--", ":")  # one for each cycle through the colours
 #: Cost -> factor to the unit in which it is drawn.
 UNITS = {"macs": 1e-9, "step_s": 1e3, "latency_s": 1e3}
 
 
 def draw(runs: Runs, folder: Path) -> list[Path]:
-    """Draw what the runs allow and return the files."""
+    """Draw all figures for which there is data; returns their paths."""
     drawn: list[Path] = []
     done = runs.done
     if done.empty:
@@ -56,7 +56,7 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
 
 
 def _ordered(runs: Runs) -> pd.DataFrame:
-    """The results in the order of their settings, which is that of the colours."""
+    """The results sorted by their settings, which determines the colours."""
     done = runs.done
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
     plain = {
@@ -72,7 +72,7 @@ def _ordered(runs: Runs) -> pd.DataFrame:
 def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
     """The metric of each run against one axis, with mean and standard deviation; other axes as colours.
 
-    Returns whether there was anything to compare.
+    Returns False if there is nothing to compare.
     """
     done = _ordered(runs)
     of_task = axis in ("modality", "task")
@@ -91,7 +91,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
             list(rows.groupby(colours, sort=False)) if colours.nunique() <= MOST_COLOURS else [("", rows)]
         )
         for position, (label, group) in enumerate(groups):
-            # Beside each other where the axis has no room between its values.
+            # Dodge groups on a categorical axis.
             shift = 0.0 if numeric else (position - (len(groups) - 1) / 2) * min(0.12, 0.6 / len(groups))
             x = places.loc[group.index] + shift
             colour, marker = _style(position)
@@ -124,7 +124,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
 
 
 def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
-    """The metric of each run against what it cost, with mean and standard deviation of each setting, both ways."""
+    """The metric of each run against its cost, with mean and standard deviation of both for each setting."""
     done = _ordered(runs)
     numbers = pd.to_numeric(done[column], errors="coerce") * UNITS.get(column, 1.0)
     done = done.assign(cost=numbers)[numbers.notna()]
@@ -160,14 +160,14 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
 
 
 def _style(position: int) -> tuple[str, str]:
-    """Colour and marker of a setting; no two of `MOST_COLOURS` have both in common."""
+    """Colour and marker of a setting, unique among `MOST_COLOURS`."""
     return f"C{position}", MARKERS[(position + position // len(MARKERS)) % len(MARKERS)]
 
 
 def _mean_of(
     panel: Axes, group: pd.DataFrame, colour: str, marker: str, label: str, folds: list[str]
 ) -> None:
-    """Mean and standard deviation of one setting's runs, of cost and metric."""
+    """Plot mean and standard deviation of cost and metric over one setting's runs."""
     (row,) = fold_means(group.assign(one=0), ["one"], ["cost", "score"], folds).to_dict("records")
     spread = {key: 0.0 if pd.isna(row[key, "std"]) else row[key, "std"] for key in ("cost", "score")}
     panel.errorbar(
@@ -185,12 +185,12 @@ def _mean_of(
 
 
 def _learning_curves(runs: Runs, path: Path) -> bool:
-    """The monitored metric by epoch, a line a run, coloured by setting; returns whether any run has a history."""
+    """The monitored metric by epoch, one line per run, coloured by setting; returns whether any run has a history."""
     drawn = []
     for _, rows in _ordered(runs).groupby("task", sort=False):
         monitor = str(rows["monitor"].iloc[0])
         ranked = rows.sort_values("score", ascending=not runs.maximise.get(str(rows["metric"].iloc[0]), True))
-        # With very many runs some, evenly spaced by rank, the best among them.
+        # With too many runs, a subset evenly spaced by rank, including the best.
         chosen = ranked.iloc[
             np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), MOST_CURVES)).astype(int))
         ]
@@ -252,7 +252,7 @@ def _title(rows: pd.DataFrame) -> str:
 
 
 def _settings(rows: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
-    """What tells a run from others, apart from the seed, as a legend says it."""
+    """Legend label of each run: the axes that vary, without the seed."""
     axes = [axis for axis in axes if rows[axis].nunique(dropna=False) > 1]
     if not axes:
         return pd.Series("", index=rows.index)
@@ -265,7 +265,8 @@ def _short(value: Any) -> str:
 
 
 def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
-    """Where an axis' values stand: numbers at their place, words in order; sets ticks and scale."""
+    """Positions of an axis' values (numeric, or index in sorted order) and whether it is numeric; sets ticks and
+    scale."""
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if numeric:
         places = pd.to_numeric(values).astype(float)
@@ -290,7 +291,7 @@ def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
 
 
 def _spread(values: pd.Series) -> float:
-    """How many times larger the largest value is than the smallest; 1 unless all are positive."""
+    """Ratio of the largest to the smallest value; 1 unless all are positive."""
     numbers = pd.to_numeric(values, errors="coerce").dropna()
     if numbers.empty or numbers.min() <= 0:
         return 1.0
@@ -317,7 +318,7 @@ def _finish(panel: Axes, title: str, metric: str, legend: bool) -> None:
 
 
 def _share_legend(figure: Figure) -> None:
-    """Put a legend that all panels have in common, and that is too long for them, beside them."""
+    """Replace identical panel legends that are too long by one legend beside the panels."""
     legends = [legend for panel in figure.axes if (legend := panel.get_legend()) is not None]
     named = {tuple(text.get_text() for text in legend.get_texts()) for legend in legends}
     if len(named) != 1 or len(*named) <= IN_PANEL:
@@ -335,6 +336,6 @@ def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
     for text in figure.findobj(Text):
         if (
             "$" in text.get_text()
-        ):  # values of settings may be `${…}`; ticks of numbers are written while drawing
+        ):  # setting values may be `${…}`; numeric tick labels are created only when drawing
             text.set_parse_math(False)
     save(figure, path, note)

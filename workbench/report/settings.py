@@ -1,4 +1,4 @@
-"""The words of the runs' commands as columns, and which of them may be axes."""
+"""The overrides of the runs' commands as columns, and which of them may be axes."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
@@ -11,10 +11,10 @@ from tasks.secrets import is_secret
 from workbench.conf_folders import CONF, conf_folders
 from workbench.signatures import signature_of
 
-GROUPS = ("modality", "task", "backbone", "seed")  # words that a result says, too
-# Where objects of any name may stand.
+GROUPS = ("modality", "task", "backbone", "seed")  # overrides that are also recorded in results
+# Nodes whose entries may have any name.
 FREE = ("callbacks.", "task.members.", "modality.augment.")
-# Words of a command that do not change what is learnt …
+# Overrides that do not affect training …
 NO_AXES = (
     "paths.",
     "hydra",
@@ -27,17 +27,17 @@ NO_AXES = (
     "debug",
     "task.data.num_workers",
 )
-# … but for those that say which features are measured, and how (action=evaluate).
+# … except those that choose which features are evaluated, and how (action=evaluate).
 OF_ACTIONS = ("action.protocol", "action.stage", "action.views", "action.gallery")
 
 
 def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> pd.DataFrame:
-    """A column for each key that not all commands share; `default` where a command says nothing.
+    """One column for each key whose value differs between commands; `default` where a command does not set it.
 
     Args:
-        commands: the words of each run.
-        results: whether a run has a result. A column is of numbers where all of theirs are; another run's word that
-            is none is left out.
+        commands: the overrides of each run.
+        results: whether each run has a result. A column is numeric if all values of runs with results are numbers;
+            non-numeric values of other runs are then dropped.
     """
     said = [dict(pairs(words)) for words in commands]
     with_result = pd.Series(list(results), dtype=bool)
@@ -50,7 +50,7 @@ def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> p
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Key and value of every word that may change what is learnt."""
+    """Key and value of every override that may affect training."""
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         if (
@@ -62,18 +62,18 @@ def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def debug_of(words: Sequence[str]) -> str | None:
-    """The `debug=` of a command, if it has one."""
+    """The `debug=` option of a command, if set."""
     found = [word.partition("=")[2].strip("'\"") for word in words if word.lstrip("+").startswith("debug=")]
     return found[-1] if found and found[-1] not in ("", "null") else None
 
 
 def is_fold(key: str) -> bool:
-    """Whether a key chooses the fold of a cross-validation: a repetition, like a seed, and no setting."""
+    """Whether a key chooses the fold of a cross-validation, which is a repetition like a seed."""
     return key == "task.data.fold" or key.endswith(".task.data.fold")
 
 
 def _typed(values: pd.Series, with_result: pd.Series, default: bool) -> pd.Series:
-    """Numbers where all values that came to a result are numbers, otherwise text."""
+    """Convert to numbers if all values of runs with a result are numbers, else keep text."""
     deciding = values[with_result] if with_result.any() else values
     given = deciding[deciding.notna()]
     numbers = pd.to_numeric(given, errors="coerce")
@@ -83,7 +83,7 @@ def _typed(values: pd.Series, with_result: pd.Series, default: bool) -> pd.Serie
 
 
 def short_names(keys: Sequence[str], taken: Set[str]) -> dict[str, str]:
-    """`backbone.kernel_size` -> `kernel_size`, where that says it all; `+score`, where a column has that name.
+    """Short column names: `backbone.kernel_size` -> `kernel_size` if unique; `+score` if a column has that name.
 
     >>> short_names(["backbone.kernel_size", "a.lr", "b.lr", "score"], {"score"})
     {'backbone.kernel_size': 'kernel_size', 'a.lr': 'a.lr', 'b.lr': 'b.lr', 'score': '+score'}
@@ -96,16 +96,16 @@ def short_names(keys: Sequence[str], taken: Set[str]) -> dict[str, str]:
     return {key: f"+{name}" if name in taken or "/" in name else name for key, name in names.items()}
 
 
-# -- keys that were added ----------------------------------------------------------------------------------------
+# -- keys added with `+` -----------------------------------------------------------------------------------------
 
 
 def is_read(key: str, words: Sequence[str], config: Mapping[str, Any]) -> bool:
-    """Whether anybody reads a key that a command added with `+`: a typo changes nothing and is no axis.
+    """Whether a component reads a key added with `+`; a misspelt key has no effect and is not an axis.
 
     Args:
         key: e.g. `optimizer.lr`.
-        words: the command.
-        config: what it composed; empty where that is not known.
+        words: the overrides of the command.
+        config: the composed configuration; empty if unknown.
     """
     top, *below = key.split(".")
     if top not in _top_level() and not _holds_more(config.get(top), top, dict(pairs(words))):
@@ -132,7 +132,7 @@ def _top_level() -> frozenset[str]:
 
 
 def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
-    """Whether a node has a value that the command did not give: then somebody's YAML made it."""
+    """Whether a node has a value not set by the command, i.e. one that comes from a YAML file."""
     if isinstance(node, Mapping):
         return any(_holds_more(value, f"{place}.{key}", said) for key, value in node.items())
     return node is not None and not any(place == key or place.startswith(f"{key}.") for key in said)
@@ -140,7 +140,7 @@ def _holds_more(node: Any, place: str, said: Mapping[str, str]) -> bool:
 
 @lru_cache(maxsize=1)
 def modalities() -> Mapping[str, str]:
-    """Task -> what it reads, for our tasks and those of plug-ins."""
+    """Maps each task, including those of plug-ins, to its modality."""
     found = {}
     for file in (file for folder in conf_folders() for file in (folder / "task").glob("[a-z]*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()

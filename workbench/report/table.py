@@ -1,4 +1,4 @@
-"""Runs grouped by what varies: mean ± standard deviation over seeds or folds, the best of each column marked."""
+"""Runs grouped by setting: mean ± standard deviation over seeds or folds, with the best of each column marked."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,18 +10,18 @@ from workbench.sweeps.folder import DONE
 
 RUNS = "runs"
 FOLDS = "Mean ± standard deviation over folds, seeds of a fold averaged first"
-#: Cost of a network -> its heading and the factor to that unit.
+#: Cost of a network -> column heading and factor to its unit.
 COSTS = {
     "macs": ("GMAC a sample", 1e-9),
     "step_s": ("training step (ms)", 1e3),
     "latency_s": ("latency (ms)", 1e3),
 }
-MOST_ROWS = 100  # of a table in Markdown
+MOST_ROWS = 100  # maximum number of rows of a Markdown table
 
 
 @dataclass
 class Cell:
-    """What a table shows in one place: text, the value to sort by, and whether it is its column's best."""
+    """A table cell: text, sort value, and whether it is the best of its column."""
 
     text: str
     value: float | str | None = None
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """A table for people; `note` says what stands below its title."""
+    """A table for display; `note` is shown below its title."""
 
     title: str
     columns: list[str]
@@ -38,7 +38,7 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """As Markdown, the best in bold."""
+        """Format as Markdown, with the best values in bold."""
         lines = [self.note, ""] if self.note else []
         lines += [f"| {' | '.join(map(_escaped, self.columns))} |", f"|{' --- |' * len(self.columns)}"]
         for row in self.rows[:MOST_ROWS]:
@@ -54,7 +54,7 @@ def _escaped(text: str) -> str:
 
 
 def tables(runs: Runs) -> list[Table]:
-    """An overview where several tasks share an axis, then a table for each task."""
+    """An overview if several tasks share an axis, then one table per task."""
     found = []
     if len(runs.done.groupby(["task", "metric"])) > 1 and other_axes(runs):
         found.append(overview(runs))
@@ -64,12 +64,12 @@ def tables(runs: Runs) -> list[Table]:
 
 
 def other_axes(runs: Runs) -> list[str]:
-    """The axes that vary beside task and modality."""
+    """The axes other than task and modality."""
     return [axis for axis in runs.axes if axis not in ("task", "modality")]
 
 
 def overview(runs: Runs) -> Table:
-    """Settings down, tasks across: the metric that belongs to what each task monitors."""
+    """Settings as rows, tasks as columns: the test metric corresponding to each task's monitored metric."""
     axes = other_axes(runs)
     done = runs.done
     heads = done["modality"].fillna("").astype(str) + ": " + done["task"].astype(str)
@@ -133,9 +133,9 @@ def task_table(runs: Runs, task: str) -> Table:
 def summary(
     rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]
 ) -> list[dict[tuple[str, str], Any]]:
-    """A row a setting: its keys as `(key, "")`, `(value, "mean" | "std" | "count" | "size")`, `(RUNS, "size")`.
+    """One row per setting: its keys as `(key, "")`, `(value, "mean" | "std" | "count" | "size")`, `(RUNS, "size")`.
 
-    Where folds differ, the runs of a fold are averaged first: mean and deviation are those over folds.
+    With several folds, the runs of a fold are averaged first, so mean and standard deviation are over folds.
     """
     means = fold_means(rows, keys, values, folds)
     means[RUNS, "size"] = rows.groupby(keys, dropna=False, sort=True).size().to_numpy()
@@ -144,7 +144,7 @@ def summary(
 
 
 def fold_means(rows: pd.DataFrame, keys: list[str], values: list[str], folds: list[str]) -> pd.DataFrame:
-    """Mean, std, count and size of values by setting; over folds where they differ, a fold's runs averaged first."""
+    """Mean, std, count and size of values by setting; with several folds, over the mean of each fold's runs."""
     folds = [fold for fold in folds if fold in rows and rows[fold].nunique() > 1]
     numbers = rows[values].apply(pd.to_numeric, errors="coerce")
     whole = pd.concat([rows[[*keys, *folds]], numbers], axis=1)
@@ -154,7 +154,7 @@ def fold_means(rows: pd.DataFrame, keys: list[str], values: list[str], folds: li
 
 
 def _statistic(row: dict[tuple[str, str], Any], name: str, show_n: bool = False) -> Cell:
-    """`mean ± sample standard deviation`; with one run its value alone."""
+    """`mean ± sample standard deviation`; for a single run only its value."""
     mean, std, count = row[name, "mean"], row[name, "std"], row[name, "count"]
     if count == 0:
         return Cell("–")
@@ -163,7 +163,7 @@ def _statistic(row: dict[tuple[str, str], Any], name: str, show_n: bool = False)
 
 
 def _scaled(row: dict[tuple[str, str], Any], name: str, factor: float) -> Cell:
-    """`mean ± sample standard deviation` in another unit; what is the same in all runs stands alone."""
+    """`mean ± sample standard deviation` in another unit; without the deviation if it is zero."""
     mean, std, count = row[name, "mean"], row[name, "std"], row[name, "count"]
     if count == 0:
         return Cell("–")
@@ -173,7 +173,7 @@ def _scaled(row: dict[tuple[str, str], Any], name: str, factor: float) -> Cell:
 
 
 def _three_digits(value: float, digits: int = 3) -> str:
-    """Three digits, without an exponent where all are in front of the point.
+    """Format with three significant digits, without an exponent for large numbers.
 
     >>> _three_digits(1352.7), _three_digits(0.05781)
     ('1353', '0.0578')
@@ -182,7 +182,7 @@ def _three_digits(value: float, digits: int = 3) -> str:
 
 
 def axis_cell(value: Any) -> Cell:
-    """The value of an axis."""
+    """Cell of an axis value."""
     if pd.isna(value):
         return Cell("–")
     if isinstance(value, str):
@@ -192,7 +192,7 @@ def axis_cell(value: Any) -> Cell:
 
 
 def _mark_best(table: Table, position: int, maximise: bool) -> None:
-    """Mark the best mean, and whatever reads the same, where there is something to compare."""
+    """Mark the best mean of a column, and ties, if its values differ."""
     values = [row[position].value for row in table.rows if isinstance(row[position].value, float)]
     if len(set(values)) < 2:
         return

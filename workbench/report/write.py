@@ -1,4 +1,4 @@
-"""action=report: what lies below a folder, as tables, figures and one page."""
+"""action=report: the runs below a folder as tables, figures and an HTML page."""
 
 import logging
 from collections import Counter
@@ -29,11 +29,11 @@ def report(cfg: DictConfig) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report/` in `folder` and return its page.
+    """Write `report/` in `folder` and return the path of its page.
 
     Raises:
         UsageError: there are no runs below the folder.
-        WriteError: the disk refuses.
+        WriteError: writing failed.
     """
     try:
         return _write_report(folder)
@@ -97,7 +97,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns of mixed types as text, which the format needs."""
+    """Convert columns of mixed types to text, as the format requires."""
     mixed = [column for column in table if table[column].dtype == object]
     return table.assign(
         **{column: table[column].map(lambda v: v if pd.isna(v) else str(v)) for column in mixed}

@@ -1,1 +1,1 @@
-"""Frozen features: taking them from a network, keeping them in files, and measuring what they are worth."""
+"""Frozen features: extraction from a network, storage in files, and evaluation."""

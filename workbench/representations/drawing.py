@@ -1,4 +1,4 @@
-"""Pictures of features: a scatter over two principal components, and what validation chose from."""
+"""Figures of features: a PCA scatter plot, and hyperparameter selection by validation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ METRICS = {
     "linear_acc": "accuracy of logistic regression",
     "linear_map": "mean average precision of logistic regression",
 }
-MOST_NAMED = 20  # classes up to which each has a colour of its own in the legend
+MOST_NAMED = 20  # maximum number of classes listed in the legend
 
 
 def scatter(
@@ -26,14 +26,14 @@ def scatter(
     class_names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Samples over the two principal components of `basis_ND`, coloured by class.
+    """Scatter plot over the first two principal components of `basis_ND`, coloured by class.
 
     Args:
-        basis_ND: the features whose components are the axes (those of the training split).
-        shown_ND: the features shown.
-        targets_N: their class indices, -1 for none; None: there are no classes.
-        class_names: of the classes.
-        title: above the picture.
+        basis_ND: features to which the PCA is fitted (of the training split).
+        shown_ND: features to plot.
+        targets_N: their class indices, -1 for none; None if there are no classes.
+        class_names: names of the classes.
+        title: title of the figure.
     """
     components = min(2, basis_ND.shape[1], len(basis_ND))
     pca = PCA(components, svd_solver="full").fit(basis_ND.astype(np.float64))
@@ -69,7 +69,7 @@ def scatter(
 def chosen_by_validation(
     details: dict[str, Any], chosen: float, test: float, floor: float | None, metric: str, title: str
 ) -> Figure:
-    """Validation over what is chosen from (k, C), the choice, and what it reaches on the test split."""
+    """Validation metric over the hyperparameter (k or C), the chosen value, and its test metric."""
     values = {float(key): value for key, value in details["val"].items()}
     figure, panel = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     panel.plot(list(values), list(values.values()), marker="o", label="validation")
@@ -94,7 +94,7 @@ def chosen_by_validation(
 
 
 def over_shots(details: dict[str, Any], floor: float | None, title: str) -> Figure:
-    """Test accuracy over the number of samples of each class: mean and standard deviation over draws."""
+    """Test accuracy over the number of training samples per class: mean and standard deviation over draws."""
     shots = [int(key) for key in details["accuracies"]]
     draws = [np.array(one["test"]) for one in details["accuracies"].values()]
     figure, panel = plt.subplots(figsize=(6.4, 4.2), layout="constrained")

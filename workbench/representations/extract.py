@@ -1,4 +1,4 @@
-"""Batches of samples -> their features, a batch at a time."""
+"""Extracts the features of samples, batch by batch."""
 
 import logging
 import time
@@ -16,19 +16,19 @@ from workbench.representations.samples import Batch, Place
 
 log = logging.getLogger("widefield")
 
-EVERY = 10  # seconds between two lines that say how far it is
+EVERY = 10  # seconds between progress lines
 NOT_FINITE = "its features are not finite (NaN or infinite): the network's weights or this sample are damaged"
 
 
 @dataclass
 class Embedded:
-    """Features of some samples in a row.
+    """Features of consecutive samples.
 
     Args:
-        places: of all of them.
-        kept: positions of those that have features.
-        features: of those, (len(kept), …), float32.
-        errors: position -> why a sample has none.
+        places: origins of all samples.
+        kept: positions of the samples that have features.
+        features: their features, (len(kept), …), float32.
+        errors: position -> error of a sample without features.
     """
 
     places: list[Place]
@@ -40,9 +40,9 @@ class Embedded:
 def embedded(
     task: Task, batches: Generator[Batch, None, None], wanted: Features, total: int
 ) -> Generator[Embedded, None, None]:
-    """The features of every batch; what cannot be read is logged and kept as an error."""
+    """Yield the features of every batch; unreadable samples are logged and recorded as errors."""
     done, said = 0, time.monotonic()
-    with closing(batches):  # an error in between leaves no reader process behind
+    with closing(batches):  # also ends the worker processes on an error
         for batch in batches:
             yield _one(task, batch, wanted)
             done += len(batch.places)

@@ -1,4 +1,4 @@
-"""Raw batch -> features of one stage of the backbone, frozen.
+"""Raw batch -> features of one stage of the frozen backbone.
 
 Shapes: B batch, V maps per sample, N = B·V; C, H, W of a feature map.
 """
@@ -19,12 +19,12 @@ VIEWS = ("mean", "apart")
 
 @dataclass(frozen=True)
 class Features:
-    """What is taken of the backbone's maps.
+    """Which features are extracted from the backbone.
 
     Args:
-        stage: place in what `forward_features` returns; None: the last one.
-        pool: the mean over each map's places, (C,), instead of the map, (C, H, W).
-        views: `mean` over a sample's V maps, or `apart`: (V, …).
+        stage: index into the output of `forward_features`; None for the last stage.
+        pool: average each map over its pixels, (C,), instead of keeping it, (C, H, W).
+        views: `mean` over a sample's V maps, or `apart` to keep them, (V, …).
     """
 
     stage: int | None = None
@@ -33,7 +33,7 @@ class Features:
 
     @classmethod
     def asked(cls, action: DictConfig) -> "Features":
-        """What an action's settings ask for; raises `UsageError`."""
+        """Build from an action's settings; raises `UsageError` for invalid ones."""
         stage = action.stage
         if stage != LAST and (type(stage) is not int or stage < 0):
             raise UsageError(f"action.stage={stage}: it must be last, or the number of a stage from 0 on")
@@ -43,9 +43,9 @@ class Features:
 
     @torch.inference_mode()
     def of(self, network: Network, raw: Any) -> Tensor:
-        """Features of a raw batch: (B, C), with `views=apart` (B, V, C); maps have H and W behind C.
+        """Features of a raw batch: (B, C), or (B, V, C) with `views=apart`; unpooled maps have H and W after C.
 
-        Of several crops of a sample, raw (B, crops, …), they are averaged as a classifier's outputs are.
+        For several crops per sample, raw (B, crops, …), features are averaged over crops, like a classifier's outputs.
 
         Raises:
             UsageError: the backbone has no such stage.
@@ -67,7 +67,7 @@ class Features:
         return maps[-1 if self.stage is None else self.stage]
 
     def said(self) -> str:
-        """In words, for tables and titles."""
+        """Description for tables and titles."""
         stage = "the last stage" if self.stage is None else f"stage {self.stage}"
         views = "" if self.views == "mean" else ", each view apart"
         return f"{'pooled features' if self.pool else 'feature maps'} of {stage}{views}"

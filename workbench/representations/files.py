@@ -1,7 +1,7 @@
-"""Features in files: `embeddings.parquet`, a row a sample, and `embeddings.npz`, the same as arrays.
+"""Feature files: `embeddings.parquet` with one row per sample, and `embeddings.npz` with the same data as arrays.
 
-Rows are written in groups as they come, and the arrays are copied from them group by group: neither needs the memory
-for all features at once.
+Rows are written in groups as they arrive, and the arrays are copied from them group by group, so that the features
+never have to fit in memory at once.
 """
 
 import json
@@ -23,7 +23,7 @@ from workbench.files import write_atomically
 from workbench.representations.extract import Embedded
 from workbench.representations.samples import Place
 
-GROUP_BYTES = 16 << 20  # of features in a row group
+GROUP_BYTES = 16 << 20  # maximum size of the features in a row group
 GROUP_ROWS = 4096
 ABOUT = b"widefield"  # key of the parquet file's metadata; its value is JSON
 TEXTS = ("split", "path", "where", "label")
@@ -31,12 +31,12 @@ TEXTS = ("split", "path", "where", "label")
 
 @dataclass
 class Written:
-    """What was written.
+    """Summary of the written features.
 
     Args:
-        shape: of a sample's features.
-        rows: samples that have features, of each split.
-        errors: of the samples that have none: split, index, path and error.
+        shape: shape of a sample's features.
+        rows: split -> number of samples with features.
+        errors: split, index, path and error of each sample without features.
     """
 
     shape: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class Written:
 
 
 def label_of(target: Any, class_names: Sequence[str]) -> str | None:
-    """The name of a target's class, of several with semicolons between them; None: it is no class.
+    """Class name of a target, or several joined by semicolons; None if the target is not a class.
 
     >>> label_of(1, ["cat", "dog"]), label_of(np.array([1.0, 1.0]), ["cat", "dog"]), label_of(None, [])
     ('dog', 'cat;dog', None)
@@ -64,10 +64,10 @@ def label_of(target: Any, class_names: Sequence[str]) -> str | None:
 def write_parquet(
     path: Path, parts: Iterable[Embedded], class_names: Sequence[str], about: dict[str, Any]
 ) -> Written:
-    """Write a row for every sample, `features` empty and `error` filled where there are none.
+    """Write one row per sample; rows without features have an empty `features` and an `error`.
 
-    Columns: split, index, path, where, label, target (class index; several labels: none), features (the sample's
-    numbers in a row; their shape is in the file's metadata), error, and `drawn` where data are drawn.
+    Columns: split, index, path, where, label, target (class index; empty for multi-label data), features (flattened;
+    the shape is in the file's metadata), error, and `drawn` (provenance note) for embedded (synthetic) samples.
 
     Raises:
         UsageError: no sample has features, or their shapes differ.
@@ -95,7 +95,7 @@ def write_parquet(
 
 
 class _Group:
-    """Rows that wait to be written together."""
+    """Buffer of rows that are written together as a row group."""
 
     def __init__(
         self, draft: Path, class_names: Sequence[str], about: dict[str, Any], written: Written
@@ -186,10 +186,10 @@ class _Group:
 
 
 def write_npz(path: Path, table: Path, written: Written, class_names: Sequence[str]) -> None:
-    """Write the rows of a parquet file that have features as arrays; read them with `numpy.load`.
+    """Write the rows with features of a parquet file as arrays, to be read with `numpy.load`.
 
     Arrays: features (M, …), split, path, where and label (M,), index (M,), target (M,) with -1 for none, class_names;
-    failed_path and failed_error of the samples that have no features; drawn, where data are drawn.
+    failed_path and failed_error of the samples without features; drawn (provenance note) for synthetic samples.
     """
     small: dict[str, NDArray[Any]] = {
         "class_names": np.array(list(class_names), dtype=np.str_),
@@ -215,7 +215,7 @@ def write_npz(path: Path, table: Path, written: Written, class_names: Sequence[s
 
 
 def _stream(archive: zipfile.ZipFile, table: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """Copy one column of the rows that have features into the archive, as an array."""
+    """Copy one column of the rows with features into the archive, as an array."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         _header(file, dtype, shape)
         for rows in _with_features(table, [name] if name == "features" else [name, "features"]):
@@ -234,7 +234,7 @@ def _with_features(table: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _widths(table: Path) -> dict[str, int]:
-    """The longest text of each column, in characters."""
+    """Maximum text length of each column, in characters."""
     widths = dict.fromkeys(TEXTS, 0)
     for rows in _with_features(table, [*TEXTS, "features"]):
         for name in TEXTS:

@@ -1,8 +1,8 @@
-"""What frozen features are worth: k nearest neighbours, logistic regression, few shots, retrieval.
+"""Evaluation protocols of frozen features: k-NN, logistic regression (linear probe), few-shot, retrieval.
 
 Shapes: N samples, D features, K classes, Q queries, G gallery. Targets are class indices (N,), or multi-hot (N, K)
-where a sample has several labels. What is measured of the data (means, standard deviations, classifiers) is measured on
-the training split; what is chosen is chosen by validation; the test split is asked once.
+for multi-label data. Statistics and classifiers are fitted on the training split, hyperparameters are
+chosen on the validation split, and the test split is evaluated once.
 """
 
 import logging
@@ -23,12 +23,12 @@ from sklearn.preprocessing import StandardScaler, normalize
 log = logging.getLogger("widefield")
 
 Floats = NDArray[np.float32]
-CHUNK = 1 << 24  # similarities held at a time
+CHUNK = 1 << 24  # maximum number of similarities in memory
 GALLERIES = ("train", "queries")
 
 
 class ProtocolError(ValueError):
-    """A protocol that has no meaning for these data or settings; the message is one sentence."""
+    """A protocol that is not applicable to these data or settings; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Splits:
 
 @dataclass
 class Found:
-    """What a protocol measured.
+    """Result of a protocol.
 
     Args:
         metrics: full name (`test/knn_acc`) -> value.
-        monitor: the metric of validation that stands for the protocol.
-        details: what was chosen and how, as plain values.
+        monitor: the protocol's main validation metric.
+        details: the chosen hyperparameters and validation scores, as plain values.
     """
 
     metrics: dict[str, float]
@@ -72,14 +72,14 @@ class Found:
 
 
 def knn(splits: Splits, ks: Sequence[int]) -> Found:
-    """Each sample gets the most frequent class among its k nearest training samples, by the cosine of the features.
+    """k-NN classification by cosine similarity, with majority vote.
 
-    k is the one with the best validation accuracy, the smallest of several; equally frequent classes: the first by
-    index. With several labels each class is scored by how many neighbours have it: mean average precision.
+    k is chosen by validation accuracy, ties by the smallest k; ties between classes go to the lowest
+    index. For multi-label data each class is scored by its number of neighbours (mean average precision).
 
     Args:
         splits: the features.
-        ks: numbers of neighbours to choose from; those beyond the training samples are left out.
+        ks: candidate numbers of neighbours; those above the number of training samples are ignored.
     """
     usable = sorted({k for k in ks if 1 <= k <= len(splits.train.x_ND)})
     if not usable:
@@ -104,7 +104,7 @@ def _scores_over_k(
     index: NearestNeighbors, train: Labelled, asked: Labelled, ks: Sequence[int], classes: int
 ) -> dict[int, float]:
     several, count = train.multilabel, len(asked.x_ND)
-    # Of one label only the winner is kept: scores of all classes for every k could fill the memory.
+    # For single-label data only the predicted class is kept: scores of all classes for every k could exhaust memory.
     answers = {
         k: np.zeros((count, classes) if several else count, dtype=np.int32 if several else np.int64)
         for k in ks
@@ -128,10 +128,10 @@ def _scores_over_k(
 
 
 def linear(splits: Splits, cs: Sequence[float], max_iter: int) -> Found:
-    """Logistic regression on features standardised by the training split; several labels: one for each class.
+    """Logistic regression on features standardised by the training split; one-vs-rest for multi-label data.
 
-    C, the inverse strength of the L2 penalty, is the one with the best validation accuracy (mean average precision),
-    the smallest of several.
+    C, the inverse strength of the L2 penalty, is chosen by validation accuracy (mean average precision), ties by the
+    smallest C.
     """
     if not cs or min(cs) <= 0:
         raise ProtocolError(f"action.c={list(cs)}: it must list numbers above 0")
@@ -169,7 +169,7 @@ def linear(splits: Splits, cs: Sequence[float], max_iter: int) -> Found:
 
 
 def _fitted(before: Any, train: Labelled, c: float, max_iter: int, unfinished: list[float]) -> Any:
-    """A classifier of this C; one of a smaller C, if there is one, is where its search begins."""
+    """A classifier fitted with this C, warm-started from that of the previous C if given."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         if train.multilabel:
@@ -191,14 +191,14 @@ def _fitted(before: Any, train: Labelled, c: float, max_iter: int, unfinished: l
 
 
 def _decisions(model: Any, x_ND: NDArray[Any], train: Labelled, classes: int) -> NDArray[np.float64]:
-    """Scores of all classes, (N, K); those of classes without training samples are the lowest."""
+    """Scores of all classes, (N, K); minimal for classes without training samples."""
     scores = np.asarray(model.decision_function(x_ND), dtype=np.float64)
     if train.multilabel:
         places = np.flatnonzero(train.y.any(axis=0) & ~train.y.all(axis=0))
         scores = scores.reshape(len(x_ND), len(places))
     else:
         places = model.classes_
-        if scores.ndim == 1:  # of two classes it is the second one's
+        if scores.ndim == 1:  # binary case: the score of the second class
             scores = np.stack([-scores, scores], axis=1)
     found_NK = np.full((len(x_ND), classes), -np.inf)
     found_NK[:, places] = scores
@@ -209,18 +209,18 @@ def _decisions(model: Any, x_ND: NDArray[Any], train: Labelled, classes: int) ->
 
 
 def few_shot(splits: Splits, shots: Sequence[int], draws: int, max_iter: int, seed: int) -> Found:
-    """Accuracy with k training samples of each class, k for k: mean and standard deviation over draws.
+    """Few-shot accuracy with k training samples per class, for each k: mean and standard deviation over draws.
 
-    A classifier is a logistic regression (C = 1) on features from which the mean of the training split is taken, whose
-    labels are not needed for that, and which are then scaled to length 1, as in arXiv 1911.04623. All classes are told
-    apart. The same draws are tested on validation and test; nothing is chosen.
+    The classifier is a logistic regression (C = 1) on features that are centred with the mean of the whole training
+    split (which needs no labels) and L2-normalised, as in arXiv 1911.04623. It distinguishes all classes. The same
+    draws are evaluated on validation and test; no hyperparameter is chosen.
 
     Args:
         splits: the features.
-        shots: k, several.
-        draws: how often k samples of each class are drawn.
-        max_iter: of a logistic regression.
-        seed: of the draws.
+        shots: values of k.
+        draws: number of random draws per k.
+        max_iter: maximum number of iterations of the logistic regression.
+        seed: seed of the draws.
     """
     train = splits.train
     if train.multilabel:
@@ -272,15 +272,15 @@ def few_shot(splits: Splits, shots: Sequence[int], draws: int, max_iter: int, se
 
 
 def retrieval(splits: Splits, gallery: str, at: Sequence[int]) -> Found:
-    """Rank the gallery by the cosine with each query: how soon is one of its class found, and how are all of them?
+    """Retrieval: rank the gallery by cosine similarity to each query; recall at r and mAP.
 
-    Recall at r: the part of queries with a sample of their class among the first r. mAP: the mean over queries of the
-    average precision of their ranking. Queries of whose class the gallery has none are left out and counted.
+    Recall at r: fraction of queries with a sample of their class among the first r. mAP: average precision
+    of the ranking, averaged over queries. Queries whose class is absent from the gallery are excluded and counted.
 
     Args:
         splits: the features; validation and test samples are the queries.
-        gallery: `train`, or `queries`: the other queries of the split.
-        at: r, several.
+        gallery: `train`, or `queries` for the other queries of the split.
+        at: values of r.
     """
     if splits.train.multilabel:
         raise ProtocolError(
@@ -309,10 +309,10 @@ def retrieval(splits: Splits, gallery: str, at: Sequence[int]) -> Found:
 def _ranked(
     queries: Labelled, gallery: Labelled, at: Sequence[int], own: bool
 ) -> tuple[dict[int, NDArray[np.bool_]], NDArray[np.float64]]:
-    """Of every query whether it is answered within each rank, and its average precision.
+    """For every query, whether there is a hit within each rank, and its average precision.
 
     Args:
-        own: the queries are the gallery, and none finds itself.
+        own: whether the queries are the gallery, in which case each query itself is excluded.
     """
     gallery_GD = normalize(gallery.x_ND)
     hits: dict[int, list[NDArray[np.bool_]]] = {rank: [] for rank in sorted(set(at))}
@@ -338,7 +338,7 @@ def _ranked(
 
 
 def check(splits: Splits) -> None:
-    """Raise a `ProtocolError` for features that no protocol can be asked about."""
+    """Raise a `ProtocolError` for features that no protocol can evaluate."""
     for split, part in (("training", splits.train), ("validation", splits.val), ("test", splits.test)):
         if not len(part.x_ND):
             raise ProtocolError(f"no sample of the {split} split has features")
@@ -349,7 +349,7 @@ def check(splits: Splits) -> None:
 
 
 def chance(splits: Splits) -> float | None:
-    """Accuracy on the test split of naming the most frequent training class always; None: there are several labels."""
+    """Test accuracy of always predicting the most frequent training class; None for multi-label data."""
     if splits.train.multilabel:
         return None
     most = np.bincount(splits.train.y).argmax()
@@ -357,7 +357,7 @@ def chance(splits: Splits) -> float | None:
 
 
 def _score(scores_NK: NDArray[Any], truth: Labelled) -> float:
-    """Accuracy of the highest scores, or with several labels the mean average precision of classes that are there."""
+    """Top-1 accuracy, or for multi-label data the mean average precision over the classes that occur."""
     if not truth.multilabel:
         return float((scores_NK.argmax(axis=1) == truth.y).mean())
     there = truth.y.any(axis=0)

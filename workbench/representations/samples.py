@@ -1,4 +1,4 @@
-"""Samples of splits or files in batches, with those that cannot be read by name."""
+"""Samples of splits or files in batches, with the errors of unreadable ones."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -12,18 +12,18 @@ from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import readable_name
 from workbench.predict import read_raws
 
-FILES = "input"  # the split of files that `input=` names
+FILES = "input"  # split name of files given by `input=`
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample comes from.
+    """The origin of a sample.
 
     Args:
-        split: its split, `input` for files that were named.
-        index: its place in the split.
+        split: its split; `input` for files given by `input=`.
+        index: its index in the split.
         path: its file.
-        where: where in the file it lies (row, frame, …), as JSON; empty for all of it.
+        where: its location in the file (row, frame, …), as JSON; empty for the whole file.
         target: its class or classes (multi-hot), or None.
     """
 
@@ -36,13 +36,13 @@ class Place:
 
 @dataclass
 class Batch:
-    """Some samples in a row.
+    """Consecutive samples.
 
     Args:
-        places: of all of them.
-        read: positions of those that could be read.
-        raw: the raw batch of those; None: there are none.
-        errors: position -> why the sample could not be read.
+        places: origins of all samples.
+        read: positions of the readable samples.
+        raw: raw batch of the readable samples; None if there are none.
+        errors: position -> error of an unreadable sample.
     """
 
     places: list[Place]
@@ -54,9 +54,9 @@ class Batch:
 def split_batches(
     data: DataModule, splits: Sequence[str], batch_size: int | None
 ) -> Generator[Batch, None, None]:
-    """The samples of splits in order, each once, as a test reads them; raises `DataError` for the data as a whole.
+    """The samples of splits in order, each once, read as for a test; raises `DataError` if the data are unusable.
 
-    Reader processes end when the iterator is closed.
+    Worker processes end when the iterator is closed.
     """
     for split in splits:
         items: Sequence[Item] = data.splits[split]
@@ -67,7 +67,7 @@ def split_batches(
 
 
 def _batch(split: str, items: Sequence[Item], first: int, size: int, content: ReadBatch) -> Batch:
-    """What a loader made of the items from `first` on."""
+    """Convert a loader's batch that starts at item `first`."""
     places = [_place(split, index, items[index]) for index in range(first, min(first + size, len(items)))]
     read = [int(index) - first for index in content.index]
     there = set(read)

@@ -1,4 +1,4 @@
-"""The network whose features are taken, and the data they are taken of."""
+"""The network from which features are extracted, and its data."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Source:
     """A frozen network and its data.
 
     Args:
-        cfg: the composition it belongs to.
+        cfg: its configuration.
         task: in evaluation mode, on the CPU.
-        data: read where splits are asked for; for files only what reads one.
-        weights: where its weights come from, in words.
-        checkpoint: the file; None: published or untrained weights.
-        measured: whether something of the network was measured on the data here (its embedder's statistics).
+        data: fully read if splits are requested; for files, only their reader.
+        weights: description of the origin of its weights.
+        checkpoint: the checkpoint file; None for published or untrained weights.
+        measured: whether the network depends on statistics of these data (its embedder's statistics).
     """
 
     cfg: DictConfig
@@ -55,7 +55,7 @@ class Source:
         return f"{self.cfg.backbone.name}, {self.weights}"
 
     def params(self) -> int:
-        """Parameters of what makes the features: embedder and backbone."""
+        """Number of parameters of embedder and backbone."""
         network = self.task.network
         return sum(
             weight.numel() for part in (network.embedder, network.backbone) for weight in part.parameters()
@@ -63,12 +63,12 @@ class Source:
 
 
 def source_of_splits(cfg: DictConfig) -> Source:
-    """The network of `cfg.ckpt`, or without it the composed one (published weights or none), and its data, read.
+    """The network of `cfg.ckpt`, or else the composed one (published or untrained weights), and its data, read.
 
-    The data may be others than the network was trained on. Their classes may be others, too: features know none.
+    Data and classes may differ from those the network was trained on, since features do not depend on classes.
 
     Raises:
-        UsageError: the network cannot read these data, e.g. a forecaster those of another series.
+        UsageError: the network cannot read these data, e.g. a forecaster with another series.
     """
     if cfg.ckpt is not None:
         restored = restore(cfg)
@@ -77,9 +77,9 @@ def source_of_splits(cfg: DictConfig) -> Source:
 
 
 def source_of_files(cfg: DictConfig) -> Source:
-    """The network, and what reads files for it, as `action=predict` reads them."""
+    """The network and its file reader, as used by `action=predict`."""
     if cfg.ckpt is None:
-        with provenance():  # the files may be real where the data composed are drawn
+        with provenance():  # the files may be real even if the composed data are synthetic
             data = build_data(cfg)
         source = _composed(cfg, data)
         if source.measured:
@@ -93,13 +93,13 @@ def source_of_files(cfg: DictConfig) -> Source:
 
 
 def say_drawn(data: DataModule, files: list[Path]) -> None:
-    """Say that files are drawn, where any is."""
+    """Record in the provenance if any of the files is synthetic."""
     if any(is_drawn(folder) for folder in {file.parent for file in files}):
         data_read([data.title])
 
 
 def check_reading(action: DictConfig) -> None:
-    """Raise a `UsageError` for settings of the reading that have no meaning."""
+    """Raise a `UsageError` for invalid `form` or `batch_size` settings."""
     if action.form not in FORMS:
         raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {action.form}")
     size = action.batch_size
@@ -128,7 +128,7 @@ def _composed(cfg: DictConfig, data: DataModule) -> Source:
 
 
 def _data_for(restored: Restored[Task]) -> DataModule:
-    """The data of this command, read with what the checkpoint's reader knew; their class names are their own."""
+    """The data of this command, read with the facts stored in the checkpoint, but with their own class names."""
     data = build_data(restored.cfg)
     known = restored.task.data_info
     if not isinstance(data.targets, ClassTargets):

@@ -1,4 +1,4 @@
-"""Sharing a machine's GPUs and CPU cores among the runs that go on at the same time."""
+"""Sharing a machine's GPUs and CPU cores among concurrent runs."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The GPUs that this process may use, by index or UUID, found without starting CUDA."""
+    """Indices or UUIDs of the GPUs available to this process, found without initialising CUDA."""
     if "CUDA_VISIBLE_DEVICES" in environ:
         return [name.strip() for name in environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     try:
@@ -27,10 +27,10 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 @contextmanager
 def one_gpu(gpus: list[str], locks: Path) -> Iterator[str | None]:
-    """Hold one of `gpus`, of those with the fewest runs, until the block is left; `None` where there are none.
+    """Reserve one of `gpus`, with the fewest runs, while the context is active; yields `None` if there are none.
 
-    A place on a GPU is a locked file below `locks`. The system frees the lock when its process ends, however it ends,
-    so a killed run leaves no place taken.
+    A slot on a GPU is a locked file below `locks`. The system releases the lock when its process ends for any reason,
+    so a killed run leaves no slot occupied.
     """
     import fcntl  # not on Windows
 
@@ -49,10 +49,10 @@ def one_gpu(gpus: list[str], locks: Path) -> Iterator[str | None]:
 
 
 def threads_each(runs_at_a_time: int) -> int:
-    """CPU threads for one of several runs."""
+    """Number of CPU threads for each of several concurrent runs."""
     return max(1, cpu_cores() // max(runs_at_a_time, 1))
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

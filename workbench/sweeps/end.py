@@ -1,4 +1,4 @@
-"""What a sweep says at its end: how many runs are done, why the others are not, where the report lies."""
+"""The final summary of a sweep: number of finished runs, errors of the others, path of the report."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,7 @@ log = logging.getLogger("widefield")
 
 
 def finish(sweep: SweepFolder, report: bool) -> int:
-    """Draw the report, sum the sweep up and return the exit code: 0 if every run is done."""
+    """Write the report, log a summary of the sweep and return the exit code: 0 if every run is done."""
     records = {job.folder: sweep.record(job) for job in sweep.jobs}
     if report and records:
         _report(sweep)
@@ -35,6 +35,6 @@ def _report(sweep: SweepFolder) -> None:
 
     try:
         log.info("report: %s", write_report(sweep.path))
-    except Exception as error:  # whatever keeps it from being drawn: the summary is still to come
+    except Exception as error:  # a failed report must not suppress the summary
         said = sentence(error) or f"{type(error).__name__}: {error}"
         log.error("there is no report: %s", said)

@@ -1,11 +1,11 @@
-"""A sweep's folder: its list of jobs, its snapshot of the YAML, and what became of each job.
+"""A sweep's folder: its list of jobs, its configuration snapshot, and the status of each job.
 
-    sweep.json          the command, when and where it was started, the jobs
-    conf/               the YAML as it was then, that of plug-ins in it; every run of the sweep is composed from it
-    NUMBER_AXES/        one run each: an ordinary run folder, and job.json with how it ended
+    sweep.json          the command, its start time and working directory, the jobs
+    conf/               snapshot of the YAML, including plug-ins; every run of the sweep is composed from it
+    NUMBER_AXES/        one run each: an ordinary run folder, plus job.json with its status
     report/             see workbench/report
 
-Nothing heavy is imported here: the processes that only wait for a run use it too.
+Imports are kept light because the processes that wait for a run use this module too.
 """
 
 import json
@@ -24,14 +24,14 @@ from workbench.secret_words import refuse_literals
 
 SWEEP, JOB, SNAPSHOT = "sweep.json", "job.json", "conf"
 DONE, FAILED, KILLED, RUNNING, MISSING = "done", "failed", "killed", "running", "missing"
-DAMAGED = "damaged"  # of a report: a run that is done, and a file of it is not what it wrote
+DAMAGED = "damaged"  # report status of a finished run with a corrupt file
 STATES = (DONE, FAILED, KILLED, RUNNING, MISSING)
 STOPPED = "stopped with the sweep"
 
 
 @dataclass
 class Job:
-    """One run to make: its folder's name and the words that compose it."""
+    """One run of a sweep: its folder name and its overrides."""
 
     folder: str
     overrides: list[str]
@@ -39,16 +39,16 @@ class Job:
 
 @dataclass
 class SweepFolder:
-    """The list of jobs of a sweep, kept in `sweep.json`.
+    """The record of a sweep, stored in `sweep.json`.
 
     Args:
         path: the folder.
-        config_name: the primary configuration's name.
-        hydra_words: what was said about Hydra itself, e.g. `hydra/launcher=joblib`.
-        words: everything else that was said.
-        cwd: where the command was typed; relative paths among the words start there.
+        config_name: name of the primary configuration.
+        hydra_words: overrides of Hydra itself, e.g. `hydra/launcher=joblib`.
+        words: all other overrides.
+        cwd: working directory of the command; relative paths in the overrides refer to it.
         axes: keys that vary.
-        jobs: in the order they are started.
+        jobs: in start order.
     """
 
     path: Path
@@ -70,10 +70,10 @@ class SweepFolder:
 
     @classmethod
     def load(cls, path: Path) -> "SweepFolder":
-        """The sweep in a folder.
+        """Load the sweep of a folder.
 
         Raises:
-            UsageError: its record cannot be read, or is not one.
+            UsageError: its record cannot be read or is invalid.
         """
         try:
             content = json.loads((path / SWEEP).read_bytes())
@@ -88,14 +88,14 @@ class SweepFolder:
         return sweep
 
     def create(self, folders: Sequence[Path]) -> None:
-        """Make the folder, with a copy of the YAML below `folders` and the record; all of it or nothing.
+        """Create the folder with a copy of the YAML below `folders` and the record; removed again on failure.
 
         Args:
-            folders: our `conf/` and those of plug-ins, in the order in which Hydra looks through them.
+            folders: our `conf/` and those of plug-ins, in the order of Hydra's search path.
 
         Raises:
             UsageError: another sweep has just been started there.
-            WriteError: the disk refuses.
+            WriteError: writing failed.
         """
         with writing(self.path, ELSEWHERE):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -111,10 +111,10 @@ class SweepFolder:
                 raise
 
     def take_snapshot(self, folders: Sequence[Path]) -> None:
-        """Copy the YAML below some folders into one; of files of one name the first is kept, as Hydra would take it.
+        """Merge the YAML files below some folders into the snapshot; as in Hydra, the first file of a name wins.
 
         Raises:
-            UsageError: there is a secret in it.
+            UsageError: a file contains a secret.
         """
         files = {file.relative_to(top): file for top in reversed(folders) for file in top.rglob("*.yaml")}
         for below, file in sorted(files.items()):
@@ -124,11 +124,11 @@ class SweepFolder:
             shutil.copyfile(file, target)
 
     def record(self, job: Job) -> dict[str, Any]:
-        """What is known of a job."""
+        """The record of a job."""
         return read_record(self.path / job.folder)
 
     def mark_stopped(self) -> None:
-        """Record runs that had no time to do so themselves as killed."""
+        """Mark jobs still recorded as running as killed."""
         for job in self.jobs:
             record = self.record(job)
             if record["status"] == RUNNING:
@@ -139,19 +139,19 @@ class SweepFolder:
         return any(self.record(job)["status"] in (DONE, FAILED) for job in self.jobs)
 
     def unfinished(self) -> list[Job]:
-        """Jobs that are missing, failed or were killed."""
+        """Jobs that are not done."""
         return [job for job in self.jobs if self.record(job)["status"] != DONE]
 
 
 def job_folder(number: int, count: int, axes: dict[str, str]) -> str:
-    """The name of a run's folder: its number and what is special about it, e.g. `03_modality-audio_seed-1`."""
+    """Folder name of a run: its number and its axis values, e.g. `03_modality-audio_seed-1`."""
     width = len(str(max(count - 1, 0)))
     name = "_".join(f"{key}={value}" for key, value in axes.items())
     return f"{number:0{width}d}_{folder_name(name)}".rstrip("_")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """A run's `job.json`; where there is none the run is missing, where it is damaged the run has failed."""
+    """Read a run's `job.json`; the status is missing if there is no file, and failed if the file is damaged."""
     file = folder / JOB
     try:
         record = json.loads(file.read_bytes())
@@ -170,5 +170,5 @@ def write_record(folder: Path, **content: Any) -> None:
 
 
 def now() -> str:
-    """The time, to the second, in ISO 8601."""
+    """The current time in ISO 8601, to the second."""
     return datetime.now().isoformat(timespec="seconds")

@@ -1,9 +1,9 @@
-"""What a sweep's folder may say: its YAML and its words compose and run everything, and the folder may be anybody's.
+"""Validation of an untrusted sweep folder: its YAML and overrides determine what is run.
 
-`sweep.resume=DIR` makes runs from it, so its record and its snapshot may name only classes that the installed
-configuration names too (or public ones of our own packages), ask only harmless resolvers, and set nothing by which
-Hydra or a cluster runs commands. Where files are written they still decide: trust a sweep to that extent, or do not
-go on with it.
+`sweep.resume=DIR` starts runs from it, so its record and its snapshot may only name classes that the installed
+configuration also names (or public ones of our own packages), use only harmless resolvers, and not change any setting
+by which Hydra or a cluster runs commands. They still determine where files are written: do not resume a sweep that you
+do not trust that far.
 """
 
 import re
@@ -28,8 +28,8 @@ RUNS_CODE = (
     *("env_set", "env_copy", "callbacks", "searchpath", "job_logging", "hydra_logging"),
     *("setup", "python", "srun_args", "additional_parameters"),
 )
-FREE = ("callbacks", "logger")  # groups of objects of any name
-HYDRAS_OWN = Path("hydra") / "default.yaml"  # how Hydra runs: never from a sweep's folder
+FREE = ("callbacks", "logger")  # groups whose entries may have any name
+HYDRAS_OWN = Path("hydra") / "default.yaml"  # Hydra's own settings: never read from a sweep's folder
 HARMLESS = ("mode_of", "direction_of", "run_folder", "folder_name", "now", "hydra", "secret")  # resolvers
 
 _OUTSIDE = re.compile(r"\.\.|://|\\")
@@ -41,7 +41,7 @@ _REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}|\$\{(?:" + "|".join(HARMLESS) + r"):
 
 
 def check_frozen(sweep: SweepFolder) -> None:
-    """Raise a `UsageError` where a sweep's record or snapshot says what only a configuration of one's own may."""
+    """Raise a `UsageError` if a sweep's record or snapshot contains settings allowed only in trusted configuration."""
     record = sweep.path / SWEEP
     for name in (sweep.config_name, *(job.folder for job in sweep.jobs)):
         if not _NAME.fullmatch(name):
@@ -59,7 +59,7 @@ def check_frozen(sweep: SweepFolder) -> None:
 
 
 def check_word(word: str, record: Path) -> None:
-    """Raise a `UsageError` for a recorded word of a command line that only the command itself may say."""
+    """Raise a `UsageError` for a recorded override that is only allowed on the actual command line."""
     plain = word.lstrip("+~")
     if not plain or plain[0] == "-":
         raise _refusal(record, word, "is no setting")
@@ -115,7 +115,7 @@ def _check_file(file: Path, below: Path) -> None:
 
 
 def _check_targets(content: Any, place: str, file: Path) -> None:
-    """Every `_target_` in a node: named there by the installed configuration, or a class of ours for its slot."""
+    """Check that every `_target_` of a node is named there by the installed configuration or a class of ours for it."""
     for slot, node in targets_in(content, place):
         name = current_name(node["_target_"])
         if not isinstance(name, str) or not (name in _installed_at(slot) or _is_ours(name, slot)):
@@ -126,7 +126,7 @@ def _check_targets(content: Any, place: str, file: Path) -> None:
 
 
 def _installed_at(slot: str) -> set[str]:
-    """What the installed configuration names at a slot; callbacks and loggers may be called anything."""
+    """Class names of the installed configuration at a slot; keys of callbacks and loggers are arbitrary."""
     group = slot.partition(".")[0]
     anywhere = group in FREE and slot.count(".") == 1
     return {
@@ -139,7 +139,7 @@ def _installed_at(slot: str) -> set[str]:
 
 
 def _is_ours(name: str, slot: str) -> bool:
-    from workbench.targets import BASES, is_class_of  # heavy, and rarely needed
+    from workbench.targets import BASES, is_class_of  # slow to import and rarely needed
 
     return slot in BASES and is_class_of(name, BASES[slot])
 
@@ -155,12 +155,12 @@ def _check_text(text: str, file: Path) -> None:
 
 
 def is_installed(name: str, text: str) -> bool:
-    """Whether the installed configuration says this very text of a setting of this name."""
+    """Whether the installed configuration has a setting of this name with exactly this text."""
     return (name, repr(text)) in _installed()[1]
 
 
 def _installed() -> tuple[set[str], set[tuple[str, str]]]:
-    """The texts with interpolations of the trusted configuration, and its keys with their values."""
+    """Texts with interpolations in the trusted configuration, and its (key, value) pairs."""
     return _said_in(tuple(conf_folders()))
 
 
@@ -171,14 +171,14 @@ def _said_in(folders: tuple[Path, ...]) -> tuple[set[str], set[tuple[str, str]]]
         try:
             content = read_yaml(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError):
-            continue  # of a plug-in, and no configuration; Hydra says so where it is asked for
+            continue  # a plug-in's file that is not a configuration; Hydra reports it if it is used
         nodes += _nodes(content, "")
     texts = {value for _, value in nodes if isinstance(value, str) and "${" in value}
     return texts, {(at.rpartition(".")[2], repr(value)) for at, value in nodes}
 
 
 def _nodes(content: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a node at any depth, with its place."""
+    """All (path, value) pairs in a node, recursively."""
     if isinstance(content, (dict, list)):
         items = content.items() if isinstance(content, dict) else (("*", value) for value in content)
         for key, value in items:

@@ -1,8 +1,8 @@
-"""One run of a sweep, in a process of its own.
+"""One run of a sweep, in a separate process.
 
-The process that Hydra's launcher gives us only waits: it starts `python run.py …` with the words of this run and the
-sweep's snapshot of the YAML, and writes down how that ended. So a run that dies, of a wrong value, of too little memory
-or of a signal, takes nothing along, and leaves neither a broken CUDA context nor memory to the next.
+The process provided by Hydra's launcher only waits: it starts `python run.py …` with this run's overrides and the
+sweep's configuration snapshot, and records the outcome. A run that crashes (invalid value, out of memory, signal) thus
+does not affect the other runs and leaves behind no broken CUDA context or allocated memory.
 """
 
 import ctypes
@@ -46,10 +46,10 @@ from workbench.sweeps.folder import (
 
 log = logging.getLogger("widefield")
 
-PARENT = STARTED_BY  # the process id that a run of a sweep belongs to
-LOCK = ".lock"  # held as long as a run goes on
-OUTPUT = "output.txt"  # what a run printed, where several share the terminal
-# What is said to Hydra about the sweep as a whole does not concern its runs.
+PARENT = STARTED_BY  # environment variable with the id of the process that waits for the run
+LOCK = ".lock"  # held while a run is active
+OUTPUT = "output.txt"  # output of a run, if several share the terminal
+# Hydra settings of the sweep as a whole, which are not passed to its runs.
 ABOUT_THE_SWEEP = (
     "hydra/launcher",
     "hydra/sweeper",
@@ -62,11 +62,11 @@ ABOUT_THE_SWEEP = (
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Run the job that Hydra has just composed; returns the monitored metric, `None` if the run failed."""
+    """Run the job composed by Hydra; returns the monitored metric, or `None` if the run failed."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return _run_job(cfg, folder)
-    except (OSError, WriteError) as error:  # of this run's folder: the other runs may do better
+    except (OSError, WriteError) as error:  # of this run's folder: the other runs may still succeed
         log.error("run %s: failed: %s", folder.name, sentence(error))
         return None
 
@@ -90,7 +90,7 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
         ]
         command = command_of(sweep, words + about, folder, goes_on and cfg.action.name == "fit")
         parallel = _runs_at_a_time(hydra.launcher)
-        spent = before.get("wall_s") or 0.0 if goes_on else 0.0  # seconds of the attempts it goes on from
+        spent = before.get("wall_s") or 0.0 if goes_on else 0.0  # seconds of earlier attempts
         record: dict[str, Any] = {
             "overrides": words,
             "axes": sweep.axes,
@@ -121,11 +121,11 @@ def _run_job(cfg: DictConfig, folder: Path) -> float | None:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[int]:
-    """Hold the run's lock; waits while a run left behind by a killed sweep is still saving.
+    """Hold the run's lock; waits for a run left over from a killed sweep to finish saving.
 
-    The run inherits the lock, so that it is held until the run itself has ended.
+    The run inherits the lock, so that it is held until the run itself ends.
     """
-    import fcntl  # not on Windows, where run.py imports this file as well
+    import fcntl  # not available on Windows, where run.py imports this file as well
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
@@ -138,7 +138,7 @@ def _only_one(folder: Path) -> Iterator[int]:
 
 
 def command_of(sweep: SweepFolder, words: list[str], folder: Path, goes_on: bool) -> list[str]:
-    """The command line of one run, as one could type it oneself."""
+    """The command line of one run."""
     return [
         *(sys.executable, str(RUN), "--config-path", str(sweep.snapshot.resolve())),
         *("--config-name", sweep.config_name),
@@ -150,11 +150,11 @@ def command_of(sweep: SweepFolder, words: list[str], folder: Path, goes_on: bool
 
 
 def follow_parent() -> None:
-    """Ask the system for a SIGTERM when the process that waits for this one dies, so that none is orphaned.
+    """Request a SIGTERM from the system when the parent process dies, so that this process is not orphaned.
 
-    This one: a run of a sweep, or a process that a distributed run has started.
+    Called in runs of a sweep and in worker processes of a distributed run.
     """
-    parent = os.environ.pop(PARENT, None)  # not for processes started by this one
+    parent = os.environ.pop(PARENT, None)  # not inherited by child processes
     if parent is None or sys.platform != "linux":
         return
     pr_set_pdeathsig = 1
@@ -165,7 +165,7 @@ def follow_parent() -> None:
 
 @contextmanager
 def _environment(cfg: DictConfig, sweep: SweepFolder, parallel: int | None) -> Iterator[dict[str, str]]:
-    """The run's environment; with several runs at a time on this machine each gets a GPU and its share of the cores."""
+    """The run's environment; concurrent runs on this machine each get a GPU and a share of the CPU cores."""
     environ = os.environ | {PARENT: str(os.getpid()), STARTED_AS: program()[0]}
     if parallel is None or parallel == 1:
         yield environ
@@ -177,7 +177,7 @@ def _environment(cfg: DictConfig, sweep: SweepFolder, parallel: int | None) -> I
 
 
 def _runs_at_a_time(launcher: Any) -> int | None:
-    """How many runs share this machine; `None` where they come one after the other, on the user's own terminal."""
+    """Number of concurrent runs on this machine; `None` if they run one after the other in the user's terminal."""
     target = str(launcher._target_)
     if target.endswith("BasicLauncher"):
         return None
@@ -188,23 +188,23 @@ def _runs_at_a_time(launcher: Any) -> int | None:
 
 
 def _wait_for(command: list[str], environ: dict[str, str], output: Path | None, lock: int) -> int:
-    """Run a command to its end; when the sweep is stopped it is given the time to save."""
+    """Run a command and return its exit code; if the sweep is stopped, wait until the command has saved."""
     with (output or Path(os.devnull)).open("ab") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT} if output else {}
         process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, pass_fds=[lock], **streams)  # type: ignore[call-overload]
         try:
             return int(process.wait())
-        except KeyboardInterrupt:  # Ctrl-C has reached it as well
+        except KeyboardInterrupt:  # Ctrl-C has reached the command as well
             process.wait()
             raise
-        except SystemExit:  # SIGTERM, see hydra_plugins/widefield/sweepers.py, has not
+        except SystemExit:  # SIGTERM (see hydra_plugins/widefield/sweepers.py) has not
             process.terminate()
             process.wait()
             raise
 
 
 def _verdict(code: int, folder: Path) -> tuple[str, str | None]:
-    """Status and error of a run from its exit code and what it left behind."""
+    """Status and error of a run, from its exit code and its error file."""
     if code == 0:
         return DONE, None
     number = -code if code < 0 else code - 128
@@ -218,7 +218,7 @@ def _verdict(code: int, folder: Path) -> tuple[str, str | None]:
 
 
 def _value(folder: Path) -> float | None:
-    """The monitored metric of a run that is done; None: it has none, or its result is damaged."""
+    """The monitored metric of a finished run; None if it has none or its result is damaged."""
     try:
         value = json.loads((folder / "result.json").read_bytes())["best"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -227,7 +227,7 @@ def _value(folder: Path) -> float | None:
 
 
 def _clear(folder: Path) -> None:
-    """Take away what a failed attempt left, but for Hydra's record of the job."""
+    """Remove the files of a failed attempt, except Hydra's record of the job, the log and the lock."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and entry.name != ".hydra":
             shutil.rmtree(entry)

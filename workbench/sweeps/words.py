@@ -1,4 +1,4 @@
-"""`python run.py sweep.resume=DIR`: the command of an earlier sweep again, composed from its snapshot."""
+"""`python run.py sweep.resume=DIR`: rerun the command of an earlier sweep, composed from its snapshot."""
 
 import os
 import shutil
@@ -28,10 +28,10 @@ MAY_CHANGE = (
 
 
 def expand_resume(words: list[str]) -> list[str]:
-    """The command line with `sweep.resume=DIR` replaced by everything that made the sweep in DIR.
+    """The command line with `sweep.resume=DIR` replaced by the original command of the sweep in DIR.
 
     Raises:
-        UsageError: there is no sweep in DIR, or something else is said that would make other runs of it.
+        UsageError: there is no sweep in DIR, or another override would change its runs.
     """
     asked = [word.partition("=")[2] for word in words if word.startswith(f"{KEY}=")]
     if not asked or asked[-1] in ("", "null"):
@@ -56,7 +56,7 @@ def expand_resume(words: list[str]) -> list[str]:
         raise UsageError(f"{KEY}={path}: the sweep was not made with {unknown[0].partition('=')[0]}")
     path = path.resolve()
     if Path(sweep.cwd).is_dir():
-        os.chdir(sweep.cwd)  # relative paths among the words start there
+        os.chdir(sweep.cwd)  # relative paths in the overrides refer to it
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     old = sweep.hydra_words
     if any(word.startswith("hydra/launcher=") for word in new):
@@ -71,7 +71,7 @@ def expand_resume(words: list[str]) -> list[str]:
 
 
 def _without_folders(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without `--config-dir DIR`, and the flag: whoever goes on says which other YAML is to be trusted."""
+    """The arguments without `--config-dir DIR`, and those flags: the user decides which other YAML to trust."""
     rest, folders = [], []
     for before, word in zip(["", *words], words, strict=False):
         if before in CONFIG_DIR:
@@ -84,7 +84,7 @@ def _without_folders(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _take_hydras_own(sweep: SweepFolder) -> None:
-    """How Hydra runs is what this version says, whichever one the sweep was started with."""
+    """Replace the snapshot's Hydra settings by those of the installed version."""
     file = sweep.snapshot / HYDRAS_OWN
     with writing(file, ""):
         file.parent.mkdir(exist_ok=True)
