@@ -60,7 +60,7 @@ def test_steps_are_those_of_the_official_adam(
     after = stepped(ours, instantiate(cfg.optimizer)(ours), gradient)
     official = torch.optim.Adam(theirs.parameters(), lr, weight_decay=5e-7, betas=(0.95, 0.999))
     for one, other in zip(after, stepped(theirs, official, gradient), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+        torch.testing.assert_close(one, other, rtol=3e-7, atol=1e-7)  # a rounding or two
     usual = torch.optim.AdamW(decoupled.parameters(), lr, weight_decay=0.05, betas=(0.9, 0.999))
     others = stepped(decoupled, usual, gradient)
     assert not all(
@@ -243,4 +243,4 @@ def test_audioset_draws_rare_labels_and_averages_epochs(composed: Compose) -> No
     for run.current_epoch, weights in enumerate((3.0, 5.0, 10.0, 2.0, 1.0)):
         mean += average.share(run) * (weights - mean)
     assert mean == pytest.approx(21 / 5), "all five epochs count alike"
-    assert instantiate(cfg.task.data).balance == "labels"
+    assert instantiate(cfg.task.data).targets.balance == "labels"
