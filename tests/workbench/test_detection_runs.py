@@ -151,6 +151,7 @@ def test_pictures_may_be_scaled_for_a_test(
     assert metrics["test/loss"] != pytest.approx(result(run)["metrics"]["test/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     """Also its average of weights."""
     words = (*CASCADE, "action.test_after=false", "scheduler=constant", "callbacks=[default,ema]")
@@ -434,6 +435,7 @@ def test_settings_that_make_no_sense_are_one_sentence(
     assert re.search(message, sentence(caught.value) or ""), sentence(caught.value)
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
     assert done.returncode == 1

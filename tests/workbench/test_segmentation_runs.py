@@ -183,6 +183,7 @@ def test_info_counts_the_whole(act: Act, capsys: pytest.CaptureFixture[str]) -> 
     assert "class_names" in said
 
 
+@pytest.mark.slow
 def test_freezing_and_starting_from_a_run(run: Path, act: Act, samples: Path) -> None:
     begun = act(*WORDS, f"init_from={run}", "freeze=all", "action.test_after=false", folder="begun")
     before, after = weights(run), weights(begun)
@@ -214,6 +215,7 @@ def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_joint_with_a_classification(act: Act) -> None:
     folder = act(
         *TINY,

@@ -224,6 +224,7 @@ def test_embed_reads_recordings_whole(checkpoint: Path, act: Act, samples: Path)
     assert any(file.suffix in (".npz", ".npy", ".csv") for file in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     words = (*WORDS, "action.test_after=false", "scheduler=constant")
     whole = act(*words, "trainer.max_epochs=2", folder="whole")
@@ -313,6 +314,7 @@ def test_settings_that_make_no_sense_are_one_sentence(
     assert re.search(message, sentence(caught.value) or ""), sentence(caught.value)
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "events.csv").write_text("path,onset,offset,label\nx.wav,2,1,dog\n")
