@@ -6,11 +6,10 @@ may be 0. The target of a batch is a list of these.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from tasks.datasets.base import (
     DataError,
     Item,
     ReadError,
-    Whole,
     refuse_unknown,
     spread,
 )
@@ -40,11 +38,11 @@ from tasks.datasets.image.box_transforms import (
     visible,
     wrapped,
 )
+from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
 from tasks.datasets.image.files import seeded_by
-from tasks.datasets.image.reading import EXTENSIONS, open_image
-from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
+from tasks.datasets.image.reading import open_image
+from tasks.datasets.shards.data import ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
-from tasks.datasets.splits import held_out_files
 
 LABEL, CROWD = 4, 5  # columns of an item's `objects`
 
@@ -59,7 +57,7 @@ class Found:
     notes: Sequence[str] = field(default=())
 
 
-class BoxData(ReadsShards):
+class BoxData(DenseData[DetectionTransforms, Labelled]):
     """Base class of data modules for images with boxes.
 
     A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is an
@@ -76,12 +74,6 @@ class BoxData(ReadsShards):
         **common: see `DataModule`.
     """
 
-    modality = "image"
-    extensions = EXTENSIONS
-    unit = "images"
-    beside = True
-    usual_val_part: ClassVar[float] = 0.1
-
     def __init__(
         self,
         *,
@@ -92,18 +84,15 @@ class BoxData(ReadsShards):
         shards: ShardOptions | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
-        super().__init__(**common)
-        self.open_shards(format, shards, common.get("data_dir"))
-        val_part = self.usual_val_part if val_part is None else val_part
-        if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
-            raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
-        self.transforms = transforms or DetectionTransforms()
-        self.val_part = val_part
-        self.test_part = test_part
-        self._train = self.transforms.for_training()
-        self.class_names: list[str] = []
+        super().__init__(
+            transforms=transforms or DetectionTransforms(),
+            val_part=val_part,
+            test_part=test_part,
+            format=format,
+            shards=shards,
+            **common,
+        )
         self.has_masks = False
-        self.pictures: list[Labelled] = []
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -113,27 +102,10 @@ class BoxData(ReadsShards):
 
     # -- interface of the data module ----------------------------------------------------------------------------
 
-    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
-        self._take(self.read_pictures(root))
-        stated = {each.split for each in self.pictures}
-        parts: dict[Path, str] = {}
-        for split, part in (("test", self.test_part), ("val", self.val_part)):
-            free = [p.picture for p in self.pictures if p.split in (None, "train") and p.picture not in parts]
-            if split not in stated and len(free) > 1:
-                names = {os.path.relpath(path, root): path for path in free}
-                parts |= {names[name]: split for name in held_out_files((("", n) for n in names), part)}
-        return {
-            split: [
-                self._item(each)
-                for each in self.pictures
-                if parts.get(each.picture, each.split or "train") == split
-            ]
-            for split in SPLITS
-        }
-
-    def _take(self, found: Found) -> None:
-        self.pictures = sorted(found.pictures, key=lambda each: each.picture.parts)
-        for one, other in zip(self.pictures, self.pictures[1:], strict=False):
+    def take(self, root: Path) -> None:
+        found = self.read_pictures(root)
+        self.entries = sorted(found.pictures, key=lambda entry: entry.picture.parts)
+        for one, other in zip(self.entries, self.entries[1:], strict=False):
             if one.picture == other.picture:
                 raise DataError(
                     f"{one.picture} is there twice, in {one.split or 'no split'} and in {other.split or 'no split'}"
@@ -142,9 +114,9 @@ class BoxData(ReadsShards):
         self.has_masks = found.has_masks
         self.notes = [*found.notes]
 
-    def _item(self, each: Labelled) -> Item:
-        where: dict[str, Any] = {"size": each.size, "fault": each.fault, "outlines": each.outlines}
-        return Item(each.picture, each.objects, {name: value for name, value in where.items() if value})
+    def item_of(self, entry: Labelled) -> Item:
+        where: dict[str, Any] = {"size": entry.size, "fault": entry.fault, "outlines": entry.outlines}
+        return Item(entry.picture, entry.objects, {name: value for name, value in where.items() if value})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Target]:
         if "fault" in item.where:
@@ -155,15 +127,15 @@ class BoxData(ReadsShards):
             raise ReadError(
                 f"its labels are for {size[0]}×{size[1]} pixels, the picture has {image.width}×{image.height}"
             )
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = pixels_of(image)
         target = self._target(item, image.height, image.width)
         if not train:
-            return _raw(pixels), target
+            return raw_of(pixels), target
         with seeded_by(rng):
             moved, target = self._train(tv_tensors.Image(pixels), wrapped(target, image.height, image.width))
         pixels = moved.as_subclass(Tensor)
         height, width = pixels.shape[-2:]
-        return _raw(pixels), visible(target, height, width, self.transforms.min_side)
+        return raw_of(pixels), visible(target, height, width, self.transforms.min_side)
 
     def _target(self, item: Item, height: int, width: int) -> Target:
         objects_n6: NDArray[np.float64] = item.target
@@ -183,14 +155,6 @@ class BoxData(ReadsShards):
                     raise ReadError(f"object {place + 1}: {error}") from error
             target["masks"] = torch.from_numpy(masks_nHW)
         return visible(target, height, width, 0.0)
-
-    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        raw: dict[str, Tensor] = self.read_pair(item, train, rng)[0]
-        return raw
-
-    def read_file(self, path: Path) -> dict[str, Tensor]:
-        image = open_image(path, self.transforms.reading)
-        return _raw(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
         return join_padded(raws)
@@ -220,25 +184,12 @@ class BoxData(ReadsShards):
         if (
             self.class_names != known and self.storage is None
         ):  # in shards, objects are stored with class names
-            self.pictures = [replace(each, objects=translated(each.objects)) for each in self.pictures]
+            self.entries = [replace(entry, objects=translated(entry.objects)) for entry in self.entries]
             self.splits = {
                 split: [replace(item, target=translated(item.target)) for item in items]
                 for split, items in self.splits.items()
             }
         self.recall(data_info)
-
-    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
-        if self.storage is not None:
-            return None
-        if not self.root.is_dir():
-            raise self.bad_layout(f"{self.root} is not a folder")
-        self._take(self.read_pictures(self.root))
-        self.adopt(data_info)
-        tested = [each for each in self.pictures if each.split == "test"]
-        said = f"of {len(self.pictures):,} pictures the {len(tested):,} of its test split are tested"
-        if not tested:
-            tested, said = list(self.pictures), f"all {len(self.pictures):,} pictures are tested"
-        return Whole([self._item(each) for each in tested], said)
 
     def digest(self) -> str:
         """As in `DataModule`, including the outlines."""
@@ -275,7 +226,3 @@ class BoxData(ReadsShards):
         objects_n6, where = unpacked(parts[".json"], self.class_names)
         with as_file(parts[ending], ending) as picture:
             return self.read_pair(replace(item, path=picture, target=objects_n6, where=where), train, rng)
-
-
-def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:
-    return {"pixels": pixels_3HW, "size": torch.tensor(pixels_3HW.shape[-2:])}

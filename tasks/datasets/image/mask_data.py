@@ -6,14 +6,12 @@ A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`, its target the clas
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,6 +21,7 @@ from typing_extensions import Unpack
 from tasks.datasets.base import DIGESTED, CommonSettings
 from tasks.datasets.batch import Sample
 from tasks.datasets.errors import DataError, ReadError
+from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
@@ -32,11 +31,10 @@ from tasks.datasets.image.dense_transforms import (
 from tasks.datasets.image.files import seeded_by
 from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding, numbered
-from tasks.datasets.image.reading import EXTENSIONS, open_image, size_of
-from tasks.datasets.items import SPLITS, Item, Whole, spread
-from tasks.datasets.shards.data import ReadsShards, ShardOptions, as_file
+from tasks.datasets.image.reading import open_image, size_of
+from tasks.datasets.items import SPLITS, Item, spread
+from tasks.datasets.shards.data import ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
-from tasks.datasets.splits import held_out_files
 from tasks.datasets.targets import Kind
 
 COUNTED = 1000  # training masks whose pixels are counted for class weights
@@ -51,7 +49,7 @@ class Pair:
     split: str | None = None
 
 
-class MaskData(ReadsShards):
+class MaskData(DenseData[SegmentationTransforms, Pair]):
     """Base class of data modules for images with masks.
 
     A subclass implements `read_pairs` and, for its embedded sample, `write_sample`.
@@ -64,12 +62,6 @@ class MaskData(ReadsShards):
         format, shards: see `ReadsShards.open_shards`.
         **common: see `DataModule`.
     """
-
-    modality = "image"
-    extensions = EXTENSIONS
-    unit = "images"
-    beside = True
-    usual_val_part: ClassVar[float] = 0.1
 
     kind: ClassVar[Kind] = MaskTargets
     targets: MaskTargets
@@ -84,15 +76,14 @@ class MaskData(ReadsShards):
         shards: ShardOptions | None = None,
         **common: Unpack[CommonSettings],
     ) -> None:
-        super().__init__(**common)
-        self.open_shards(format, shards, common.get("data_dir"))
-        val_part = self.usual_val_part if val_part is None else val_part
-        if not (0 < val_part < 1 and 0 < test_part < 1 and val_part + test_part < 1):
-            raise DataError("val_part and test_part must lie between 0 and 1 and leave something to train on")
-        self.transforms = transforms or SegmentationTransforms()
-        self.val_part = val_part
-        self.test_part = test_part
-        self._train = self.transforms.for_training()
+        super().__init__(
+            transforms=transforms or SegmentationTransforms(),
+            val_part=val_part,
+            test_part=test_part,
+            format=format,
+            shards=shards,
+            **common,
+        )
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -102,50 +93,26 @@ class MaskData(ReadsShards):
 
     # -- interface of the data module ----------------------------------------------------------------------------
 
-    def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
-        self._take(*self.read_pairs(root))
-        stated = {pair.split for pair in self.pairs}
-        parts: dict[Path, str] = {}
-        for split, part in (("test", self.test_part), ("val", self.val_part)):
-            free = [p.picture for p in self.pairs if p.split in (None, "train") and p.picture not in parts]
-            if split not in stated and len(free) > 1:
-                names = {os.path.relpath(path, root): path for path in free}
-                parts |= {names[name]: split for name in held_out_files((("", n) for n in names), part)}
-        return {
-            split: [
-                self._item(pair)
-                for pair in self.pairs
-                if parts.get(pair.picture, pair.split or "train") == split
-            ]
-            for split in SPLITS
-        }
-
-    def _take(self, coding: MaskCoding, pairs: Sequence[Pair]) -> None:
+    def take(self, root: Path) -> None:
+        coding, pairs = self.read_pairs(root)
         self.targets.take(coding)
-        self.pairs = sorted(pairs, key=lambda pair: pair.picture.parts)
+        self.entries = sorted(pairs, key=lambda pair: pair.picture.parts)
 
-    def _item(self, pair: Pair) -> Item:
-        return Item(pair.picture, where={"mask": str(pair.mask)})
+    def item_of(self, entry: Pair) -> Item:
+        return Item(entry.picture, where={"mask": str(entry.mask)})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Tensor]:
         image = open_image(item.path, self.transforms.reading)
         mask = self.targets.read(item, image.size, self.transforms.reading)
-        pixels = _pixels(image)
+        pixels = pixels_of(image)
         if not train:
-            return _raw(pixels), mask
+            return raw_of(pixels), mask
         with seeded_by(rng):
             drawn, drawn_mask = self._train(tv_tensors.Image(pixels), tv_tensors.Mask(mask))
         size = self.transforms.crop
-        raw = _raw(drawn.as_subclass(Tensor))
+        raw = raw_of(drawn.as_subclass(Tensor))
         raw["pixels"] = padded(raw["pixels"], size)
         return raw, padded(drawn_mask.as_subclass(Tensor), size, VOID)
-
-    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        raw: dict[str, Tensor] = self.read_pair(item, train, rng)[0]
-        return raw
-
-    def read_file(self, path: Path) -> dict[str, Tensor]:
-        return _raw(_pixels(open_image(path, self.transforms.reading)))
 
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
         return join_pictures(raws)
@@ -166,19 +133,6 @@ class MaskData(ReadsShards):
     def palette(self) -> list[list[int]]:
         """The colour of each class, (r, g, b)."""
         return self.targets.palette
-
-    def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
-        if self.storage is not None:
-            return None
-        if not self.root.is_dir():
-            raise self.bad_layout(f"{self.root} is not a folder")
-        self._take(*self.read_pairs(self.root))
-        self.adopt(data_info)
-        tested = [pair for pair in self.pairs if pair.split == "test"]
-        said = f"of {len(self.pairs):,} pictures the {len(tested):,} of its test split are tested"
-        if not tested:
-            tested, said = list(self.pairs), f"all {len(self.pairs):,} pictures are tested"
-        return Whole([self._item(pair) for pair in tested], said)
 
     def digest(self) -> str:
         """As in `DataModule`, including the names and sizes of the mask files."""
@@ -231,15 +185,6 @@ def _is_colour(said: Any) -> bool:
         and len(said) == 3
         and all(type(part) is int and 0 <= part < 256 for part in said)
     )
-
-
-def _pixels(image: Any) -> Tensor:
-    """A PIL RGB image as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _raw(pixels_3HW: Tensor) -> dict[str, Tensor]:
-    return {"pixels": pixels_3HW, "size": torch.tensor(pixels_3HW.shape[-2:])}
 
 
 def paired(
