@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from tasks.dense_drawing import draw_class_values, empty_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHARE = 0.45  # opacity of masks
 MOST_NAMED = 40  # maximum number of objects for which each is labelled
-MOST_CLASSES = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def colour_of(label: int) -> tuple[float, float, float]:
 def draw_overlay(pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str]) -> "Figure":
     """Draws an image with its objects."""
     height, width = pixels_HW3.shape[:2]
-    figure = _figure((7.2, min(max(7.2 * height / width, 2.0), 14.0)))
+    figure = empty_figure((7.2, min(max(7.2 * height / width, 2.0), 14.0)))
     _draw(figure.subplots(), pixels_HW3, objects, names)
     return figure
 
@@ -75,7 +76,7 @@ def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure"
     """Draws truth and prediction side by side, one row per image."""
     pictures = sorted(pictures, key=lambda picture: picture.index)
     heights = [3.6 * picture.pixels.shape[0] / picture.pixels.shape[1] + 0.35 for picture in pictures]
-    figure = _figure((7.6, sum(heights) + 0.3))
+    figure = empty_figure((7.6, sum(heights) + 0.3))
     grid = figure.subplots(len(pictures), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, picture in zip(grid, pictures, strict=True):
         for panel, objects, what in zip(
@@ -88,23 +89,12 @@ def draw_pictures(pictures: Sequence[Picture], names: Sequence[str]) -> "Figure"
 
 def draw_ap(ap: Mapping[str, float | None]) -> "Figure":
     """Draws the AP of each class, the largest first; classes with undefined AP have no bar."""
-    order = sorted(ap, key=lambda name: -(ap[name] or 0.0))
-    shown = [value for value in ap.values() if value is not None]
-    figure = _figure((6.4, min(max(0.24 * len(order) + 1.4, 2.6), 30.0)))
-    panel = figure.subplots()
-    colours = [colour_of(list(ap).index(name)) for name in order]
-    panel.barh(range(len(order)), [ap[name] or 0.0 for name in order], color=colours, edgecolor="0.3")
-    panel.set_yticks(range(len(order)), order, fontsize=9 if len(order) <= MOST_CLASSES else 5)
-    panel.invert_yaxis()
-    panel.set_xlim(0, 1)
-    panel.set_xlabel("average precision of boxes, mean over IoU 0.50 to 0.95, on the whole test split")
-    panel.set_ylabel("class")
-    panel.grid(axis="x", alpha=0.3)
-    if shown:
-        mean = sum(shown) / len(shown)
-        panel.axvline(mean, color="black", linestyle="--", linewidth=1)
-        panel.set_title(f"mean AP {mean:.1%} of {len(shown)} classes", fontsize=10)
-    return figure
+    return draw_class_values(
+        ap,
+        [colour_of(index) for index in range(len(ap))],
+        label="average precision of boxes, mean over IoU 0.50 to 0.95, on the whole test split",
+        short="AP",
+    )
 
 
 def _draw(panel: "Axes", pixels_HW3: NDArray[Any], objects: Objects, names: Sequence[str]) -> None:
@@ -141,9 +131,3 @@ def _draw(panel: "Axes", pixels_HW3: NDArray[Any], objects: Objects, names: Sequ
     panel.set_xlim(-0.5, width - 0.5)
     panel.set_ylim(height - 0.5, -0.5)
     panel.axis("off")
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")

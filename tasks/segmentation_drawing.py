@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.dense_drawing import MOST_CLASSES, draw_class_values, empty_figure
 from tasks.segmentation_losses import VOID
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ Palette = Sequence[Sequence[int]]
 VOID_COLOUR = (224, 224, 224)
 SHARE = 0.55  # opacity of an overlay
 MOST_IN_LEGEND = 24
-MOST_NAMED = 60  # maximum number of classes with full-size axis labels
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def draw_overlay(
 ) -> "Figure":
     """Draws an image overlaid with its classes, and a legend of the classes present, the largest first."""
     height, width = classes_HW.shape
-    figure = _figure((6.4 + 1.8, min(max(6.4 * height / width, 2.0), 12.0) + 0.4))
+    figure = empty_figure((6.4 + 1.8, min(max(6.4 * height / width, 2.0), 12.0) + 0.4))
     panel = figure.subplots()
     panel.imshow(overlaid(pixels_HW3, classes_HW, palette))
     panel.axis("off")
@@ -95,7 +95,7 @@ def draw_overlay(
 def draw_pictures(pictures: Sequence[Picture], names: Sequence[str], palette: Palette) -> "Figure":
     """Draws one row per image: the image, truth, prediction, and the wrong pixels."""
     pictures = sorted(pictures, key=lambda picture: picture.index)
-    figure = _figure((11.5, 2.4 * len(pictures) + 0.7))
+    figure = empty_figure((11.5, 2.4 * len(pictures) + 0.7))
     grid = figure.subplots(len(pictures), 4, squeeze=False)
     there: set[int] = set()
     for row, picture in zip(grid, pictures, strict=True):
@@ -125,26 +125,13 @@ def draw_pictures(pictures: Sequence[Picture], names: Sequence[str], palette: Pa
 
 def draw_iou(iou: Mapping[str, float | None], palette: Palette) -> "Figure":
     """Draws the IoU of each class, the largest first; classes with undefined IoU have no bar."""
-    order = sorted(range(len(iou)), key=lambda index: -(list(iou.values())[index] or 0.0))
-    names, values = [list(iou)[index] for index in order], [list(iou.values())[index] for index in order]
-    shown = [value for value in values if value is not None]
-    figure = _figure((6.4, min(max(0.24 * len(names) + 1.4, 2.6), 30.0)))
-    panel = figure.subplots()
-    colours = [np.asarray(palette[index]) / 255 for index in order]
-    panel.barh(
-        range(len(names)), [value or 0.0 for value in values], color=colours, edgecolor="0.3", linewidth=0.5
+    return draw_class_values(
+        iou,
+        [np.asarray(colour) / 255 for colour in palette],
+        label="intersection over union, over the whole test split",
+        short="IoU",
+        linewidth=0.5,
     )
-    panel.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= MOST_NAMED else 5)
-    panel.invert_yaxis()
-    panel.set_xlim(0, 1)
-    panel.set_xlabel("intersection over union, over the whole test split")
-    panel.set_ylabel("class")
-    panel.grid(axis="x", alpha=0.3)
-    if shown:
-        mean = sum(shown) / len(shown)
-        panel.axvline(mean, color="black", linestyle="--", linewidth=1)
-        panel.set_title(f"mean IoU {mean:.1%} of {len(shown)} classes", fontsize=10)
-    return figure
 
 
 def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "Figure":
@@ -152,10 +139,10 @@ def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "
     counts = np.asarray(pixels, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.24 * len(names) + 2.5, 4.5, 16))
-    figure = _figure((size + 1, size))
+    figure = empty_figure((size + 1, size))
     panel = figure.subplots()
     shown = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    if len(names) <= MOST_NAMED:
+    if len(names) <= MOST_CLASSES:
         panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         panel.set_yticks(range(len(names)), names, fontsize=8)
     if len(names) <= 15:
@@ -170,12 +157,6 @@ def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "
     panel.set_title(f"Pixels of the test split (% of a true class; {accuracy:.1%} of all right)", fontsize=10)
     figure.colorbar(shown, ax=panel, shrink=0.8, label="share of the true class")
     return figure
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
 
 
 def _legend(figure: "Figure", labels: Mapping[int, str], palette: Palette) -> None:
