@@ -148,7 +148,7 @@ class BatchedMaskTransforms(nn.Module):
     def _mixed_crops(
         self, target_BHW: Tensor, size_B2: Tensor, scaled_B2: Tensor, cut_B2: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The matrix from crop to image, and the mask, of each image's first crop with mixed classes, or else its last."""
+        """Matrix from crop to image, and mask, of an image's first crop with mixed classes, or else its last."""
         trials = TRIALS if self.cat_max_ratio < 1 else 0
         matrix_B33, mask_BSS, found_B = self._crops(target_BHW, size_B2, scaled_B2, cut_B2)
         for _ in range(trials):
