@@ -89,6 +89,7 @@ def measure(cfg: DictConfig, workers: list[int], seconds: float, device: torch.d
     embedder: Any = task.network.embedder
     if embedder.needs_statistics:
         embedder.fit_statistics(data.training_raws(64))
+    task.augment.transforms = data.device_transforms()
     task = task.to(device).train()
     for count in workers:
         data.num_workers = count

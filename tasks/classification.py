@@ -109,6 +109,8 @@ class ClassificationTask(Task):
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         train = split == "train"
         raw, target = batch.raw, batch.target
+        if train:
+            raw, target = self.augment.transformed(raw, target)
         target_BK = one_hot(
             target if batch.mixed_target is None else batch.mixed_target, len(self.class_names)
         )

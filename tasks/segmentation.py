@@ -107,8 +107,9 @@ class SegmentationTask(Task):
         return self._train_step(batch) if split == "train" else self._whole_step(batch, split)
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:
-        target_BHW = batch.target.long()
-        out = self.network(batch.raw, self.augment.maps)
+        raw, target_BHW = self.augment.transformed(batch.raw, batch.target)
+        target_BHW = target_BHW.long()
+        out = self.network(raw, self.augment.maps)
         each: tuple[Tensor, ...] = out if isinstance(out, tuple) else (out,)
         size: tuple[int, int] = (target_BHW.shape[-2], target_BHW.shape[-1])
         logits_BKHW, *auxiliary = (resized(logits.float(), size) for logits in each)

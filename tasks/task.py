@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +68,11 @@ class Prediction:
 
 
 class Augment(nn.Module):
-    """The three augmentation hooks of training batches on the device.
+    """The augmentation hooks of training batches on the device, in the order in which they are called.
 
     Args:
+        transforms: (raw batch, targets) -> the same pair: the training transforms of the data module, where they run on
+            the device (`DataModule.device_transforms`); set before training.
         raw: raw batch -> raw batch, e.g. noise on waveforms.
         mixup: (raw batch, targets (B, …)) -> the same pair, mixed.
         maps: maps -> maps, e.g. SpecAugment.
@@ -80,9 +82,14 @@ class Augment(nn.Module):
         self, raw: nn.Module | None = None, mixup: nn.Module | None = None, maps: nn.Module | None = None
     ) -> None:
         super().__init__()
+        self.transforms: nn.Module | None = None
         self.raw = raw
         self.mixup = mixup
         self.maps = maps
+
+    def transformed(self, raw: Any, target: Any) -> tuple[Any, Any]:
+        """The training batch after `transforms`."""
+        return (raw, target) if self.transforms is None else self.transforms(raw, target)
 
 
 class Training(LightningModule):
@@ -336,7 +343,9 @@ class Task(Training):
     def preview(self, batch: Batch, most: int) -> tuple[Any, list[str]]:
         """The first samples of a training batch after raw augmentation, with captions."""
         count = min(most, len(batch.index))
-        raw = tree_map(lambda value: value[:count], batch.raw)
+        raw, target = tree_map(lambda value: value[:count], (batch.raw, batch.target))
+        raw, target = self.augment.transformed(raw, target)
+        batch = replace(batch, raw=raw, target=target)
         if self.augment.raw is not None:
             raw = self.augment.raw(raw)
         return raw, [self.caption(batch, position) for position in range(count)]

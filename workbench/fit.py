@@ -72,6 +72,7 @@ def _fit(cfg: DictConfig) -> float | None:
         if embedder.needs_statistics and resume is None:
             embedder.fit_statistics(source.training_raws())
         balance(part, source)
+        part.augment.transforms = source.device_transforms()
         shapes.append(f"{name} {map_shape(embedder)}".strip())
         if cfg.compile:  # used by training, validation and test
             part.network.runner = compiled(

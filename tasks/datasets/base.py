@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import default_collate
 
 from tasks.datasets.batch import collate, usable
@@ -26,6 +27,7 @@ from tasks.datasets.drawn import is_drawn as is_drawn
 from tasks.datasets.errors import DataError as DataError
 from tasks.datasets.errors import ReadError as ReadError
 from tasks.datasets.errors import UnreadableItem as UnreadableItem
+from tasks.datasets.in_memory import MemoryDataset
 from tasks.datasets.item_dataset import ItemDataset as ItemDataset
 from tasks.datasets.item_dataset import Reader as Reader
 from tasks.datasets.items import SPLITS as SPLITS
@@ -57,6 +59,7 @@ class CommonSettings(TypedDict, total=False):
     num_workers: int | None
     seed: int
     limit: int | None
+    in_memory: bool
 
 
 class ClassificationSettings(CommonSettings, total=False):
@@ -93,6 +96,7 @@ class DataModule(LightningDataModule):
         num_workers: `DataLoader` workers; `None` means 0 for the sample and up to 8 for real data.
         seed: seed of the order, crops and augmentation.
         limit: maximum number of items per split, evenly spaced (for quick trials).
+        in_memory: read the training and validation splits once and keep them in memory.
         **targets: arguments of `kind`.
 
     Raises:
@@ -107,7 +111,7 @@ class DataModule(LightningDataModule):
     format: str = "files"  # `ReadsShards` has another
     targets: Targets
     kind: ClassVar[Kind] = Targets  # constructs `targets` from its arguments
-    draws: ClassVar[bool] = True  # whether `read_item` is random
+    draws: bool = True  # whether `read_item` is random in training
     sample_version: ClassVar[int] = 1  # incremented when write_sample changes: old samples are regenerated
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -129,6 +133,7 @@ class DataModule(LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         limit: int | None = None,
+        in_memory: bool = False,
         **targets: Any,
     ) -> None:
         super().__init__()
@@ -151,6 +156,8 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.limit = limit
+        self.in_memory = in_memory
+        self._in_memory: dict[str, MemoryDataset] = {}
         self.splits: dict[str, Sequence[Item]] = {}
         self.notes: list[str] = []  # what was inferred or skipped while reading; logged at the start
 
@@ -184,6 +191,11 @@ class DataModule(LightningDataModule):
     def read_file(self, path: Path) -> Any:
         """Read a user's file for prediction, like `read_item` at test time; raises `ReadError`."""
         raise NotImplementedError
+
+    def device_transforms(self) -> nn.Module | None:
+        """Training transforms that run on the device, (raw batch, target) -> the same pair; None if the reader makes
+        them all."""
+        return None
 
     def fetch(self, root: Path) -> None:
         """Download the real data into `root`; raises `DataError`."""
@@ -345,7 +357,9 @@ class DataModule(LightningDataModule):
         items = self.splits[split]
         if batch_size is None:
             batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
-        dataset = self._dataset(items, train)
+        dataset = (
+            self._kept(split, train) if self.in_memory and split != "test" else self._dataset(items, train)
+        )
         workers = self._workers()
         return ResumableLoader(
             dataset,
@@ -383,6 +397,25 @@ class DataModule(LightningDataModule):
         """The reader of these items."""
         return self.targets.dataset(items, self._reader(train), train=train, seed=self.seed, draws=self.draws)
 
+    def _kept(self, split: str, train: bool) -> MemoryDataset:
+        """The data set of a split, read once and kept in memory."""
+        source = self._dataset(self.splits[split], train)
+        if self.format != "files":
+            raise DataError("task.data.in_memory=true keeps files in memory: say task.data.format=files")
+        if train and (self.draws or type(source) is not ItemDataset):
+            raise DataError(self.not_in_memory())
+        kept = self._in_memory.get(split)
+        if kept is None or kept.items is not source.items:
+            kept = self._in_memory[split] = MemoryDataset(source, split, self.join_targets)
+        return kept
+
+    def not_in_memory(self) -> str:
+        """Why training samples cannot be kept in memory."""
+        return (
+            f"task.data.in_memory=true keeps samples as they were read, and training samples of {self.name} are read "
+            "differently each time: say task.data.in_memory=false"
+        )
+
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """The batch sampler of a split."""
         return self.targets.batches(self.splits[split], train=train, batch_size=batch_size, seed=self.seed)
@@ -394,7 +427,7 @@ class DataModule(LightningDataModule):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
+        return 0 if self.in_memory or self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
     def _fetch_once(self) -> None:
         """Call `fetch` in one of several concurrent processes; the others wait."""

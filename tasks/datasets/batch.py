@@ -92,15 +92,17 @@ Read = Sample | Failure | Unusable
 
 
 def collate(
-    samples: Sequence[Read], join: Joined = default_collate, join_raws: Joined = default_collate
+    samples: Sequence[Read] | Batch, join: Joined = default_collate, join_raws: Joined = default_collate
 ) -> Batch | Unusable:
     """Collates the readable samples, with `Copies` of an item in sequence, and collects the failures.
 
     Args:
-        samples: what was read, in order.
+        samples: what was read, in order; a batch that is joined already is returned unchanged.
         join: collates the targets.
         join_raws: collates the raw data.
     """
+    if isinstance(samples, Batch):
+        return samples
     read: list[Sample] = []
     failures: list[str] = []
     for sample in samples:

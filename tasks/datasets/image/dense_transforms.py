@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from modalities.batched_transforms import BatchedMaskTransforms
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import MAX_PIXELS, PictureOptions
 
@@ -39,6 +40,8 @@ class SegmentationTransforms:
         hflip: probability of a horizontal flip.
         photometric: distort brightness, contrast, saturation and hue (`PhotometricDistortion`).
         max_pixels, bits: see `PictureOptions`.
+        batched: the reader returns whole images; all of this is drawn for the whole batch on the device
+            (`modalities.batched_transforms`).
 
     Raises:
         DataError: invalid settings.
@@ -52,6 +55,7 @@ class SegmentationTransforms:
     photometric: bool = True
     max_pixels: int = MAX_PIXELS
     bits: int = 16
+    batched: bool = False
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or (
@@ -78,6 +82,23 @@ class SegmentationTransforms:
         """File reading options for these transforms."""
         return PictureOptions(self.max_pixels, self.bits)
 
+    def for_device(self) -> BatchedMaskTransforms | None:
+        """Training transforms on the device, with ``batched``."""
+        if not self.batched:
+            return None
+        return BatchedMaskTransforms(
+            self.crop,
+            self._scaled,
+            self.ratio,
+            self.cat_max_ratio,
+            self.hflip,
+            self.photometric,
+            VOID,
+        )
+
+    def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
+        return scaled_by(height, width, self.resize, factor)
+
     def for_training(self) -> v2.Compose:
         """Transform of (Image (3, H, W), Mask (H, W)) uint8; sides are at most S afterwards."""
         steps: list[v2.Transform] = [
@@ -100,6 +121,12 @@ def rescaled(height: int, width: int, limits: Sequence[int] | None) -> tuple[int
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
+def scaled_by(height: int, width: int, limits: Sequence[int] | None, factor: float) -> tuple[int, int]:
+    """`rescaled` with the limits, or without limits the image's own size, times a factor."""
+    limits = (max(height, width), min(height, width)) if limits is None else limits
+    return rescaled(height, width, [max(int(side * factor), 1) for side in limits])
+
+
 class RandomRescale(v2.Transform):
     """Scale an image to fit into `limits` times a random factor, keeping the aspect ratio.
 
@@ -116,9 +143,7 @@ class RandomRescale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = F.get_size(flat_inputs[0])
         factor = float(torch.empty(()).uniform_(self.ratio[0], self.ratio[1]))
-        limits = (max(height, width), min(height, width)) if self.limits is None else self.limits
-        drawn = [max(int(side * factor), 1) for side in limits]
-        return {"size": list(rescaled(height, width, drawn))}
+        return {"size": list(scaled_by(height, width, self.limits, factor))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         # Not antialiased, like OpenCV's bilinear resizing in the official recipe; masks use nearest neighbour.

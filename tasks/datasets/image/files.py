@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from modalities.batched_transforms import BatchedImageTransforms
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
 from tasks.datasets.items import Item
@@ -50,6 +51,8 @@ class ImageTransforms:
             ``border`` scales the longer side and pads.
         max_pixels: images with more pixels, also after scaling, are refused before decoding.
         bits: significant bits of 16-bit images: 12 for many cameras and scanners.
+        batched: the reader only scales training images to S × S; crops, flips and colours are drawn for the whole batch
+            on the device (`modalities.batched_transforms`).
 
     Raises:
         DataError: invalid settings.
@@ -68,6 +71,7 @@ class ImageTransforms:
     crop_mode: str = "center"
     max_pixels: int = MAX_PIXELS
     bits: int = 16
+    batched: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.crop_pct <= 1:
@@ -98,11 +102,33 @@ class ImageTransforms:
             return side * math.ceil(side * long / short)
         return long * math.ceil(long / self.size) if self.crop_mode == "border" else 0
 
+    def for_device(self) -> BatchedImageTransforms | None:
+        """Training transforms on the device, with ``batched``."""
+        if not self.batched:
+            return None
+        try:
+            return BatchedImageTransforms(
+                self.crop,
+                self.scale,
+                self.ratio,
+                self.hflip,
+                self.vflip,
+                self.color_jitter,
+                self.auto_augment,
+                self.interpolation,
+            )
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
     def for_training(self) -> Callable[["Image.Image"], Tensor]:
         """Training transform, PIL image -> (3, S, S) uint8; uses the global random generators, see `seeded_by`."""
         from timm.data import create_transform
-        from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
+        from torchvision.transforms import Compose, InterpolationMode, PILToTensor, RandomCrop, Resize
 
+        if self.batched:
+            return Compose(
+                [Resize((self.size, self.size), InterpolationMode(self.interpolation)), PILToTensor()]
+            )
         try:
             pipeline = create_transform(
                 self.size,
@@ -169,6 +195,8 @@ class ImageData(ShardableData):
     ) -> None:
         super().__init__(**common)
         self.transforms = transforms or ImageTransforms()
+        self.draws = not self.transforms.batched
+        self._on_device = self.transforms.for_device()
         self._train = self.transforms.for_training()
         self._eval = self.transforms.for_evaluation()
 
@@ -180,11 +208,24 @@ class ImageData(ShardableData):
         image = self.open_item(item)
         if not train:
             return torch.as_tensor(self._eval(image))
+        if not self.draws:
+            return torch.as_tensor(self._train(image))
         with seeded_by(rng):
             return torch.as_tensor(self._train(image))
 
+    def device_transforms(self) -> BatchedImageTransforms | None:
+        return self._on_device
+
+    def not_in_memory(self) -> str:
+        return with_hint(super().not_in_memory(), self.draws)
+
     def read_file(self, path: Path) -> Tensor:
         return torch.as_tensor(self._eval(open_image(path, self.transforms.reading)))
+
+
+def with_hint(said: str, draws: bool) -> str:
+    """Append to `DataModule.not_in_memory` how images can be kept, where random reading is what prevents it."""
+    return f"{said}, or task.data.transforms.batched=true to draw crops on the device" if draws else said
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import Unpack
 
+from modalities.batched_transforms import BatchedMaskTransforms
 from tasks.datasets.base import DIGESTED, CommonSettings
 from tasks.datasets.batch import Sample
 from tasks.datasets.errors import DataError, ReadError
@@ -28,7 +29,7 @@ from tasks.datasets.image.dense_transforms import (
     join_pictures,
     padded,
 )
-from tasks.datasets.image.files import seeded_by
+from tasks.datasets.image.files import seeded_by, with_hint
 from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.image.reading import open_image, size_of
@@ -84,6 +85,7 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
             shards=shards,
             **common,
         )
+        self.draws = not self.transforms.batched
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
         image = open_image(item.path, self.transforms.reading)
         mask = self.targets.read(item, image.size, self.transforms.reading)
         pixels = pixels_of(image)
-        if not train:
+        if not train or not self.draws:
             return raw_of(pixels), mask
         with seeded_by(rng):
             drawn, drawn_mask = self._train(tv_tensors.Image(pixels), tv_tensors.Mask(mask))
@@ -116,6 +118,12 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
 
     def join_raws(self, raws: list[Any]) -> dict[str, Tensor]:
         return join_pictures(raws)
+
+    def device_transforms(self) -> BatchedMaskTransforms | None:
+        return self.transforms.for_device()
+
+    def not_in_memory(self) -> str:
+        return with_hint(super().not_in_memory(), self.draws)
 
     def class_counts(self) -> tuple[NDArray[np.int64], int]:
         """Number of pixels of each class, (K,), and of all labelled pixels, in at most `COUNTED` training masks."""

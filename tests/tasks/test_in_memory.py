@@ -1,0 +1,123 @@
+"""task.data.in_memory: splits are read once, and give the same batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.datasets.base import DataModule, Item, ReadError
+from tasks.datasets.batch import Batch
+from tasks.datasets.errors import DataError
+from tasks.datasets.mixing import Mixup
+from tasks.datasets.targets import ClassTargets
+
+
+class Squares(DataModule):
+    """Ten samples; counts how often each is read."""
+
+    kind = ClassTargets
+    modality = "image"
+    draws = False
+    broken = ""
+    sides: tuple[int, ...] = (2,)
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        super().__init__(name="squares", samples_dir=str(folder), batch_size=4, **settings)
+        self.reads: list[str] = []
+        self.root.mkdir(parents=True)
+
+    def read_splits(self, root: Path) -> dict[str, list[Item]]:
+        self.class_names = ["odd", "even"]
+        items = [Item(root / f"{number}", number % 2) for number in range(10)]
+        return {"train": items, "val": items[:4], "test": items[4:]}
+
+    def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
+        self.reads.append(item.path.name)
+        if item.path.name == self.broken:
+            raise ReadError("it is broken")
+        side = self.sides[int(item.path.name) % len(self.sides)]
+        return torch.full((side, side), float(item.path.name))
+
+    def join_raws(self, raws: list[Tensor]) -> Any:
+        return (
+            torch.stack(raws)
+            if len({raw.shape for raw in raws}) == 1
+            else torch.stack([r.mean() for r in raws])
+        )
+
+
+def batches(data: DataModule, split: str = "train") -> list[Batch]:
+    data.setup()
+    return list(data.loader(split))
+
+
+@pytest.mark.parametrize("sides", [(2,), (2, 3)])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_same_batches(tmp_path: Path, split: str, sides: tuple[int, ...]) -> None:
+    plain, kept = Squares(tmp_path / "a"), Squares(tmp_path / "b", in_memory=True)
+    plain.sides = kept.sides = sides
+    for ours, theirs in zip(batches(kept, split), batches(plain, split), strict=True):
+        assert ours.raw.equal(theirs.raw)
+        assert ours.target.equal(theirs.target)
+        assert ours.index.equal(theirs.index)
+
+
+def test_items_are_read_once(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True)
+    data.setup()
+    for epoch in range(3):
+        loader = data.loader("train")
+        loader.batch_sampler.set_epoch(epoch)
+        list(loader)
+    assert sorted(data.reads[1:]) == sorted(map(str, range(10))), (
+        "the first is read once more, to see its size"
+    )
+    before = len(data.reads)
+    list(data.loader("test"))
+    assert len(data.reads) == before + 6, "the test split is read as ever"
+
+
+def test_broken_items_are_reported_in_every_epoch(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True)
+    data.broken = "3"
+    data.setup()
+    for _ in range(2):
+        read = list(data.loader("val"))
+        assert [batch.failures for batch in read] == [[f"{data.root / '3'}: it is broken"]]
+        assert read[0].index.tolist() == [0, 1, 2]
+
+
+def test_what_is_read_at_random_is_refused(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True)
+    data.draws = True
+    data.setup()
+    with pytest.raises(DataError, match=r"read differently each time: say task\.data\.in_memory=false"):
+        data.loader("train")
+    assert len(list(data.loader("val"))) == 1
+
+
+def test_mixup_in_the_data_set_is_refused(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True, mixup=Mixup(0.5))
+    data.setup()
+    with pytest.raises(DataError, match="in_memory"):
+        data.loader("train")
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.datasets.in_memory._free_memory", lambda: 300)
+    data = Squares(tmp_path, in_memory=True)
+    data.setup()
+    with pytest.raises(DataError, match=r"train would take about 0\.0 GB"):
+        list(data.loader("train"))
+
+
+def test_a_replaced_split_is_read_anew(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True)
+    data.setup()
+    assert len(list(data.loader("val"))) == 1
+    data.splits = {**data.splits, "val": data.splits["val"][1:2]}
+    assert [batch.index.tolist() for batch in data.loader("val")] == [[0]]
+    assert next(iter(data.loader("val"))).raw[0, 0, 0] == 1
