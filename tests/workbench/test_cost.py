@@ -65,6 +65,7 @@ def test_a_result_has_its_cost(act: Act) -> None:
     assert tested["step_s"] is None
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_has_the_same_weights(act: Act) -> None:
     first, second = weights(act(*WORDS, folder="a")), weights(act(*WORDS, folder="b"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
