@@ -57,10 +57,8 @@ def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64
     return plane[row_THW, column_THW]
 
 
-def spotted_plane(
-    y_reach: float, x_reach: float, scale: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """A plane of ``2·y_reach`` × ``2·x_reach`` sides of ``scale`` pixels, with about 8 spots per square side and noise."""
+def spotted_plane(y_reach: float, x_reach: float, scale: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A noisy plane of ``2·y_reach`` × ``2·x_reach`` sides of ``scale`` pixels, with about 8 spots per square side."""
     height, width = (int(np.ceil(2 * reach * scale)) + 1 for reach in (y_reach, x_reach))
     plane = np.empty((height, width, 3), dtype=np.float32)
     plane[:] = rng.uniform(10, 90, 3)
