@@ -276,7 +276,7 @@ def fake(folder: Path, library: str, body: str) -> dict[str, str]:
 UNDEFINED = 'raise OSError("/opt/site-packages/torchaudio/lib/_torchaudio.so: undefined symbol: of_torch")'
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_ends_in_a_sentence_where_resampling_is_broken(
     tmp_path: Path, samples: Path, workers: int
 ) -> None:

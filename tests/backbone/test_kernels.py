@@ -98,7 +98,7 @@ def assert_exact(case: Case, dtype: torch.dtype, device: str) -> None:
         assert relative_error(a.grad, b.grad) <= largest_error(b.grad, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_exact_in_half_precision(case: Case, dtype: torch.dtype, device: str) -> None:
     assert_exact(case, dtype, device)

@@ -30,7 +30,13 @@ def small(**overrides: Any) -> TimmUniRepLKNet:
     return TimmUniRepLKNet(**(TINY | {"layer_scale_init_value": 0.5} | overrides))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(size, marks=pytest.mark.slow) if dims[0] > 96 else size
+        for size, (_, dims) in SIZES.items()
+    ],
+)
 def test_every_size_is_registered(size: str) -> None:
     assert timm.is_model(size)
     with torch.device("meta"):
@@ -287,6 +293,7 @@ def test_timm_reparameterizes(features_only: bool, shake: Callable[[nn.Module], 
         again.load_state_dict(merged.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("global_pool", [pytest.param("avg", marks=pytest.mark.slow), ""])
 def test_compiles_as_one_graph(global_pool: str) -> None:
     model, x = small(global_pool=global_pool, drop_rate=0.1).eval(), torch.randn(2, 3, 32, 32)
@@ -308,13 +315,13 @@ def test_train_form_weights_merge_into_a_deploy_form_model(tmp_path: Path) -> No
     ("name", "side", "classes", "crop"),
     [
         ("unireplknet_a", 224, 1000, (0.875, "center")),
-        ("unireplknet_s", 224, 1000, (0.875, "center")),
+        pytest.param(*("unireplknet_s", 224, 1000, (0.875, "center")), marks=pytest.mark.slow),
         ("unireplknet_s.in22k_to_in1k", 384, 1000, (1.0, "squash")),
-        ("unireplknet_s.in22k", 224, 21841, (0.875, "center")),
-        ("unireplknet_b.in22k", 224, 21841, (0.875, "center")),
-        ("unireplknet_l.in22k", 192, 21841, (0.875, "center")),
+        pytest.param(*("unireplknet_s.in22k", 224, 21841, (0.875, "center")), marks=pytest.mark.slow),
+        pytest.param(*("unireplknet_b.in22k", 224, 21841, (0.875, "center")), marks=pytest.mark.slow),
+        pytest.param(*("unireplknet_l.in22k", 192, 21841, (0.875, "center")), marks=pytest.mark.slow),
         ("unireplknet_xl.in22k", 192, 21841, (0.875, "center")),
-        ("unireplknet_xl", 384, 1000, (1.0, "squash")),
+        pytest.param(*("unireplknet_xl", 384, 1000, (1.0, "squash")), marks=pytest.mark.slow),
     ],
 )
 def test_preprocessing_of_the_published_weights(

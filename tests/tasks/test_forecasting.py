@@ -265,6 +265,7 @@ def test_predict_writes_a_forecast_and_a_picture(run: Path, act: Callable[..., P
     assert (folder / "000_a" / "forecast.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch reading back its own export
 def test_export_answers_in_own_units(run: Path, act: Callable[..., Path]) -> None:
     folder = act("action=export", f"ckpt={run / 'checkpoints' / 'best.ckpt'}", "trainer=cpu") / "export"
@@ -288,8 +289,14 @@ def test_export_answers_in_own_units(run: Path, act: Callable[..., Path]) -> Non
     "words",
     [
         ("task=global_temp", "modality/embedder=token_map", "modality.embedder.width=64"),
-        ("task=exchange", "modality.embedder.centre=last", "backbone.model.stem_stride=2"),
-        ("task=etth1", "modality.embedder.periods=[24,48]", "modality.embedder.pixel=2"),
+        pytest.param(
+            ("task=exchange", "modality.embedder.centre=last", "backbone.model.stem_stride=2"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("task=etth1", "modality.embedder.periods=[24,48]", "modality.embedder.pixel=2"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_compositions_train(words: tuple[str, ...], act: Callable[..., Path]) -> None:

@@ -822,6 +822,7 @@ def test_thousands_of_classes_are_tested_without_a_confusion_matrix() -> None:
 # -- the whole path ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretraining_and_fine_tuning_by_the_official_experiments(
     act: Callable[..., Path], roots: dict[type[ImageData], Path]
 ) -> None:

@@ -57,14 +57,19 @@ def measured(composed: Compose, samples: Path, folder: Path, ckpt: Path) -> dict
         (),
         ("callbacks=ema",),
         ("callbacks=[default,ema]", "callbacks.ema.decay=0.95", "callbacks.ema.warmup=false"),
-        ("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
+        pytest.param(
+            ("callbacks=early_stopping", "callbacks.early_stopping.patience=1"), marks=pytest.mark.slow
+        ),
         ("callbacks=[ema,early_stopping]", "trainer.accumulate_grad_batches=2"),
         ("callbacks=weight_average", "callbacks.weight_average.start_epoch=1"),
-        ("callbacks=ema", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5"),
+        pytest.param(
+            ("callbacks=ema", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5"),
+            marks=pytest.mark.slow,
+        ),
         ("callbacks=ema", "+trainer.val_check_interval=0.5"),
         ("callbacks=ema", "~callbacks.best"),
-        ("callbacks=[]", "logger=[]", "~callbacks.best"),
-        ("callbacks=ema", "task.monitor=val/loss"),
+        pytest.param(("callbacks=[]", "logger=[]", "~callbacks.best"), marks=pytest.mark.slow),
+        pytest.param(("callbacks=ema", "task.monitor=val/loss"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from lightning import Trainer
 from tests_support import TINY, weights
@@ -65,6 +66,7 @@ def test_a_result_has_its_cost(act: Act) -> None:
     assert tested["step_s"] is None
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_has_the_same_weights(act: Act) -> None:
     first, second = weights(act(*WORDS, folder="a")), weights(act(*WORDS, folder="b"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -142,7 +142,10 @@ def sweep(runs: Path) -> SweepFolder:
     return made
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
+@pytest.mark.parametrize(
+    "damage",
+    ["garbage", "gone", *(pytest.param(one, marks=pytest.mark.slow) for one in DAMAGES if one != "garbage")],
+)
 def test_a_sweep_keeps_its_summary(sweep: SweepFolder, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     from workbench.sweeps.end import finish
 

@@ -28,7 +28,7 @@ def test_fast_measures_every_member_of_a_joint_run(act: Act) -> None:
     "experiment",
     [
         "audio/esc50_s",
-        "image/cifar10_a",
+        pytest.param("image/cifar10_a", marks=pytest.mark.slow),
         "time_series/etth1_96",
         pytest.param("point_cloud/scanobjectnn_s", marks=pytest.mark.slow),
     ],

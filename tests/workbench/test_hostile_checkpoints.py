@@ -338,6 +338,7 @@ def test_other_classes_of_a_slot_are_allowed(
     act("action=info", f"ckpt={crafted(putting(key, value))}")
 
 
+@pytest.mark.slow
 def test_a_plug_in_is_found_by_its_yaml(
     crafted: Callable[[Change], Path], command: Callable[..., Any], tmp_path: Path
 ) -> None:

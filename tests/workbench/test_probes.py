@@ -235,6 +235,7 @@ def test_robustness_begins_with_what_test_measures(image_run: Path, act: Act) ->
     assert is_picture(folder / "figures" / "robustness.png")
 
 
+@pytest.mark.slow
 def test_robustness_of_forecasts(
     composed: Callable[..., DictConfig], samples: Path, act: Act, tmp_path: Path
 ) -> None:

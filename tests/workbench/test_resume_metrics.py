@@ -58,7 +58,7 @@ def result(run: Path) -> dict[str, Any]:
     [
         pytest.param(AUDIO, marks=pytest.mark.slow, id="classes"),
         pytest.param(SERIES, marks=pytest.mark.slow, id="series"),
-        pytest.param(JOINT, id="joint"),
+        pytest.param(JOINT, marks=pytest.mark.slow, id="joint"),
         pytest.param(
             (*AUDIO, "task.data.csv=labels.csv", "task.data.multilabel=true", "task/loss=bce"),
             marks=pytest.mark.slow,

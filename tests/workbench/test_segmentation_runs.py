@@ -87,6 +87,7 @@ def test_a_test_has_a_row_for_each_picture(run: Path, checkpoint: Path, act: Act
     assert {"miou", "macc", "acc", "iou(ground)", "iou(ring)"} <= set(table)
 
 
+@pytest.mark.slow
 def test_windows_scales_and_mirrors_may_be_asked_for(
     run: Path, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -149,7 +150,8 @@ def test_predict_writes_masks_overlays_and_areas(
     assert (scores.argmax(1)[0].numpy() == said).mean() > 0.999
 
 
-@pytest.mark.parametrize("head", ["mlp", pytest.param("upernet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mlp", "upernet"])
 def test_export_takes_pictures_of_any_size(head: str, run: Path, act: Act) -> None:
     checkpoint = run / "checkpoints" / "best.ckpt"
     if head != "mlp":
@@ -200,6 +202,7 @@ def test_freezing_and_starting_from_a_run(run: Path, act: Act, samples: Path) ->
     assert taken["head"] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_ends_as_an_unbroken_one(act: Act) -> None:
     words = (*WORDS, "action.test_after=false")
     whole = act(*words, "trainer.max_epochs=2", "scheduler=constant", folder="whole")
@@ -344,6 +347,7 @@ def test_ground_truth_measures_as_perfect(composed: Compose, samples: Path) -> N
     assert counts.trace() == counts.sum()
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
     assert done.returncode == 1

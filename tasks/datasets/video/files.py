@@ -93,6 +93,7 @@ class VideoData(ShardableData):
 
     kind: ClassVar[Kind] = ClassTargets
     modality = "video"
+    sample_version = 2
     extensions = EXTENSIONS
     unit = "clips"
 

@@ -37,6 +37,8 @@ def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64
     # The camera looks at a plane: position of each pixel on it, in sides from its centre.
     pixel = (np.arange(side) + 0.5) / side - 0.5
     y_1HW, x_1HW = (axis[None] for axis in np.meshgrid(pixel, pixel, indexing="ij"))
+    # Half the height and width of the plane that is seen: half a frame, plus its corners or the longest path.
+    y_reach = x_reach = 0.75
     if motion in TURNS:
         angle_T11 = (
             -TURNS[motion] * speed * 1.8 * time_T[:, None, None]
@@ -47,30 +49,32 @@ def clip(motion: str, rng: np.random.Generator, frames: int = 24, side: int = 64
         right, down = SHIFTS[motion]
         x_THW = x_1HW - right * speed * time_T[:, None, None]
         y_THW = y_1HW - down * speed * time_T[:, None, None]
-    reach = 0.5 + max(0.25, 0.09 * frames / 2)  # half a frame, plus its corners or the longest path
-    plane = spotted_plane(reach, 2 * side, rng)  # twice the resolution, for smooth motion
-    row_THW = ((y_THW + reach) * 2 * side).astype(int)
-    column_THW = ((x_THW + reach) * 2 * side).astype(int)
+        longest = 0.5 + max(0.25, 0.09 * frames / 2)
+        y_reach, x_reach = (longest, y_reach) if down else (x_reach, longest)
+    plane = spotted_plane(y_reach, x_reach, 2 * side, rng)  # twice the resolution, for smooth motion
+    row_THW = ((y_THW + y_reach) * 2 * side).astype(int)
+    column_THW = ((x_THW + x_reach) * 2 * side).astype(int)
     return plane[row_THW, column_THW]
 
 
-def spotted_plane(reach: float, scale: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A plane of ``2·reach`` sides of ``scale`` pixels, with about 8 spots per square side and some noise."""
-    size = int(np.ceil(2 * reach * scale)) + 1
-    plane = np.empty((size, size, 3))
+def spotted_plane(y_reach: float, x_reach: float, scale: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A noisy plane of ``2·y_reach`` × ``2·x_reach`` sides of ``scale`` pixels, with about 8 spots per square side."""
+    height, width = (int(np.ceil(2 * reach * scale)) + 1 for reach in (y_reach, x_reach))
+    plane = np.empty((height, width, 3), dtype=np.float32)
     plane[:] = rng.uniform(10, 90, 3)
-    count = rng.poisson(8 * (2 * reach) ** 2)
+    count = rng.poisson(8 * (2 * y_reach) * (2 * x_reach))
     for _ in range(count):
-        y, x = rng.uniform(0, size, 2)
+        y, x = rng.uniform(0, (height, width))
         radius = rng.uniform(0.06, 0.14) * scale
         top, left = (max(int(centre - radius) - 2, 0) for centre in (y, x))
         part = plane[top : int(y + radius) + 3, left : int(x + radius) + 3]
-        rows = np.arange(top, top + part.shape[0])[:, None] + 0.5 - y
-        columns = np.arange(left, left + part.shape[1]) + 0.5 - x
-        cover = np.clip((radius - np.hypot(rows, columns)) / 2 + 0.5, 0, 1)[..., None]
-        part += cover * (rng.uniform(130, 255, 3) - part)
-    plane += rng.normal(0, 6, plane.shape)
-    return np.clip(np.round(plane), 0, 255).astype(np.uint8)
+        rows = (np.arange(top, top + part.shape[0]) + 0.5 - y).astype(np.float32)[:, None]
+        columns = (np.arange(left, left + part.shape[1]) + 0.5 - x).astype(np.float32)
+        distance = np.sqrt(rows * rows + columns * columns)
+        cover = np.minimum(np.maximum((np.float32(radius) - distance) / 2 + np.float32(0.5), 0), 1)[..., None]
+        part += cover * (rng.uniform(130, 255, 3).astype(np.float32) - part)
+    plane += 6 * rng.standard_normal(plane.shape, dtype=np.float32)
+    return np.minimum(np.maximum(plane.round(), 0), 255).astype(np.uint8)
 
 
 def write_video(
@@ -85,7 +89,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {}
     if codec == "libx264":
-        options = {"crf": "20", "preset": "veryfast", "x264-params": "threads=1:asm=0"}
+        options = {"crf": "20", "preset": "ultrafast", "x264-params": "threads=1:asm=0"}
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=RATE, options=options)
         stream.height, stream.width = frames.shape[1:3]
