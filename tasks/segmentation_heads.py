@@ -186,9 +186,13 @@ class MLPHead(_Scores):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four feature maps -> scores `(N, K, H, W)`."""
-        maps = [linear(x) for linear, x in zip(self.linears, features, strict=True)]
-        joined = torch.cat([maps[0], *(upsampled(x, maps[0]) for x in maps[1:])], dim=1)
-        return self.scores(self.fuse(joined))
+        # A 1 × 1 convolution of concatenated, upsampled maps is the sum of its parts, each applied before upsampling.
+        parts = self.fuse.conv.weight.split(self.fuse.conv.out_channels, dim=1)
+        maps = [
+            F.conv2d(linear(x), part) for linear, x, part in zip(self.linears, features, parts, strict=True)
+        ]
+        joined = maps[0] + sum(upsampled(x, maps[0]) for x in maps[1:])
+        return self.scores(F.relu(self.fuse.bn(joined)))
 
 
 class SegmentationHead(nn.Module):

@@ -93,14 +93,15 @@ class SoftDice(PixelLoss):
         self.smooth = smooth
 
     def forward(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-        probs_PK, target_P = labelled_pixels(logits_BKHW.softmax(dim=1), target_BHW)
-        truth_PK = F.one_hot(target_P, probs_PK.shape[1]).to(probs_PK.dtype)
-        both_K = 2 * (probs_PK * truth_PK).sum(0) + self.smooth
-        each_K = probs_PK.square().sum(0) + truth_PK.sum(0) + self.smooth
+        # Unlabelled pixels are multiplied by 0, which takes less time than selecting the others.
+        probs_BKHW = logits_BKHW.softmax(dim=1) * (target_BHW != VOID)[:, None]
+        class_K11 = torch.arange(probs_BKHW.shape[1], device=target_BHW.device)[:, None, None]
+        truth_BKHW = (target_BHW[:, None] == class_K11).to(probs_BKHW.dtype)
+        true_K = truth_BKHW.sum((0, 2, 3))
+        both_K = 2 * (probs_BKHW * truth_BKHW).sum((0, 2, 3)) + self.smooth
+        each_K = probs_BKHW.square().sum((0, 2, 3)) + true_K + self.smooth
         loss_K = 1 - both_K / each_K.clamp(min=torch.finfo(each_K.dtype).tiny)
-        return _mean_of_present(
-            loss_K, truth_PK.sum(0) > 0, None if self.weight is None else self.class_weight
-        )
+        return _mean_of_present(loss_K, true_K > 0, None if self.weight is None else self.class_weight)
 
 
 class LovaszSoftmax(PixelLoss):

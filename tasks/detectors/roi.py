@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from tasks.detectors.roi_gradient import roi_aligned
+
 FINEST = 56  # regions with a side below twice this are pooled from the finest level
 
 
@@ -41,7 +43,9 @@ def pooled(pyramid: Sequence[Tensor], strides: Sequence[int], regions_R5: Tensor
     parts, places = [], []
     for number, (x_BCHW, stride) in enumerate(zip(pyramid, strides, strict=True)):
         of_level = torch.nonzero(level_R == number)[:, 0]
-        parts.append(roi_align(x_BCHW, regions_R5[of_level], size, 1 / stride, 0, True))
+        if len(of_level) == len(regions_R5):
+            return roi_aligned(x_BCHW, regions_R5, size, 1 / stride)
+        parts.append(roi_aligned(x_BCHW, regions_R5[of_level], size, 1 / stride))
         places.append(of_level)
     return torch.cat(parts)[torch.cat(places).argsort()]
 

@@ -1,12 +1,13 @@
 """Boxes, anchors, assignment, sampling, levels and masks, each against a computation written out by other means."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from tasks.detectors.anchors import anchors_at, anchors_of
 from tasks.detectors.answers import chosen
@@ -15,6 +16,7 @@ from tasks.detectors.head import TestSettings
 from tasks.detectors.mask_head import mask_targets, pasted
 from tasks.detectors.matching import matched
 from tasks.detectors.roi import levels_of, pooled, with_picture
+from tasks.detectors.roi_gradient import MOST_PIXELS, roi_aligned
 from tasks.detectors.sampling import BACKGROUND, NEITHER, assigned, regions_of, sampled
 
 Box = tuple[float, float, float, float]
@@ -241,6 +243,48 @@ def test_a_region_is_read_at_its_points() -> None:
     plane = (torch.arange(32.0) * 4).expand(1, 1, 32, 32)
     (found,) = pooled([plane], (4,), torch.tensor([[0.0, 16, 16, 16 + 28, 16 + 28]]), 7)
     assert found[0, 3].tolist() == pytest.approx([16 + 4 * (k + 0.5) - 2 for k in range(7)], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "most"), [(9, 14, MOST_PIXELS), (40, 23, MOST_PIXELS), (9, 14, 9 * 14 - 1)]
+)
+def test_the_gradient_of_regions_is_torchvisions(
+    height: int, width: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any regions: within the map, across its border, beyond it, without width or height, more than one chunk."""
+    monkeypatch.setattr("tasks.detectors.roi_gradient.MOST_PIXELS", most)
+    torch.manual_seed(0)
+    corners = (torch.rand(150, 2) * 1.4 - 0.2) * torch.tensor([4.0 * width, 4.0 * height])
+    each = torch.cat([corners, corners + torch.rand(150, 2) * 60], dim=1)
+    each[0], each[1], each[2] = (
+        each[0, 0],
+        torch.tensor([5.0, 5, 30, 5]),
+        torch.tensor([-900.0, -900, 900, 900]),
+    )
+    regions = with_picture([each[:90], each[:0], each[90:]])  # the second picture has none
+    weight = torch.randn(150, 5, 7, 7)
+
+    def gradient(read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        x = torch.randn(3, 5, height, width).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = read(x)
+        (y * weight).sum().backward()
+        assert x.grad is not None
+        return y.detach(), x.grad
+
+    y, grad = gradient(lambda x: roi_aligned(x, regions, 7, 0.25))
+    wanted_y, wanted = gradient(lambda x: roi_align(x, regions, 7, 0.25, 0, True))
+    assert y.equal(wanted_y)
+    assert torch.allclose(grad, wanted, atol=1e-4)
+    assert (grad[1] == 0).all()
+    assert (grad[0] != 0).any()
+
+
+def test_no_regions_have_no_gradient() -> None:
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    roi_aligned(x, torch.zeros(0, 5), 7, 0.25).sum().backward()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
 
 
 # -- masks -----------------------------------------------------------------------------------------------------

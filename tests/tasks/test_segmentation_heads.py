@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbone.sizes import SIZES
 from backbone.unireplknet import UniRepLKNet
 from tasks.network import Network
-from tasks.segmentation_heads import FCNNetHead, MLPNetHead, PooledTo, SegmentationHead, UPerNetHead
+from tasks.segmentation_heads import FCNNetHead, MLPHead, MLPNetHead, PooledTo, SegmentationHead, UPerNetHead
 
 CHANNELS = (8, 16, 24, 32)
 PUBLISHED = {"t": 60.98, "s": 86.38, "b": 130.3, "l": 253.9, "xl": 425.1}  # M, without the auxiliary head
@@ -110,6 +110,23 @@ def test_upernet_by_hand() -> None:
         unit("fpn_bottleneck", joined), state["conv_seg.weight"], state["conv_seg.bias"]
     )
     with torch.no_grad():
+        assert torch.allclose(head(maps, 1), wanted, atol=1e-5)
+
+
+def test_the_light_head_by_hand() -> None:
+    """One linear layer per stage, upsampled, concatenated, fused: in this order."""
+    head = MLPNetHead(CHANNELS, 3, channels=4).eval()
+    decode = head.decode_head
+    assert isinstance(decode, MLPHead)
+    nn.init.uniform_(decode.fuse.bn.weight, 0.5, 2)
+    nn.init.uniform_(decode.fuse.bn.bias)
+    maps = features()
+    with torch.no_grad():
+        wide = [
+            nn.functional.interpolate(linear(x), (16, 16), mode="bilinear", align_corners=False)
+            for linear, x in zip(decode.linears, maps, strict=True)
+        ]
+        wanted = decode.conv_seg(decode.fuse(torch.cat(wide, dim=1)))
         assert torch.allclose(head(maps, 1), wanted, atol=1e-5)
 
 

@@ -188,6 +188,15 @@ def test_loggers_build(composed: Compose, logger: str, tmp_path: Path) -> None:
         assert isinstance(instantiate(node), Logger)
 
 
+def test_a_task_may_have_a_default_number_of_epochs(composed: Compose) -> None:
+    boxes = ("modality=image", "task=box_folder")
+    assert composed("modality=image").trainer.max_epochs == 20
+    cfg = composed(*boxes)
+    assert cfg.trainer.max_epochs == cfg.task.max_epochs != 20
+    assert composed(*boxes, "trainer.max_epochs=3").trainer.max_epochs == 3
+    assert composed("experiment=detection/bccd").trainer.max_epochs == 120
+
+
 @pytest.mark.parametrize("action", names("action"))
 def test_actions_exist(composed: Compose, action: str) -> None:
     cfg = composed(f"action={action}")

@@ -52,16 +52,28 @@ def patterned(thing: int, width: int, height: int, rng: np.random.Generator) -> 
     turn, period = rng.uniform(0, np.pi), rng.uniform(6, 9)
     y, x = np.mgrid[:height, :width] / period
     u, v = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
-    strength = {
-        0: np.clip(4 * (0.35 - np.hypot(u % 1 - 0.5, v % 1 - 0.5)) + 0.5, 0, 1),  # dots
-        1: 0.5 + 0.5 * np.sin(2 * np.pi * u),  # stripes
-        2: ((np.floor(u) + np.floor(v)) % 2).astype(np.float64),  # checks
-        4: np.maximum(np.sin(2 * np.pi * u), np.sin(2 * np.pi * v)) * 0.5 + 0.5,  # a mesh
-        5: rng.uniform(0, 1, (height, width)),  # grain
-    }.get(thing, np.full((height, width), 0.5))  # the square is plain
+    grain = rng.uniform(
+        0, 1, (height, width)
+    )  # for every shape, so that what is drawn next does not depend on it
+    strength = _strength(thing, u, v, grain)
     change = rng.choice([-1, 1]) * rng.uniform(70, 110)
     pixels: NDArray[np.float64] = rng.uniform(150, 225, 3) + (strength[..., None] - 0.5) * change
     return pixels + rng.normal(0, 4, (height, width, 3))
+
+
+def _strength(
+    thing: int, u: NDArray[np.float64], v: NDArray[np.float64], grain: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The pattern of one of `SIX`, from 0 to 1, at rotated coordinates in periods."""
+    if thing == 0:  # dots
+        return np.clip(4 * (0.35 - np.hypot(u % 1 - 0.5, v % 1 - 0.5)) + 0.5, 0, 1)
+    if thing == 1:  # stripes
+        return 0.5 + 0.5 * np.sin(2 * np.pi * u)
+    if thing == 2:  # checks
+        return ((np.floor(u) + np.floor(v)) % 2).astype(np.float64)
+    if thing == 4:  # a mesh
+        return np.maximum(np.sin(2 * np.pi * u), np.sin(2 * np.pi * v)) * 0.5 + 0.5
+    return grain if thing == 5 else np.full_like(grain, 0.5)  # the square is plain
 
 
 def _places(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float]]:
