@@ -185,6 +185,14 @@ class DataModule(LightningDataModule):
         """Read a user's file for prediction, like `read_item` at test time; raises `ReadError`."""
         raise NotImplementedError
 
+    def files_listed_in(self, path: Path) -> list[Path] | None:
+        """The files to predict that a file of annotations names; None: `path` is no such file.
+
+        Raises:
+            DataError: it is one, but cannot be used.
+        """
+        return None
+
     def fetch(self, root: Path) -> None:
         """Download the real data into `root`; raises `DataError`."""
         raise DataError(f"{self.name} has no official download; place it by hand: {self.layout}")
