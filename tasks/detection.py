@@ -93,6 +93,7 @@ class DetectionTask(Task):
     """
 
     shown_metric = "ap50"
+    located = True
 
     def __init__(
         self,

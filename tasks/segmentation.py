@@ -56,6 +56,7 @@ class SegmentationTask(Task):
     """
 
     shown_metric = "miou"
+    located = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class SoundEventTask(Task):
     """
 
     shown_metric = "event_f1"
+    located = True
 
     def __init__(
         self,

@@ -259,6 +259,9 @@ class Task(Training):
     # Whether the loss is a regression loss (squared error) rather than a cross-entropy.
     regression = False
 
+    # Whether targets say where or when something is, which moves with the content of a sample.
+    located = False
+
     def __init__(
         self,
         network: Network,

@@ -315,7 +315,7 @@ def test_a_target_follows_its_picture() -> None:
     assert scaled["boxes"][0].tolist() == [10, 6, 50, 45]
     assert scaled["masks"].shape == (2, 60, 100)
     assert scaled["masks"][0, 6:45, 10:30].float().mean() > 0.95
-    assert scaled_target(target, (40, 50), (40, 50)) is target
+    assert scaled_target({**target, "image_id": torch.tensor(7)}, (40, 50), (40, 50)) == target
     empty = scaled_target(batch()[1][2], (40, 50), (60, 100))
     assert len(empty["boxes"]) == 0
 
