@@ -345,6 +345,15 @@ def test_joint_with_a_classification(act: Act) -> None:
     metrics = result(folder)["metrics"]
     assert {"test/scenes/ap", "test/audio/acc", "test/score"} <= set(metrics)
     assert (folder / "figures" / "scenes" / "predictions.png").is_file()
+    tested = act("trainer=cpu", "action=test", f"ckpt={folder}", "action.predictions=true", folder="tested")
+    assert {file.name for file in tested.glob("predictions_*.csv")} == {
+        "predictions_audio.csv",
+        "predictions_scenes.csv",
+    }
+    found = json.loads((tested / "detections_scenes.json").read_text())
+    assert found["info"]["image_ids"] == "of the annotations"
+    assert len(found["images"]) == 8
+    assert len(json.loads((tested / "coco_results_scenes.json").read_text())) == len(found["annotations"])
 
 
 # -- export --------------------------------------------------------------------------------------------------------
