@@ -139,6 +139,9 @@ class LogMel(Embedder):
         self.normalize.fit(self.log_energies(part.to(self.fourier.device)) for part in parts)
         self.normalize.std.mul_(2)
 
+    def unpadded(self, raw: Tensor | Mapping[str, Tensor]) -> list[Tensor] | None:
+        return None if isinstance(raw, Tensor) else list(unfilled(raw))
+
     def example_raw(self, batch_size: int = 1) -> Tensor:
         length = max(round(self.seconds * self.sample_rate), 1)
         return 0.1 * torch.randn(batch_size, length, device=self.fourier.device)

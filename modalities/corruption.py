@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
+from torch.utils._pytree import tree_map
 
 from modalities.embedder import Embedder
 
@@ -29,16 +30,24 @@ class Corruption:
         label: quantity and unit of the severity, for axis labels.
         severities: increasing, above 0, from barely noticeable to destructive.
         apply: (raw batch, severity, generator, embedder) -> raw batch of the same shape and type.
+        moves: whether it changes where or when things are, so that targets with places or times no longer fit.
     """
 
     label: str
     severities: tuple[float, ...]
     apply: Apply
+    moves: bool = False
 
     def __call__(self, raw: Any, severity: float, generator: torch.Generator, embedder: Embedder) -> Any:
-        """Corrupt a batch; a batch of crops, (B, crops, …), is corrupted per crop."""
+        """Corrupt a batch; a batch of crops, (B, crops, …), is corrupted per crop, samples of several sizes each
+        without its padding."""
         if severity == 0:
             return raw
+        copied = tree_map(torch.clone, raw)
+        if (samples := embedder.unpadded(copied)) is not None:
+            for sample in samples:  # views of the copy
+                sample.copy_(self.apply(sample[None], severity, generator, embedder)[0])
+            return copied
         if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1:
             spoilt = self.apply(raw.flatten(0, 1), severity, generator, embedder)
             return spoilt.unflatten(0, raw.shape[:2])
@@ -191,7 +200,9 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
         "noise": Corruption(
             "white noise, level relative to the signal (1 = 0 dB)", (0.1, 0.3, 1.0, 3.0), _audio_noise
         ),
-        "time_shift": Corruption("time shift (parts of the clip)", (0.05, 0.1, 0.2, 0.4), _audio_shift),
+        "time_shift": Corruption(
+            "time shift (parts of the clip)", (0.05, 0.1, 0.2, 0.4), _audio_shift, moves=True
+        ),
     },
     "time_series": {
         "noise": Corruption("noise (standard deviations of the window)", (0.1, 0.3, 1.0, 2.0), _series_noise),
@@ -201,12 +212,16 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     "point_cloud": {
         "noise": Corruption("noise, standard deviation (radii, RMS)", (0.02, 0.05, 0.1, 0.2), _point_noise),
         "point_dropout": Corruption("dropped points (share)", (0.25, 0.5, 0.75, 0.95), _point_dropout),
-        "turn": Corruption("turn about the vertical (degrees)", (15.0, 45.0, 90.0, 180.0), _point_turn),
+        "turn": Corruption(
+            "turn about the vertical (degrees)", (15.0, 45.0, 90.0, 180.0), _point_turn, moves=True
+        ),
     },
     "video": {
         "noise": _PIXEL_NOISE,
         "frame_drop": Corruption("dropped frames (share)", (0.25, 0.5, 0.75, 0.95), _frame_drop),
-        "time_shift": Corruption("time shift (parts of the clip)", (0.125, 0.25, 0.5, 0.75), _clip_late),
+        "time_shift": Corruption(
+            "time shift (parts of the clip)", (0.125, 0.25, 0.5, 0.75), _clip_late, moves=True
+        ),
     },
     "image": {
         "noise": _PIXEL_NOISE,

@@ -1,6 +1,6 @@
 """Shared by all modalities: the embedder interface and the axis labels for plotting its maps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,13 @@ class Embedder(nn.Module):
         """Information about the raw batch that the head needs beside the maps, e.g. a scale to undo; `None` if none."""
         return None
 
+    def unpadded(self, raw: Any) -> list[Tensor] | None:
+        """The samples of a batch of several sizes, as views without their padding; `None` for a batch of one size.
+
+        Samples of one size, stacked, are a raw batch again.
+        """
+        return None
+
     def example_raw(self, batch_size: int = 1) -> Any:
         """A random raw batch of nominal shape, for tracing, export and MAC counting."""
         raise NotImplementedError
@@ -86,6 +93,15 @@ class Embedder(nn.Module):
     def fit_statistics(self, raws: Iterable[Any]) -> None:
         """Set the normalisation buffers from raw training batches; only called if ``needs_statistics``."""
         raise NotImplementedError(f"{type(self).__name__} has no statistics to fit")
+
+
+def by_size(samples: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Stacks samples of the same shape: yields their positions and the stack, in the order of first occurrence."""
+    places: dict[torch.Size, list[int]] = {}
+    for position, sample in enumerate(samples):
+        places.setdefault(sample.shape, []).append(position)
+    for positions in places.values():
+        yield positions, torch.stack([samples[position] for position in positions])
 
 
 class Normalize(nn.Module):

@@ -66,6 +66,14 @@ class Pixels(Embedder):
         """`size`, (B, 2): height and width of each image of a padded batch."""
         return None if isinstance(raw, Tensor) else {"size": raw["size"]}
 
+    def unpadded(self, raw: Tensor | Mapping[str, Tensor]) -> list[Tensor] | None:
+        if isinstance(raw, Tensor):
+            return None
+        sizes: list[list[int]] = raw["size"].tolist()
+        return [
+            image[:, :height, :width] for image, (height, width) in zip(raw["pixels"], sizes, strict=True)
+        ]
+
     def example_raw(self, batch_size: int = 1) -> Tensor:
         shape = (batch_size, 3, self.height, self.width)
         return torch.randint(256, shape, dtype=torch.uint8, device=self.mean.device)

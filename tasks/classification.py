@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from tasks.classification_drawing import draw_confusion
+from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.heads import one_hot
 from tasks.losses import ClassificationLoss, CrossEntropy
@@ -234,4 +234,5 @@ class ClassificationTask(Task):
     def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
         if "confusion" not in report:
             return {}
-        return {"confusion": draw_confusion(report["confusion"], self.class_names)}
+        title = "Confusion on the test split ({total} samples, {right} right)"
+        return {"confusion": draw_confusion(report["confusion"], self.class_names, title)}

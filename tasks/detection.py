@@ -7,7 +7,6 @@ h and w of the network's input.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.protocol import Backbone, strides_of, widths_of
+from tasks.coco_results import in_cocos_files
 from tasks.datasets.batch import Batch
 from tasks.dense_inference import fitted, resized, up_to
 from tasks.detection_drawing import (
@@ -74,11 +74,12 @@ class DetectionTask(Task):
     """Object detection, with instance masks if the data have them.
 
     Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, padded to one size; targets are a list of B
-    dictionaries with `boxes` (n, 4), x1 y1 x2 y2 in pixels, `labels` (n,), `crowd` (n,), and `masks` (n, H, W) bool
-    if the data have masks. In training the network gets the padded batch. In evaluation, images of the same size are
-    batched together, resized according to `inference`, and detections are in the images' own pixels.
+    dictionaries with `boxes` (n, 4), x1 y1 x2 y2 in pixels, `labels` (n,), `crowd` (n,), `masks` (n, H, W) bool if the
+    data have masks, and, outside training, `image_id` () if the annotations have ids. In training the network gets the
+    padded batch. In evaluation, images of the same size are batched together, resized according to `inference`, and
+    detections are in the images' own pixels.
 
-    Data info: `class_names` (list of K names), `has_masks`; optionally `category_ids`, the id of each class in files.
+    Data info: `class_names` (list of K names), `has_masks`.
 
     Args:
         inference: see `DetectionInference`.
@@ -92,6 +93,7 @@ class DetectionTask(Task):
     """
 
     shown_metric = "ap50"
+    located = True
 
     def __init__(
         self,
@@ -112,9 +114,6 @@ class DetectionTask(Task):
         self.mask_threshold = mask_threshold
         self.shown_score = shown_score
         self.class_names: list[str] = list(self.data_info["class_names"])
-        self.category_ids: list[int] = list(
-            self.data_info.get("category_ids") or range(1, len(self.class_names) + 1)
-        )
         masks = self.head.has_masks
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": DetectionMetrics(self.class_names, masks) for split in ("val", "test")}
@@ -263,6 +262,13 @@ class DetectionTask(Task):
     def test_rows(self, batch: Batch, output: Any) -> list[list[dict[str, Any]]]:
         return [self._rows_of(found, target) for found, target in zip(output, batch.target, strict=True)]
 
+    def test_shared(self, batch: Batch, output: Any) -> list[dict[str, Shared]]:
+        ids = [None if "image_id" not in target else int(target["image_id"]) for target in batch.target]
+        return [
+            in_cocos_files((height, width), found, image_id)
+            for (height, width), found, image_id in zip(batch.raw["size"].tolist(), output, ids, strict=True)
+        ]
+
     def _rows_of(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> list[dict[str, Any]]:
         """The rows of one image: each detection in descending order of score, with the class of its matched object (IoU
         of at least 0.5; empty if unmatched), then the missed objects; a row without a box if there is neither."""
@@ -343,46 +349,9 @@ class DetectionTask(Task):
             columns,
             shown or f"nothing of a score of {self.shown_score} or more",
             tables={"boxes": table},
-            shared={"detections.json": Shared((pixels_3HW.shape[1:], self._entries(found)), self._as_coco)},
+            shared=in_cocos_files((pixels_3HW.shape[1], pixels_3HW.shape[2]), found),
             figures={"overlays/{name}.png": lambda: draw_overlay(picture, objects, self.class_names)},
         )
-
-    def _entries(self, found: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Detections in COCO's results format: x, y, width and height, masks run-length encoded."""
-        entries = []
-        for place, (label, score, (x1, y1, x2, y2)) in enumerate(
-            zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
-        ):
-            entry: dict[str, Any] = {
-                "category_id": self.category_ids[label],
-                "bbox": [round(part, 3) for part in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(score, 6),
-            }
-            if "masks" in found:
-                entry["segmentation"] = run_lengths(found["masks"][place])
-            entries.append(entry)
-        return entries
-
-    def _as_coco(self, files: list[tuple[str, Any]]) -> dict[str, Any]:
-        """All detections of some files in COCO's format: `images`, `categories` and `annotations`, with `score`.
-
-        Image ids are the file names if all of them are distinct numbers, as in COCO, otherwise the file indices.
-        """
-        names = [Path(file).stem for file, _ in files]
-        numbered = len(set(names)) == len(names) and all(
-            name.isdecimal() and name.isascii() for name in names
-        )
-        images, annotations = [], []
-        for place, (name, (file, ((height, width), entries))) in enumerate(zip(names, files, strict=True)):
-            number = int(name) if numbered else place
-            images.append({"id": number, "file_name": file, "height": height, "width": width})
-            annotations += [{"image_id": number, **entry} for entry in entries]
-        categories = [
-            {"id": number, "name": name}
-            for number, name in zip(self.category_ids, self.class_names, strict=True)
-        ]
-        each = [{"id": place, **entry} for place, entry in enumerate(annotations, start=1)]
-        return {"images": images, "categories": categories, "annotations": each}
 
     # -- export and captions ---------------------------------------------------------------------------------------
 
@@ -423,13 +392,14 @@ class DetectionTask(Task):
 
 
 def scaled_target(target: dict[str, Tensor], size: Sequence[int], read: tuple[int, int]) -> dict[str, Tensor]:
-    """The target of an image resized to another size; masks use nearest-neighbour interpolation.
+    """The objects of an image resized to another size; masks use nearest-neighbour interpolation.
 
     Args:
         target: in the image's own pixels.
         size: height and width of the image.
         read: height and width after resizing.
     """
+    target = {name: value for name, value in target.items() if name != "image_id"}
     if tuple(size) == read:
         return target
     factors = [after / before for after, before in zip(read, size, strict=True)]
@@ -441,14 +411,6 @@ def scaled_target(target: dict[str, Tensor], size: Sequence[int], read: tuple[in
         masks = F.interpolate(target["masks"][:, None].to(torch.uint8), size=read, mode="nearest")
         scaled["masks"] = masks[:, 0].bool()
     return scaled
-
-
-def run_lengths(mask_HW: Tensor) -> dict[str, Any]:
-    """Encodes a mask as COCO's compressed RLE: `size` (height, width) and `counts`."""
-    from pycocotools import mask as coco
-
-    coded = coco.encode(mask_HW.to("cpu", torch.uint8).t().contiguous().t().numpy())
-    return {"size": [int(side) for side in coded["size"]], "counts": coded["counts"].decode("ascii")}
 
 
 def _rounded(value: Any) -> float | None:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from backbone.protocol import Backbone, widths_of
+from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.dense_inference import DenseInference, resized
 from tasks.losses import ClassificationLoss
 from tasks.metrics import PixelConfusion, confusion_of, iou_of, measures_of
 from tasks.segmentation_drawing import (
     Picture,
-    draw_confusion,
     draw_iou,
     draw_overlay,
     draw_pictures,
@@ -56,6 +56,7 @@ class SegmentationTask(Task):
     """
 
     shown_metric = "miou"
+    located = True
 
     def __init__(
         self,
@@ -233,9 +234,10 @@ class SegmentationTask(Task):
     def draw_report(self, report: dict[str, Any]) -> "dict[str, Figure]":
         if not report:
             return {}
+        title = "Pixels of the test split\n(% of a true class; {right} of all right)"
         figures = {
             "iou": draw_iou(report["per_class"], self.palette),
-            "confusion": draw_confusion(report["pixels"], self.class_names),
+            "confusion": draw_confusion(report["pixels"], self.class_names, title, percent=True),
         }
         if self.pictures:
             figures["predictions"] = draw_pictures(self.pictures, self.class_names, self.palette)

@@ -1,4 +1,4 @@
-"""Figures of segmentation: coloured class maps with a legend, error maps, IoU per class, confusion matrix.
+"""Figures of segmentation: coloured class maps with a legend, error maps, IoU per class.
 
 Shapes: H and W in pixels, K classes.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.dense_drawing import MOST_CLASSES, draw_class_values, empty_figure
+from tasks.dense_drawing import draw_class_values, empty_figure
 from tasks.segmentation_losses import VOID
 
 if TYPE_CHECKING:
@@ -132,31 +132,6 @@ def draw_iou(iou: Mapping[str, float | None], palette: Palette) -> "Figure":
         short="IoU",
         linewidth=0.5,
     )
-
-
-def draw_confusion(pixels: Sequence[Sequence[float]], names: Sequence[str]) -> "Figure":
-    """Draws the pixel confusion matrix, normalised per true class."""
-    counts = np.asarray(pixels, dtype=float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = float(np.clip(0.24 * len(names) + 2.5, 4.5, 16))
-    figure = empty_figure((size + 1, size))
-    panel = figure.subplots()
-    shown = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    if len(names) <= MOST_CLASSES:
-        panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        panel.set_yticks(range(len(names)), names, fontsize=8)
-    if len(names) <= 15:
-        for row, column in np.ndindex(*shares.shape):
-            if counts[row, column]:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                text = f"{100 * shares[row, column]:.0f}"
-                panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    panel.set_xlabel("predicted class")
-    panel.set_ylabel("true class")
-    accuracy = counts.trace() / max(counts.sum(), 1)
-    panel.set_title(f"Pixels of the test split (% of a true class; {accuracy:.1%} of all right)", fontsize=10)
-    figure.colorbar(shown, ax=panel, shrink=0.8, label="share of the true class")
-    return figure
 
 
 def _legend(figure: "Figure", labels: Mapping[int, str], palette: Palette) -> None:

@@ -32,7 +32,7 @@ from tasks.event_metrics import (
 )
 from tasks.event_totals import EventTotals, FrameTotals
 from tasks.losses import BALANCED, BinaryCrossEntropy
-from tasks.task import Prediction, Task
+from tasks.task import Prediction, Shared, Task, below_each_other
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +67,7 @@ class SoundEventTask(Task):
     """
 
     shown_metric = "event_f1"
+    located = True
 
     def __init__(
         self,
@@ -379,13 +380,16 @@ class SoundEventTask(Task):
                 "highest_score": round(float(probs_NK.max()), 6),
             },
             f"{'  '.join(first)}{more}" or "no event",
-            shared_tables={
-                "events": {
-                    "onset": [onset for onset, _ in times],
-                    "offset": [offset for _, offset in times],
-                    "label": labels,
-                    "score": [round(score, 6) for score in scores],
-                }
+            shared={
+                "events.csv": Shared(
+                    {
+                        "onset": [onset for onset, _ in times],
+                        "offset": [offset for _, offset in times],
+                        "label": labels,
+                        "score": [round(score, 6) for score in scores],
+                    },
+                    below_each_other,
+                )
             },
             figures={"figures/{name}.png": lambda: draw_heard([heard], self.class_names, axes)},
         )

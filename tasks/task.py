@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from backbone.protocol import Backbone
 from modalities.embedder import Embedder
+from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch
 from tasks.network import Network
 from tasks.optimizers import learning_rates
@@ -30,15 +31,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """One prediction's entry in a JSON file shared by all predictions of a run.
+    """One prediction's entry in a file shared by all predictions of a run.
 
     Args:
         content: plain values.
-        join: list of (input file, content) of all predictions, in order -> content of the JSON file.
+        join: (input file, content) of all predictions, in order, and the data module that has read them -> content of
+            the file: of `.csv` name -> column, of `.json` a dictionary or a list of them; None: no file. A function of
+            a module, since entries are sent between processes.
     """
 
     content: Any
-    join: Callable[[list[tuple[str, Any]]], dict[str, Any]]
+    join: Callable[[list[tuple[str, Any]], DataModule], dict[str, Any] | list[dict[str, Any]] | None]
+
+
+def below_each_other(files: list[tuple[str, Any]], data: DataModule) -> dict[str, list[Any]]:
+    """Joins tables of the same columns, name -> column, to one whose first column is `path`."""
+    table: dict[str, list[Any]] = {"path": []}
+    for file, columns in files:
+        table["path"] += [file] * len(next(iter(columns.values()), []))
+        for name, values in columns.items():
+            table.setdefault(name, []).extend(values)
+    return table
 
 
 @dataclass
@@ -49,12 +62,11 @@ class Prediction:
         columns: the row of `predictions.csv`, most likely class first.
         shown: a short summary for the terminal.
         tables: predictions too long for a row: name -> columns, each written to `<name>.csv`.
-        shared_tables: likewise, with one table `<name>.csv` for all input files, whose first column is `path`.
         report: plain values to draw figures from, with the keys of `Task.test_report`.
         files: further files, such as `masks/{name}.png`, where `{name}` is replaced by the name of the input file; each
             is written by a function of its path and the provenance note for embedded samples (None: no note).
         figures: file name, as in `files` -> function that returns the figure.
-        shared: JSON files shared by all predictions of a run: name -> this prediction's entry.
+        shared: files shared by all predictions of a run: name -> this prediction's entry.
     """
 
     columns: dict[str, Any]
@@ -63,7 +75,6 @@ class Prediction:
     report: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Callable[[Path, str | None], None]] = field(default_factory=dict)
     figures: "dict[str, Callable[[], Figure]]" = field(default_factory=dict)
-    shared_tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     shared: dict[str, Shared] = field(default_factory=dict)
 
 
@@ -255,6 +266,9 @@ class Task(Training):
     # Whether the loss is a regression loss (squared error) rather than a cross-entropy.
     regression = False
 
+    # Whether targets say where or when something is, which moves with the content of a sample.
+    located = False
+
     def __init__(
         self,
         network: Network,
@@ -315,6 +329,11 @@ class Task(Training):
             output: the `output` of `step`.
         """
         raise NotImplementedError
+
+    def test_shared(self, batch: Batch, output: Any) -> list[dict[str, Shared]]:
+        """The entries of each sample of a test batch in files beside `predictions.csv`, as `Prediction.shared`; the
+        arguments are those of `test_rows`."""
+        return [{} for _ in range(len(batch))]
 
     def caption(self, batch: Batch, position: int) -> str:
         """The title of the picture of one sample of a batch."""

@@ -19,6 +19,7 @@ NAMES = (
     "05_reparameterisation_and_speed",
     "06_reading_a_sweep",
     "07_add_your_own_modality",
+    "08_segment_and_detect",
 )
 MACHINE_PATH = re.compile(r"/(?:home|root|tmp|work|Users|mnt|opt|usr|var|private)/\w|\b[A-Z]:\\\w")
 WARNING = re.compile(r"\b\w*Warning\b|\bWARNING\b")
@@ -42,7 +43,7 @@ def texts(output: dict[str, Any]) -> str:
     return "\n".join("".join(part) for part in parts)
 
 
-def test_all_seven_are_there_and_no_other() -> None:
+def test_all_are_there_and_no_other() -> None:
     assert sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NAMES)
 
 

@@ -15,7 +15,7 @@ from workbench import figures
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_findings
-from workbench.predict import find_files
+from workbench.predict import input_files
 from workbench.probes.common import device_of
 from workbench.representations import drawing
 from workbench.representations.extract import Embedded, embedded
@@ -44,7 +44,7 @@ def embed(cfg: DictConfig) -> None:
     splits = _asked_splits(action.splits)
     if cfg.input is not None:
         source = source_of_files(cfg)
-        files = find_files(str(cfg.input), source.data.extensions)
+        files = input_files(str(cfg.input), source.data)
         say_drawn(source.data, files)
         total, place = len(files), str(cfg.input)
         batches = file_batches(source.data, files, action.batch_size or source.data.eval_batch_size)

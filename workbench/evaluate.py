@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, open_dict
 
 from tasks.datasets.items import SPLITS
+from tasks.datasets.targets import ClassTargets
 from workbench import figures
 from workbench.build import refused_settings
 from workbench.console import console, print_table
@@ -104,6 +105,11 @@ def _features(
         raise UsageError(
             f"action.protocol={names[0]} tells classes apart, and {source.cfg.task.name} has none: embed its "
             "samples with action=embed"
+        )
+    if not isinstance(source.data.targets, ClassTargets):
+        raise UsageError(
+            f"action.protocol={names[0]} asks for the class of a whole sample, which those of {source.cfg.task.name} "
+            "do not have: measure the run with action=test, or write its features with action=embed"
         )
     several = bool(getattr(source.data, "multilabel", False))
     task = source.task.to(device_of(cfg))

@@ -61,6 +61,14 @@ def write_findings(path: Path, content: dict[str, Any]) -> None:
     write_json(path, {provenance.FIELD: said, **content} if said else content)
 
 
+def write_list(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write a list of results as JSON, one a line, each with the provenance note, if any, as `drawn`."""
+    said = provenance.note()
+    own = [_masked({**entry, provenance.FIELD: said} if said else entry) for entry in entries]
+    lines = [json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in own]
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8; characters that cannot be encoded (invalid bytes in file names) are escaped as in JSON."""
 

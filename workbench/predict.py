@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch.utils._pytree import tree_leaves
 
 from tasks.datasets.base import DataModule
 from tasks.datasets.drawn import is_drawn
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.listing import Listing, list_files
 from tasks.datasets.reading import unexpected
-from tasks.task import Prediction, Shared, Task
+from tasks.task import Prediction, Task
 from workbench import figures
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_findings, write_table
+from workbench.files import write_atomically, write_table
 from workbench.provenance import data_read, note
 from workbench.restore import restore
+from workbench.shared_files import SharedFiles
 
 log = logging.getLogger("widefield")
 
@@ -40,30 +42,27 @@ def predict(cfg: DictConfig) -> None:
     with built_from(restored.checkpoint):
         data: DataModule = instantiate(restored.cfg.task.data)
         data.recall(restored.task.data_info)
-    files = find_files(cfg.input, data.extensions)
+    files = input_files(cfg.input, data)
     if any(is_drawn(folder) for folder in {file.parent for file in files}):
         data_read([data.title])
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
-    common: dict[str, dict[str, list[Any]]] = {}  # columns of the tables that all files share
-    shared: dict[str, list[tuple[str, Shared]]] = {}  # and their contributions to other shared files
+    together = SharedFiles()
     path = Path(cfg.paths.run) / "predictions.csv"
     written = time.monotonic()
     for start in range(0, len(files), cfg.action.batch_size):
         part = files[start : start + cfg.action.batch_size]
         answered = predict_files(restored.task.to(device), data, part, cfg.action.top_k)
-        collect_tables(answered, common)
-        collect_shared(answered, shared)
+        for row in answered:
+            if isinstance(prediction := row.get("prediction"), Prediction):
+                together.add(str(row["path"]), prediction.shared)
         write_predictions(restored.task, Path(cfg.paths.run), answered, start, len(files))
         rows += answered
         if time.monotonic() - written > EVERY:  # limits the loss if a file ends the process
             write_rows(path, rows)
             written = time.monotonic()
     write_rows(path, rows)
-    written_together = [
-        *write_tables(Path(cfg.paths.run), common),
-        *write_shared(Path(cfg.paths.run), shared),
-    ]
+    written_together = together.write(Path(cfg.paths.run), data)
     shown = [(str(row["path"]), str(row.get("shown", row.get("error")))) for row in rows[:SHOWN]]
     print_table(f"{restored.cfg.task.name}: {len(rows)} files", shown, ("file", "prediction"))
     if len(rows) > SHOWN:
@@ -75,6 +74,13 @@ def predict(cfg: DictConfig) -> None:
     if len(broken) == len(rows):
         first = f"{printable(broken[0]['path'])}: {broken[0]['error']}"
         raise UsageError(f"none of the {len(rows)} files could be answered; the first, {first}")
+
+
+def input_files(pattern: str | None, data: DataModule) -> list[Path]:
+    """The files that `input` names: see `find_files`; or those that a file of the data's annotations names."""
+    path = Path(pattern or "").expanduser()
+    listed = data.files_listed_in(path) if path.is_file() else None
+    return find_files(pattern, data.extensions) if listed is None else listed
 
 
 def find_files(pattern: str | None, extensions: tuple[str, ...]) -> list[Path]:
@@ -138,12 +144,8 @@ def read_raws(data: DataModule, files: list[Path]) -> tuple[dict[int, Any], dict
 
 def is_finite(prediction: Prediction) -> bool:
     """Whether all numbers of a prediction are finite: a damaged or diverged model predicts NaN beside a label."""
-    columns = [
-        *prediction.columns.values(),
-        *(value for table in prediction.tables.values() for value in table.values()),
-        *(value for table in prediction.shared_tables.values() for value in table.values()),
-    ]
-    values = [value for column in columns for value in (column if isinstance(column, list) else [column])]
+    shared = [entry.content for entry in prediction.shared.values()]
+    values = tree_leaves([prediction.columns, prediction.tables, shared])
     return all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
 
 
@@ -177,44 +179,6 @@ def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], firs
         for pattern, draw in prediction.figures.items():
             row["files"].append(folder / pattern.format(name=name))
             figures.save(draw(), row["files"][-1])
-
-
-def collect_tables(rows: list[dict[str, Any]], tables: dict[str, dict[str, list[Any]]]) -> None:
-    """Append the shared tables of predictions to `tables`, name -> columns."""
-    for row in rows:
-        prediction = row.get("prediction")
-        for name, own in prediction.shared_tables.items() if isinstance(prediction, Prediction) else ():
-            table = tables.setdefault(name, {"path": [], **{column: [] for column in own}})
-            table["path"] += [row["path"]] * len(next(iter(own.values()), []))
-            for column, values in own.items():
-                table[column] += values
-
-
-def write_tables(folder: Path, tables: dict[str, dict[str, list[Any]]]) -> list[Path]:
-    """Write shared tables as CSV; returns their paths."""
-    files = []
-    for name, table in tables.items():
-        files.append(folder / f"{name}.csv")
-        rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-        write_table(files[-1], rows, list(table))
-    return files
-
-
-def collect_shared(rows: list[dict[str, Any]], shared: dict[str, list[tuple[str, Shared]]]) -> None:
-    """Collect the contributions of predictions to shared files, by name of the file."""
-    for row in rows:
-        prediction = row.get("prediction")
-        for name, part in prediction.shared.items() if isinstance(prediction, Prediction) else ():
-            shared.setdefault(name, []).append((row["path"], part))
-
-
-def write_shared(folder: Path, shared: dict[str, list[tuple[str, Shared]]]) -> list[Path]:
-    """Write shared files; returns their paths."""
-    files = []
-    for name, parts in shared.items():
-        files.append(folder / name)
-        write_findings(files[-1], parts[0][1].join([(file, part.content) for file, part in parts]))
-    return files
 
 
 def _write_said(write: Callable[[Path, str | None], None], draft: Path) -> None:

@@ -29,7 +29,10 @@ def shard(cfg: DictConfig) -> None:
         raise UsageError("action.shard_mb must be above 0 and action.shard_samples at least 1")
     data = build_data(cfg)
     if not isinstance(data, ReadsShards):
-        raise UsageError(f"action=shard writes sounds, pictures and videos, not {cfg.modality.name}")
+        raise UsageError(
+            f"action=shard writes sounds and videos with classes, and pictures with classes, masks or boxes, not "
+            f"{cfg.task.name} ({cfg.modality.name})"
+        )
     data.check_targets()
     if data.storage is not None:
         raise UsageError("action=shard reads files: leave task.data.format out")

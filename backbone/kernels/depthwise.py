@@ -158,9 +158,13 @@ def sums_on_chip(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMAL
 
 def moments_on_chip(x: Tensor, weight: Tensor, least: int = SMALLEST) -> bool:
     """Whether :func:`depthwise_conv2d_moments` avoids writing the outputs and is faster that way."""
+    if not sums_on_chip(
+        x, weight, least=least
+    ):  # before sizes are compared: each comparison guards a compiled graph
+        return False
     images, _, height, width = x.shape
     pays = height * width <= PIXELS_PER_IMAGE * images or _asked_for()
-    return height <= TALLEST and width <= WIDEST and pays and sums_on_chip(x, weight, least=least)
+    return height <= TALLEST and width <= WIDEST and pays
 
 
 def depthwise_conv2d_sums(

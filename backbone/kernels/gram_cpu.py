@@ -24,7 +24,9 @@ MOST_PIXELS = 36  # above this, computing the outputs was faster
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`moments` is faster than computing the outputs."""
-    return x.shape[2] * x.shape[3] <= MOST_PIXELS and cpu.eager_fp32(x, weight)
+    return (
+        cpu.eager_fp32(x, weight) and x.shape[2] * x.shape[3] <= MOST_PIXELS
+    )  # sizes last: no guard if compiled
 
 
 def moments(x: Tensor, kernels_BCKK: Tensor) -> tuple[Tensor, Tensor]:

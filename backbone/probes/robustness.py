@@ -42,11 +42,14 @@ class Curve:
     def half_point(self, floor: float = 0.0) -> float | None:
         """The severity (linearly interpolated) at which the margin over ``floor`` is halved.
 
-        For an error, the severity at which it has doubled. ``None`` if the curve never reaches that point.
+        For an error, the severity at which it has doubled. ``None`` if the curve never reaches that point, or if there
+        is nothing to lose: a score that is not above the floor, an error of 0.
 
         Args:
             floor: chance level; used only if higher is better.
         """
+        if self.clean <= (floor if self.higher_is_better else 0):
+            return None
         limit = floor + (self.clean - floor) / 2 if self.higher_is_better else 2 * self.clean
         points = list(zip(self.severities, self.scores, strict=True))
         for (before, high), (after, low) in itertools.pairwise(points):

@@ -197,6 +197,14 @@ class DataModule(LightningDataModule):
         them all."""
         return None
 
+    def files_listed_in(self, path: Path) -> list[Path] | None:
+        """The files to predict that a file of annotations names; None: `path` is no such file.
+
+        Raises:
+            DataError: it is one, but cannot be used.
+        """
+        return None
+
     def fetch(self, root: Path) -> None:
         """Download the real data into `root`; raises `DataError`."""
         raise DataError(f"{self.name} has no official download; place it by hand: {self.layout}")

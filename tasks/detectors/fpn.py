@@ -37,7 +37,8 @@ class FPN(nn.Module):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
         pyramid = [conv(x) for conv, x in zip(self.fpn_convs, maps, strict=True)]
         for _ in range(self.extra_levels):
-            pyramid.append(F.max_pool2d(pyramid[-1], 1, stride=2))
+            # Not max_pool2d(…, 1, stride=2): compiled, that is a graph for each parity of height and width.
+            pyramid.append(pyramid[-1][..., ::2, ::2])
         return pyramid
 
 

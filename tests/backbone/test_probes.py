@@ -329,6 +329,9 @@ def test_curve_of_a_known_decline() -> None:
 def test_errors_rise() -> None:
     assert Curve((0, 1, 3), (0.5, 0.5, 2.5), higher_is_better=False).half_point() == pytest.approx(1.5)
     assert Curve((0, 1), (0.5, 0.6), higher_is_better=False).half_point() is None
+    assert Curve((0, 1), (0.0, 0.0)).half_point() is None, "there is nothing to lose"
+    assert Curve((0, 1), (0.1, 0.1)).half_point(floor=0.125) is None
+    assert Curve((0, 1), (0.0, 0.0), higher_is_better=False).half_point() is None
     for severities in ([], [0.0, 1.0], [2.0, 1.0]):
         with pytest.raises(ValueError, match="must rise from above 0"):
             robustness_curve(lambda _: 1.0, severities)

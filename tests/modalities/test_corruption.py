@@ -55,6 +55,41 @@ def test_every_corruption_keeps_the_contract(modality: str, name: str) -> None:
     assert same(raw, untouched), "the batch given stays as it was"
 
 
+@pytest.mark.parametrize("name", list(CORRUPTIONS["image"]))
+def test_images_of_several_sizes_are_corrupted_without_their_padding(name: str) -> None:
+    sizes = [(20, 32), (32, 24), (20, 32)]
+    torch.manual_seed(0)
+    pixels = torch.full((3, 3, 32, 32), 7, dtype=torch.uint8)
+    for image, (height, width) in zip(pixels, sizes, strict=True):
+        image[:, :height, :width] = torch.randint(256, (3, height, width))
+    raw = {"pixels": pixels.clone(), "size": torch.tensor(sizes)}
+    severity = CORRUPTIONS["image"][name].severities[1]
+    spoilt = spoil("image", name, severity, raw)
+    assert torch.equal(raw["pixels"], pixels), "the batch given stays as it was"
+    assert torch.equal(spoilt["size"], raw["size"])
+    generator = torch.Generator().manual_seed(0)
+    for place, (height, width) in enumerate(sizes):
+        alone = pixels[place : place + 1, :, :height, :width]
+        wanted = CORRUPTIONS["image"][name](alone, severity, generator, EMBEDDERS["image"])[0]
+        found = spoilt["pixels"][place]
+        assert torch.equal(found[:, :height, :width], wanted)
+        assert not torch.equal(wanted, alone[0])
+        assert (found[:, height:] == 7).all()
+        assert (found[:, :, width:] == 7).all()
+
+
+def test_recordings_of_several_lengths_are_corrupted_without_their_padding() -> None:
+    waves = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(3))
+    waves[1, 1000:] = 0
+    raw = {"waveform": waves, "length": torch.tensor([4000, 1000])}
+    spoilt = spoil("audio", "noise", 0.3, raw)
+    noise = spoilt["waveform"] - waves
+    assert (noise[1, 1000:] == 0).all()
+    for wave, own, length in zip(waves, noise, (4000, 1000), strict=True):
+        ratio = own[:length].square().mean().sqrt() / wave[:length].square().mean().sqrt()
+        assert ratio == pytest.approx(0.3, rel=0.1), "relative to the recording, not to it and its padding"
+
+
 def test_audio_noise_has_the_level_it_says() -> None:
     raw = example("audio")
     noise = spoil("audio", "noise", 0.3, raw) - raw

@@ -156,7 +156,7 @@ def test_the_formats_say_the_same(tmp_path: Path, form: Callable[[Path], None]) 
     form(tmp_path)
     data = built(tmp_path)
     assert data.class_names == ["cat", "dog"]
-    assert data.info() == {"class_names": ["cat", "dog"], "has_masks": False}
+    assert (data.info()["class_names"], data.info()["has_masks"]) == (["cat", "dog"], False)
     assert {split: len(items) for split, items in data.splits.items()} == {"train": 2, "val": 1, "test": 1}
     found = targets(data)
     assert set(found) == {f"p{n}.jpg" for n in range(4)}
@@ -606,6 +606,8 @@ def test_coco_has_80_classes_of_90_ids(tmp_path: Path) -> None:
     assert {split: len(items) for split, items in data.splits.items()} == {"train": 4, "val": 2, "test": 2}
     assert data.has_masks
     assert len(data.class_names) == 80
+    assert data.info()["category_ids"] == list(CATEGORIES.values())
+    assert data.info()["ids_in_names"] is True
     file = tmp_path / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     content["categories"][3]["name"] = "velocipede"
@@ -712,6 +714,95 @@ def test_the_digest_follows_boxes_and_outlines(tmp_path: Path) -> None:
     digests.append(built(coco_folder(tmp_path, content)).digest())
     assert len(set(digests)) == 3
     assert digests[-1] == built(tmp_path).digest()
+
+
+def ids_of(data: BoxData) -> dict[str, int | None]:
+    """File name -> the id that comes with its target."""
+    found = {}
+    for items in data.splits.values():
+        for item in items:
+            target = data.read_pair(item, False, RNG)[1]
+            found[item.path.name] = int(target["image_id"]) if "image_id" in target else None
+    return found
+
+
+def with_ids(root: Path, ids: Sequence[int], names: str = "p{0}.jpg") -> Path:
+    """Four pictures whose annotations number them; `names` of the place 0 and the id 1."""
+    content = instances()
+    for row, number in zip(content["images"], ids, strict=True):
+        row |= {"id": number, "file_name": names.format(row["id"], number)}
+        picture(root / "images" / row["file_name"])
+    for row, number in zip(content["annotations"], ids, strict=True):
+        row["image_id"] = number
+    write(root / "annotations" / "instances.json", json.dumps(content))
+    return root
+
+
+def test_images_and_classes_keep_the_ids_of_their_annotations(tmp_path: Path) -> None:
+    data = built(with_ids(tmp_path, [31, 4, 1500, 16]))
+    assert ids_of(data) == {"p0.jpg": 31, "p1.jpg": 4, "p2.jpg": 1500, "p3.jpg": 16}
+    assert data.info() == {"class_names": ["cat", "dog"], "has_masks": False, "category_ids": [7, 9]}
+    assert "image_id" not in data.read_pair(data.splits["train"][0], True, RNG)[1]
+    # The order of the classes is the one that is said, and their ids follow.
+    assert built(tmp_path, classes=["dog", "cat"]).info()["category_ids"] == [9, 7]
+    # File names are ids only if all annotations say so.
+    assert data.image_id(Path("16.jpg")) is None
+    named = built(with_ids(tmp_path / "named", [31, 4, 1500, 16], "{1:012d}.jpg"))
+    assert named.info()["ids_in_names"] is True
+    assert named.image_id(Path("000000000017.jpg")) == 17
+    assert named.image_id(Path("a17.jpg")) is None
+    assert named.image_id(Path(f"{2**63}.jpg")) is None
+    voc = tmp_path / "voc"
+    in_voc(voc)
+    assert "category_ids" not in built(voc).info()
+    assert set(ids_of(built(voc)).values()) == {None}
+
+
+def test_other_data_keep_their_own_ids(tmp_path: Path) -> None:
+    """Of a model's classes that their annotations do not have, ids are free ones."""
+    data = built(with_ids(tmp_path, [31, 4, 1500, 16]))
+    known = {"class_names": ["bird", "dog", "cat"], "has_masks": False, "category_ids": [1, 2, 3]}
+    data.adopt(known)
+    assert data.category_ids == [10, 9, 7]
+    data = built(tmp_path)
+    whole = data.read_whole(known)
+    assert whole is not None
+    data.take_whole(whole, known)
+    assert data.category_ids == [10, 9, 7]
+    voc = tmp_path / "voc"
+    in_voc(voc)
+    data = built(voc)
+    data.adopt(known)
+    assert data.category_ids == [1, 2, 3]
+
+
+def test_files_that_annotations_name(tmp_path: Path) -> None:
+    """Also pictures without labels, as of COCO's test images."""
+    root = with_ids(tmp_path / "data", [31, 4, 1500, 16])
+    data = BoxFolder(name="task", data_dir=str(tmp_path / "elsewhere"), transforms=PLAIN)
+    data.recall({"class_names": ["dog", "bird", "cat"], "has_masks": False, "category_ids": [1, 2, 3]})
+    file = root / "annotations" / "instances.json"
+    listed = data.files_listed_in(file)
+    assert listed is not None
+    assert [(path.name, data.image_id(path)) for path in listed] == [
+        ("p0.jpg", 31),
+        ("p1.jpg", 4),
+        ("p2.jpg", 1500),
+        ("p3.jpg", 16),
+    ]
+    assert data.category_ids == [9, 10, 7]
+    unlabelled = {"images": [{"id": 8, "file_name": "q.jpg"}], "categories": [{"id": 5, "name": "bird"}]}
+    picture(root / "test2017" / "q.jpg")
+    info = write(root / "annotations" / "image_info_test-dev2017.json", json.dumps(unlabelled))
+    listed = data.files_listed_in(info)
+    assert listed == [root / "test2017" / "q.jpg"]
+    assert data.image_id(listed[0]) == 8
+    assert data.category_ids == [6, 5, 7]
+    assert data.files_listed_in(picture(tmp_path / "a.jpg")) is None
+    assert data.files_listed_in(write(tmp_path / "a.json", "{}")) is None
+    (root / "test2017" / "q.jpg").unlink()
+    with pytest.raises(DataError, match="names 1 pictures that do not exist"):
+        data.files_listed_in(info)
 
 
 def test_a_polygon_is_cut_off_at_the_border_not_bent() -> None:

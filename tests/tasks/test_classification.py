@@ -1,11 +1,13 @@
 """The classification task against numbers worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
 from tests_support import Given, Identity, Pass, given_task, logits_batch
 from torch import nn
 
 from tasks.classification import ClassificationTask
+from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.heads import ClassificationHead, ViewFusion, one_hot
 from tasks.network import Network
@@ -96,3 +98,16 @@ def test_head_takes_an_official_classifier() -> None:
     assert head.load_official(official)
     assert torch.equal(head.linear.weight, official["head.weight"])
     assert not ClassificationHead(8, 4).load_official(official)
+
+
+def test_a_confusion_is_written_in_counts_or_percent() -> None:
+    matrix = [[6, 2, 0], [0, 0, 0], [1, 0, 1]]
+    for percent, written in ((False, ["6", "2", "1", "1"]), (True, ["75", "25", "50", "50"])):
+        figure = draw_confusion(matrix, ["a", "b", "c"], "{total} samples, {right} right", percent)
+        panel = figure.axes[0]
+        assert [text.get_text() for text in panel.texts] == written
+        assert panel.get_title() == "10 samples, 70.0% right"
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["a", "b", "c"]
+    many = draw_confusion(np.eye(70).tolist(), [str(k) for k in range(70)], "")
+    assert not many.axes[0].texts
+    assert len(many.axes[0].get_yticklabels()) < 70

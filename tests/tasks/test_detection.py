@@ -12,11 +12,16 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from modalities.image import Pixels
+from tasks import coco_results
+from tasks.coco_results import run_lengths
 from tasks.datasets.batch import Batch
+from tasks.datasets.errors import DataError
+from tasks.datasets.image.box_folder import BoxFolder
 from tasks.datasets.image.box_transforms import join_padded
-from tasks.detection import DetectionTask, run_lengths, scaled_target
+from tasks.detection import DetectionTask, scaled_target
 from tasks.detectors.head import DetectionHead, Outputs, Targets
 from tasks.network import Network
+from tasks.task import Prediction
 
 NAMES = ["disc", "ring", "star"]
 SIZES = ((40, 50), (50, 40), (40, 50))
@@ -224,39 +229,70 @@ def test_predictions_are_cocos(masks: bool) -> None:
     assert predictions[0].tables["boxes"]["label"] == ["disc", "ring"]
     assert predictions[2].columns["label"] == ""
     assert "nothing of a score of 0.8" in predictions[2].shown
-    files = [
-        (f"000{number}.jpg", p.shared["detections.json"].content) for number, p in enumerate(predictions)
-    ]
-    written = json.loads(json.dumps(predictions[0].shared["detections.json"].join(files)))
+    data = annotated(category_ids=None)
+    files, written = joined(predictions, data, [f"000{number}.jpg" for number in range(3)])
     assert written["images"][1] == {"id": 1, "file_name": "0001.jpg", "height": 50, "width": 40}
+    assert written["info"]["image_ids"] == "places in this file"
     assert written["categories"] == [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)]
     assert [(row["image_id"], row["category_id"], row["bbox"]) for row in written["annotations"]] == [
         (0, 1, [5, 4, 20, 26]),
         (0, 2, [30, 10, 14, 28]),
         (1, 3, [2, 3, 16, 17]),
     ]
+    assert coco_results.results(files, data) is None
     assert ("segmentation" in written["annotations"][0]) == masks
     if masks:
         mask = coco.decode(written["annotations"][0]["segmentation"])
         assert mask.shape == (40, 50)
         assert mask[4:30, 5:15].all()
         assert mask.sum() == 26 * 10
-    # Names that are no numbers: places.
-    named = [("a.jpg", files[0][1]), ("7.jpg", files[1][1])]
-    images = predictions[0].shared["detections.json"].join(named)["images"]
-    assert [image["id"] for image in images] == [0, 1]
     assert set(predictions[0].figures) == {"overlays/{name}.png"}
     assert predictions[0].figures["overlays/{name}.png"]().axes[0].texts[0].get_text() == "disc 0.90"
 
 
-def test_ids_of_categories_are_the_datas() -> None:
-    task = task_of()
-    assert task.category_ids == [1, 2, 3]
-    numbered = DetectionTask(
-        network=task.network,
-        data_info={"class_names": NAMES, "has_masks": False, "category_ids": [1, 44, 90]},
-    )
-    assert numbered.category_ids == [1, 44, 90]
+def annotated(category_ids: list[int] | None, **facts: Any) -> BoxFolder:
+    """The data of a model, as it remembers them."""
+    data = BoxFolder(name="box_folder")
+    data.recall({"class_names": NAMES, "has_masks": False, "category_ids": category_ids, **facts})
+    return data
+
+
+def joined(predictions: list[Prediction], data: BoxFolder, names: list[str]) -> tuple[Any, Any]:
+    files = [(name, p.shared["detections.json"].content) for name, p in zip(names, predictions, strict=True)]
+    return files, json.loads(json.dumps(predictions[0].shared["detections.json"].join(files, data)))
+
+
+def test_ids_are_those_of_the_annotations() -> None:
+    with torch.no_grad():
+        predictions = task_of().predict(batch()[0].raw)
+    data = annotated([44, 1, 90], ids_in_names=True)
+    names = ["000139.jpg", "000285.jpg", "000007.jpg"]
+    files, written = joined(predictions, data, names)
+    assert written["info"] == {"image_ids": "of the annotations", "category_ids": "of the annotations"}
+    assert [image["id"] for image in written["images"]] == [139, 285, 7]
+    assert [category["id"] for category in written["categories"]] == [44, 1, 90]
+    ids = [(139, 44), (139, 1), (285, 90)]
+    assert [(row["image_id"], row["category_id"]) for row in written["annotations"]] == ids
+    results = coco_results.results(files, data)
+    assert results is not None
+    assert [(row["image_id"], row["category_id"]) for row in results] == ids
+    assert results[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    # Data whose names only look like ids; a name that is none; twice the same id.
+    for other, given in (
+        (annotated([44, 1, 90]), names),
+        (data, [*names[:2], "a.jpg"]),
+        (data, ["a/139.jpg", "b/139.jpg", "7.jpg"]),
+    ):
+        files, written = joined(predictions, other, given)
+        assert [image["id"] for image in written["images"]] == [0, 1, 2]
+        assert written["info"]["image_ids"] == "places in this file"
+        assert coco_results.results(files, other) is None
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 2], [1, 2, 2**63], [1, 2, "3"], "abc", [True, 2, 3]])
+def test_wrong_ids_in_a_checkpoint_are_one_sentence(ids: Any) -> None:
+    with pytest.raises(DataError, match="3 different whole numbers"):
+        annotated(ids)
 
 
 def test_scores_that_are_no_numbers_are_not_lost() -> None:
@@ -279,7 +315,7 @@ def test_a_target_follows_its_picture() -> None:
     assert scaled["boxes"][0].tolist() == [10, 6, 50, 45]
     assert scaled["masks"].shape == (2, 60, 100)
     assert scaled["masks"][0, 6:45, 10:30].float().mean() > 0.95
-    assert scaled_target(target, (40, 50), (40, 50)) is target
+    assert scaled_target({**target, "image_id": torch.tensor(7)}, (40, 50), (40, 50)) == target
     empty = scaled_target(batch()[1][2], (40, 50), (60, 100))
     assert len(empty["boxes"]) == 0
 

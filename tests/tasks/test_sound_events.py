@@ -288,8 +288,9 @@ def test_predictions_are_events() -> None:
         first, second = own.predict(given.raw)
     assert (first.columns["events"], second.columns["events"]) == (2, 0)
     assert first.columns["labels"] == "a;b"
-    assert first.shared_tables["events"]["label"] == ["a", "b"]
-    assert first.shared_tables["events"]["onset"][0] == pytest.approx(0.1, abs=0.011)
+    events = first.shared["events.csv"].content
+    assert events["label"] == ["a", "b"]
+    assert events["onset"][0] == pytest.approx(0.1, abs=0.011)
     assert second.shown == "no event"
     assert first.figures["figures/{name}.png"]() is not None
     # A model whose weights are damaged does not say that nothing sounds.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,77 @@ def test_predict_writes_cocos_file_overlays_and_tables(
     assert len(alone["annotations"]) == len(read.imgToAnns[1])
 
 
+def annotations_from(detections: Any, folder: Path) -> Path:
+    """A file of annotations, some of whose objects a model has found, with ids that are neither 1 … n nor in order."""
+    images = {row["id"]: 7000 - 13 * row["id"] for row in detections["images"]}
+    categories = {row["id"]: 90 - 11 * row["id"] for row in detections["categories"]}
+    objects = []
+    for number, row in enumerate(detections["annotations"][::3]):
+        x, y, width, height = row["bbox"]
+        own = {"id": 5 * number + 3, "image_id": images[row["image_id"]], "iscrowd": 0}
+        own |= {"category_id": categories[row["category_id"]], "segmentation": row["segmentation"]}
+        own |= {"bbox": [x, y, width * (0.57 + 0.1 * (number % 5)), height], "area": row["area"]}
+        objects.append(own)
+    pictures = [
+        {**row, "id": images[row["id"]], "file_name": Path(row["file_name"]).name}
+        for row in detections["images"]
+    ]
+    named = [{**row, "id": categories[row["id"]]} for row in detections["categories"]]
+    file = folder / "annotations" / "instances_test.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"images": pictures, "annotations": objects, "categories": named}))
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_results_can_be_evaluated_against_the_annotations(
+    checkpoint: Path, act: Act, samples: Path, tmp_path: Path
+) -> None:
+    """By COCO's own program, with the ids of the annotations, after a test and after a prediction."""
+    from pycocotools import mask
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    pictures = tmp_path / "data" / "images" / "test"
+    pictures.mkdir(parents=True)
+    for number in range(6):
+        name = f"scene_{number + 1:03d}.jpg"
+        shutil.copy(samples / "box_folder" / "images" / "test" / name, pictures)
+    words = ("trainer=cpu", "action=predict", f"ckpt={checkpoint}")
+    found = json.loads((act(*words, f"input={pictures}") / "detections.json").read_text())
+    for row in found["annotations"]:
+        row["area"] = float(mask.area(row["segmentation"]))
+    file = annotations_from(found, tmp_path / "data")
+    tested = act(
+        "trainer=cpu",
+        "action=test",
+        f"ckpt={checkpoint}",
+        f"data_dir={tmp_path / 'data'}",
+        "action.predictions=true",
+        folder="tested",
+    )
+    predicted = act(
+        "trainer=cpu", "action=predict", f"ckpt={checkpoint}", f"input={file}", folder="predicted"
+    )
+    truth = COCO(file)
+    metrics = result(tested)["metrics"]
+    assert min(metrics["test/ap50"], metrics["test/mask_ap50"]) > 0.1, "else nothing would be compared"
+    for folder in (tested, predicted):
+        answers = truth.loadRes(str(folder / "coco_results.json"))
+        for kind, prefix in (("bbox", ""), ("segm", "mask_")):
+            measured = COCOeval(truth, answers, kind)
+            measured.evaluate()
+            measured.accumulate()
+            measured.summarize()
+            for place, name in ((0, "ap"), (1, "ap50"), (2, "ap75")):
+                ours = metrics[f"test/{prefix}{name}"]
+                assert measured.stats[place] == pytest.approx(ours, abs=1e-5), (folder.name, kind, name)
+        described = json.loads((folder / "detections.json").read_text())
+        assert {row["id"]: Path(row["file_name"]).name for row in described["images"]} == {
+            row["id"]: row["file_name"] for row in json.loads(file.read_text())["images"]
+        }
+
+
 @pytest.mark.slow
 def test_pictures_may_be_scaled_for_a_test(
     run: Path, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
@@ -273,6 +345,15 @@ def test_joint_with_a_classification(act: Act) -> None:
     metrics = result(folder)["metrics"]
     assert {"test/scenes/ap", "test/audio/acc", "test/score"} <= set(metrics)
     assert (folder / "figures" / "scenes" / "predictions.png").is_file()
+    tested = act("trainer=cpu", "action=test", f"ckpt={folder}", "action.predictions=true", folder="tested")
+    assert {file.name for file in tested.glob("predictions_*.csv")} == {
+        "predictions_audio.csv",
+        "predictions_scenes.csv",
+    }
+    found = json.loads((tested / "detections_scenes.json").read_text())
+    assert found["info"]["image_ids"] == "of the annotations"
+    assert len(found["images"]) == 8
+    assert len(json.loads((tested / "coco_results_scenes.json").read_text())) == len(found["annotations"])
 
 
 # -- export --------------------------------------------------------------------------------------------------------

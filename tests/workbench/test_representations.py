@@ -19,6 +19,7 @@ from PIL import Image
 from tests_support import TINY
 from torch import Tensor, nn
 
+from modalities.embedder import Embedder
 from tasks.datasets.image.mask_folder import MaskFolder
 from tasks.network import Network
 from workbench import provenance
@@ -470,7 +471,7 @@ def test_a_sweep_over_protocols(command: Callable[..., Any], clips: Path, tmp_pa
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-class Views(nn.Module):
+class Views(Embedder):
     """Raw (B, F) -> maps (B, V, 1, F, 2): each view another multiple."""
 
     out_chans, raw_ndim = 1, 2

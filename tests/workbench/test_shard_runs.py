@@ -76,7 +76,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_continued(act: Act) -> None:
         ),
         (
             ("action.out=x", "modality=time_series"),
-            "action=shard writes sounds, pictures and videos, not time_series",
+            "pictures with classes, masks or boxes, not etth1",
         ),
     ],
 )

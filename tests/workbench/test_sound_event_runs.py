@@ -166,7 +166,7 @@ def test_a_loaded_model_takes_files_and_waveforms_of_any_length(run: Path, sampl
     assert len(waves[0]) != len(waves[1])
     said = model.predict(files)
     heard = model.predict(waves)
-    assert [one.shared_tables for one in said] == [one.shared_tables for one in heard]
+    assert [one.shared for one in said] == [one.shared for one in heard]
     assert model.predict(waves[0][:4000]).columns["events"] >= 0
 
 

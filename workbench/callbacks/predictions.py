@@ -1,4 +1,4 @@
-"""predictions.csv of a test: prediction and ground truth of every test sample."""
+"""Predictions of a test: `predictions.csv`, with the ground truth, and the task's own files beside it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
-from tasks.task import Training
+from tasks.task import Shared, Training
 from workbench.files import write_table
+from workbench.shared_files import SharedFiles
 
-Rows = list[tuple[int, list[dict[str, Any]]]]  # (index in the split, rows) of each sample
+# Of each sample its index in the split, its rows, and its entries in shared files.
+Rows = list[tuple[int, list[dict[str, Any]], dict[str, Shared]]]
 
 
 class Predictions(Callback):
     """Writes `predictions.csv` after a test; for a joint run, `predictions_NAME.csv` for each task.
 
     Each row has the sample's file, then the task's columns (`Task.test_rows`), in the order of the split. Unreadable
-    files come last, with their error.
+    files come last, with their error. Files that the task writes for a whole test (`Task.test_shared`), such as
+    `detections.json`, are named likewise.
 
     Args:
         folder: output folder.
@@ -48,7 +51,8 @@ class Predictions(Callback):
             return
         task = pl_module.by_task()[name]
         found = task.test_rows(batch, outputs["output"])
-        self.rows[name] += zip(batch.index.tolist(), found, strict=True)
+        shared = task.test_shared(batch, outputs["output"])
+        self.rows[name] += zip(batch.index.tolist(), found, shared, strict=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, broken = _together(self.rows), _together(self.broken)
@@ -56,16 +60,18 @@ class Predictions(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name, member in data.by_task().items():
-            lines = [
-                {"path": member.splits["test"][index].name, **row}
-                for index, own in sorted(rows[name], key=lambda pair: pair[0])
-                for row in own
-            ]
+            items, suffix = member.splits["test"], f"_{name}" if name else ""
+            lines: list[dict[str, Any]] = []
+            together = SharedFiles()
+            for index, own, shared in sorted(rows[name], key=lambda found: found[0]):
+                lines += [{"path": items[index].name, **row} for row in own]
+                together.add(items[index].name, shared)
+            together.write(self.folder, member, suffix)
             for text in broken[name]:
                 path, _, error = text.partition(": ")
                 lines.append({"path": path, "error": error})
             columns = list(dict.fromkeys(key for line in lines for key in line))
-            write_table(self.folder / f"predictions{f'_{name}' if name else ''}.csv", lines, columns)
+            write_table(self.folder / f"predictions{suffix}.csv", lines, columns)
 
 
 def _together(own: dict[str, Any]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from backbone import Backbone
+from modalities.embedder import by_size
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import collate, usable
 from tasks.task import Task
@@ -111,9 +112,28 @@ def test_raws(data: DataModule, task: Task, most: int, batch_size: int) -> Itera
 
 @torch.no_grad()
 def maps_of(task: Task, raw: Any) -> Tensor:
-    """Raw batch -> maps (B, V, C, H, W); only the first crop if a sample has several."""
+    """Raw batch -> maps (B, V, C, H, W); only the first crop if a sample has several.
+
+    Of samples of several sizes the middle of each map, as large as the smallest one, so that no map has padding.
+    """
     network = task.network
-    return network.maps(raw[:, 0] if network.crops(raw) else raw)
+    samples = network.embedder.unpadded(raw)
+    if samples is None:
+        return network.maps(raw[:, 0] if network.crops(raw) else raw)
+    found = [(places, network.maps(part)) for places, part in by_size(samples)]
+    order = torch.tensor([place for places, _ in found for place in places]).argsort()
+    return torch.cat(middles([maps for _, maps in found]))[order]
+
+
+def middles(maps: list[Tensor]) -> list[Tensor]:
+    """The middle of each batch of maps (…, H, W), of the smallest height and of the smallest width of all."""
+    height, width = (min(each.shape[side] for each in maps) for side in (-2, -1))
+    tops = [(each.shape[-2] - height) // 2 for each in maps]
+    lefts = [(each.shape[-1] - width) // 2 for each in maps]
+    return [
+        each[..., top : top + height, left : left + width]
+        for each, top, left in zip(maps, tops, lefts, strict=True)
+    ]
 
 
 def to_channels(maps_NCHW: Tensor, channels: int) -> Tensor:

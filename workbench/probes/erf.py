@@ -33,6 +33,7 @@ from workbench.probes.common import (
     composed_network,
     from_checkpoint,
     maps_of,
+    middles,
     plain,
     show_files,
     test_raws,
@@ -54,7 +55,7 @@ def probe(cfg: DictConfig) -> float:
         stride = strides(probed.backbone)[options.stage - 1]
         networks: dict[str, Backbone] = {probed.name: in_form(probed.backbone, options.form)}
         networks |= dict(compared(cfg, probed, name, options.form) for name in options.compare)
-        maps = list(input_maps(cfg, probed, data))
+        maps = middles(list(input_maps(cfg, probed, data)))
         found: dict[str, ReceptiveField] = {}
         steps: dict[str, int] = {}
         for name, network in networks.items():

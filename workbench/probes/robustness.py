@@ -58,7 +58,7 @@ def probe(cfg: DictConfig) -> float | None:
     over severities and corruptions."""
     options = cfg.action
     own, data, task, _ = trained(cfg)
-    chosen = corruptions(own.modality.name, options.corruptions, options.severities)
+    chosen = corruptions(own.modality.name, options.corruptions, options.severities, task.located)
     metric = own.task.monitor.replace("val/", "test/")
     better_up = own.task.mode == "max"
     own.logger, own.callbacks = {}, {}  # dozens of tests: one log line each is enough
@@ -90,13 +90,27 @@ def probe(cfg: DictConfig) -> float | None:
 
 
 def corruptions(
-    modality: str, names: list[str] | None, severities: dict[str, list[float]] | None
+    modality: str,
+    names: list[str] | None,
+    severities: dict[str, list[float]] | None,
+    located: bool = False,
 ) -> dict[str, tuple[Corruption, list[float]]]:
-    """The requested corruptions, each with its severities; by default all of the modality."""
+    """The requested corruptions, each with its severities; by default all of the modality.
+
+    If targets say where or when something is (`located`), corruptions that move it are left out or refused.
+    """
     known = CORRUPTIONS.get(modality, {})
     if not known:
         raise UsageError(f"no corruptions are defined for {modality}: add them to modalities/corruption.py")
-    names, severities = list(names or known), dict(severities or {})
+    unfit = [name for name, corruption in known.items() if corruption.moves and located]
+    if names is None and unfit:
+        log.info("left out, since the targets say where or when something is: %s", ", ".join(unfit))
+    names = [name for name in known if name not in unfit] if names is None else list(names)
+    severities = dict(severities or {})
+    if moved := [name for name in names if name in unfit]:
+        raise UsageError(
+            f"action.corruptions: {moved[0]} moves what the targets say the place or time of: leave it out"
+        )
     if strange := [name for name in [*names, *severities] if name not in known]:
         raise UsageError(f"{modality} has no corruption {strange[0]}: take {', '.join(known)}")
     return {name: (known[name], list(severities.get(name, known[name].severities))) for name in names}

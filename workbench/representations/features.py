@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from modalities.embedder import by_size
 from tasks.network import Network
 from workbench.errors import UsageError
 
@@ -46,10 +47,24 @@ class Features:
         """Features of a raw batch: (B, C), or (B, V, C) with `views=apart`; unpooled maps have H and W after C.
 
         For several crops per sample, raw (B, crops, …), features are averaged over crops, like a classifier's outputs.
+        Samples of several sizes are read size by size, without padding.
 
         Raises:
-            UsageError: the backbone has no such stage.
+            UsageError: the backbone has no such stage; maps of several sizes, which are not pooled.
         """
+        samples = network.embedder.unpadded(raw)
+        if samples is None:
+            return self._of(network, raw)
+        found = [(places, self._of(network, part)) for places, part in by_size(samples)]
+        shapes = list(dict.fromkeys(tuple(features.shape[1:]) for _, features in found))
+        if len(shapes) > 1:
+            raise UsageError(
+                f"features of shape {shapes[0]} and of {shapes[1]}: maps of one size are needed, or action.pool=true"
+            )
+        order = torch.tensor([place for places, _ in found for place in places]).argsort()
+        return torch.cat([features for _, features in found])[order]
+
+    def _of(self, network: Network, raw: Any) -> Tensor:
         crops = network.crops(raw)
         maps_BVCHW = network.maps(raw.flatten(0, 1) if crops else raw)
         maps_NCHW = self._stage(network.backbone.forward_features(maps_BVCHW.flatten(0, 1)))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch as ReadBatch
 from tasks.datasets.items import Item
 from tasks.datasets.labelled_files import readable_name
+from tasks.datasets.targets import ClassTargets
 from workbench.predict import read_raws
 
 FILES = "input"  # split name of files given by `input=`
@@ -24,7 +26,7 @@ class Place:
         index: its index in the split.
         path: its file.
         where: its location in the file (row, frame, …), as JSON; empty for the whole file.
-        target: its class or classes (multi-hot), or None.
+        target: its class or classes (multi-hot), or None, also for targets of another kind.
     """
 
     split: str
@@ -59,16 +61,18 @@ def split_batches(
     Worker processes end when the iterator is closed.
     """
     for split in splits:
-        items: Sequence[Item] = data.splits[split]
         loader = data.loader(split, train=False, batch_size=batch_size)
         size = loader.batch_sampler.batch_size
         for number, content in enumerate(loader):
-            yield _batch(split, items, number * size, size, content)
+            yield _batch(data, split, number * size, size, content)
 
 
-def _batch(split: str, items: Sequence[Item], first: int, size: int, content: ReadBatch) -> Batch:
+def _batch(data: DataModule, split: str, first: int, size: int, content: ReadBatch) -> Batch:
     """Convert a loader's batch that starts at item `first`."""
-    places = [_place(split, index, items[index]) for index in range(first, min(first + size, len(items)))]
+    items: Sequence[Item] = data.splits[split]
+    classes = isinstance(data.targets, ClassTargets)
+    numbers = range(first, min(first + size, len(items)))
+    places = [_place(split, index, items[index], classes) for index in numbers]
     read = [int(index) - first for index in content.index]
     there = set(read)
     broken = [position for position in range(len(places)) if position not in there]
@@ -90,6 +94,8 @@ def file_batches(data: DataModule, files: list[Path], batch_size: int) -> Genera
         yield Batch(places, list(raws), data.join_raws(list(raws.values())) if raws else None, errors)
 
 
-def _place(split: str, index: int, item: Item) -> Place:
-    where = json.dumps(item.where, default=str) if item.where else ""
-    return Place(split, index, readable_name(item.name), where, item.target)
+def _place(split: str, index: int, item: Item, classes: bool) -> Place:
+    # Labels kept beside the location, such as outlines, are left out: they may be large.
+    plain = {name: value for name, value in item.where.items() if isinstance(value, str | Number)}
+    where = json.dumps(plain, default=str) if plain else ""
+    return Place(split, index, readable_name(item.name), where, item.target if classes else None)

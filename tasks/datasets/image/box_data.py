@@ -2,10 +2,12 @@
 
 A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`. Its target is a dictionary of `boxes` (n, 4) float32, x1,
 y1, x2, y2 in pixels of `pixels`, `labels` (n,) int64, `crowd` (n,) bool and, if available, `masks` (n, H, W) bool; n
-may be 0. The target of a batch is a list of these.
+may be 0. Outside training, `image_id` () int64 is the id of the image in the annotations, if they have ids. The target
+of a batch is a list of these.
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +30,16 @@ from tasks.datasets.base import (
     refuse_unknown,
     spread,
 )
-from tasks.datasets.image.box_formats.labels import Labelled, check_names
+from tasks.datasets.image.box_formats import coco_json
+from tasks.datasets.image.box_formats.labels import Labelled, check_names, number_of_name
 from tasks.datasets.image.box_formats.outlines import Outline
 from tasks.datasets.image.box_formats.packed import packed, unpacked
+from tasks.datasets.image.box_formats.places import (
+    folders_of,
+    picture_folders,
+    root_of,
+    split_of_name,
+)
 from tasks.datasets.image.box_transforms import (
     DetectionTransforms,
     Target,
@@ -41,6 +50,7 @@ from tasks.datasets.image.box_transforms import (
 from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
 from tasks.datasets.image.files import seeded_by
 from tasks.datasets.image.reading import open_image
+from tasks.datasets.items import Whole
 from tasks.datasets.shards.data import ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 
@@ -49,12 +59,13 @@ LABEL, CROWD = 4, 5  # columns of an item's `objects`
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a reader: class names, images, and whether every object has a mask."""
+    """Result of a reader: class names, images, whether every object has a mask, and the id of each class, if any."""
 
     class_names: Sequence[str]
     pictures: Sequence[Labelled]
     has_masks: bool = False
     notes: Sequence[str] = field(default=())
+    category_ids: Sequence[int] | None = None
 
 
 class BoxData(DenseData[DetectionTransforms, Labelled]):
@@ -63,7 +74,8 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
     A subclass implements `read_pictures` and, for its embedded sample, `write_sample`. The target of an item is an
     array of its objects, (n, 6): box, label, crowd; their outlines are in `where`.
 
-    Data info: `class_names`, and `has_masks`.
+    Data info: `class_names`, and `has_masks`; of data in COCO's format also `category_ids`, the id of each class in the
+    annotations, and, where every image's id is the number that its file name states, `ids_in_names`.
 
     Args:
         transforms: training transforms; `None`: the defaults of `DetectionTransforms`.
@@ -93,6 +105,9 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
             **common,
         )
         self.has_masks = False
+        self.category_ids: list[int] | None = None
+        self.ids_in_names = False
+        self.listed_ids: dict[Path, int] = {}  # of the images that a file of annotations has named
 
     # -- what a subclass implements ------------------------------------------------------------------------------
 
@@ -112,11 +127,16 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
                 )
         self.class_names = check_names(found.class_names, self.place)
         self.has_masks = found.has_masks
+        self.category_ids = None if found.category_ids is None else list(found.category_ids)
+        self.ids_in_names = bool(self.entries) and all(
+            entry.id is not None and entry.id == number_of_name(entry.picture) for entry in self.entries
+        )
         self.notes = [*found.notes]
 
     def item_of(self, entry: Labelled) -> Item:
         where: dict[str, Any] = {"size": entry.size, "fault": entry.fault, "outlines": entry.outlines}
-        return Item(entry.picture, entry.objects, {name: value for name, value in where.items() if value})
+        where = {name: value for name, value in where.items() if value}
+        return Item(entry.picture, entry.objects, where if entry.id is None else {**where, "id": entry.id})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Target]:
         if "fault" in item.where:
@@ -130,6 +150,8 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         pixels = pixels_of(image)
         target = self._target(item, image.height, image.width)
         if not train:
+            if "id" in item.where:
+                target["image_id"] = torch.tensor(item.where["id"])
             return raw_of(pixels), target
         with seeded_by(rng):
             moved, target = self._train(tv_tensors.Image(pixels), wrapped(target, image.height, image.width))
@@ -163,11 +185,16 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         return list(targets)
 
     def info(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "has_masks": self.has_masks}
+        info: dict[str, Any] = {"class_names": list(self.class_names), "has_masks": self.has_masks}
+        if self.category_ids is not None:
+            info["category_ids"] = list(self.category_ids)
+        return {**info, "ids_in_names": True} if self.ids_in_names else info
 
     def recall(self, data_info: dict[str, Any]) -> None:
         self.class_names = list(data_info["class_names"])
         self.has_masks = bool(data_info["has_masks"])
+        self.category_ids = _checked_ids(data_info.get("category_ids"), len(self.class_names))
+        self.ids_in_names = data_info.get("ids_in_names") is True
 
     def adopt(self, data_info: dict[str, Any]) -> None:
         known = list(data_info["class_names"])
@@ -189,7 +216,47 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
                 split: [replace(item, target=translated(item.target)) for item in items]
                 for split, items in self.splits.items()
             }
+        own, in_names = self._ids_of_classes(), self.ids_in_names
         self.recall(data_info)
+        self._number(own)
+        self.ids_in_names = in_names
+
+    def take_whole(self, whole: Whole, data_info: dict[str, Any]) -> None:
+        own = self.category_ids, self.ids_in_names  # as adopted by `read_whole`
+        super().take_whole(whole, data_info)
+        self.category_ids, self.ids_in_names = own
+
+    def files_listed_in(self, path: Path) -> list[Path] | None:
+        """The images that a COCO instance file names (or one without labels, as of COCO's test images).
+
+        Their ids, and those of the classes, are from then on the file's.
+        """
+        if path.suffix.lower() != ".json" or not coco_json.looks_like_instances(path):
+            return None
+        content = coco_json.read_instances(path, ("images",))
+        root = root_of(path)
+        folders = dict.fromkeys([*picture_folders(path, split_of_name(path.stem), root), *folders_of(root)])
+        pictures = coco_json.pictures(path, content, list(folders))
+        self.listed_ids = {picture: number for number, picture in pictures.items()}
+        if "categories" in content:
+            content = coco_json.read_instances(path, ("images", "categories"))
+            self._number({name: number for number, name in coco_json.categories(content, path).items()})
+        return list(pictures.values())
+
+    def image_id(self, path: Path) -> int | None:
+        """The number of an image in the annotations; None if nothing states it."""
+        if path in self.listed_ids:
+            return self.listed_ids[path]
+        return number_of_name(path) if self.ids_in_names else None
+
+    def _ids_of_classes(self) -> dict[str, int]:
+        return dict(zip(self.class_names, self.category_ids or (), strict=False))
+
+    def _number(self, ids: Mapping[str, int]) -> None:
+        """Take over the ids of classes from annotations, if there are any; classes unknown to them get free ids."""
+        if ids:
+            free = itertools.count(max(ids.values()) + 1)
+            self.category_ids = [ids[name] if name in ids else next(free) for name in self.class_names]
 
     def digest(self) -> str:
         """As in `DataModule`, including the outlines."""
@@ -212,7 +279,7 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
             raise DataError(
                 f"{self.place} does not say whether its objects have masks: write the shards again"
             )
-        self.recall({"class_names": found.class_names, "has_masks": has_masks})
+        self.recall({**found.data_info, "class_names": found.class_names})
 
     def pack_beside(self, item: Item) -> tuple[str, bytes]:
         return "json", packed(item.target, self.class_names, item.where)
@@ -226,3 +293,13 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         objects_n6, where = unpacked(parts[".json"], self.class_names)
         with as_file(parts[ending], ending) as picture:
             return self.read_pair(replace(item, path=picture, target=objects_n6, where=where), train, rng)
+
+
+def _checked_ids(ids: Any, classes: int) -> list[int] | None:
+    """The ids of the classes as stored with a model or with shards; raises `DataError` if they are none."""
+    if ids is None:
+        return None
+    whole = isinstance(ids, list) and all(type(number) is int and abs(number) < 2**63 for number in ids)
+    if not whole or len(set(ids)) != classes or len(ids) != classes:
+        raise DataError(f"category_ids are not {classes} different whole numbers, one for each class")
+    return list(ids)

@@ -12,12 +12,17 @@ from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.box_data import Found
 from tasks.datasets.image.box_formats import coco_json, voc_xml, yolo_text
 from tasks.datasets.image.box_formats.labels import Labelled, Tidied, check_names, unusable
+from tasks.datasets.image.box_formats.places import (
+    LABELS,
+    PICTURES,
+    folders_of,
+    picture_folders,
+    split_of_name,
+)
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, size_of
 from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.listing import Listing, list_files
 
-PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
-LABELS = ("Annotations", "annotations", "labels", "annots", "xml", "xmls")
 LISTS = ("ImageSets", "Main")
 UNLABELLED_NAMES = (
     "readme",
@@ -97,6 +102,7 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
         found.pictures,
         found.has_masks,
         [f"labels are {layout.said}", *found.notes, *([passed] if passed else [])],
+        found.category_ids,
     )
 
 
@@ -105,25 +111,14 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
 
 def _instances(root: Path) -> list[tuple[Path, str | None]]:
     """COCO instance files and their splits, by file or folder name."""
-    places = [root, *(root / name for name in LABELS), *_folders(root)]
+    places = [root, *(root / name for name in LABELS), *folders_of(root)]
     files: dict[Path, str | None] = {}
     for place in places:
         for file in sorted(place.glob("*.json")) if place.is_dir() else ():
             own = None if place == root or place.name in LABELS else split_of_folder(place.name)
             if coco_json.looks_like_instances(file) and (own or place == root or place.name in LABELS):
-                files[file] = own or _split_of_name(file.stem)
+                files[file] = own or split_of_name(file.stem)
     return list(files.items())
-
-
-def _split_of_name(stem: str) -> str | None:
-    """The split in a file name: instances_train2017, val, test_annotations, …"""
-    words = "".join(mark if mark.isalpha() else " " for mark in stem).split()
-    splits = {split for word in words if (split := split_of_folder(word))}
-    return splits.pop() if len(splits) == 1 else None
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _first_of(root: Path, names: Sequence[str]) -> Path | None:
@@ -136,12 +131,12 @@ def _places(root: Path) -> list[Place]:
         pictures
     ):  # images/ and labels/, optionally with a folder per split in both; or labels beside the images
         labels = labels or pictures
-        named = [(folder, split_of_folder(folder.name)) for folder in _folders(pictures)]
+        named = [(folder, split_of_folder(folder.name)) for folder in folders_of(pictures)]
         if any(split == "train" for _, split in named):
             return [Place(folder, labels / folder.name, split) for folder, split in named if split]
         return [Place(pictures, labels)]
     places = []
-    for folder in _folders(
+    for folder in folders_of(
         root
     ):  # train/, valid/, test/, each with images/ and labels/, or with both kinds of files
         if split := split_of_folder(folder.name):
@@ -182,27 +177,11 @@ def _read_coco(layout: Layout, root: Path, options: Options) -> Found:
             raise DataError(f"{file} has other categories than {files[0][0].name}")
         categories = own
         classes, labels = _chosen(own, options.classes, str(file), tidied)
-        folders = _picture_folders(file, split, root)
+        folders = picture_folders(file, split, root)
         pictures += coco_json.read(file, content, folders, labels, split, tidied)
-    return Found(classes, pictures, tidied.has_masks, [*tidied.notes(), *without_masks(tidied)])
-
-
-def _picture_folders(file: Path, split: str | None, root: Path) -> list[Path]:
-    """Candidate image folders of a COCO instance file."""
-    stems = [file.stem.rpartition("_")[2]]  # instances_train2017 -> train2017
-    stems += [folder.name for folder in _folders(root) if split and split_of_folder(folder.name) == split]
-    images = [root / name for name in PICTURES]
-    tried = [place / stem for place in [root, *images] for stem in dict.fromkeys(stems)]
-    if split:
-        tried += [
-            f
-            for place in images
-            if place.is_dir()
-            for f in _folders(place)
-            if split_of_folder(f.name) == split
-        ]
-    tried += [*images, file.parent, root]
-    return [place for place in dict.fromkeys(tried) if place.is_dir()]
+    ids = {label: key for key, label in labels.items() if label is not None}
+    notes = [*tidied.notes(), *without_masks(tidied)]
+    return Found(classes, pictures, tidied.has_masks, notes, [ids[label] for label in range(len(classes))])
 
 
 def _chosen(

@@ -82,7 +82,7 @@ class COCO(BoxData):
                     f"{file} has other categories than COCO's 80: read your own with modality=image task=box_folder"
                 )
             pictures += coco_json.read(file, content, [root / name], labels, split, tidied)
-        return Found(list(CATEGORIES), pictures, tidied.has_masks, tidied.notes())
+        return Found(list(CATEGORIES), pictures, tidied.has_masks, tidied.notes(), list(CATEGORIES.values()))
 
 
 def _instances(root: Path, name: str) -> Path:

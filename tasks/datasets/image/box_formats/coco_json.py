@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ from tasks.datasets.image.reading import size_of
 from tasks.datasets.names import inside
 
 SHOWN = 3  # names in a message
+PARTS = ("images", "annotations", "categories")
 
 
-def read_instances(file: Path) -> dict[str, Any]:
+def read_instances(file: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     """Read an instance file and check that `images`, `annotations` and `categories` are lists of objects.
+
+    Args:
+        file: JSON.
+        parts: what is needed; images without labels, such as COCO's `image_info` files, have no `annotations`.
 
     Raises:
         DataError: not an instance file.
@@ -42,7 +48,7 @@ def read_instances(file: Path) -> dict[str, Any]:
             raise
         said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(f"{file} is no JSON ({said})") from error
-    for part in ("images", "annotations", "categories"):
+    for part in parts:
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise DataError(f"{file} is no file of COCO's instances: it has no list of {part}")
@@ -61,7 +67,7 @@ def looks_like_instances(file: Path) -> bool:
             text = start + opened.read(1 << 16)
     except OSError:
         return False
-    return any(f'"{part}"'.encode() in text for part in ("images", "annotations", "categories"))
+    return any(f'"{part}"'.encode() in text for part in PARTS)
 
 
 def categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
@@ -96,19 +102,7 @@ def read(
     Raises:
         DataError: a duplicate or unknown id; an image that does not exist.
     """
-    images: dict[int, dict[str, Any]] = {}
-    names: set[str] = set()
-    for row in content["images"]:
-        key = _id(row.get("id"), "a picture", file)
-        if key in images:
-            raise DataError(f"{file} has two pictures with the id {key}")
-        images[key] = row
-        name = row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{file} has a picture without file_name (id {key})")
-        if name in names:
-            raise DataError(f"{file} has two pictures with the file_name {name[:200]}")
-        names.add(name)
+    images = _images(content, file)
     of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     seen: set[int] = set()
     for row in content["annotations"]:
@@ -125,8 +119,39 @@ def read(
                 f"{file}: the annotation {key} is of the category {category}, which it does not name"
             )
         of_image[image].append(row)
-    pictures = {key: _picture(row["file_name"], folders, file) for key, row in images.items()}
-    absent = [images[key]["file_name"] for key, picture in pictures.items() if picture is None]
+    return [
+        replace(_labelled(picture, images[key], of_image[key], labels, split, tidied), id=key)
+        for key, picture in _located(images, folders, file).items()
+    ]
+
+
+def pictures(file: Path, content: Mapping[str, Any], folders: Sequence[Path]) -> dict[int, Path]:
+    """The image of each id; arguments and errors as for `read`."""
+    return _located(_images(content, file), folders, file)
+
+
+def _images(content: Mapping[str, Any], file: Path) -> dict[int, dict[str, Any]]:
+    """Id -> row of `images`."""
+    images: dict[int, dict[str, Any]] = {}
+    names: set[str] = set()
+    for row in content["images"]:
+        key = _id(row.get("id"), "a picture", file)
+        if key in images:
+            raise DataError(f"{file} has two pictures with the id {key}")
+        images[key] = row
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{file} has a picture without file_name (id {key})")
+        if name in names:
+            raise DataError(f"{file} has two pictures with the file_name {name[:200]}")
+        names.add(name)
+    return images
+
+
+def _located(images: Mapping[int, Mapping[str, Any]], folders: Sequence[Path], file: Path) -> dict[int, Path]:
+    """Id -> file; raises `DataError` if some do not exist."""
+    found = {key: _picture(row["file_name"], folders, file) for key, row in images.items()}
+    absent = [images[key]["file_name"] for key, picture in found.items() if picture is None]
     if absent:
         more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
         places = " or ".join(str(folder) for folder in folders)
@@ -134,11 +159,7 @@ def read(
             f"{file} names {len(absent):,} pictures that do not exist in {places}: "
             f"{', '.join(name[:200] for name in absent[:SHOWN])}{more}"
         )
-    return [
-        _labelled(picture, images[key], of_image[key], labels, split, tidied)
-        for key, picture in pictures.items()
-        if picture is not None
-    ]
+    return {key: picture for key, picture in found.items() if picture is not None}
 
 
 def _labelled(

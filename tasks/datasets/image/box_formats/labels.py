@@ -50,6 +50,7 @@ class Labelled:
         size: width and height that the labels refer to; None if not stated.
         split: its split; None if not given.
         fault: why its labels cannot be used, reported when it is loaded.
+        id: its number in the annotations, if they number images.
     """
 
     picture: Path
@@ -58,6 +59,7 @@ class Labelled:
     size: tuple[int, int] | None = None
     split: str | None = None
     fault: str | None = None
+    id: int | None = None
 
 
 @dataclass
@@ -143,6 +145,17 @@ class Tidied:
 def unusable(picture: Path, split: str | None, fault: str) -> Labelled:
     """An image whose labels cannot be read; it is counted and reported when it is loaded."""
     return Labelled(picture, np.zeros((0, 6)), split=split, fault=fault)
+
+
+def number_of_name(picture: Path) -> int | None:
+    """The id that a file name states if it is a decimal number, as in COCO.
+
+    >>> number_of_name(Path("000000000139.jpg")), number_of_name(Path("scene_3.jpg"))
+    (139, None)
+    """
+    stem = picture.stem
+    found = int(stem) if stem.isascii() and stem.isdecimal() and len(stem) < 40 else None
+    return None if found is None or found >= 2**63 else found
 
 
 def number(value: Any) -> float:

@@ -1,7 +1,8 @@
 """Detection labels of one image as a JSON file beside it in a shard.
 
 `size` is the width and height that the labels refer to, `objects` a list of x1, y1, x2, y2, class name and crowd (0/1),
-`outlines` COCO's `segmentation` of each object, `fault` why the labels cannot be used.
+`outlines` COCO's `segmentation` of each object, `fault` why the labels cannot be used, `id` the image's number in the
+annotations.
 """
 
 import json
@@ -22,7 +23,7 @@ def packed(objects_n6: NDArray[np.float64], class_names: Sequence[str], where: M
     Args:
         objects_n6: box, label and crowd of each object.
         class_names: names of the labels.
-        where: `size`, `outlines` and `fault`, if any.
+        where: `size`, `outlines`, `fault` and `id`, if any.
     """
     rows = [[*row[:4], class_names[int(row[4])], int(row[5])] for row in objects_n6.tolist()]
     said = {"size": list(where["size"]) if "size" in where else None, "objects": rows}
@@ -30,6 +31,8 @@ def packed(objects_n6: NDArray[np.float64], class_names: Sequence[str], where: M
         said["outlines"] = [_segmentation(outline, where.get("size")) for outline in where["outlines"]]
     if "fault" in where:
         said["fault"] = where["fault"]
+    if "id" in where:
+        said["id"] = where["id"]
     return json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
@@ -53,6 +56,10 @@ def unpacked(content: bytes, class_names: Sequence[str]) -> tuple[NDArray[np.flo
                 raise ValueError("as many outlines as objects are needed")
         if "fault" in said:
             where["fault"] = str(said["fault"])[:2000]
+        if "id" in said:
+            where["id"] = int(said["id"])
+            if abs(where["id"]) >= 2**63:
+                raise ValueError("an id that is none")
         objects_n6 = np.array(rows, dtype=np.float64).reshape(-1, 6)
         if len(rows) > MOST_OBJECTS or not np.isfinite(objects_n6).all():
             raise ValueError("boxes that are none")
