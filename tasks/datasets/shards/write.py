@@ -21,6 +21,8 @@ from tasks.datasets.shards.storage import Storage
 
 log = logging.getLogger("widefield")
 
+PLACES = ("row", "start")  # keys of `Item.where` for the place of a sample in a file that holds several
+
 
 class ShardSource(Protocol):
     """Interface of a data module whose files can be written to shards."""
@@ -207,4 +209,4 @@ def _add_both(tar: tarfile.TarFile, key: str, *files: tuple[str, bytes]) -> tupl
 
 def _origin(root: Path, item: Item) -> str:
     path = item.path.relative_to(root) if item.path.is_relative_to(root) else item.path
-    return path.as_posix() + "".join(f"#{value}" for value in item.where.values() if isinstance(value, int))
+    return path.as_posix() + "".join(f"#{item.where[key]}" for key in PLACES if key in item.where)
