@@ -59,7 +59,7 @@ class CommonSettings(TypedDict, total=False):
     num_workers: int | None
     seed: int
     limit: int | None
-    in_memory: bool
+    in_memory: bool | None
 
 
 class ClassificationSettings(CommonSettings, total=False):
@@ -96,7 +96,8 @@ class DataModule(LightningDataModule):
         num_workers: `DataLoader` workers; `None` means 0 for the sample and up to 8 for real data.
         seed: seed of the order, crops and augmentation.
         limit: maximum number of items per split, evenly spaced (for quick trials).
-        in_memory: read the training and validation splits once and keep them in memory.
+        in_memory: read the training and validation splits once and keep them in memory; `None`: those of the embedded
+            sample, if it is read from files and its training samples are not random.
         **targets: arguments of `kind`.
 
     Raises:
@@ -133,7 +134,7 @@ class DataModule(LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         limit: int | None = None,
-        in_memory: bool = False,
+        in_memory: bool | None = False,
         **targets: Any,
     ) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.limit = limit
         self.in_memory = in_memory
-        self._in_memory: dict[str, MemoryDataset] = {}
+        self._in_memory: dict[tuple[str, bool], MemoryDataset] = {}
         self.splits: dict[str, Sequence[Item]] = {}
         self.notes: list[str] = []  # what was inferred or skipped while reading; logged at the start
 
@@ -365,10 +366,9 @@ class DataModule(LightningDataModule):
         items = self.splits[split]
         if batch_size is None:
             batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
-        dataset = (
-            self._kept(split, train) if self.in_memory and split != "test" else self._dataset(items, train)
-        )
-        workers = self._workers()
+        dataset = self._kept(split, train) if self._keeps(split) else self._dataset(items, train)
+        kept = isinstance(dataset, MemoryDataset) and self.num_workers is None
+        workers = 0 if kept else self._workers()
         return ResumableLoader(
             dataset,
             batch_sampler=self._batches(split, train, batch_size),
@@ -405,6 +405,14 @@ class DataModule(LightningDataModule):
         """The reader of these items."""
         return self.targets.dataset(items, self._reader(train), train=train, seed=self.seed, draws=self.draws)
 
+    def _keeps(self, split: str) -> bool:
+        """Whether a split is kept in memory."""
+        if split == "test":
+            return False
+        if self.in_memory is None:
+            return self.source == "sample" and self.format == "files" and not self.draws
+        return self.in_memory
+
     def _kept(self, split: str, train: bool) -> MemoryDataset:
         """The data set of a split, read once and kept in memory."""
         source = self._dataset(self.splits[split], train)
@@ -412,9 +420,9 @@ class DataModule(LightningDataModule):
             raise DataError("task.data.in_memory=true keeps files in memory: say task.data.format=files")
         if train and (self.draws or type(source) is not ItemDataset):
             raise DataError(self.not_in_memory())
-        kept = self._in_memory.get(split)
+        kept = self._in_memory.get((split, train))
         if kept is None or kept.items is not source.items:
-            kept = self._in_memory[split] = MemoryDataset(source, split, self.join_targets)
+            kept = self._in_memory[split, train] = MemoryDataset(source, split, self.join_targets)
         return kept
 
     def not_in_memory(self) -> str:
@@ -435,7 +443,7 @@ class DataModule(LightningDataModule):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return 0 if self.in_memory or self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
+        return 0 if self.source == "sample" else min(8, max((os.cpu_count() or 1) - 1, 1))
 
     def _fetch_once(self) -> None:
         """Call `fetch` in one of several concurrent processes; the others wait."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from tasks.datasets.base import DataModule, Item, ReadError
 from tasks.datasets.batch import Batch
 from tasks.datasets.errors import DataError
+from tasks.datasets.in_memory import MemoryDataset
+from tasks.datasets.item_dataset import ItemDataset
 from tasks.datasets.mixing import Mixup
 from tasks.datasets.targets import ClassTargets
 
@@ -39,7 +41,7 @@ class Squares(DataModule):
         if item.path.name == self.broken:
             raise ReadError("it is broken")
         side = self.sides[int(item.path.name) % len(self.sides)]
-        return torch.full((side, side), float(item.path.name))
+        return torch.full((side, side), float(item.path.name) + (0 if train else 100))
 
     def join_raws(self, raws: list[Tensor]) -> Any:
         return (
@@ -80,6 +82,14 @@ def test_items_are_read_once(tmp_path: Path) -> None:
     assert len(data.reads) == before + 6, "the test split is read as ever"
 
 
+def test_training_samples_are_not_those_of_evaluation(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=True)
+    data.setup()
+    (first, *_), (again, *_) = data.loader("train", train=False), data.loader("train")
+    assert first.raw.min() >= 100
+    assert again.raw.max() < 100
+
+
 def test_broken_items_are_reported_in_every_epoch(tmp_path: Path) -> None:
     data = Squares(tmp_path, in_memory=True)
     data.broken = "3"
@@ -97,6 +107,16 @@ def test_what_is_read_at_random_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"read differently each time: say task\.data\.in_memory=false"):
         data.loader("train")
     assert len(list(data.loader("val"))) == 1
+
+
+def test_by_default_only_a_sample_from_files_is_kept(tmp_path: Path) -> None:
+    data = Squares(tmp_path, in_memory=None)
+    data.setup()
+    assert type(data.loader("train").dataset) is MemoryDataset
+    data.source = "full"
+    assert type(data.loader("train").dataset) is ItemDataset
+    data.source, data.draws = "sample", True
+    assert type(data.loader("train").dataset) is ItemDataset
 
 
 def test_mixup_in_the_data_set_is_refused(tmp_path: Path) -> None:
@@ -120,4 +140,4 @@ def test_a_replaced_split_is_read_anew(tmp_path: Path) -> None:
     assert len(list(data.loader("val"))) == 1
     data.splits = {**data.splits, "val": data.splits["val"][1:2]}
     assert [batch.index.tolist() for batch in data.loader("val")] == [[0]]
-    assert next(iter(data.loader("val"))).raw[0, 0, 0] == 1
+    assert next(iter(data.loader("val"))).raw[0, 0, 0] == 101

@@ -188,6 +188,14 @@ def test_loggers_build(composed: Compose, logger: str, tmp_path: Path) -> None:
         assert isinstance(instantiate(node), Logger)
 
 
+def test_a_task_may_have_a_default_learning_rate(composed: Compose) -> None:
+    masks = ("modality=image", "task=mask_folder")
+    assert composed("modality=image").optimizer.lr == 2e-3
+    cfg = composed(*masks)
+    assert cfg.optimizer.lr == cfg.task.lr != 2e-3
+    assert composed(*masks, "optimizer.lr=1e-4").optimizer.lr == 1e-4
+
+
 def test_a_task_may_have_a_default_number_of_epochs(composed: Compose) -> None:
     boxes = ("modality=image", "task=box_folder")
     assert composed("modality=image").trainer.max_epochs == 20

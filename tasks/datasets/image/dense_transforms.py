@@ -41,7 +41,7 @@ class SegmentationTransforms:
         photometric: distort brightness, contrast, saturation and hue (`PhotometricDistortion`).
         max_pixels, bits: see `PictureOptions`.
         batched: the reader returns whole images; all of this is drawn for the whole batch on the device
-            (`modalities.batched_transforms`).
+            (`modalities.batched_transforms`); `None`: for an embedded sample.
 
     Raises:
         DataError: invalid settings.
@@ -55,7 +55,7 @@ class SegmentationTransforms:
     photometric: bool = True
     max_pixels: int = MAX_PIXELS
     bits: int = 16
-    batched: bool = False
+    batched: bool | None = False
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or (

@@ -85,6 +85,8 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
             shards=shards,
             **common,
         )
+        if self.transforms.batched is None:
+            self.transforms = replace(self.transforms, batched=self.source == "sample")
         self.draws = not self.transforms.batched
 
     # -- what a subclass implements ------------------------------------------------------------------------------
