@@ -10,7 +10,7 @@ from modalities import batched_colours as colours
 from modalities.batched_geometry import chance, rotations, shears_and_shifts, warped
 
 LEVELS = 10  # timm's scale of magnitudes
-NEUTRAL = {"posterize": 8.0, "solarize": 256.0, "solarize_add": 0.0}  # of the other colour changes: 1
+NEUTRAL = {"Posterize": 8.0, "Solarize": 256.0, "SolarizeAdd": 0.0}  # of the other colour changes: 1
 
 
 class BatchedRandAugment(nn.Module):
@@ -64,8 +64,8 @@ class BatchedRandAugment(nn.Module):
             level_B = (self.magnitude + self.spread * torch.randn(batch, device=x.device)).clamp(0, self.most)
             part_B = level_B / LEVELS
             signed_B = torch.where(chance(0.5, batch, x.device), part_B, -part_B)
-            x = self._coloured(x, drawn_B, part_B, signed_B)
             is_ = {name: drawn_B == place for place, name in enumerate(self.names)}
+            x = self._coloured(x, is_, part_B, signed_B)
             turn_B = torch.where(is_["Rotate"], 30 * signed_B, 0)
             shear_B2 = torch.stack([torch.where(is_[f"Shear{a}"], 0.3 * signed_B, 0) for a in "XY"], dim=1)
             shift_B2 = torch.stack(
@@ -78,10 +78,9 @@ class BatchedRandAugment(nn.Module):
         warped_B3HW = warped(x - self.mean, matrix_B33, size, "bilinear", "zeros") + self.mean
         return torch.where(colours.per_image(moved_B), warped_B3HW, x)
 
-    def _coloured(self, x: Tensor, drawn_B: Tensor, part_B: Tensor, signed_B: Tensor) -> Tensor:
-        """Each image with the colour change that was drawn for it, if any."""
-        for place, name in enumerate(self.names):
-            is_B = drawn_B == place
+    def _coloured(self, x: Tensor, is_: dict[str, Tensor], part_B: Tensor, signed_B: Tensor) -> Tensor:
+        """Each image with the colour change that was drawn for it, if any; `is_` maps names to who has drawn them."""
+        for name, is_B in is_.items():
             kind = name.removesuffix("Increasing")
             if kind in WARPS:
                 continue
@@ -90,9 +89,7 @@ class BatchedRandAugment(nn.Module):
                 x = torch.where(colours.per_image(is_B), changed, x)
                 continue
             strength_B = _strength(name, part_B, signed_B)
-            function = OPERATIONS[kind]
-            neutral = NEUTRAL.get(function.__name__, 1.0)
-            x = function(x, torch.where(is_B, strength_B, neutral))
+            x = OPERATIONS[kind](x, torch.where(is_B, strength_B, NEUTRAL.get(kind, 1.0)))
         return x
 
 

@@ -137,11 +137,9 @@ class BatchedMaskTransforms(nn.Module):
         matrix_B33, mask_BSS = self._mixed_crops(target_BHW, size_B2, scaled_B2, cut_B2)
         x = warped(pixels_B3HW.float(), matrix_B33, self.crop, "bilinear")
         flip_B = chance(self.hflip, batch, device)
-        valid_BSS = inside(cut_B2, *self.crop)
         if self.photometric:
             x = photometric_distortion(x)
-        x = x * valid_BSS[:, None]
-        mask_BSS = torch.where(valid_BSS, mask_BSS, self.void)
+        x = x * inside(cut_B2, *self.crop)[:, None]
         x, mask_BSS = (_flipped_inside(part, flip_B, cut_B2) for part in (x, mask_BSS))
         return {"pixels": x, "size": cut_B2}, mask_BSS
 
@@ -169,9 +167,8 @@ class BatchedMaskTransforms(nn.Module):
         box_B4 = torch.stack([start_B2[:, 1], start_B2[:, 0], stop_B2[:, 1], stop_B2[:, 0]], dim=1)
         matrix_B33 = box_matrices(box_B4, self.crop)
         mask_BSS = warped(target_BHW[:, None].float(), matrix_B33, self.crop, "nearest")[:, 0]
-        mask_BSS = mask_BSS.to(target_BHW.dtype)
-        labelled_BSS = torch.where(inside(cut_B2, *self.crop), mask_BSS, self.void)
-        return matrix_B33, mask_BSS, are_mixed(labelled_BSS, self.cat_max_ratio, self.void)
+        mask_BSS = torch.where(inside(cut_B2, *self.crop), mask_BSS.to(target_BHW.dtype), self.void)
+        return matrix_B33, mask_BSS, are_mixed(mask_BSS, self.cat_max_ratio, self.void)
 
 
 def are_mixed(mask_BHW: Tensor, most: float, void: int) -> Tensor:

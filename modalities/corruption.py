@@ -43,9 +43,9 @@ class Corruption:
         without its padding."""
         if severity == 0:
             return raw
-        copied = tree_map(torch.clone, raw)
-        if (samples := embedder.unpadded(copied)) is not None:
-            for sample in samples:  # views of the copy
+        if embedder.unpadded(raw) is not None:
+            copied = tree_map(torch.clone, raw)
+            for sample in embedder.unpadded(copied) or ():  # views of the copy
                 sample.copy_(self.apply(sample[None], severity, generator, embedder)[0])
             return copied
         if isinstance(raw, Tensor) and raw.ndim == embedder.raw_ndim + 1:

@@ -104,6 +104,12 @@ def by_size(samples: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
         yield positions, torch.stack([samples[position] for position in positions])
 
 
+def in_order(parts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    """Puts what was computed of the stacks of `by_size` back into the order of the samples, as one tensor."""
+    order = torch.tensor([position for positions, _ in parts for position in positions]).argsort()
+    return torch.cat([part for _, part in parts])[order]
+
+
 class Normalize(nn.Module):
     """``(x - mean) / std`` with scalar statistics kept as buffers.
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ def write_findings(path: Path, content: dict[str, Any]) -> None:
     """Write the results of an action as JSON, with the provenance note, if any, as `drawn`."""
     said = provenance.note()
     write_json(path, {provenance.FIELD: said, **content} if said else content)
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """`write_table` of columns of one length, by name."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    write_table(path, rows, list(columns))
 
 
 def write_list(path: Path, entries: list[dict[str, Any]]) -> None:

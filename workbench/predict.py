@@ -24,7 +24,7 @@ from workbench import figures
 from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
-from workbench.files import write_atomically, write_table
+from workbench.files import write_atomically, write_columns, write_table
 from workbench.provenance import data_read, note
 from workbench.restore import restore
 from workbench.shared_files import SharedFiles
@@ -168,8 +168,7 @@ def write_predictions(task: Task, folder: Path, rows: list[dict[str, Any]], firs
         place = folder / name if files > 1 else folder
         row["files"] = [place / f"{table}.csv" for table in prediction.tables]
         for file, table in zip(row["files"], prediction.tables.values(), strict=True):
-            lines = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-            write_table(file, lines, list(table))
+            write_columns(file, table)
         for kind, figure in task.draw_report(prediction.report).items():
             row["files"].append(place / "figures" / f"{kind}.png")
             figures.save(figure, row["files"][-1])

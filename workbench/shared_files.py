@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks.datasets.base import DataModule
 from tasks.task import Shared
-from workbench.files import write_findings, write_list, write_table
+from workbench.files import write_columns, write_findings, write_list
 
 Entries = list[tuple[str, Shared]]  # (input file, its entry) in order
 
@@ -37,10 +37,7 @@ class SharedFiles:
             if isinstance(content, list):
                 write_list(path, content)
             elif path.suffix == ".csv":
-                rows = [
-                    dict(zip(content, values, strict=True)) for values in zip(*content.values(), strict=True)
-                ]
-                write_table(path, rows, list(content))
+                write_columns(path, content)
             else:
                 write_findings(path, content)
             files.append(path)

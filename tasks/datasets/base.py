@@ -113,6 +113,9 @@ class DataModule(LightningDataModule):
     targets: Targets
     kind: ClassVar[Kind] = Targets  # constructs `targets` from its arguments
     draws: bool = True  # whether `read_item` is random in training
+    read_alike: ClassVar[str] = (
+        ""  # end of the sentence that refuses `in_memory`: the setting without which it is not
+    )
     sample_version: ClassVar[int] = 1  # incremented when write_sample changes: old samples are regenerated
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -419,18 +422,14 @@ class DataModule(LightningDataModule):
         if self.format != "files":
             raise DataError("task.data.in_memory=true keeps files in memory: say task.data.format=files")
         if train and (self.draws or type(source) is not ItemDataset):
-            raise DataError(self.not_in_memory())
+            raise DataError(
+                f"task.data.in_memory=true keeps samples as they were read, and training samples of {self.name} are "
+                f"read differently each time: say task.data.in_memory=false{self.read_alike if self.draws else ''}"
+            )
         kept = self._in_memory.get((split, train))
         if kept is None or kept.items is not source.items:
             kept = self._in_memory[split, train] = MemoryDataset(source, split, self.join_targets)
         return kept
-
-    def not_in_memory(self) -> str:
-        """Why training samples cannot be kept in memory."""
-        return (
-            f"task.data.in_memory=true keeps samples as they were read, and training samples of {self.name} are read "
-            "differently each time: say task.data.in_memory=false"
-        )
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """The batch sampler of a split."""

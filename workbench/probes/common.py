@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from backbone import Backbone
-from modalities.embedder import by_size
+from modalities.embedder import by_size, in_order
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import collate, usable
 from tasks.task import Task
@@ -121,8 +121,8 @@ def maps_of(task: Task, raw: Any) -> Tensor:
     if samples is None:
         return network.maps(raw[:, 0] if network.crops(raw) else raw)
     found = [(places, network.maps(part)) for places, part in by_size(samples)]
-    order = torch.tensor([place for places, _ in found for place in places]).argsort()
-    return torch.cat(middles([maps for _, maps in found]))[order]
+    alike = middles([maps for _, maps in found])
+    return in_order([(places, maps) for (places, _), maps in zip(found, alike, strict=True)])
 
 
 def middles(maps: list[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from modalities.embedder import by_size
+from modalities.embedder import by_size, in_order
 from tasks.network import Network
 from workbench.errors import UsageError
 
@@ -61,8 +61,7 @@ class Features:
             raise UsageError(
                 f"features of shape {shapes[0]} and of {shapes[1]}: maps of one size are needed, or action.pool=true"
             )
-        order = torch.tensor([place for places, _ in found for place in places]).argsort()
-        return torch.cat([features for _, features in found])[order]
+        return in_order(found)
 
     def _of(self, network: Network, raw: Any) -> Tensor:
         crops = network.crops(raw)

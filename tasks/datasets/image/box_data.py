@@ -239,7 +239,7 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         pictures = coco_json.pictures(path, content, list(folders))
         self.listed_ids = {picture: number for number, picture in pictures.items()}
         if "categories" in content:
-            content = coco_json.read_instances(path, ("images", "categories"))
+            coco_json.check_parts(content, path, ("categories",))
             self._number({name: number for number, name in coco_json.categories(content, path).items()})
         return list(pictures.values())
 

@@ -26,6 +26,7 @@ from tasks.datasets.targets import ClassTargets, Kind
 if TYPE_CHECKING:
     from PIL import Image
 
+READ_ALIKE = ", or task.data.transforms.batched=true to draw crops on the device"
 CROPS = ("resized", "padded", "whole")
 EVAL_CROPS = ("center", "squash", "border")
 
@@ -189,6 +190,7 @@ class ImageData(ShardableData):
     modality = "image"
     extensions = EXTENSIONS
     unit = "images"
+    read_alike = READ_ALIKE
 
     def __init__(
         self, *, transforms: ImageTransforms | None = None, **common: Unpack[ShardableSettings]
@@ -216,16 +218,8 @@ class ImageData(ShardableData):
     def device_transforms(self) -> BatchedImageTransforms | None:
         return self._on_device
 
-    def not_in_memory(self) -> str:
-        return with_hint(super().not_in_memory(), self.draws)
-
     def read_file(self, path: Path) -> Tensor:
         return torch.as_tensor(self._eval(open_image(path, self.transforms.reading)))
-
-
-def with_hint(said: str, draws: bool) -> str:
-    """Append to `DataModule.not_in_memory` how images can be kept, where random reading is what prevents it."""
-    return f"{said}, or task.data.transforms.batched=true to draw crops on the device" if draws else said
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tasks.datasets.image.dense_transforms import (
     join_pictures,
     padded,
 )
-from tasks.datasets.image.files import seeded_by, with_hint
+from tasks.datasets.image.files import READ_ALIKE, seeded_by
 from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.image.reading import open_image, size_of
@@ -65,6 +65,7 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
     """
 
     kind: ClassVar[Kind] = MaskTargets
+    read_alike = READ_ALIKE
     targets: MaskTargets
 
     def __init__(
@@ -123,9 +124,6 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
 
     def device_transforms(self) -> BatchedMaskTransforms | None:
         return self.transforms.for_device()
-
-    def not_in_memory(self) -> str:
-        return with_hint(super().not_in_memory(), self.draws)
 
     def class_counts(self) -> tuple[NDArray[np.int64], int]:
         """Number of pixels of each class, (K,), and of all labelled pixels, in at most `COUNTED` training masks."""

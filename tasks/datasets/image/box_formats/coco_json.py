@@ -48,6 +48,12 @@ def read_instances(file: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
             raise
         said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(f"{file} is no JSON ({said})") from error
+    check_parts(content, file, parts)
+    return content
+
+
+def check_parts(content: Any, file: Path, parts: Sequence[str]) -> None:
+    """Raise a `DataError` unless each of these parts of an instance file is a list of objects."""
     for part in parts:
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
@@ -55,7 +61,6 @@ def read_instances(file: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
         for row in rows:
             if not isinstance(row, dict):
                 raise DataError(f"{file} has something in its {part} that is no object: {str(row)[:40]}")
-    return content
 
 
 def looks_like_instances(file: Path) -> bool:
