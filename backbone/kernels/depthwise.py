@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
@@ -121,8 +123,22 @@ def why_not(x: Tensor, weight: Tensor, dilation: int = 1, least: int = SMALLEST)
 
 
 def starts_for(work: int, least: int) -> bool:
-    """Whether this much work is worth the launch overhead, which is negligible in compiled code."""
-    return work >= least or torch.compiler.is_compiling() or _asked_for()
+    """Whether this much work is worth the launch overhead, which is negligible in compiled and recorded code."""
+    return work >= least or torch.compiler.is_compiling() or _recorded or _asked_for()
+
+
+_recorded = False
+
+
+@contextmanager
+def launches_recorded() -> Iterator[None]:
+    """While a CUDA graph is recorded, including warm-up: replaying it launches small kernels at no cost."""
+    global _recorded
+    before, _recorded = _recorded, True
+    try:
+        yield
+    finally:
+        _recorded = before
 
 
 def _asked_for() -> bool:

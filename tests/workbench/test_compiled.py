@@ -37,7 +37,7 @@ def learn(model: nn.Module, how: bool | str, device: str) -> tuple[list[float], 
     "ignore:TensorFloat32:UserWarning",
     "ignore:The CUDA Graph is empty:UserWarning",  # torch makes one to own the others' memory
 )
-@pytest.mark.parametrize("how", [True, "graphs"])
+@pytest.mark.parametrize("how", [True, "graphs", "eager_graphs"])
 def test_same_learning_and_answers_that_stay(how: bool | str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -56,15 +56,16 @@ def test_same_learning_and_answers_that_stay(how: bool | str) -> None:
 
 
 def test_only_known_ways_to_compile() -> None:
-    with pytest.raises(UsageError, match="compile takes false, true or graphs, not fast"):
+    with pytest.raises(UsageError, match="compile takes false, true, graphs or eager_graphs, not fast"):
         compiled(nn.Identity(), "fast")
 
 
-def test_graphs_do_not_go_with_accumulated_gradients() -> None:
+@pytest.mark.parametrize("how", ["graphs", "eager_graphs"])
+def test_graphs_do_not_go_with_accumulated_gradients(how: str) -> None:
     with pytest.raises(
-        UsageError, match=r"compile=graphs does not go with trainer.accumulate_grad_batches=4"
+        UsageError, match=rf"compile={how} does not go with trainer.accumulate_grad_batches=4"
     ):
-        compiled(nn.Identity(), "graphs", accumulated=4)
+        compiled(nn.Identity(), how, accumulated=4)
 
 
 def test_as_it_is_unless_asked() -> None:
