@@ -1,6 +1,7 @@
 """Colour changes of a batch of images with one strength per image, as batched torch code.
 
-torchvision's transforms draw one strength per call, so that all images of a batch would be changed alike.
+torchvision's transforms draw one strength per call, so that all images of a batch would be changed alike. Nothing here
+waits for a value from a GPU, or copies one to it, so that a CUDA graph can record it.
 
 Shapes: images ``x_B3HW``, float on the scale 0..255; strengths ``(B,)``.
 """
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as in Pillow
-SMOOTHING = ((1, 1, 1), (1, 5, 1), (1, 1, 1))  # divided by 13: Pillow's SMOOTH
 
 
 def per_image(values_B: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def per_image(values_B: Tensor) -> Tensor:
 
 def grey(x_B3HW: Tensor) -> Tensor:
     """Luminance, ``(B, 1, H, W)``."""
-    return (x_B3HW * x_B3HW.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = x_B3HW.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def blended(x_B3HW: Tensor, with_: Tensor, factor_B: Tensor) -> Tensor:
@@ -44,11 +45,10 @@ def saturation(x_B3HW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def sharpness(x_B3HW: Tensor, factor_B: Tensor) -> Tensor:
-    """Smoothed at factor 0, unchanged at 1; the outermost pixels are unchanged."""
-    kernel_33 = x_B3HW.new_tensor(SMOOTHING) / 13
-    smooth_B3hw = F.conv2d(x_B3HW, kernel_33.expand(3, 1, 3, 3), groups=3)
+    """Smoothed at factor 0 (Pillow's SMOOTH: 3 x 3, the centre counts five times), unchanged at 1; the outermost pixels
+    are unchanged."""
     smooth_B3HW = x_B3HW.clone()
-    smooth_B3HW[..., 1:-1, 1:-1] = smooth_B3hw
+    smooth_B3HW[..., 1:-1, 1:-1] = (9 * F.avg_pool2d(x_B3HW, 3, stride=1) + 4 * x_B3HW[..., 1:-1, 1:-1]) / 13
     return blended(x_B3HW, smooth_B3HW, factor_B)
 
 

@@ -1,6 +1,7 @@
 """Crops, flips and affine warps of a batch of images, drawn per image, as batched torch code.
 
-torchvision's transforms draw one crop per call, so that all images of a batch would be cropped alike.
+torchvision's transforms draw one crop per call, so that all images of a batch would be cropped alike. Nothing here
+waits for a value from a GPU, or copies one to it, so that a CUDA graph can record it.
 
 Shapes: B images of H × W pixels, output S_h × S_w. Coordinates in pixels, (0, 0) is the corner of the first pixel.
 """
@@ -70,8 +71,8 @@ def random_boxes(
     any_B = fits_Ba.any(dim=1)
     w_B, h_B = w_Ba.gather(1, first_B1)[:, 0], h_Ba.gather(1, first_B1)[:, 0]
     inside = min(max(width / height, ratio[0]), ratio[1])
-    w_B = torch.where(any_B, w_B, w_B.new_tensor(min(width, round(height * inside))))
-    h_B = torch.where(any_B, h_B, h_B.new_tensor(min(height, round(width / inside))))
+    w_B = torch.where(any_B, w_B, float(min(width, round(height * inside))))
+    h_B = torch.where(any_B, h_B, float(min(height, round(width / inside))))
     left_B = (torch.rand(batch, device=device) * (width - w_B + 1)).floor()
     top_B = (torch.rand(batch, device=device) * (height - h_B + 1)).floor()
     left_B = torch.where(any_B, left_B, ((width - w_B) / 2).round())
@@ -136,6 +137,7 @@ def warped(
         dim=-1,
     ).view(-1, 3)
     read_BP2 = place_P3 @ matrix_B33[:, :2].transpose(1, 2)
-    grid_BP2 = 2 * read_BP2 / read_BP2.new_tensor([width, height]) - 1
+    x_BP, y_BP = read_BP2.unbind(dim=-1)
+    grid_BP2 = torch.stack([2 * x_BP / width - 1, 2 * y_BP / height - 1], dim=-1)
     grid_BHW2 = grid_BP2.view(-1, *size, 2)
     return F.grid_sample(x_BCHW, grid_BHW2.to(x_BCHW.dtype), mode, edge, align_corners=False)

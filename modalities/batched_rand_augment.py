@@ -68,10 +68,10 @@ class BatchedRandAugment(nn.Module):
             x = self._coloured(x, is_, part_B, signed_B)
             turn_B = torch.where(is_["Rotate"], 30 * signed_B, 0)
             shear_B2 = torch.stack([torch.where(is_[f"Shear{a}"], 0.3 * signed_B, 0) for a in "XY"], dim=1)
+            sides = (("X", size[1]), ("Y", size[0]))
             shift_B2 = torch.stack(
-                [torch.where(is_[f"Translate{a}Rel"], 0.45 * signed_B, 0) for a in "XY"], dim=1
+                [torch.where(is_[f"Translate{a}Rel"], 0.45 * side * signed_B, 0) for a, side in sides], dim=1
             )
-            shift_B2 = shift_B2 * shift_B2.new_tensor([size[1], size[0]])
             matrix_B33 = matrix_B33 @ rotations(turn_B, size) @ shears_and_shifts(shear_B2, shift_B2)
             for name in WARPS:
                 moved_B = moved_B | is_[name]

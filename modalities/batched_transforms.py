@@ -1,7 +1,8 @@
 """Training transforms that run on a batch's device: crops, flips and colours of images, and of their masks alike.
 
 The readers then only decode: what is random happens here, drawn from torch's global generator of the device, which the
-trainer seeds before every step. Enabled by ``task.data.transforms.batched=true``.
+trainer seeds before every step. Enabled by ``task.data.transforms.batched=true``. Nothing here waits for a value from a
+GPU, or copies one to it, so that a CUDA graph can record it (``compile=eager_graphs``).
 
 Shapes: B images, S side of the crop, or S_h × S_w.
 """
@@ -95,7 +96,7 @@ class BatchedMaskTransforms(nn.Module):
 
     Args:
         crop: S_h and S_w.
-        scaled: (height, width, factor) -> height and width after scaling.
+        scaled: (heights and widths (B, 2), factors (B,)) -> heights and widths after scaling, (B, 2), int64.
         ratio: range of the random factor.
         cat_max_ratio: crops are drawn again until no class covers more than this fraction of the labelled pixels.
         hflip: probability of a horizontal flip.
@@ -103,10 +104,12 @@ class BatchedMaskTransforms(nn.Module):
         void: value of unlabelled pixels, and of those outside the image.
     """
 
+    crop_2: Tensor
+
     def __init__(
         self,
         crop: tuple[int, int],
-        scaled: Callable[[int, int, float], tuple[int, int]],
+        scaled: Callable[[Tensor, Tensor], Tensor],
         ratio: Sequence[float],
         cat_max_ratio: float,
         hflip: float,
@@ -115,6 +118,7 @@ class BatchedMaskTransforms(nn.Module):
     ) -> None:
         super().__init__()
         self.crop = crop
+        self.register_buffer("crop_2", torch.tensor(crop), persistent=False)
         self.scaled = scaled
         self.ratio = (ratio[0], ratio[1])
         self.cat_max_ratio = cat_max_ratio
@@ -126,14 +130,8 @@ class BatchedMaskTransforms(nn.Module):
         pixels_B3HW, size_B2 = raw["pixels"], raw["size"]
         device = pixels_B3HW.device
         batch = len(pixels_B3HW)
-        # Sizes are drawn on the CPU, where those of the images are known as plain numbers.
-        factors = uniform(*self.ratio, batch, device=torch.device("cpu")).tolist()
-        sizes = [
-            self.scaled(height, width, factor)
-            for (height, width), factor in zip(size_B2.tolist(), factors, strict=True)
-        ]
-        scaled_B2 = torch.tensor(sizes, device=device)
-        cut_B2 = torch.minimum(scaled_B2, scaled_B2.new_tensor(self.crop))
+        scaled_B2 = self.scaled(size_B2, uniform(*self.ratio, batch, device=device))
+        cut_B2 = torch.minimum(scaled_B2, self.crop_2)
         matrix_B33, mask_BSS = self._mixed_crops(target_BHW, size_B2, scaled_B2, cut_B2)
         x = warped(pixels_B3HW.float(), matrix_B33, self.crop, "bilinear")
         flip_B = chance(self.hflip, batch, device)
@@ -163,7 +161,7 @@ class BatchedMaskTransforms(nn.Module):
         """One crop per image: its matrix, its mask, and whether its classes are mixed."""
         corner_B2 = (torch.rand(scaled_B2.shape, device=scaled_B2.device) * (scaled_B2 - cut_B2 + 1)).floor()
         step_B2 = size_B2 / scaled_B2
-        start_B2, stop_B2 = corner_B2 * step_B2, (corner_B2 + scaled_B2.new_tensor(self.crop)) * step_B2
+        start_B2, stop_B2 = corner_B2 * step_B2, (corner_B2 + self.crop_2) * step_B2
         box_B4 = torch.stack([start_B2[:, 1], start_B2[:, 0], stop_B2[:, 1], stop_B2[:, 0]], dim=1)
         matrix_B33 = box_matrices(box_B4, self.crop)
         mask_BSS = warped(target_BHW[:, None].float(), matrix_B33, self.crop, "nearest")[:, 0]

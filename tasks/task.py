@@ -94,13 +94,17 @@ class Augment(nn.Module):
     ) -> None:
         super().__init__()
         self.transforms: nn.Module | None = None
+        #: A replacement for `transforms` (with CUDA graphs); None: eager.
+        self.runner: Callable[..., Any] | None = None
         self.raw = raw
         self.mixup = mixup
         self.maps = maps
 
     def transformed(self, raw: Any, target: Any) -> tuple[Any, Any]:
         """The training batch after `transforms`."""
-        return (raw, target) if self.transforms is None else self.transforms(raw, target)
+        if self.transforms is None:
+            return raw, target
+        return (self.runner or self.transforms)(raw, target)
 
 
 class Training(LightningModule):

@@ -25,7 +25,7 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         accumulated: number of batches whose gradients are accumulated per step.
 
     Raises:
-        UsageError: ``how`` is none of these, or graphs with accumulated gradients.
+        UsageError: ``how`` is none of these, or ``"graphs"`` with accumulated gradients.
     """
     if how is False:
         return forward
@@ -33,12 +33,12 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         return torch.compile(forward)
     if how not in ("graphs", "eager_graphs"):
         raise UsageError(f"compile takes false, true, graphs or eager_graphs, not {how}")
+    if how == "eager_graphs":
+        return Recorded(forward, accumulates=accumulated > 1)
     if accumulated > 1:  # the next batch's graph would overwrite the gradients
         raise UsageError(
-            f"compile={how} does not go with trainer.accumulate_grad_batches={accumulated}: take compile=true"
+            f"compile=graphs does not go with trainer.accumulate_grad_batches={accumulated}: take compile=eager_graphs"
         )
-    if how == "eager_graphs":
-        return Recorded(forward)
     replay = torch.compile(forward, mode="reduce-overhead")
 
     def graphs(*inputs: Any) -> Any:

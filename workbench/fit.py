@@ -26,6 +26,7 @@ from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
+from workbench.recorded import Recorded
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
 from workbench.sharding import is_sharded
@@ -78,6 +79,8 @@ def _fit(cfg: DictConfig) -> float | None:
             part.network.runner = compiled(
                 part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
             )
+            if cfg.compile == "eager_graphs" and part.augment.transforms is not None:
+                part.augment.runner = Recorded(part.augment.transforms)
     params = number_of_parameters(task.trained_module())
     shown = f"{params / 1e6:.2f} M"
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, shown, ", ".join(shapes))

@@ -7,12 +7,13 @@ of them at once. Recording takes a second per shape, compiling one to two minute
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from backbone.kernels import launches_recorded
@@ -29,22 +30,23 @@ class Recorded:
     """Calls a function of tensors, and from the third call with the same signature replays it as CUDA graphs.
 
     A signature is the shapes, dtypes and ``requires_grad`` of the tensors, the other arguments, and the modes of the
-    module, of autograd and of autocast. In training the backward pass is a graph of its own. Batch-norm statistics and the state of
-    the random generator are those of as many eager calls. A second forward pass before the backward pass of the first
-    runs eagerly, since a replay would overwrite the activations that are still needed.
-
-    The gradients of parameters are overwritten by the next backward pass: they cannot be accumulated over batches.
+    module, of autograd and of autocast. In training the backward pass is a graph of its own. Batch-norm statistics and
+    the state of the random generator are those of as many eager calls. A second forward pass before the backward pass
+    of the first runs eagerly, since a replay would overwrite the activations that are still needed.
 
     Args:
         forward: a module, or a method of a module; takes tensors and other arguments, nested in any way, and returns
             nested tensors.
+        accumulates: whether gradients are accumulated over batches: then they are copied, otherwise the next backward
+            pass overwrites them.
 
     Raises:
         UsageError: from a call, if the network cannot be recorded, e.g. because it waits for a value from the GPU.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], accumulates: bool = False) -> None:
         self.forward = forward
+        self.accumulates = accumulates
         self.module = cast(nn.Module, forward if isinstance(forward, nn.Module) else forward.__self__)  # type: ignore[attr-defined]
         self.seen: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Callable[..., Any]] = {}
@@ -105,82 +107,166 @@ class Recorded:
     # -- recording -----------------------------------------------------------------------------------------------------
 
     def _record(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any]:
-        call = _Call(self.module, self.forward, leaves, spec)
-        samples = tuple(
-            leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in call.tensors(leaves)
-        )
+        call = _Call(self.forward, leaves, spec)
+        samples = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
+        for sample, given in zip(samples, (leaf for leaf in leaves if isinstance(leaf, Tensor)), strict=True):
+            sample.requires_grad_(given.requires_grad)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         autocast = torch.is_autocast_enabled("cuda")
         # Weights cast and cached outside of a graph would be missing in it.
         half = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), cache_enabled=False)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        learns = torch.is_grad_enabled() and bool(trained or any(sample.requires_grad for sample in samples))
         try:
             with half if autocast else nullcontext(), unchanged(self.module), launches_recorded():
-                if torch.is_grad_enabled():
-                    recorded = self._with_backward(call, samples)
-                else:
-                    recorded = self._without_backward(call, samples)
+                if not learns:
+                    forward = _Graph(lambda: call(samples), self.pool)
+                    return lambda *tensors: call.nested(forward.replay(samples, tensors))
+                passes = _Passes(self.module, call, samples, self.pool, self.accumulates)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise UsageError(
                 f"compile=eager_graphs: this network cannot be recorded ({reason}): take compile=true or false"
             ) from error
-        return lambda *tensors: call.nested(recorded(*tensors))
-
-    def _with_backward(self, call: "_Call", samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        graphed = torch.cuda.make_graphed_callables(
-            call, samples, num_warmup_iters=WARM_UP, allow_unused_input=True, pool=self.pool
-        )
-        # Callers may keep what they were given, and the next replay overwrites it.
-        return lambda *tensors: tuple(out.clone() for out in cast(tuple[Tensor, ...], graphed(*tensors)))
-
-    def _without_backward(
-        self, call: "_Call", samples: tuple[Tensor, ...]
-    ) -> Callable[..., tuple[Tensor, ...]]:
-        torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
-            for _ in range(WARM_UP):
-                call(*samples)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            outputs = call(*samples)
-
-        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            for sample, tensor in zip(samples, tensors, strict=True):
-                sample.copy_(tensor)
-            graph.replay()
-            return tuple(out.clone() for out in outputs)
-
-        return replay
+        return lambda *tensors: call.nested(_Replayed.apply(passes, *tensors, *passes.trained))
 
 
-class _Call(nn.Module):
+class _Call:
     """A call with fixed structure: takes the tensors among its arguments, returns the tensors of its output."""
 
-    def __init__(
-        self, module: nn.Module, forward: Callable[..., Any], leaves: list[Any], spec: TreeSpec
-    ) -> None:
-        super().__init__()
-        self.module = module  # for its parameters
-        self.call = forward
+    def __init__(self, forward: Callable[..., Any], leaves: list[Any], spec: TreeSpec) -> None:
+        self.forward = forward
         self.constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         self.spec = spec
         self.answer: TreeSpec | None = None
 
-    @staticmethod
-    def tensors(leaves: list[Any]) -> list[Tensor]:
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         given = iter(tensors)
         leaves = [next(given) if constant is None else constant[0] for constant in self.constants]
-        outputs, self.answer = tree_flatten(self.call(*tree_unflatten(leaves, self.spec)))
+        outputs, self.answer = tree_flatten(self.forward(*tree_unflatten(leaves, self.spec)))
         return tuple(outputs)
 
-    def nested(self, outputs: tuple[Tensor, ...]) -> Any:
+    def nested(self, outputs: Sequence[Tensor]) -> Any:
         assert self.answer is not None
         return tree_unflatten(list(outputs), self.answer)
+
+
+class _Graph:
+    """One recording: what `run` does, after it has run a few times on a stream of its own."""
+
+    def __init__(self, run: Callable[[], tuple[Tensor, ...]], pool: Any, warm_up: bool = True) -> None:
+        if warm_up:
+            _warm_up(run)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.outputs = run()
+
+    def replay(self, samples: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Copies of the outputs, which the next replay overwrites."""
+        for sample, tensor in zip(samples, tensors, strict=True):
+            sample.copy_(tensor)
+        self.graph.replay()
+        return tuple(out.clone() for out in self.outputs)
+
+
+class _Passes:
+    """A forward and a backward pass.
+
+    The parameters are recorded as aliases of the same memory: those of the module carry state from earlier backward
+    passes on another stream, which a recording must not wait for.
+
+    Args:
+        module: whose parameters `call` uses.
+        call: tensors -> tensors.
+        samples: the memory from which a replay reads its inputs.
+        pool: of memory.
+        copies: whether gradients are copies, which the next backward pass does not overwrite.
+    """
+
+    def __init__(
+        self, module: nn.Module, call: _Call, samples: list[Tensor], pool: Any, copies: bool
+    ) -> None:
+        self.samples, self.copies = samples, copies
+        trained = {
+            name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+        self.trained = tuple(trained.values())
+        aliases = {name: parameter.detach().requires_grad_() for name, parameter in trained.items()}
+        leaves = [*(sample for sample in samples if sample.requires_grad), *aliases.values()]
+
+        def forward() -> tuple[Tensor, ...]:
+            with parameters_replaced(module, aliases):
+                return call(samples)
+
+        def backward(outputs: tuple[Tensor, ...], grads: list[Tensor]) -> tuple[Tensor, ...]:
+            learning = [out for out in outputs if out.requires_grad]
+            return torch.autograd.grad(learning, leaves, grads, allow_unused=True)
+
+        def both() -> tuple[Tensor, ...]:
+            outputs = forward()
+            return backward(outputs, [torch.ones_like(out) for out in outputs if out.requires_grad])
+
+        _warm_up(both)
+        self.forward = _Graph(forward, pool, warm_up=False)
+        self.grads = [torch.zeros_like(out) for out in self.forward.outputs if out.requires_grad]
+        self.backward = _Graph(lambda: backward(self.forward.outputs, self.grads), pool, warm_up=False)
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: _Passes, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.passes = passes
+        outputs = passes.forward.replay(passes.samples, inputs[: len(passes.samples)])
+        recorded = zip(outputs, passes.forward.outputs, strict=True)
+        ctx.mark_non_differentiable(*(out for out, of in recorded if not of.requires_grad))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        passes: _Passes = ctx.passes
+        outputs = passes.forward.outputs
+        learning = [grad for grad, out in zip(grads, outputs, strict=True) if out.requires_grad]
+        for kept, grad in zip(passes.grads, learning, strict=True):
+            kept.copy_(grad)
+        passes.backward.graph.replay()
+        made = iter(passes.backward.outputs)
+        wanted = [
+            *(sample.requires_grad for sample in passes.samples),
+            *(True for _ in passes.trained),
+        ]
+        found = (next(made) if one else None for one in wanted)
+        return None, *(
+            None if grad is None else (grad.clone() if passes.copies else grad.detach()) for grad in found
+        )
+
+
+@contextmanager
+def parameters_replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The module's parameters are these tensors, by name, wherever it uses them."""
+    replaced = {id(module.get_parameter(name)): tensor for name, tensor in tensors.items()}
+    places = [
+        (part, name, parameter)
+        for part in module.modules()
+        for name, parameter in part._parameters.items()
+        if parameter is not None and id(parameter) in replaced
+    ]
+    try:
+        for part, name, parameter in places:
+            part._parameters[name] = replaced[id(parameter)]  # type: ignore[assignment]
+        yield
+    finally:
+        for part, name, parameter in places:
+            part._parameters[name] = parameter
+
+
+def _warm_up(run: Callable[[], Any]) -> None:
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.synchronize()
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment as timm_ops
 from torch import Tensor
@@ -18,7 +20,13 @@ from modalities.batched_transforms import (
     are_mixed,
     photometric_distortion,
 )
-from tasks.datasets.image.dense_transforms import VOID, SegmentationTransforms, is_mixed
+from tasks.datasets.image.dense_transforms import (
+    VOID,
+    SegmentationTransforms,
+    all_scaled_by,
+    is_mixed,
+    scaled_by,
+)
 
 SIZE = (29, 33)
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -227,10 +235,10 @@ def test_image_and_mask_move_together() -> None:
 
 def test_the_scaled_image_is_torchvisions() -> None:
     """Without random choices the result is that of the reader's resizing."""
-    settings = {"size": (60, 90), "resize": (90, 60), "ratio": (1.5, 1.5), "hflip": 0.0, "photometric": False}
+    whole = (90, 135)  # scaled
+    settings = {"size": whole, "resize": (90, 60), "ratio": (1.5, 1.5), "hflip": 0.0, "photometric": False}
     transforms = SegmentationTransforms(**settings, cat_max_ratio=1.0, batched=True).for_device()
     assert transforms is not None
-    transforms.crop = (90, 135)  # the whole scaled image
     pixels, mask = labelled(60, 90)
     raw, out = transforms({"pixels": pixels[None], "size": torch.tensor([[60, 90]])}, mask[None])
     from torchvision.transforms.v2 import functional as V
@@ -240,6 +248,18 @@ def test_the_scaled_image_is_torchvisions() -> None:
     assert (
         out[0] == V.resize(mask[None], [90, 135], V.InterpolationMode.NEAREST_EXACT)[0]
     ).float().mean() > 0.99
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=4),
+    limits=st.none() | st.tuples(st.integers(1, 2048), st.integers(1, 2048)),
+    factor=st.floats(0.125, 3.0, width=32),
+)
+def test_sizes_after_scaling_are_those_of_the_reader(
+    sizes: list[tuple[int, int]], limits: tuple[int, int] | None, factor: float
+) -> None:
+    ours = all_scaled_by(torch.tensor(sizes), limits, torch.full((len(sizes),), factor))
+    assert ours.tolist() == [list(scaled_by(*size, limits, factor)) for size in sizes]
 
 
 def test_what_lies_outside_is_void() -> None:

@@ -2,16 +2,19 @@
 
 import copy
 import logging
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests_support import ROOT
 from torch import Tensor, nn
 
 from backbone import unireplknet_a
-from workbench.errors import UsageError
-from workbench.recorded import MOST, SEEN_BEFORE, Recorded
+from workbench.recorded import MOST, SEEN_BEFORE, Recorded, parameters_replaced
 
 gpu = pytest.mark.gpu
 
@@ -113,23 +116,49 @@ def test_two_passes_forward_before_one_back_are_right() -> None:
         model.head.weight,
     )
     got = torch.autograd.grad(
-        recorded(first)["logits"].square().sum() + recorded(second)["logits"].square().sum(), model.head.weight
+        recorded(first)["logits"].square().sum() + recorded(second)["logits"].square().sum(),
+        model.head.weight,
     )
     torch.testing.assert_close(got, wanted)
 
 
 @gpu
-def test_a_network_that_waits_for_a_value_is_refused_in_one_sentence() -> None:
-    class Waits(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * float(x.sum())
+def test_gradients_are_accumulated_where_asked() -> None:
+    model = Small().cuda()
+    model.drop = nn.Dropout(0.0)
+    recorded = Recorded(model.answer, accumulates=True)
+    each = [torch.randn(8, 3, 16, 16, device="cuda") for _ in range(2)]
+    for _ in range(SEEN_BEFORE + 1):
+        recorded(each[0])["logits"].sum().backward()
+    grads = []
+    for call in (model.answer, recorded):
+        model.zero_grad()
+        for x in each:
+            call(x)["logits"].square().sum().backward()
+        grads.append(model.head.weight.grad.clone())
+    torch.testing.assert_close(grads[1], grads[0])
 
-    recorded = Recorded(Waits(3, 3).cuda())
-    x = torch.ones(2, 3, device="cuda")
-    for _ in range(SEEN_BEFORE):
-        recorded(x)
-    with pytest.raises(UsageError, match=r"compile=eager_graphs: this network cannot be recorded \(.+\): take"):
-        recorded(x)
+
+WAITS = """
+import torch
+from workbench.recorded import SEEN_BEFORE, Recorded
+
+class Waits(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * float(x.sum())
+
+recorded = Recorded(Waits(3, 3).cuda())
+for _ in range(SEEN_BEFORE + 1):
+    recorded(torch.ones(2, 3, device="cuda"))
+"""
+
+
+@gpu
+def test_a_network_that_waits_for_a_value_is_refused_in_one_sentence() -> None:
+    """In a process of its own: a recording that fails leaves CUDA's random generator unusable."""
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, cwd=ROOT)
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"UsageError: compile=eager_graphs: this network cannot be recorded \(.+\): take", last)
 
 
 @gpu
@@ -152,3 +181,15 @@ def test_the_large_kernels_are_recorded_too() -> None:
         if parameter.grad.norm() > 1e-4
     ]
     assert sorted(far)[len(far) // 2] < 0.05
+
+
+def test_parameters_are_replaced_wherever_they_stand() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    x, other = torch.randn(3, 2), torch.randn(2, 2)
+    before = model(x)
+    with parameters_replaced(model, {"0.weight": other}):
+        wanted = (x @ other.T + model[0].bias) @ other.T + model[1].bias
+        torch.testing.assert_close(model(x), wanted)
+    torch.testing.assert_close(model(x), before)
+    assert model[1].weight is model[0].weight

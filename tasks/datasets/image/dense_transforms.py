@@ -96,8 +96,8 @@ class SegmentationTransforms:
             VOID,
         )
 
-    def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
-        return scaled_by(height, width, self.resize, factor)
+    def _scaled(self, size_B2: Tensor, factor_B: Tensor) -> Tensor:
+        return all_scaled_by(size_B2, self.resize, factor_B)
 
     def for_training(self) -> v2.Compose:
         """Transform of (Image (3, H, W), Mask (H, W)) uint8; sides are at most S afterwards."""
@@ -125,6 +125,28 @@ def scaled_by(height: int, width: int, limits: Sequence[int] | None, factor: flo
     """`rescaled` with the limits, or without limits the image's own size, times a factor."""
     limits = (max(height, width), min(height, width)) if limits is None else limits
     return rescaled(height, width, [max(int(side * factor), 1) for side in limits])
+
+
+def all_scaled_by(size_B2: Tensor, limits: Sequence[int] | None, factor_B: Tensor) -> Tensor:
+    """`scaled_by` for a batch, on its device.
+
+    Args:
+        size_B2: heights and widths.
+        limits: longer and shorter side; `None`: the image's own.
+        factor_B: one factor per image.
+
+    Returns:
+        Heights and widths, (B, 2), int64.
+    """
+    size_B2, factor_B = size_B2.double(), factor_B.double()
+    short_B, long_B = size_B2.aminmax(dim=1)
+    most_B, least_B = (
+        ((long_B, short_B)[place] if limits is None else (max(limits), min(limits))[place]) * factor_B
+        for place in (0, 1)
+    )
+    most_B, least_B = (side_B.floor().clamp(min=1) for side_B in (most_B, least_B))
+    ratio_B = torch.minimum(most_B / long_B, least_B / short_B)
+    return (size_B2 * ratio_B[:, None] + 0.5).floor().clamp(min=1).long()
 
 
 class RandomRescale(v2.Transform):
