@@ -29,8 +29,8 @@ from timing import device_name, median_event_ms, median_ms
 from torch import Tensor
 from turns import in_turns
 
+from tasks.bilinear import resized
 from tasks.datasets.batch import Batch
-from tasks.dense_inference import resized
 from tasks.task import Task
 from workbench.build import build_task
 from workbench.conf_folders import CONF

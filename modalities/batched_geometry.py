@@ -127,17 +127,11 @@ def warped(
         edge: ``border`` repeats the outermost pixels, ``zeros`` reads 0 outside.
     """
     height, width = x_BCHW.shape[-2:]
-    row_H, column_W = (torch.arange(side, device=x_BCHW.device) + 0.5 for side in size)
-    place_P3 = torch.stack(
-        [
-            column_W.expand(len(row_H), -1),
-            row_H[:, None].expand(-1, len(column_W)),
-            torch.ones(size, device=x_BCHW.device),
-        ],
-        dim=-1,
-    ).view(-1, 3)
-    read_BP2 = place_P3 @ matrix_B33[:, :2].transpose(1, 2)
-    x_BP, y_BP = read_BP2.unbind(dim=-1)
-    grid_BP2 = torch.stack([2 * x_BP / width - 1, 2 * y_BP / height - 1], dim=-1)
-    grid_BHW2 = grid_BP2.view(-1, *size, 2)
+    row_H1, column_W = (torch.arange(side, device=x_BCHW.device) + 0.5 for side in size)
+    row_H1 = row_H1[:, None]
+    x_BHW, y_BHW = (
+        x_B3[:, 0, None, None] * column_W + x_B3[:, 1, None, None] * row_H1 + x_B3[:, 2, None, None]
+        for x_B3 in matrix_B33[:, :2].unbind(dim=1)
+    )
+    grid_BHW2 = torch.stack([2 * x_BHW / width - 1, 2 * y_BHW / height - 1], dim=-1)
     return F.grid_sample(x_BCHW, grid_BHW2.to(x_BCHW.dtype), mode, edge, align_corners=False)

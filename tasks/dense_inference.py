@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.bilinear import resized
+
 MODES = ("whole", "slide")
 FITS = ("pad", "resize")
 
@@ -151,13 +153,6 @@ def starts(length: int, crop: int, stride: int) -> list[int]:
     """
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(number * stride, length - crop), 0) for number in range(count)]
-
-
-def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing with `align_corners=False`, without antialiasing; a no-op if the size already matches."""
-    if tuple(x_BCHW.shape[-2:]) == size:
-        return x_BCHW
-    return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
 
 
 def fitted(height: int, width: int, limits: Sequence[int]) -> tuple[int, int]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from backbone.protocol import Backbone, widths_of
+from tasks.bilinear import resized
 from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
-from tasks.dense_inference import DenseInference, resized
+from tasks.dense_inference import DenseInference
 from tasks.losses import ClassificationLoss
 from tasks.metrics import PixelConfusion, confusion_of, iou_of, measures_of
 from tasks.segmentation_drawing import (

@@ -14,7 +14,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MeanMetric
 
 from backbone.protocol import Backbone
@@ -104,7 +104,9 @@ class Augment(nn.Module):
         """The training batch after `transforms`."""
         if self.transforms is None:
             return raw, target
-        return (self.runner or self.transforms)(raw, target)
+        device = next((leaf.device.type for leaf in tree_leaves(raw) if isinstance(leaf, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):  # bf16 is too coarse for positions in an image
+            return (self.runner or self.transforms)(raw, target)
 
 
 class Training(LightningModule):

@@ -27,6 +27,7 @@ from tasks.datasets.image.dense_transforms import (
     is_mixed,
     scaled_by,
 )
+from tasks.task import Augment
 
 SIZE = (29, 33)
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -302,6 +303,23 @@ def test_mixed_is_that_of_the_reader() -> None:
     ours = are_mixed(masks, 0.5, VOID).tolist()
     assert ours == [is_mixed(mask, 0.5) for mask in masks]
     assert set(ours) == {True, False}
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_transforms_are_not_rounded_under_autocast(masks: bool) -> None:
+    """bf16 has 8 bits: positions would be off by whole pixels."""
+    augment = Augment()
+    if masks:
+        augment.transforms = SegmentationTransforms(size=32, resize=(120, 80), batched=True).for_device()
+    else:
+        augment.transforms = BatchedImageTransforms("resized", auto_augment=POLICY)
+    raw, target = batch_of_two()
+    results = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            results.append(augment.transformed(raw if masks else raw["pixels"].repeat(8, 1, 1, 1), target))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
 def test_photometric_distortion() -> None:

@@ -1,0 +1,31 @@
+"""Bilinear resizing by matrix products is that of PyTorch, forward and backward."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.bilinear import by_products, resized
+
+sides = st.integers(1, 40)
+
+
+@given(before=st.tuples(sides, sides), after=st.tuples(sides, sides))
+def test_products_are_the_same_resizing(before: tuple[int, int], after: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, theirs = by_products(x, after), F.interpolate(x, after, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-3)
+
+
+def test_products_are_not_rounded_under_autocast() -> None:
+    x = torch.randn(1, 2, 5, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = by_products(x, (20, 30))
+    torch.testing.assert_close(ours, F.interpolate(x, (20, 30), mode="bilinear"), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_to_do() -> None:
+    x = torch.randn(1, 2, 5, 7)
+    assert resized(x, (5, 7)) is x
