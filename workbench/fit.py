@@ -79,7 +79,7 @@ def _fit(cfg: DictConfig) -> float | None:
             part.network.runner = compiled(
                 part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
             )
-            if cfg.compile == "eager_graphs" and part.augment.transforms is not None:
+            if cfg.compile in ("graphs", "eager_graphs") and part.augment.transforms is not None:
                 part.augment.runner = Recorded(part.augment.transforms)
     params = number_of_parameters(task.trained_module())
     shown = f"{params / 1e6:.2f} M"
