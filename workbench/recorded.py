@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from backbone.kernels import launches_recorded
+from backbone.kernels import kernels_compiled_ahead, launches_recorded
 from workbench.errors import UsageError
 
 log = logging.getLogger("widefield")
@@ -264,6 +264,8 @@ def parameters_replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterat
 def _warm_up(run: Callable[[], Any]) -> None:
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
+        with kernels_compiled_ahead():
+            run()
         for _ in range(WARM_UP):
             run()
     torch.cuda.synchronize()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from backbone.kernels.start import ahead
 from backbone.kernels.tilings import Tiling
 
 log = logging.getLogger("widefield")
@@ -47,8 +48,8 @@ def choose(
     if not _remembered:
         _remembered.update(_read())
     if key not in _remembered:
-        if torch.cuda.is_current_stream_capturing():
-            return tilings[0]  # timing is not possible during graph capture
+        if torch.cuda.is_current_stream_capturing() or ahead():
+            return tilings[0]  # nothing can be timed during graph capture, or where nothing is launched
         times = [_milliseconds(run, tiling) for tiling in tilings]
         fastest = min(range(len(tilings)), key=times.__getitem__)
         _remembered[key] = tilings[fastest]

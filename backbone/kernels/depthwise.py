@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
@@ -139,6 +139,16 @@ def launches_recorded() -> Iterator[None]:
         yield
     finally:
         _recorded = before
+
+
+def kernels_compiled_ahead() -> AbstractContextManager[None]:
+    """Inside, Triton kernels are compiled, several at a time, instead of being launched: what is computed is
+    meaningless. Without Triton nothing changes."""
+    if find_spec("triton") is None:
+        return nullcontext()
+    from backbone.kernels.start import compiled_ahead
+
+    return compiled_ahead()
 
 
 def _asked_for() -> bool:

@@ -1,4 +1,4 @@
-"""``start``: launch a Triton kernel with low overhead.
+"""``start``: launch a Triton kernel with low overhead; ``compiled_ahead``: compile kernels in parallel.
 
 Triton inspects every argument of a call to look up the compiled kernel; with our twenty constants, this
 takes longer than processing a small map. Here, a call with the same signature as an earlier one reuses its kernel.
@@ -6,9 +6,14 @@ takes longer than processing a small map. Here, a call with the same signature a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
+import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -20,7 +25,36 @@ INTERPRETED = isinstance(toeplitz.fold, InterpretedFunction)
 ALIGNED = 16  # bytes; Triton compiles separate kernels for unaligned tensors
 MOST = 4096
 
+MOST_AT_ONCE = 16  # kernels compiled at the same time
+
 _compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+#: While kernels are compiled ahead: calls a function where Triton compiles in the background.
+_in_background: Callable[..., Any] | None = None
+
+
+def ahead() -> bool:
+    """Whether kernels are only compiled, not launched."""
+    return _in_background is not None
+
+
+@contextmanager
+def compiled_ahead() -> Iterator[None]:
+    """Inside, :func:`start` launches nothing, but compiles what it would launch, several kernels at a time.
+
+    Compiling takes 1 to 20 s a kernel. What a pass through a network then computes is meaningless; what it leaves are
+    the compiled kernels, of forward and backward alike.
+    """
+    global _in_background
+    if INTERPRETED or ahead():
+        yield
+        return
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as pool, triton.AsyncCompileMode(pool):
+        # The backward pass runs in a thread of its own, which does not inherit the context.
+        _in_background = copy_context().run
+        try:
+            yield
+        finally:
+            _in_background = None
 
 
 def start(
@@ -30,7 +64,7 @@ def start(
     sizes: Sequence[int],
     constants: Mapping[str, Any],
 ) -> None:
-    """Start ``kernel`` on the current device and stream.
+    """Start ``kernel`` on the current device and stream; or only compile it, inside :func:`compiled_ahead`.
 
     Args:
         kernel: takes the tensors, the sizes and then the constants.
@@ -41,6 +75,9 @@ def start(
     """
     plain = [tensor.base if isinstance(tensor, TensorDescriptor) else tensor for tensor in tensors]
     kinds = [None if tensor is None else tensor.dtype for tensor in plain]
+    if _in_background is not None:
+        _in_background(kernel.warmup, *tensors, *sizes, grid=grid, **constants)
+        return
     aligned = not INTERPRETED and all(tensor is None or tensor.data_ptr() % ALIGNED == 0 for tensor in plain)
     if not aligned:
         kernel[grid](*tensors, *sizes, **constants)
