@@ -70,6 +70,10 @@ class DetectionInference:
         """Height and width of the network's input for an image, before padding."""
         return (height, width) if self.resize is None else fitted(height, width, self.resize)
 
+    def padded(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width after padding."""
+        return up_to(size[0], self.multiple), up_to(size[1], self.multiple)
+
 
 class DetectionTask(Task):
     """Object detection, with instance masks if the data have them.
@@ -77,8 +81,8 @@ class DetectionTask(Task):
     Raw batches are `{"pixels": (B, 3, H, W), "size": (B, 2)}`, padded to one size; targets are a list of B
     dictionaries with `boxes` (n, 4), x1 y1 x2 y2 in pixels, `labels` (n,), `crowd` (n,), `masks` (n, H, W) bool if the
     data have masks, and, outside training, `image_id` () if the annotations have ids. In training the network gets the
-    padded batch. In evaluation, images of the same size are batched together, resized according to `inference`, and
-    detections are in the images' own pixels.
+    padded batch. In evaluation, images are resized and padded according to `inference`, those of the same padded size
+    are batched together, and detections are in the images' own pixels.
 
     Data info: `class_names` (list of K names), `has_masks`.
 
@@ -166,11 +170,16 @@ class DetectionTask(Task):
         for places, raw in self._scaled(batch.raw, sizes):
             with self.head.unfinished():
                 outputs: Any = self.network(raw)
-            size, read = sizes[places[0]], self.inference.size(*sizes[places[0]])
-            targets = [scaled_target(batch.target[place], size, read) for place in places]
+            reads: list[list[int]] = raw["size"].tolist()
+            targets = [
+                scaled_target(batch.target[place], sizes[place], (height, width))
+                for place, (height, width) in zip(places, reads, strict=True)
+            ]
             losses = self.head.losses(outputs, targets, raw["size"])
             total = total + len(places) * torch.stack(list(losses.values())).sum()
-            found = self._answers(self.head.detect(outputs, raw["size"]), read, size)
+            found = self._answers(
+                self.head.detect(outputs, raw["size"]), reads, [sizes[place] for place in places]
+            )
             for place, one in zip(places, found, strict=True):
                 output[place] = one
         self._measured(split).update(output, batch.target)
@@ -179,38 +188,46 @@ class DetectionTask(Task):
         return {"loss": total / len(sizes), "output": output}
 
     def _filled(self, pixels_B3HW: Tensor) -> Tensor:
-        height, width = pixels_B3HW.shape[-2:]
-        more = [up_to(side, self.inference.multiple) - side for side in (width, height)]
-        return F.pad(pixels_B3HW, (0, more[0], 0, more[1])) if any(more) else pixels_B3HW
+        before = pixels_B3HW.shape[-2:]
+        height, width = (
+            after - side for after, side in zip(self.inference.padded(before), before, strict=True)
+        )
+        return F.pad(pixels_B3HW, (0, width, 0, height)) if height or width else pixels_B3HW
 
     def _scaled(self, raw: Any, sizes: list[list[int]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Groups a batch by image size: yields the indices of each group and the network's input.
+        """Groups a batch by padded size: yields the indices of each group and the network's input.
 
-        Images of different sizes are not batched together, since padding would change the means that the network
-        takes over a whole map.
+        Images are not padded beyond the next multiple to batch more of them together, since padding would change the
+        means that the network takes over a whole map.
         """
         together: dict[tuple[int, int], list[int]] = {}
-        for place, (height, width) in enumerate(sizes):
-            together.setdefault((height, width), []).append(place)
-        for (height, width), places in together.items():
-            size = self.inference.size(height, width)
-            pixels_b3hw = resized(raw["pixels"][places, :, :height, :width].float(), size)
-            each = torch.tensor([size] * len(places), device=pixels_b3hw.device)
-            yield places, {"pixels": self._filled(pixels_b3hw), "size": each}
+        reads = [self.inference.size(height, width) for height, width in sizes]
+        for place, read in enumerate(reads):
+            together.setdefault(self.inference.padded(read), []).append(place)
+        for places in together.values():
+            pixels = []
+            for place in places:
+                height, width = sizes[place]
+                own_13hw = raw["pixels"][place : place + 1, :, :height, :width].float()
+                pixels.append(self._filled(resized(own_13hw, reads[place])))
+            each = torch.tensor([reads[place] for place in places], device=raw["pixels"].device)
+            yield places, {"pixels": torch.cat(pixels), "size": each}
 
-    def _answers(self, found: Any, read: Sequence[int], size: Sequence[int]) -> Detections:
-        """Converts the head's detections of images of one size to the images' own pixels.
+    def _answers(
+        self, found: Any, reads: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]
+    ) -> Detections:
+        """Converts the head's detections to the images' own pixels.
 
         Args:
             found: (b, D, 6), or a tuple with masks (b, D, M, M).
-            read: height and width of the network's input.
-            size: height and width of the images.
+            reads: height and width of each image in the network's input, without padding.
+            sizes: height and width of each image.
         """
         found_bD6, masks = found if isinstance(found, tuple) else (found, None)
-        own_2 = found_bD6.new_tensor(list(size), dtype=torch.float32)
-        factor_4 = (own_2 / own_2.new_tensor(list(read))).flip(0).repeat(2)
         answers = []
-        for place, rows_D6 in enumerate(found_bD6.float()):
+        for place, (rows_D6, read, size) in enumerate(zip(found_bD6.float(), reads, sizes, strict=True)):
+            own_2 = rows_D6.new_tensor(list(size))
+            factor_4 = (own_2 / own_2.new_tensor(list(read))).flip(0).repeat(2)
             there_D = ~(rows_D6[:, 4] <= 0)  # NaN scores are kept, so that they are noticed
             rows_n6 = rows_D6[there_D]
             boxes_n4 = clipped(rows_n6[:, :4] * factor_4, own_2)
@@ -318,10 +335,10 @@ class DetectionTask(Task):
         sizes: list[list[int]] = raw["size"].tolist()
         predictions: list[Prediction | None] = [None] * len(sizes)
         for places, scaled in self._scaled(raw, sizes):
-            height, width = sizes[places[0]]
-            read = self.inference.size(height, width)
-            found = self._answers(self.network(scaled), read, (height, width))
+            own = [sizes[place] for place in places]
+            found = self._answers(self.network(scaled), scaled["size"].tolist(), own)
             for place, one in zip(places, found, strict=True):
+                height, width = sizes[place]
                 predictions[place] = self._prediction(raw["pixels"][place, :, :height, :width], one, top_k)
         return [prediction for prediction in predictions if prediction is not None]
 

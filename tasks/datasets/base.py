@@ -97,7 +97,7 @@ class DataModule(LightningDataModule):
         seed: seed of the order, crops and augmentation.
         limit: maximum number of items per split, evenly spaced (for quick trials).
         in_memory: read the training and validation splits once and keep them in memory; `None`: those of the embedded
-            sample, if it is read from files and its training samples are not random.
+            sample, if it is read from files and reading is not random, or `draws_apart`.
         **targets: arguments of `kind`.
 
     Raises:
@@ -113,6 +113,7 @@ class DataModule(LightningDataModule):
     targets: Targets
     kind: ClassVar[Kind] = Targets  # constructs `targets` from its arguments
     draws: bool = True  # whether `read_item` is random in training
+    draws_apart: ClassVar[bool] = False  # whether `read_pair` in training is `decode`, then `augmented`
     read_alike: ClassVar[str] = (
         ""  # end of the sentence that refuses `in_memory`: the setting without which it is not
     )
@@ -183,6 +184,14 @@ class DataModule(LightningDataModule):
         """Read one item as a raw sample and its target, cropped alike; raises `ReadError`. By default: `read_item`, and
         the item's target from `read_splits`."""
         return self.read_item(item, train, rng), item.target
+
+    def decode(self, item: Item) -> tuple[Any, Any]:
+        """With `draws_apart`, what is the same in every epoch: raw sample and target; raises `ReadError`."""
+        raise NotImplementedError
+
+    def augmented(self, raw: Any, target: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+        """With `draws_apart`, the random transforms of what `decode` returned, which stays unchanged."""
+        raise NotImplementedError
 
     def join_targets(self, targets: list[Any]) -> Any:
         """Collates targets to the target of a batch (`Targets.join`)."""
@@ -413,22 +422,26 @@ class DataModule(LightningDataModule):
         if split == "test":
             return False
         if self.in_memory is None:
-            return self.source == "sample" and self.format == "files" and not self.draws
+            steady = self.draws_apart or not self.draws
+            return self.source == "sample" and self.format == "files" and steady
         return self.in_memory
 
     def _kept(self, split: str, train: bool) -> MemoryDataset:
         """The data set of a split, read once and kept in memory."""
         source = self._dataset(self.splits[split], train)
+        draw = self.augmented if train and self.draws and self.draws_apart else None
         if self.format != "files":
             raise DataError("task.data.in_memory=true keeps files in memory: say task.data.format=files")
-        if train and (self.draws or type(source) is not ItemDataset):
+        if train and ((self.draws and draw is None) or type(source) is not ItemDataset):
             raise DataError(
                 f"task.data.in_memory=true keeps samples as they were read, and training samples of {self.name} are "
                 f"read differently each time: say task.data.in_memory=false{self.read_alike if self.draws else ''}"
             )
         kept = self._in_memory.get((split, train))
         if kept is None or kept.items is not source.items:
-            kept = self._in_memory[split, train] = MemoryDataset(source, split, self.join_targets)
+            if draw is not None:
+                source.read = _Decoder(self)
+            kept = self._in_memory[split, train] = MemoryDataset(source, split, self.join_targets, draw)
         return kept
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
@@ -471,6 +484,16 @@ class _Reader:
 
     def __call__(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
         return self.data.read_pair(item, self.train, rng)
+
+
+class _Decoder:
+    """`decode` of a data module as a reader (a class, so that workers can pickle it)."""
+
+    def __init__(self, data: DataModule) -> None:
+        self.data = data
+
+    def __call__(self, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+        return self.data.decode(item)
 
 
 class ClassificationData(DataModule):

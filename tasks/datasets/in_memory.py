@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from tasks.datasets.batch import Batch, Joined, Read, Sample
 from tasks.datasets.errors import DataError
-from tasks.datasets.item_dataset import ItemDataset
+from tasks.datasets.item_dataset import Draw, ItemDataset
 from tasks.datasets.sampling import Key
 
 log = logging.getLogger("widefield")
@@ -32,12 +32,14 @@ class MemoryDataset(Dataset[Read]):
         source: reads the items; what it returns must not be random.
         name: name of the split in messages.
         join: collates the targets of a batch.
+        draw: random transforms, drawn anew on each access with the generator of `source`; `None`: none.
     """
 
-    def __init__(self, source: ItemDataset, name: str, join: Joined) -> None:
+    def __init__(self, source: ItemDataset, name: str, join: Joined, draw: Draw | None = None) -> None:
         self.source = source
         self.name = name
         self.join = join
+        self.draw = draw
         self.items: Sequence[Any] = source.items
         self._reads: list[Read] | None = None
         self._raws: Tensor | None = None  # (N, …), if all samples have one shape
@@ -47,14 +49,18 @@ class MemoryDataset(Dataset[Read]):
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Read:
-        return self._filled()[key[0]]
+        read = self._filled()[key[0]]
+        if self.draw is None or not isinstance(read, Sample):
+            return read
+        raw, target = self.draw(read.raw, read.target, self.source.generator(key))
+        return Sample(raw, target, read.index)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Read] | Batch:
         """The samples of a batch, joined already where that is one indexing operation (called by the `DataLoader`)."""
-        reads = self._filled()
-        places = [key[0] for key in keys]
+        self._filled()
         if self._raws is None:
-            return [reads[place] for place in places]
+            return [self[key] for key in keys]
+        places = [key[0] for key in keys]
         index = torch.tensor(places)
         targets = [self._targets[place] for place in places]
         return Batch(self._raws[index], None if targets[0] is None else self.join(targets), index)
@@ -72,7 +78,8 @@ class MemoryDataset(Dataset[Read]):
         samples = [read for read in reads if isinstance(read, Sample)]
         size = sum(_bytes(sample) for sample in samples)
         shapes = {(raw.shape, raw.dtype) if isinstance(raw := one.raw, Tensor) else None for one in samples}
-        if len(samples) == len(reads) and len(shapes) == 1 and None not in shapes:
+        alike = len(samples) == len(reads) and len(shapes) == 1 and None not in shapes
+        if alike and self.draw is None:
             self._raws = torch.stack([sample.raw for sample in samples])
             self._targets = [sample.target for sample in samples]
             for sample, raw in zip(samples, self._raws, strict=True):

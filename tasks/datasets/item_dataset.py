@@ -16,6 +16,7 @@ from tasks.datasets.sampling import Key
 from tasks.disk import WriteError
 
 Reader = Callable[[Item, np.random.Generator], tuple[Any, Any]]  # -> (raw, target)
+Draw = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]  # raw and target, transformed at random
 
 
 class ItemDataset(Dataset[Read]):
@@ -38,16 +39,19 @@ class ItemDataset(Dataset[Read]):
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Read:
-        index, epoch, *before = key
-        rng = self.only
-        if rng is None:
-            rng = np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
         try:
-            return self.sample(index, rng)
+            return self.sample(key[0], self.generator(key))
         except UnreadableItem as error:
             return Failure(str(error))
         except (DataError, WriteError) as error:  # a worker could only pass on a traceback
             return Unusable(str(error))
+
+    def generator(self, key: Key) -> np.random.Generator:
+        """The random generator of one read."""
+        index, epoch, *before = key
+        if self.only is not None:
+            return self.only
+        return np.random.default_rng((self.seed, epoch, index, *(count for count in before if count)))
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Returns one sample; raises `UnreadableItem`, or `DataError` if the data as a whole are unusable."""

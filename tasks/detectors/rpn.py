@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tasks.detectors.anchors import anchors_of
 from tasks.detectors.boxes import BoxCoding, best, clipped, has_area, picked, survivors
 from tasks.detectors.layers import begin
-from tasks.detectors.sampling import assigned, sampled
+from tasks.detectors.sampling import NEITHER, assigned, sampled
 
 
 @dataclass(frozen=True)
@@ -111,33 +111,41 @@ class RPN(nn.Module):
         levels = self._levels(scores, deltas)
         score_BN, delta_BN4 = (torch.cat([level[part] for level in levels], dim=1) for part in (0, 1))
         anchors_N4 = torch.cat([anchors for _, _, anchors in levels])
-        positive, negative = self.settings.positive, self.settings.negative
-        logits, wanted, off, number = [], [], [score_BN.new_zeros(())], 0
-        for score_N, delta_N4, target, size_2 in zip(score_BN, delta_BN4, targets, sizes_B2, strict=True):
-            inside = self._usable(anchors_N4, size_2)
-            found = assigned(anchors_N4[inside], target["boxes"], positive, negative, self.settings.least)
-            objects, ground = sampled(found, self.settings.samples, self.settings.positive_part)
-            its_boxes = target["boxes"][found[objects]]
-            objects_at, ground_at = inside[objects], inside[ground]
-            logits += [score_N[objects_at], score_N[ground_at]]
-            wanted += [score_N.new_ones(len(objects)), score_N.new_zeros(len(ground))]
-            true_P4 = self.coding.encode(its_boxes, anchors_N4[objects_at])
-            off.append(
-                F.smooth_l1_loss(delta_N4[objects_at], true_P4, reduction="sum", beta=self.settings.beta)
-            )
-            number += len(objects) + len(ground)
-        classes = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(wanted), reduction="sum")
+        objects_at, ground_at, true_boxes = (
+            [],
+            [],
+            [],
+        )  # of each image, by index into the batch's B · N anchors
+        for number, (target, size_2) in enumerate(zip(targets, sizes_B2, strict=True)):
+            object_N = self._assigned(anchors_N4, target["boxes"], size_2)
+            objects, ground = sampled(object_N, self.settings.samples, self.settings.positive_part)
+            true_boxes.append(target["boxes"][object_N[objects]])
+            objects_at.append(objects + number * len(anchors_N4))
+            ground_at.append(ground + number * len(anchors_N4))
+        objects_P, ground_M, true_P4 = torch.cat(objects_at), torch.cat(ground_at), torch.cat(true_boxes)
+        logits = score_BN.flatten()[torch.cat([objects_P, ground_M])]
+        wanted = torch.cat([logits.new_ones(len(objects_P)), logits.new_zeros(len(ground_M))])
+        wanted_P4 = self.coding.encode(true_P4, anchors_N4[objects_P % len(anchors_N4)])
+        off = F.smooth_l1_loss(
+            delta_BN4.flatten(0, 1)[objects_P], wanted_P4, reduction="sum", beta=self.settings.beta
+        )
         return {
-            "rpn_class": classes / max(number, 1),
-            "rpn_box": torch.stack(off).sum() / max(number, 1),
+            "rpn_class": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+            / max(len(logits), 1),
+            "rpn_box": off / max(len(logits), 1),
         }
 
-    def _usable(self, anchors_N4: Tensor, size_2: Tensor) -> Tensor:
-        """Indices of the anchors that may be sampled for the loss."""
-        if not self.settings.inside:
-            return torch.arange(len(anchors_N4), device=anchors_N4.device)
+    def _assigned(self, anchors_N4: Tensor, objects_G4: Tensor, size_2: Tensor) -> Tensor:
+        """The object assigned to each anchor, `(N,)`, as by `assigned`; `NEITHER` if it may not be sampled."""
+        settings = self.settings
+        if not settings.inside:
+            return assigned(anchors_N4, objects_G4, settings.positive, settings.negative, settings.least)
         within = (anchors_N4[:, :2] >= 0).all(1) & (anchors_N4[:, 2:] < size_2.flip(0)).all(1)
-        return torch.nonzero(within)[:, 0]
+        inside_I = torch.nonzero(within)[:, 0]
+        object_I = assigned(
+            anchors_N4[inside_I], objects_G4, settings.positive, settings.negative, settings.least
+        )
+        return torch.full_like(within, NEITHER, dtype=object_I.dtype).index_copy(0, inside_I, object_I)
 
     @torch.no_grad()
     def proposals(
@@ -149,14 +157,15 @@ class RPN(nn.Module):
         are kept.
         """
         before, after = (pair[0 if training else 1] for pair in (self.settings.before, self.settings.after))
-        boxes, kept_scores, level_of = [], [], []
+        likely_deltas, likely_anchors, kept_scores, level_of = [], [], [], []
         for number, (score_Bn, delta_Bn4, anchors_n4) in enumerate(self._levels(scores, deltas)):
             score_Bk, places_Bk = best(score_Bn, before)
-            boxes_Bk4 = self.coding.decode(picked(delta_Bn4, places_Bk), anchors_n4[places_Bk])
-            boxes.append(clipped(boxes_Bk4, sizes_B2[:, None]))
+            likely_deltas.append(picked(delta_Bn4, places_Bk))
+            likely_anchors.append(anchors_n4[places_Bk])
             kept_scores.append(score_Bk)
             level_of.append(torch.full_like(places_Bk, number))
-        boxes_BN4 = torch.cat(boxes, dim=1)
+        boxes_BN4 = self.coding.decode(torch.cat(likely_deltas, dim=1), torch.cat(likely_anchors, dim=1))
+        boxes_BN4 = clipped(boxes_BN4, sizes_B2[:, None])
         there_BN = has_area(boxes_BN4)
         score_BN = torch.cat(kept_scores, dim=1).masked_fill(~there_BN, -torch.inf)
         left_BN = survivors(boxes_BN4, score_BN, torch.cat(level_of, dim=1), self.settings.overlap)

@@ -127,6 +127,16 @@ class TwoStageHead(DetectionHead):
         scores, deltas = self.rpn_head(pyramid)
         return {"pyramid": pyramid, "scores": scores, "deltas": deltas}
 
+    def _proposals(self, outputs: Outputs, sizes_B2: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """As `RPN.proposals`; those of evaluation are kept in `outputs`, for loss and detections alike."""
+        if training:
+            return self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, True)
+        kept = outputs.get("proposals")
+        if kept is None or kept[0] is not sizes_B2:
+            found = self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, False)
+            kept = outputs["proposals"] = [sizes_B2, *found]
+        return kept[1], kept[2]
+
     def _read(self, outputs: Outputs, regions_R5: Tensor, size: int) -> Tensor:
         """RoIAlign features of regions; the pyramid's last level is used by the RPN only."""
         return pooled(outputs["pyramid"][:-1], self.strides, regions_R5, size)
@@ -148,7 +158,7 @@ class TwoStageHead(DetectionHead):
         targets = without_crowds(targets)
         scores, deltas = outputs["scores"], outputs["deltas"]
         losses = self.rpn_head.losses(scores, deltas, targets, sizes_B2)
-        boxes_BP4, there_BP = self.rpn_head.proposals(scores, deltas, sizes_B2, self.training)
+        boxes_BP4, there_BP = self._proposals(outputs, sizes_B2, self.training)
         boxes = [boxes[there] for boxes, there in zip(boxes_BP4, there_BP, strict=True)]
         for number, stage in enumerate(self.stages):
             regions = [
@@ -231,7 +241,7 @@ class TwoStageHead(DetectionHead):
         Each stage refines the boxes with the deltas of the most likely class; class logits are averaged over stages,
         boxes are those of the last stage.
         """
-        boxes_BP4, there_BP = self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, False)
+        boxes_BP4, there_BP = self._proposals(outputs, sizes_B2, False)
         batch, each = there_BP.shape
         each_size_B12 = sizes_B2[:, None]
         picture_BP1 = torch.arange(batch, device=boxes_BP4.device)[:, None, None].expand(batch, each, 1)

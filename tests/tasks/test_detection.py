@@ -11,6 +11,7 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
+from backbone.unireplknet import UniRepLKNet
 from modalities.image import Pixels
 from tasks import coco_results
 from tasks.coco_results import run_lengths
@@ -20,6 +21,7 @@ from tasks.datasets.image.box_folder import BoxFolder
 from tasks.datasets.image.box_transforms import join_padded
 from tasks.detection import DetectionTask, scaled_target
 from tasks.detectors.head import DetectionHead, Outputs, Targets
+from tasks.detectors.two_stage import TwoStageHead
 from tasks.network import Network
 from tasks.task import Prediction
 
@@ -127,26 +129,20 @@ def test_pictures_are_read_at_their_size_and_answered_in_it(resize: tuple[int, i
     with torch.no_grad():
         out = task.step(whole, "test")
     if resize is None:
-        assert head.asked == [(2, 3, 64, 64), (1, 3, 64, 64)], (
-            "those of one size together, filled up to multiples of 32"
-        )
+        assert head.asked == [(3, 3, 64, 64)], "filled up to multiples of 32, those of one such size together"
     else:
         assert head.asked == [(2, 3, 96, 128), (1, 3, 128, 96)], "within 100 × 80: at twice their size"
     for found, boxes in zip(out["output"], BOXES, strict=True):
         assert found["boxes"].tolist() == [list(box[:4]) for box in boxes]
         assert found["labels"].tolist() == [box[4] for box in boxes]
         assert found["scores"].tolist() == pytest.approx([0.9, 0.7][: len(boxes)])
-    assert float(out["loss"]) == pytest.approx((2 * (1 + 2) + (1 + 1)) / 3)
+    together = [[0, 1, 2]] if resize is None else [[0, 2], [1]]
+    assert float(out["loss"]) == pytest.approx(sum(len(each) * (1 + len(each)) for each in together) / 3)
     factor = 1 if resize is None else 2
-    for of_size, sizes in head.learnt:
-        own = [targets[0], targets[2]] if len(of_size) == 2 else [targets[1]]
-        for scaled, target in zip(of_size, own, strict=True):
-            assert scaled["boxes"].equal(factor * target["boxes"])
-        assert (
-            sizes.tolist() == [[factor * 40, factor * 50]] * 2
-            if len(of_size) == 2
-            else [[factor * 50, factor * 40]]
-        )
+    for (of_size, sizes), places in zip(head.learnt, together, strict=True):
+        for scaled, place in zip(of_size, places, strict=True):
+            assert scaled["boxes"].equal(factor * targets[place]["boxes"])
+        assert sizes.tolist() == [[factor * side for side in SIZES[place]] for place in places]
     values = task.epoch_metrics("test")
     # Discs and stars are found; of two rings one is: a precision of 1 up to a recall of one half, 51 of 101 places.
     assert float(values["test/ap"]) == pytest.approx((1 + 51 / 101 + 1) / 3)
@@ -157,6 +153,35 @@ def test_pictures_are_read_at_their_size_and_answered_in_it(resize: tuple[int, i
     assert set(figures) == {"ap", "predictions"}
     assert task.epoch_metrics("test") == {}, "reset"
     assert task.draw_report({}) == {}
+
+
+@torch.no_grad()
+def test_a_picture_is_answered_alike_alone_and_among_others() -> None:
+    torch.manual_seed(0)
+    backbone = UniRepLKNet(3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), kernel_sizes=(3, 13, 13, 13))
+    head = TwoStageHead((8, 8, 16, 16), (4, 8, 16, 32), 3, channels=16, box={"convs": 0, "width": 32})
+    torch.nn.init.normal_(head.roi_head.bbox_head[0].fc_cls.weight, std=1.0)  # type: ignore[union-attr, arg-type]
+    info = {"class_names": NAMES, "has_masks": False}
+    task = DetectionTask(network=Network(Pixels(32), backbone, head), data_info=info).eval()
+    several = [
+        {"pixels": torch.randint(256, (3, *size), dtype=torch.uint8), "size": torch.tensor(size)}
+        for size in ((60, 40), (33, 64), (64, 50), (70, 40))
+    ]
+    asked: list[int] = []
+    head.register_forward_hook(lambda _, given, out: asked.append(len(given[0][0])))
+    targets = [{**batch()[1][2]} for _ in several]
+
+    def answers(raws: list[Any]) -> list[dict[str, Tensor]]:
+        given = Batch(join_padded(raws), targets[: len(raws)], torch.arange(len(raws)))
+        return task.step(given, "val")["output"]
+
+    together = answers(several)
+    assert asked == [3, 1]
+    for raw, found in zip(several, together, strict=True):
+        (alone,) = answers([raw])
+        assert len(found["boxes"]) > 5
+        for name, value in found.items():
+            assert torch.allclose(value.float(), alone[name].float(), atol=1e-3)
 
 
 def test_a_batch_is_trained_on_as_it_is() -> None:

@@ -17,6 +17,7 @@ from backbone.unireplknet import UniRepLKNet
 from tasks.detectors.fcos import FCOSHead, true_centreness
 from tasks.detectors.fpn import FPN
 from tasks.detectors.head import DetectionHead
+from tasks.detectors.rpn import RPN
 from tasks.detectors.two_stage import TwoStageHead
 from tasks.network import Network
 
@@ -230,6 +231,34 @@ def test_several_maps_of_a_sample_are_averaged(make: Any) -> None:
     )
     one, other = (out[0] if isinstance(out, tuple) else out for out in (found, wanted))
     assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_validation_proposes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and detections of the same outputs share the proposals; those of other sizes, or of training, do not."""
+    head, asked, made = cascade(), list[bool](), RPN.proposals
+
+    def counted(
+        self: RPN, scores: Any, deltas: Any, sizes_B2: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        asked.append(training)
+        return made(self, scores, deltas, sizes_B2, training)
+
+    monkeypatch.setattr(RPN, "proposals", counted)
+    head.eval()
+    wanted = head.detect(head.outputs(features()), SIZES_B2)
+    outputs = head.outputs(features())
+    head.losses(outputs, two_targets(), SIZES_B2)
+    found = head.detect(outputs, SIZES_B2)
+    assert isinstance(wanted, Tensor)
+    assert isinstance(found, Tensor)
+    assert found.equal(wanted)
+    assert asked == [False, False]
+    smaller = head.detect(outputs, SIZES_B2 // 2)
+    assert isinstance(smaller, Tensor)
+    assert (smaller[0, :, :4] <= torch.tensor([48, 64, 48, 64])).all()
+    head.train().losses(outputs, two_targets(), SIZES_B2)
+    assert asked == [False, False, False, True]
 
 
 def test_a_head_without_a_region_reads_the_whole_picture() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tasks.datasets.image.box_folder import BoxFolder
 from tasks.datasets.image.box_scenes import SIX, box_folder, scenes
+from tasks.datasets.image.box_transforms import DetectionTransforms
 
 
 def drawn(part: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,6 +68,41 @@ def test_scenes_have_every_kind_of_object() -> None:
         thing.seen.sum() / ((thing.box[2] - thing.box[0]) * (thing.box[3] - thing.box[1])) for thing in things
     ]
     assert min(shares) > 0.1
+
+
+def test_what_is_kept_in_memory_is_what_is_read(tmp_path: Path) -> None:
+    box_folder(tmp_path / "a", (10, 2, 2))
+    transforms = DetectionTransforms(
+        shorts=(60, 70), crop_part=0.5, crop_shorts=(90,), crop=(50, 80), photometric=True
+    )
+    plain, kept = (
+        BoxFolder(
+            name="box_folder",
+            data_dir=str(tmp_path / "a"),
+            num_workers=0,
+            batch_size=4,
+            transforms=transforms,
+            in_memory=in_memory,
+        )
+        for in_memory in (False, True)
+    )
+    for epoch in range(2):
+        for split in ("train", "val"):
+            loaders = []
+            for data in (plain, kept):
+                data.setup()
+                loaders.append(data.loader(split))
+                loaders[-1].batch_sampler.set_epoch(epoch)
+            for one, other in zip(*loaders, strict=True):
+                assert one.raw["pixels"].equal(other.raw["pixels"])
+                assert one.raw["size"].equal(other.raw["size"])
+                for ours, theirs in zip(one.target, other.target, strict=True):
+                    assert ours.keys() == theirs.keys()
+                    assert all(value.equal(theirs[name]) for name, value in ours.items())
+    for picture in (tmp_path / "a" / "images" / "train").iterdir():
+        picture.unlink()
+    assert all(not batch.failures for batch in kept.loader("train"))
+    assert any(batch.failures for batch in plain.loader("train"))
 
 
 def test_what_is_written_is_what_is_drawn(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Squares(DataModule):
         return (
             torch.stack(raws)
             if len({raw.shape for raw in raws}) == 1
-            else torch.stack([r.mean() for r in raws])
+            else torch.stack([r.mean().view(1) for r in raws])
         )
 
 
@@ -107,6 +107,52 @@ def test_what_is_read_at_random_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"read differently each time: say task\.data\.in_memory=false"):
         data.loader("train")
     assert len(list(data.loader("val"))) == 1
+
+
+class Shifted(Squares):
+    """Samples that are moved at random by what `augmented` adds."""
+
+    draws = True
+    draws_apart = True
+
+    def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Any]:
+        raw, target = self.decode(item)
+        return self.augmented(raw, target, rng) if train else (raw, target)
+
+    def decode(self, item: Item) -> tuple[Any, Any]:
+        return self.read_item(item, True, np.random.default_rng(0)), item.target
+
+    def augmented(self, raw: Any, target: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+        return raw + rng.integers(1000), target
+
+
+@pytest.mark.parametrize("sides", [(2,), (2, 3)])
+def test_what_is_drawn_apart_is_drawn_from_memory(tmp_path: Path, sides: tuple[int, ...]) -> None:
+    plain, kept = Shifted(tmp_path / "a"), Shifted(tmp_path / "b", in_memory=True)
+    plain.sides = kept.sides = sides
+    plain.broken = kept.broken = "3"
+    seen = []
+    for split in ("train", "train", "val"):
+        loaders = []
+        for data in (kept, plain):
+            data.setup()
+            loaders.append(data.loader(split))
+            loaders[-1].batch_sampler.set_epoch(len(seen))
+        ours, theirs = (list(loader) for loader in loaders)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.raw.equal(other.raw)
+            assert one.target.equal(other.target)
+            assert one.index.equal(other.index)
+            assert len(one.failures) == len(other.failures)
+        values = [(batch.index.tolist(), batch.raw.flatten(1)[:, 0].tolist()) for batch in ours]
+        seen.append({i: v for index, raw in values for i, v in zip(index, raw, strict=True)})
+    shared = seen[0].keys() & seen[1].keys()
+    assert shared
+    assert any(seen[0][index] != seen[1][index] for index in shared), "drawn anew in each epoch"
+    assert len(kept.reads) < len(plain.reads)
+    by_default = Shifted(tmp_path / "c", in_memory=None)
+    by_default.setup()
+    assert type(by_default.loader("train").dataset) is MemoryDataset
 
 
 def test_by_default_only_a_sample_from_files_is_kept(tmp_path: Path) -> None:

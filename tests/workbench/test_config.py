@@ -196,6 +196,15 @@ def test_a_task_may_have_a_default_learning_rate(composed: Compose) -> None:
     assert composed(*masks, "optimizer.lr=1e-4").optimizer.lr == 1e-4
 
 
+def test_a_task_may_have_a_default_warm_up(composed: Compose) -> None:
+    boxes = ("modality=image", "task=box_folder")
+    assert composed("modality=image").scheduler.warmup_epochs == 1
+    cfg = composed(*boxes)
+    assert cfg.scheduler.warmup_epochs == cfg.task.warmup_epochs < 1
+    assert composed(*boxes, "scheduler.warmup_epochs=2").scheduler.warmup_epochs == 2
+    assert composed("experiment=detection/bccd").scheduler.warmup_epochs == 10
+
+
 def test_a_task_may_have_a_default_number_of_epochs(composed: Compose) -> None:
     boxes = ("modality=image", "task=box_folder")
     assert composed("modality=image").trainer.max_epochs == 20

@@ -86,6 +86,8 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         **common: see `DataModule`.
     """
 
+    draws_apart = True
+
     def __init__(
         self,
         *,
@@ -139,6 +141,14 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
         return Item(entry.picture, entry.objects, where if entry.id is None else {**where, "id": entry.id})
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Target]:
+        raw, target = self.decode(item)
+        if train:
+            return self.augmented(raw, target, rng)
+        if "id" in item.where:
+            target["image_id"] = torch.tensor(item.where["id"])
+        return raw, target
+
+    def decode(self, item: Item) -> tuple[dict[str, Tensor], Target]:
         if "fault" in item.where:
             raise ReadError(str(item.where["fault"]))
         image = open_image(item.path, self.transforms.reading)
@@ -147,14 +157,14 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
             raise ReadError(
                 f"its labels are for {size[0]}×{size[1]} pixels, the picture has {image.width}×{image.height}"
             )
-        pixels = pixels_of(image)
-        target = self._target(item, image.height, image.width)
-        if not train:
-            if "id" in item.where:
-                target["image_id"] = torch.tensor(item.where["id"])
-            return raw_of(pixels), target
+        return raw_of(pixels_of(image)), self._target(item, image.height, image.width)
+
+    def augmented(
+        self, raw: dict[str, Tensor], target: Target, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], Target]:
+        height, width = raw["pixels"].shape[-2:]
         with seeded_by(rng):
-            moved, target = self._train(tv_tensors.Image(pixels), wrapped(target, image.height, image.width))
+            moved, target = self._train(tv_tensors.Image(raw["pixels"]), wrapped(target, height, width))
         pixels = moved.as_subclass(Tensor)
         height, width = pixels.shape[-2:]
         return raw_of(pixels), visible(target, height, width, self.transforms.min_side)
