@@ -658,6 +658,7 @@ def test_a_single_frame_tells_nothing() -> None:
 # -- through the workbench ---------------------------------------------------------------------------------
 
 
+@pytest.mark.figures
 def test_from_training_to_export(
     act: Callable[..., Path], drawn: Callable[[type[VideoData]], Path], tmp_path: Path
 ) -> None:
