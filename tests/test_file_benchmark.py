@@ -55,6 +55,8 @@ def test_what_is_no_checkout_is_refused(benchmark: ModuleType, tmp_path: Path) -
 def test_a_kind_that_only_one_reads_has_no_ratio(benchmark: ModuleType, tmp_path: Path) -> None:
     other = tmp_path / "tasks" / "datasets"
     other.mkdir(parents=True)
+    for folder in (other, other.parent):  # before a checkout of this environment's
+        (folder / "__init__.py").touch()
     (other / "series_table.py").write_text("def read_csv(path):\n    raise ValueError('unknown')\n")
     (row,) = benchmark.measure(["17,420 hours"], tmp_path, 1)
     assert row.before_ms is None
