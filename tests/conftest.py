@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,26 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from figures_support import leave_figures_blank, rendered
 from omegaconf import DictConfig
+from quick_compose import remember_compositions
 from tests_support import ROOT
+from warm_runs import WarmRuns
 
 from workbench.overrides import compose
 from workbench.resolvers import register_resolvers
 
 torch.set_num_threads(1)
 register_resolvers()
+remember_compositions()
+leave_figures_blank()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fixtures and test of `@pytest.mark.figures` render their figures."""
+    with rendered(item.get_closest_marker("figures") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +73,30 @@ def act(composed: Callable[..., DictConfig], samples: Path, tmp_path: Path) -> C
     return run
 
 
+@pytest.fixture(scope="session")
+def warm_program() -> Iterator[WarmRuns]:
+    """A process that has imported everything and forks itself for each command."""
+    with WarmRuns() as runs:
+        yield runs
+
+
 @pytest.fixture
-def command(samples: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command(folder, "task=esc50", …)` runs `python run.py …` as a user does, in `folder`."""
+def command(samples: Path, warm_program: WarmRuns) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command(folder, "task=esc50", …)` runs `python run.py …` as a user does, in `folder`.
+
+    In a process of its own, with the environment of this moment, but without the start of the interpreter and the
+    imports, which `new_command` has too.
+    """
+
+    def run(cwd: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return warm_program.finish(cwd, *words, f"paths.samples={samples}", timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def new_command(samples: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `command`, in a new interpreter."""
 
     def run(cwd: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

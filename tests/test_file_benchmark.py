@@ -25,7 +25,7 @@ def test_two_checkouts_take_turns(
 ) -> None:
     words = [
         "--only",
-        "stl, binary",
+        "17,420 hours",
         "--against",
         str(ROOT),
         "--turns",
@@ -34,10 +34,10 @@ def test_two_checkouts_take_turns(
         str(tmp_path / "a.csv"),
     ]
     (row,) = benchmark.main(words)
-    assert (row.modality, row.kind) == ("point_cloud", "stl, binary")
+    assert (row.modality, row.kind) == ("time_series", "csv, 17,420 hours, 7 columns")
     assert row.before_ms > 0
     assert 0.1 < row.ratio < 10, "the same code, in two processes"
-    assert "| point_cloud | stl, binary |" in capsys.readouterr().out
+    assert "| time_series | csv, 17,420 hours, 7 columns |" in capsys.readouterr().out
     assert (tmp_path / "a.csv").read_text().startswith("modality,kind,size_kb,before_ms,now_ms\n")
 
 
@@ -55,7 +55,9 @@ def test_what_is_no_checkout_is_refused(benchmark: ModuleType, tmp_path: Path) -
 def test_a_kind_that_only_one_reads_has_no_ratio(benchmark: ModuleType, tmp_path: Path) -> None:
     other = tmp_path / "tasks" / "datasets"
     other.mkdir(parents=True)
-    (other / "point_files.py").write_text("def read_cloud(path):\n    raise ValueError('unknown')\n")
-    (row,) = benchmark.measure(["npy, six"], tmp_path, 1)
+    for folder in (other, other.parent):  # before a checkout of this environment's
+        (folder / "__init__.py").touch()
+    (other / "series_table.py").write_text("def read_csv(path):\n    raise ValueError('unknown')\n")
+    (row,) = benchmark.measure(["17,420 hours"], tmp_path, 1)
     assert row.before_ms is None
     assert row.ratio is None

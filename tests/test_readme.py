@@ -42,10 +42,10 @@ def test_commands_compose(line: str, composed: Callable[..., DictConfig]) -> Non
 
 @pytest.mark.slow
 def test_sweep_leaves_four_complete_runs(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     (line,) = [line for line in COMMANDS if "-m backbone" in line]
-    done = command(tmp_path, *words_of(line), "debug=fast", timeout=500)
+    done = new_command(tmp_path, *words_of(line), "debug=fast", timeout=500)
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     runs = sorted(file.parent for file in sweep.glob("*/result.json"))

@@ -2,12 +2,12 @@
 
 import csv
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tests_support import ROOT
+from turns_support import fails_in_its_turn
 
 from backbone import UniRepLKNet
 
@@ -89,14 +89,9 @@ def test_networks_are_measured_in_turns_and_a_failure_stops_none() -> None:
     assert "no_such_network" in failed
 
 
-def _fails_in_its_turn(setting: int, my_turn: Callable[[], None]) -> int:
-    my_turn()
-    return 1 // setting
-
-
 def test_a_measurement_may_fail_in_its_turn() -> None:
     turns = importlib.import_module("turns")
-    answers = dict(turns.in_turns(_fails_in_its_turn, [1, 0], jobs=2))
+    answers = dict(turns.in_turns(fails_in_its_turn, [1, 0], jobs=2))
     assert answers == {1: 1, 0: "ZeroDivisionError: integer division or modulo by zero"}
 
 

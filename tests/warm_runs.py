@@ -1,15 +1,18 @@
-"""Runs of `python run.py …` without its start: a process that has imported everything, and made a run, forks itself.
+"""Runs of `python run.py …` without its start: a process that has imported everything forks itself for each of them.
 
-    with WarmRuns(samples, *WORDS) as runs:
+    with WarmRuns(f"paths.samples={samples}", *WORDS) as runs:
         run = runs.start(folder, "task=audio_folder")
         os.killpg(run.pid, signal.SIGTERM)
         assert run.wait() == 143
 
-As a script it is that process: it reads requests as lines of JSON and answers each with one.
+With words it has made a run of them too. As a script it is that process: it reads requests as lines of JSON and answers
+each with one.
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -61,19 +64,20 @@ class WarmRuns:
     """Starts runs.
 
     Args:
-        samples: folder of the embedded samples.
-        *words: of every run; the first one, made to import everything, has these alone.
+        *words: of every run; the first one, made to have everything ready, has these alone. Without words none is made.
+        packages: a folder of packages that the runs find beside the program.
     """
 
-    def __init__(self, samples: Path, *words: str) -> None:
-        self.words = [f"paths.samples={samples}", *words]
+    def __init__(self, *words: str, packages: Path = ROOT / "tests") -> None:
+        self.words = words
+        self.packages = packages
         self.turn = threading.Lock()  # one request at a time
 
     def __enter__(self) -> "WarmRuns":
         environ = os.environ | {
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "160",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{self.packages}",
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__, *self.words],
@@ -100,9 +104,35 @@ class WarmRuns:
         command = [str(ROOT / "run.py"), *self.words, *words]
         return self.paste(folder, command, Path(output))
 
-    def paste(self, folder: Path, command: list[str], output: Path) -> WarmRun:
-        """A command as a shell splits it, without `python`."""
-        pid = self.ask(start={"folder": str(folder), "command": command, "output": str(output)})
+    def finish(
+        self, folder: Path, *words: str, timeout: float, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`python run.py …` in `folder`, to its end, in the environment of this process and `environ`."""
+        command = [str(ROOT / "run.py"), *self.words, *words]
+        with tempfile.TemporaryDirectory() as place:
+            out, err = Path(place) / "out", Path(place) / "err"
+            for file in (out, err):
+                file.touch()
+            run = self.paste(folder, command, out, err, os.environ | {"COLUMNS": "160"} | environ)
+            try:
+                code = run.wait(timeout)
+            except BaseException:
+                os.killpg(run.pid, signal.SIGKILL)
+                raise
+            said = [file.read_text(encoding="utf-8") for file in (out, err)]
+        return subprocess.CompletedProcess(command, code, *said)
+
+    def paste(
+        self,
+        folder: Path,
+        command: list[str],
+        output: Path,
+        errors: Path | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> WarmRun:
+        """A command as a shell splits it, without `python`; its errors go to `output` too unless they have a file."""
+        how = {"folder": str(folder), "command": command, "output": str(output)}
+        pid = self.ask(start=how | {"errors": str(errors or output), "environ": environ})
         return WarmRun(self, pid, output)
 
     def ask(self, **request: Any) -> Any:
@@ -114,7 +144,11 @@ class WarmRuns:
 
 
 def _serve(words: list[str], answers: IO[str]) -> None:
-    _make_a_run(words)
+    if words:
+        _make_a_run(words)
+    else:
+        _import_everything()
+    assert threading.active_count() == 1, "a fork would lose threads"
     signal.pthread_sigmask(
         signal.SIG_BLOCK, SIGNALS
     )  # a run that has just been forked heeds them in a moment
@@ -142,20 +176,35 @@ def _make_a_run(words: list[str]) -> None:
         run_action(cfg)
 
 
-def _fork(folder: str, command: list[str], output: str) -> int:
+def _import_everything() -> None:
+    """All modules of the program but kernels, which some machines cannot import, and what is a program itself."""
+    import tensorboard.summary.v1  # noqa: F401
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    for package in ("modalities", "backbone", "tasks", "workbench"):
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(path, f"{package}."):
+            if not module.name.startswith(("backbone.kernels", "workbench.doctor", "workbench.start")):
+                importlib.import_module(module.name)
+
+
+def _fork(folder: str, command: list[str], output: str, errors: str, environ: dict[str, str] | None) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         os.setsid()
-        for number, flags in (
-            (0, os.O_RDONLY),
-            (1, os.O_WRONLY | os.O_APPEND),
-            (2, os.O_WRONLY | os.O_APPEND),
+        for number, path, flags in (
+            (0, os.devnull, os.O_RDONLY),
+            (1, output, os.O_WRONLY | os.O_APPEND),
+            (2, errors, os.O_WRONLY | os.O_APPEND),
         ):
-            os.dup2(os.open(output if number else os.devnull, flags), number)
+            os.dup2(os.open(path, flags), number)
         os.chdir(folder)
+        if environ is not None:
+            os.environ.clear()
+            os.environ.update(environ)
         sys.argv = command
         STOP.heed()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what has come until now is told in its own output

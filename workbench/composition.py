@@ -33,7 +33,7 @@ FORMATS = (1,)
 GROUPS = ("modality", "task", "backbone")
 OUTER = ("paths", "data_dir", "download", "seed")  # values of this command that a file may refer to
 MODE = "${mode_of:${task.monitor}}"  # `mode` in conf/task; the only resolver call that is accepted
-DEPTH, VALUES, TEXT = 24, 2_000_000, 100_000  # maximum nesting, number of values, string length
+DEPTH, VALUES, TEXT = 24, 200_000, 100_000  # maximum nesting, number of values, string length
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[\w-]+)*)\}")
 _SPECIAL = re.compile(r"_[a-z]+_")  # Hydra's keys: _partial_, _args_, …

@@ -53,7 +53,7 @@ def test_exact_on_any_shape(
     assert_exact(shape, k, dtype, device)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 9, 4), (1, 1, 13, 3), (2, 1, 2, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 2, 6, 4), (1, 1, 13, 3), (2, 1, 2, 33)], ids=str)
 def test_exact_in_strips_and_a_few_channels_at_a_time(
     shape: tuple[int, int, int, int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +64,7 @@ def test_exact_in_strips_and_a_few_channels_at_a_time(
 
 @pytest.mark.parametrize(
     ("shape", "k"),
-    [((131, 1, 3, 4), 5), pytest.param((1, 33, 2, 2), 5, marks=pytest.mark.slow), ((2, 1, 6, 5), 13)],
+    [((131, 1, 3, 4), 5), pytest.param((1, 33, 2, 2), 5, marks=pytest.mark.slow), ((2, 1, 5, 4), 13)],
     ids=str,
 )
 def test_many_images_many_channels_and_kernels_larger_than_the_map(

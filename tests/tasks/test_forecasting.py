@@ -192,6 +192,7 @@ def run(composed: Callable[..., DictConfig], samples: Path, tmp_path_factory: py
     return folder
 
 
+@pytest.mark.figures
 def test_a_run_reports_the_naive_forecasts_beside_the_model(run: Path) -> None:
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     for name in ("mse", "mae", "mse_naive", "mse_seasonal_naive", "mse_own_units", "mae_own_units"):

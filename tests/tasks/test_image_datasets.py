@@ -856,6 +856,7 @@ def test_pretraining_and_fine_tuning_by_the_official_experiments(
     assert 0 < kept < 0.01 * moved[last], "an average of decay 0.9999 has hardly left where it began"
 
 
+@pytest.mark.figures
 def test_train_predict_export(
     act: Callable[..., Path], tmp_path: Path, roots: dict[type[ImageData], Path]
 ) -> None:

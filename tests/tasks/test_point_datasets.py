@@ -433,6 +433,7 @@ def test_a_wrong_folder_is_one_sentence(kind: type[Any], tmp_path: Path) -> None
         point_data(kind, tmp_path)
 
 
+@pytest.mark.figures
 def test_from_meshes_to_an_answer(act: Callable[..., Path], tmp_path: Path) -> None:
     samples.modelnet(tmp_path / "data", train=4, test=1)
     run = act(

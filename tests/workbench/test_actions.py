@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from figures_support import is_drawn, rendered
 from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY
 
@@ -25,7 +26,8 @@ def run(composed: Callable[..., DictConfig], samples: Path, tmp_path_factory: py
     cfg = composed(
         *TINY, "task=audio_folder", "trainer.max_epochs=2", f"paths.samples={samples}", f"paths.run={folder}"
     )
-    value = run_action(cfg)
+    with rendered():
+        value = run_action(cfg)
     assert value == json.loads((folder / "result.json").read_text())["best"]
     return folder
 
@@ -47,6 +49,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         "figures/curves.png",
         "figures/confusion.png",
     }
+    assert all(is_drawn(file) for file in (run / "figures").glob("*.png"))
     assert not [file for file in files if "/." in f"/{file}"], "no drafts are left"
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {

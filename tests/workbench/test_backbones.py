@@ -48,9 +48,18 @@ SHORT = ("trainer=cpu", "trainer.max_epochs=1", "task.data.limit=12", "logger=cs
 VIT = ("backbone=timm", "backbone.name=vit_tiny_patch16_224", "+backbone.model.options.depth=4",
        "+backbone.model.options.embed_dim=32", "+backbone.model.options.num_heads=2")  # fmt: skip
 KINDS = {
-    "conv": ("backbone=timm", "backbone.name=convnext_atto"),
+    "conv": (
+        "backbone=timm",
+        "backbone.name=convnext_atto",
+        "+backbone.model.options.depths=[1,1,1,1]",
+        "+backbone.model.options.dims=[16,16,32,32]",
+    ),
     "transformer": VIT,
-    "hybrid": ("backbone=fastvit_t8",),
+    "hybrid": (
+        "backbone=fastvit_t8",
+        "+backbone.model.options.layers=[1,1,1,1]",
+        "+backbone.model.options.embed_dims=[16,16,32,32]",
+    ),
 }
 
 

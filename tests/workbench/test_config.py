@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,15 @@ def names(group: str) -> list[str]:
 MODALITIES = [name for name in names("modality") if "/" not in name]
 
 
+@cache
 def modality_of(task: str) -> str:
     for name in MODALITIES:
-        if task in tasks_of(name):
+        if task in tasks_in(name):
             return name
     raise AssertionError(f"no modality has a task {task}")
+
+
+tasks_in = cache(tasks_of)  # which reads all their files
 
 
 TASKS = [name for name in names("task") if "/" not in name and name not in names("modality")]

@@ -99,13 +99,15 @@ def start(alone: Run) -> State:
 
 @pytest.fixture
 def together(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[Path, str]]:
     """`together(…)`: the run of two processes with batches of 8, and what they printed."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
 
     def run(*words: str) -> tuple[Path, str]:
-        done = command(tmp_path, *WORDS, *TWO, "task.data.batch_size=8", *words)
+        done = new_command(tmp_path, *WORDS, *TWO, "task.data.batch_size=8", *words)
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / "runs").glob("*/*")  # one run folder
         return folder, done.stdout
@@ -157,13 +159,15 @@ def test_half_a_batch_is_far_from_the_whole(alone: Run, whole: Path, start: Stat
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     stop = (
         "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 0, batch: 3, hook: on_train_batch_end}"
     )
-    done = command(tmp_path, *WORDS, *TWO, "task.data.batch_size=8", stop)
+    done = new_command(tmp_path, *WORDS, *TWO, "task.data.batch_size=8", stop)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert (done.stdout + done.stderr).count("stopped by SIGTERM") == 1
     (last,) = (tmp_path / "runs").glob("*/*/checkpoints/last.ckpt")

@@ -48,6 +48,7 @@ def is_picture(path: Path) -> bool:
         return min(image.size) > 100
 
 
+@pytest.mark.figures
 @EVERY
 def test_receptive_field_and_similarity_without_padding(task: str, act: Act) -> None:
     folder = act(*TASKS[task], "action=probe_erf", "action.inputs=5", "action.batch_size=3", folder="erf")
@@ -61,6 +62,7 @@ def test_receptive_field_and_similarity_without_padding(task: str, act: Act) -> 
     assert is_picture(folder / "figures" / "cka.png")
 
 
+@pytest.mark.figures
 @EVERY
 def test_kernels(task: str, act: Act) -> None:
     folder = act(*TASKS[task], "action=probe_kernels")
@@ -68,6 +70,7 @@ def test_kernels(task: str, act: Act) -> None:
     assert is_picture(folder / "figures" / "kernels.png")
 
 
+@pytest.mark.figures
 @EVERY
 def test_features_of_every_sample_and_what_they_are_not_asked(
     task: str, act: Act, caplog: pytest.LogCaptureFixture
@@ -110,6 +113,7 @@ def test_shards_of_events_are_refused(act: Act, tmp_path: Path, caplog: pytest.L
     assert "not sound_events (audio)" in caplog.text
 
 
+@pytest.mark.figures
 @pytest.mark.slow
 @EVERY
 def test_a_trained_run_is_asked_everything(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figures_support import is_drawn, rendered
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from PIL import Image
@@ -60,7 +61,8 @@ def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFacto
     from workbench.actions import run_action
 
     folder = tmp_path_factory.mktemp("runs") / "fit"
-    run_action(composed(*CASCADE, f"paths.samples={samples}", f"paths.run={folder}"))
+    with rendered():
+        run_action(composed(*CASCADE, f"paths.samples={samples}", f"paths.run={folder}"))
     return folder
 
 
@@ -72,6 +74,7 @@ def checkpoint(run: Path) -> Path:
 def test_a_run_leaves_numbers_and_pictures(run: Path) -> None:
     files = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert files >= {"config.yaml", "result.json", "metrics.csv", "test_report.json", *FIGURES}
+    assert all(is_drawn(run / name) for name in FIGURES)
     metrics = result(run)["metrics"]
     assert {
         f"{split}/{mask}{name}" for split in ("val", "test") for mask in ("", "mask_") for name in MEASURES
@@ -102,6 +105,7 @@ def test_a_test_has_a_row_for_each_detection(run: Path, checkpoint: Path, act: A
     assert table["truth"].notna().sum() == len(objects), "each object is found once or missed"
 
 
+@pytest.mark.figures
 def test_predict_writes_cocos_file_overlays_and_tables(
     checkpoint: Path, act: Act, samples: Path, tmp_path: Path
 ) -> None:
@@ -312,14 +316,14 @@ def test_norms_of_the_heads_are_shared_among_processes(composed: Compose) -> Non
 
 @pytest.mark.slow
 def test_two_processes_train_and_measure_together(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     words = [word for word in CASCADE if not word.startswith("trainer=")]
-    done = command(tmp_path, *words, *two, "task.data.limit=9", "paths.run=run", timeout=500)
+    done = new_command(tmp_path, *words, *two, "task.data.limit=9", "paths.run=run", timeout=500)
     assert done.returncode == 0, done.stderr
     metrics = result(tmp_path / "run")["metrics"]
-    again = command(tmp_path, "trainer=cpu", "action=test", "ckpt=run", "paths.run=again", timeout=300)
+    again = new_command(tmp_path, "trainer=cpu", "action=test", "ckpt=run", "paths.run=again", timeout=300)
     assert again.returncode == 0, again.stderr
     for name in ("test/ap", "test/ap50", "test/mask_ap"):
         assert metrics[name] == pytest.approx(result(tmp_path / "again")["metrics"][name], abs=1e-5)
@@ -517,8 +521,10 @@ def test_settings_that_make_no_sense_are_one_sentence(
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
+def test_as_a_user_types_it(
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = new_command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
     assert done.returncode == 1
     assert "nowhere does not exist" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

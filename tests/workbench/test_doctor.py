@@ -44,10 +44,12 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_a_whole_install_is_one_screen(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = command(tmp_path, "action=doctor", f"paths.runs={tmp_path / 'runs'}")
+    done = new_command(tmp_path, "action=doctor", f"paths.runs={tmp_path / 'runs'}")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= 40

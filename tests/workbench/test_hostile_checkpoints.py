@@ -340,7 +340,7 @@ def test_other_classes_of_a_slot_are_allowed(
 
 @pytest.mark.slow
 def test_a_plug_in_is_found_by_its_yaml(
-    crafted: Callable[[Change], Path], command: Callable[..., Any], tmp_path: Path
+    crafted: Callable[[Change], Path], new_command: Callable[..., Any], tmp_path: Path
 ) -> None:
     """In a process of its own: the search path is Hydra's."""
     (tmp_path / "mine.py").write_text(
@@ -351,8 +351,8 @@ def test_a_plug_in_is_found_by_its_yaml(
     bad = crafted(putting("task.loss", node("mine.Focal")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
-        without = command(tmp_path, "action=info", f"ckpt={bad}")
-        found = command(tmp_path, f"--config-dir={tmp_path / 'conf'}", "action=info", f"ckpt={bad}")
+        without = new_command(tmp_path, "action=info", f"ckpt={bad}")
+        found = new_command(tmp_path, f"--config-dir={tmp_path / 'conf'}", "action=info", f"ckpt={bad}")
     assert without.returncode == 1
     assert "mine.Focal" in without.stdout + without.stderr
     assert found.returncode == 0, found.stdout + found.stderr

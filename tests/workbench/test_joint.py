@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from figures_support import is_drawn, rendered
 from omegaconf import DictConfig, OmegaConf
 from tests_support import TINY, weights
 
@@ -38,7 +39,8 @@ def run_in(composed: Compose, samples: Path, folder: Path, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_in(composed, samples, tmp_path_factory.mktemp("runs") / "joint", *SMALL)
+    with rendered():
+        return run_in(composed, samples, tmp_path_factory.mktemp("runs") / "joint", *SMALL)
 
 
 def result_of(run: Path) -> dict:  # type: ignore[type-arg]
@@ -60,6 +62,7 @@ def test_what_a_joint_run_leaves(run: Path) -> None:
         "figures/time_series/inputs.png",
         "figures/time_series/forecasts.png",
     }
+    assert all(is_drawn(file) for file in (run / "figures").rglob("*.png"))
     result = result_of(run)
     assert (result["modality"], result["task"], result["monitor"]) == (
         "joint",

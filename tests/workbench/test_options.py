@@ -123,10 +123,12 @@ def test_statistics_come_from_the_training_part(composed: Callable[..., DictConf
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     words = (*TINY, "task=audio_folder", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    done = command(tmp_path, *words, "trainer.precision=32-true", "trainer.sync_batchnorm=false", timeout=200)
+    done = new_command(
+        tmp_path, *words, "trainer.precision=32-true", "trainer.sync_batchnorm=false", timeout=200
+    )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs" / "audio_folder").iterdir()
     assert (run / "result.json").is_file()

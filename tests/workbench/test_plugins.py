@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tests_support import ROOT
+from warm_runs import WarmRuns
 from wheel_support import pip
 
 from tasks.datasets.base import DataError
@@ -48,20 +49,30 @@ def commanded(home: Path, packages: Path, *words: str, code: int = 0, **environ:
         timeout=280,
         check=False,
     )
+    return said_by(done, code)
+
+
+def said_by(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def widefield(home: Path, site: Path) -> Widefield:
+def widefield(home: Path, site: Path) -> Iterator[Widefield]:
     """`widefield("modality=eeg", …)` types a command and returns what it says."""
-    return lambda *words, **how: commanded(home, site, *words, **how)
+    with WarmRuns(packages=site) as runs:
+
+        def type_(*words: str, code: int = 0, **environ: str) -> str:
+            return said_by(runs.finish(home, *words, timeout=280, **environ), code)
+
+        yield type_
 
 
 @pytest.fixture(scope="module")
-def run(widefield: Widefield, home: Path) -> Path:
-    said = widefield(*EEG, *SHORT, "paths.runs=first")
+def run(home: Path, site: Path) -> Path:
+    """In a new interpreter, which imports the package where it is needed."""
+    said = commanded(home, site, *EEG, *SHORT, "paths.runs=first")
     assert "drawn sample, not EEG recordings" in said
     (folder,) = (home / "first" / "eyes").iterdir()
     return folder
@@ -97,7 +108,7 @@ def test_a_run_is_tested_asked_and_exported(widefield: Widefield, run: Path, hom
     (folder,) = (home / "runs" / "predict").iterdir()
     header = (folder / "predictions.csv").read_text().splitlines()[0]
     assert "entropy" in header
-    widefield(*EEG, *SHORT, f"init_from={run}", "freeze=stages.0-1", "paths.runs=started")
+    widefield(*EEG, *SHORT, f"init_from={run}", "freeze=stages.0-1", "paths.runs=started", "callbacks=[]")
     widefield("action=export", f"ckpt={run}", "action.formats=[torch_export]")
     assert list((home / "runs" / "export").glob("*/export/model.pt2"))
 

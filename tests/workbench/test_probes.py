@@ -56,6 +56,7 @@ def is_picture(path: Path, least: int = 300) -> bool:
     return min(pixels.shape) >= least and pixels.std() > 5
 
 
+@pytest.mark.figures
 def test_erf_beside_other_networks(image_run: Path, act: Act) -> None:
     words = ("trainer=cpu", "action=probe_erf", f"ckpt={image_run}", "action.inputs=5", "action.size=96")
     folder = act(*words, "action.stage=2", "action.compare=[untrained,resnet18]")
@@ -98,6 +99,7 @@ def test_erf_is_the_same_in_train_form(image_run: Path, act: Act) -> None:
     assert areas[0] == areas[1]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     "modality", ["time_series", "point_cloud", pytest.param("video", marks=pytest.mark.slow)]
 )
@@ -109,6 +111,7 @@ def test_erf_of_any_modality_untrained(modality: str, act: Act) -> None:
     assert is_picture(folder / "figures" / "erf.png")
 
 
+@pytest.mark.figures
 def test_cka_within_and_across_modalities(image_run: Path, audio_run: Path, act: Act) -> None:
     words = ("trainer=cpu", "action=probe_cka", f"ckpt={image_run / 'checkpoints' / 'last.ckpt'}")
     folder = act(*words, f"action.against=[untrained,{audio_run}]", "action.inputs=24", "action.batch_size=8")
@@ -140,6 +143,7 @@ def test_the_same_network_twice_is_the_same(image_run: Path, act: Act) -> None:
     np.testing.assert_allclose(own, other)
 
 
+@pytest.mark.figures
 def test_kernels_before_and_after(image_run: Path, act: Act) -> None:
     folder = act("trainer=cpu", "action=probe_kernels", f"ckpt={image_run}", "action.channels=3")
     blocks = read(folder, "kernels")["blocks"]
@@ -154,6 +158,7 @@ def test_kernels_before_and_after(image_run: Path, act: Act) -> None:
     assert is_picture(folder / "figures" / "kernel_energy.png")
 
 
+@pytest.mark.figures
 def test_shape_bias_on_the_drawn_pictures(image_run: Path, act: Act) -> None:
     folder = act("trainer=cpu", "action=probe_shape_bias", f"ckpt={image_run}")
     found = read(folder, "shape_bias")
@@ -216,6 +221,7 @@ def test_shape_bias_of_an_official_classifier(act: Act, tmp_path: Path) -> None:
     assert pd.read_csv(folder / "shape_bias.csv")["top_class"].str.match(r"n\d{8} .").all()
 
 
+@pytest.mark.figures
 def test_robustness_begins_with_what_test_measures(image_run: Path, act: Act) -> None:
     words = ("trainer=cpu", f"ckpt={image_run / 'checkpoints' / 'best.ckpt'}")
     folder = act(*words, "action=probe_robustness", "action.corruptions=[noise,contrast]",

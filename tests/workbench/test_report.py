@@ -203,6 +203,7 @@ def test_single_runs_and_strangers(tmp_path: Path) -> None:
     assert (write_report(tmp_path / "runs")).is_file()
 
 
+@pytest.mark.figures
 def test_files_of_a_report(sweep: Path, recwarn: pytest.WarningsRecorder) -> None:
     page = write_report(sweep)
     report = page.parent
@@ -269,6 +270,7 @@ def test_references_are_no_formulas_and_secrets_no_axes(tmp_path: Path) -> None:
     assert "hunter2" not in str(text)
 
 
+@pytest.mark.figures
 def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib reads formulas, SVG and HTML markup: of a value that looks like either all of it is shown, once."""
     name = "a & b <c> $x$"

@@ -120,6 +120,7 @@ def by_hand(composed: Compose, run: Path, clips: Path, split: str, form: str) ->
     return np.stack(found)
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("form", ["deploy", "train"])
 def test_a_checkpoints_features_are_those_computed_by_hand(
     form: str, act: Act, composed: Compose, run: Path, clips: Path
@@ -315,6 +316,7 @@ def test_a_member_of_a_joint_run(act: Act, clips: Path) -> None:
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.figures
 def test_all_protocols_of_a_checkpoint(
     act: Act, composed: Compose, run: Path, clips: Path, tmp_path: Path
 ) -> None:

@@ -4,20 +4,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from tests_support import ROOT, TINY, only_run, weights
+from tests_support import TINY, only_run, weights
+from warm_runs import WarmRuns
 
 # Everything random that training has: shuffling, crops, masks, mixup, drop path, dropout.
 WORDS = (
     *TINY,
     "task=audio_folder",
+    "task.data.limit=96",
     "trainer.max_epochs=4",
     "task.data.batch_size=4",
     "task.head.dropout=0.2",
@@ -37,23 +38,17 @@ SHORT = (  # two epochs of four steps
 )
 
 
-def start(folder: Path, samples: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), f"paths.samples={samples}", *WORDS, *words],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(scope="module")
+def runs(samples: Path) -> Iterator[WarmRuns]:
+    with WarmRuns(f"paths.samples={samples}", *WORDS) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, samples: Path) -> Path:
+def unbroken(runs: WarmRuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    process = start(folder, samples)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    run = runs.start(folder)
+    assert run.wait() == 0, run.said
     return only_run(folder)
 
 
@@ -61,29 +56,32 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, samples: Path) -> Path:
     "how",
     [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGINT))],
 )
-def test_killed_and_continued(how: signal.Signals, tmp_path: Path, samples: Path, unbroken: Path) -> None:
-    process = start(tmp_path, samples)
+def test_killed_and_continued(how: signal.Signals, tmp_path: Path, runs: WarmRuns, unbroken: Path) -> None:
+    killed = runs.start(tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):  # the first epoch is complete
-        assert process.poll() is None, process.communicate()[0]
+        assert killed.poll() is None, killed.said
         assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.3)  # into the middle of the next
-    process.send_signal(how)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
+    os.kill(killed.pid, how)
+    code = killed.wait()
+    assert code != 0
     run = only_run(tmp_path)
     assert not (run / "result.json").exists()
     stopped = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert stopped["epoch"] < 3, "the kill came too late to mean anything"
     if how is not signal.SIGKILL:
-        assert process.returncode == 128 + how
-        assert f"resume={run.relative_to(tmp_path)}" in output
+        assert code == 128 + how
+        assert f"resume={run.relative_to(tmp_path)}" in killed.said
 
-    process = start(tmp_path, samples, "resume=auto")
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    continued = runs.start(tmp_path, "resume=auto")
+    assert continued.wait() == 0, continued.said
     assert only_run(tmp_path) == run
+    _assert_same(run, unbroken)
+
+
+def _assert_same(run: Path, unbroken: Path) -> None:
     whole, continued = weights(unbroken), weights(run)
     assert whole.keys() == continued.keys()
     different = [name for name in whole if not torch.equal(whole[name], continued[name])]
@@ -150,7 +148,8 @@ def test_sigterm_in_the_test_after_training_is_no_success(
 def test_another_command_is_refused(
     command: Callable[..., subprocess.CompletedProcess[str]], act: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = act(*TINY, "task=audio_folder")
-    done = command(tmp_path, *TINY, "task=audio_folder", f"resume={run}", "optimizer.lr=0.5")
+    words = (*TINY, "task=audio_folder", "task.data.limit=24")
+    run = act(*words)
+    done = command(tmp_path, *words, f"resume={run}", "optimizer.lr=0.5")
     assert done.returncode == 1
     assert "optimizer.lr was 0.002, now 0.5" in done.stderr + done.stdout

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figures_support import is_drawn, rendered
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from PIL import Image
@@ -50,7 +51,8 @@ def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFacto
     from workbench.actions import run_action
 
     folder = tmp_path_factory.mktemp("runs") / "fit"
-    run_action(composed(*WORDS, f"paths.samples={samples}", f"paths.run={folder}"))
+    with rendered():
+        run_action(composed(*WORDS, f"paths.samples={samples}", f"paths.run={folder}"))
     return folder
 
 
@@ -62,6 +64,7 @@ def checkpoint(run: Path) -> Path:
 def test_a_run_leaves_numbers_and_pictures(run: Path) -> None:
     files = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert files >= {"config.yaml", "result.json", "metrics.csv", "test_report.json", *FIGURES}
+    assert all(is_drawn(run / name) for name in FIGURES)
     metrics = result(run)["metrics"]
     assert {
         f"{split}/{name}" for split in ("val", "test") for name in ("miou", "macc", "acc", "loss")
@@ -108,6 +111,7 @@ def test_windows_scales_and_mirrors_may_be_asked_for(
     assert 0 <= metrics["test/miou"] <= 1
 
 
+@pytest.mark.figures
 def test_predict_writes_masks_overlays_and_areas(
     checkpoint: Path, act: Act, samples: Path, composed: Compose, tmp_path: Path
 ) -> None:
@@ -348,8 +352,10 @@ def test_ground_truth_measures_as_perfect(composed: Compose, samples: Path) -> N
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
+def test_as_a_user_types_it(
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = new_command(tmp_path, *WORDS, "task.data.data_dir=nowhere")
     assert done.returncode == 1
     assert "nowhere does not exist; mask_folder expects images/ and masks/" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -112,7 +112,7 @@ def finished(folder: Path) -> Path:
 def test_every_stopped_run_ends_like_one_left_alone(samples: Path, tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    with WarmRuns(samples, *WORDS) as runs, ThreadPoolExecutor(AT_ONCE) as pool:
+    with WarmRuns(f"paths.samples={samples}", *WORDS) as runs, ThreadPoolExecutor(AT_ONCE) as pool:
         alone = tmp_path / "alone"
         alone.mkdir()
         began = time.monotonic()

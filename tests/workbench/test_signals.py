@@ -37,7 +37,7 @@ READERS = "task.data.num_workers=2"
 
 @pytest.fixture(scope="module")
 def runs(samples: Path) -> Iterator[WarmRuns]:
-    with WarmRuns(samples, *WORDS) as started:
+    with WarmRuns(f"paths.samples={samples}", *WORDS) as started:
         yield started
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figures_support import is_drawn, rendered
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from tests_support import TINY, weights
@@ -44,7 +45,8 @@ def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFacto
     from workbench.actions import run_action
 
     folder = tmp_path_factory.mktemp("runs") / "fit"
-    run_action(composed(*WORDS, f"paths.samples={samples}", f"paths.run={folder}"))
+    with rendered():
+        run_action(composed(*WORDS, f"paths.samples={samples}", f"paths.run={folder}"))
     return folder
 
 
@@ -56,6 +58,7 @@ def checkpoint(run: Path) -> Path:
 def test_a_run_leaves_numbers_and_pictures(run: Path) -> None:
     files = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert files >= {"config.yaml", "result.json", "metrics.csv", "test_report.json", *FIGURES}
+    assert all(is_drawn(run / name) for name in FIGURES)
     metrics = result(run)["metrics"]
     names = ("event_f1", "event_f1_micro", "segment_f1", "segment_f1_micro", "frame_f1", "psds", "loss")
     assert {f"{split}/{name}" for split in ("val", "test") for name in names} <= set(metrics)
@@ -116,6 +119,7 @@ def test_decoding_may_be_set_anew_for_a_test(
     assert found[0] > found[1]
 
 
+@pytest.mark.figures
 def test_predict_writes_one_table_of_events_and_pictures(
     checkpoint: Path, act: Act, samples: Path, composed: Compose, tmp_path: Path
 ) -> None:
@@ -315,10 +319,12 @@ def test_settings_that_make_no_sense_are_one_sentence(
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_as_a_user_types_it(
+    new_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "events.csv").write_text("path,onset,offset,label\nx.wav,2,1,dog\n")
-    done = command(tmp_path, *WORDS, "data_dir=mine")
+    done = new_command(tmp_path, *WORDS, "data_dir=mine")
     assert done.returncode == 1
     assert "line 2 names mine/x.wav, which does not exist" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -15,6 +15,7 @@ from backbone.checkpoints import adapt_first_conv
 
 Act = Callable[..., Path]
 STEM = "network.backbone.downsample_layers.0.0.weight"
+AUDIO = (*TINY, "task=audio_folder", "task.data.limit=24", "task.data.num_workers=0")
 IMAGE = (*TINY, "modality=image", "task.data.transforms.size=32", "task.data.limit=8", "trainer.max_epochs=1")
 
 
@@ -25,7 +26,7 @@ def audio_run(
     from workbench.actions import run_action
 
     folder = tmp_path_factory.mktemp("runs") / "audio"
-    run_action(composed(*TINY, "task=audio_folder", f"paths.samples={samples}", f"paths.run={folder}"))
+    run_action(composed(*AUDIO, f"paths.samples={samples}", f"paths.run={folder}"))
     return folder
 
 
@@ -59,9 +60,7 @@ def test_another_modality_takes_the_stages_and_an_adapted_stem(
 
 
 def test_the_same_task_goes_on_with_head_and_statistics(audio_run: Path, act: Act) -> None:
-    run = act(
-        *TINY, "task=audio_folder", f"init_from={audio_run / 'checkpoints' / 'last.ckpt'}", "optimizer.lr=0"
-    )
+    run = act(*AUDIO, f"init_from={audio_run / 'checkpoints' / 'last.ckpt'}", "optimizer.lr=0")
     taken = record(run)
     assert "linear.weight" in taken["head"]
     assert "normalize.mean" in taken["embedder"]
@@ -99,7 +98,7 @@ def untrained_norm(name: str) -> torch.Tensor:
 
 
 def test_other_settings_of_the_embedder_measure_anew(audio_run: Path, act: Act) -> None:
-    words = (*TINY, "task=audio_folder", f"init_from={audio_run}", "modality.embedder.num_mel_bins=32")
+    words = (*AUDIO, f"init_from={audio_run}", "modality.embedder.num_mel_bins=32")
     run = act(*words, "freeze=stages.1-2")
     assert record(run)["embedder"] == []
     source, ours = state(audio_run, "best"), state(run)

@@ -4,9 +4,7 @@ Shapes: S side in pixels.
 """
 
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,6 +18,7 @@ from modalities.batched_transforms import BatchedImageTransforms
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
 from tasks.datasets.items import Item
+from tasks.datasets.seeding import seeded_by as seeded_by
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.targets import ClassTargets, Kind
 
@@ -220,22 +219,3 @@ class ImageData(ShardableData):
 
     def read_file(self, path: Path) -> Tensor:
         return torch.as_tensor(self._eval(open_image(path, self.transforms.reading)))
-
-
-@contextmanager
-def seeded_by(rng: np.random.Generator) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch (CPU) from ``rng``; their states are restored on exit.
-
-    timm and torchvision use all three. Without worker processes they are shared with training.
-    """
-    seed = int(rng.integers(2**32))
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.default_generator.set_state(before[2])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.datasets.errors import DataError
-from tasks.datasets.image.files import seeded_by
+from tasks.datasets.seeding import seeded_by
 
 ATTEMPTS = 10  # maximum number of trials for a random crop
 
