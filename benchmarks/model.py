@@ -9,10 +9,11 @@
     python benchmarks/model.py --device cpu --forms eager # likewise, without a C++ compiler
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
-merged form in inference. Each network is measured eager, compiled, and compiled into CUDA graphs (`graphed`), each with
-channels last and first in memory, and the best one counts. A training step is forward, backward and AdamW, under
-autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak memory is of a training step, weights
-and optimizer included. Several networks compile at once, in processes of their own; one at a time is measured.
+merged form in inference. Each network is measured eager, eager in CUDA graphs (`recorded`), compiled, and compiled into
+CUDA graphs (`graphed`), each with channels last and first in memory, and the best one counts. A training step is
+forward, backward and AdamW, under autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak
+memory is of a training step, weights and optimizer included. Several networks compile at once, in processes of their
+own; one at a time is measured.
 """
 
 import argparse
@@ -56,7 +57,13 @@ PEERS = {
 
 
 #: Forms of a network, as `compile=` in a run has them.
-FORMS: dict[str, bool | str] = {"eager": False, "compiled": True, "graphed": "graphs"}
+FORMS: dict[str, bool | str] = {
+    "eager": False,
+    "recorded": "eager_graphs",
+    "compiled": True,
+    "graphed": "graphs",
+}
+GRAPHS = ("recorded", "graphed")  # forms that are CUDA graphs themselves
 LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
 PLAIN = " plain"
 
@@ -114,22 +121,28 @@ def inference(
         return median_ms([lambda: call(x)], x.device), 0.0
 
 
-def training(model: nn.Module, x: Tensor, asked: Setting, my_turn: Callable[[], None]) -> tuple[float, float]:
-    """Milliseconds a step, and GiB at most."""
+def training_step(model: nn.Module, x: Tensor, form: str, dtype: str) -> Callable[[], None]:
+    """Forward, backward and AdamW on one batch."""
     model = model.train()
-    call = compiled(model, FORMS[asked.form])
+    call = compiled(model, FORMS[form])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=x.is_cuda or None)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def step() -> None:
-        half = torch.autocast(x.device.type, torch.bfloat16) if asked.dtype == "bf16" else nullcontext()
+        half = torch.autocast(x.device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
         with half:
             loss = F.cross_entropy(call(x), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(3):  # of which one records the graph: its memory counts then and never again
+    return step
+
+
+def training(model: nn.Module, x: Tensor, asked: Setting, my_turn: Callable[[], None]) -> tuple[float, float]:
+    """Milliseconds a step, and GiB at most."""
+    step = training_step(model, x, asked.form, asked.dtype)
+    for _ in range(4):  # of which one records the graph: its memory counts then and never again
         step()
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -175,7 +188,7 @@ def in_every_form(asked: argparse.Namespace) -> list[Row]:
         for network in dict.fromkeys(networks(asked))
         for form in asked.forms
         for layout in asked.layouts
-        if form != "graphed" or mode == "training"
+        if form not in GRAPHS or mode == "training"
     ]
     best: dict[tuple[str, str], Row] = {}
     for setting, answer in in_turns(measure, settings, asked.jobs or jobs_on(asked.device)):
@@ -200,7 +213,7 @@ def on_cpu(asked: argparse.Namespace) -> list[Row]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for form, label, how in itertools.product(("train form", "deploy form"), asked.layouts, asked.forms):
-            if how == "graphed" or (how == "compiled" and form == "train form"):
+            if how in GRAPHS or (how == "compiled" and form == "train form"):
                 continue
             model: Any = build(f"unireplknet_{asked.models[0]}", asked.resolution).eval()
             if form == "deploy form":

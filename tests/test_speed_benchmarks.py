@@ -105,3 +105,19 @@ def test_steps_on_a_cpu_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -
     forms = {"tiny, 1 threads", "tiny plain, 1 threads", "tiny, 2 threads", "tiny plain, 2 threads"}
     assert {(row.model, row.best) for row in rows} == {(f, c) for f in forms for c in ("processor", "wall")}
     assert all(row.ms > 0 for row in rows)
+
+
+def test_starts_are_cold_and_warm_and_a_failure_stops_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = importlib.import_module("start")
+    words = ["--device", "cpu", "--dtype", "tf32", "--batch", "1", "--resolution", "32", "--forms", "eager"]
+    rows = start.main([*words, "--models", "no_such_network", "convnext_atto", "--out", str(tmp_path)])
+    assert [(row.model, row.caches) for row in rows] == [("convnext_atto", "cold"), ("convnext_atto", "warm")]
+    assert all(0 < row.imports_s < row.first_step_s < row.fifth_step_s for row in rows)
+    assert all(row.ms > 0 for row in rows)
+    assert len((tmp_path / "start.csv").read_text().splitlines()) == 3
+    assert (
+        "no_such_network, eager, cold failed: RuntimeError: Unknown model (no_such_network)"
+        in capsys.readouterr().out
+    )
