@@ -18,6 +18,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
 
 
+@pytest.mark.figures
 def test_depthwise_writes_table_and_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,6 +210,7 @@ def test_one_program_for_any_batch() -> None:
     torch.testing.assert_close(program(raw), embedder(raw))
 
 
+@pytest.mark.figures
 def test_a_cloud_can_be_drawn_beside_its_maps(tmp_path: Any) -> None:
     from workbench.figures import draw_samples
 
