@@ -31,8 +31,8 @@ class Recorded:
 
     A signature is the shapes, dtypes and ``requires_grad`` of the tensors, the other arguments, and the modes of the
     module, of autograd and of autocast. In training the backward pass is a graph of its own. Batch-norm statistics and
-    the state of the random generator are those of as many eager calls. A second forward pass before the backward pass
-    of the first runs eagerly, since a replay would overwrite the activations that are still needed.
+    the state of the random generator are those of as many eager calls. Until the backward pass of a replay other calls
+    run eagerly, since all recordings share the memory of the activations that are still needed.
 
     Args:
         forward: a module, or a method of a module; takes tensors and other arguments, nested in any way, and returns
@@ -64,7 +64,7 @@ class Recorded:
         replay = self.recordings.get(signature)
         if replay is None:
             self.seen[signature] += 1
-            if self.seen[signature] <= SEEN_BEFORE:
+            if self.seen[signature] <= SEEN_BEFORE or self._awaits_backward():
                 return self.forward(*inputs)
             if len(self.recordings) == MOST:
                 self._tell(f"compile=eager_graphs: {MOST} shapes are recorded, further ones run as they are")
@@ -91,7 +91,7 @@ class Recorded:
     # -- a forward pass whose backward pass is still to come -----------------------------------------------------------
 
     def _awaits_backward(self) -> bool:
-        return torch.is_grad_enabled() and self.pending is not None and self.pending() is not None
+        return self.pending is not None and self.pending() is not None
 
     def _await_backward(self, output: Any) -> Any:
         leaves, _ = tree_flatten(output)

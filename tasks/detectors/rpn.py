@@ -111,11 +111,7 @@ class RPN(nn.Module):
         levels = self._levels(scores, deltas)
         score_BN, delta_BN4 = (torch.cat([level[part] for level in levels], dim=1) for part in (0, 1))
         anchors_N4 = torch.cat([anchors for _, _, anchors in levels])
-        objects_at, ground_at, true_boxes = (
-            [],
-            [],
-            [],
-        )  # of each image, by index into the batch's B · N anchors
+        objects_at, ground_at, true_boxes = [], [], []  # per image; indices into the batch's B · N anchors
         for number, (target, size_2) in enumerate(zip(targets, sizes_B2, strict=True)):
             object_N = self._assigned(anchors_N4, target["boxes"], size_2)
             objects, ground = sampled(object_N, self.settings.samples, self.settings.positive_part)
