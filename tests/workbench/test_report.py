@@ -539,6 +539,7 @@ def test_page_in_a_browser(page: Any, sweep: Path) -> None:
     assert "job.json" in listing.content()
 
 
+@pytest.mark.figures
 def test_a_dark_and_a_narrow_page(page: Any, sweep: Path) -> None:
     address = write_report(sweep).as_uri()
     page.set_viewport_size({"width": 400, "height": 800})
