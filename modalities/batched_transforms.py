@@ -24,6 +24,7 @@ from modalities.batched_geometry import (
     warped,
 )
 from modalities.batched_rand_augment import BatchedRandAugment
+from modalities.counting import histogram
 from modalities.image import IMAGENET_MEAN, inside
 
 TRIALS = 10  # further crops drawn until classes are mixed
@@ -171,22 +172,11 @@ class BatchedMaskTransforms(nn.Module):
 
 def are_mixed(mask_BHW: Tensor, most: float, void: int) -> Tensor:
     """Whether a mask has at least two classes, each with less than the fraction `most` of its labelled pixels, (B,)."""
-    classes_BK = _histograms(mask_BHW.flatten(1), void + 1)[:, :void]
+    batch, values = len(mask_BHW), void + 1
+    image_B11 = torch.arange(batch, device=mask_BHW.device)[:, None, None]
+    classes_BK = histogram(mask_BHW + values * image_B11, batch * values).view(batch, values)[:, :void]
     several_B = (classes_BK > 0).sum(dim=1) > 1
     return several_B & (classes_BK.amax(dim=1) < most * classes_BK.sum(dim=1))
-
-
-def _histograms(values_BP: Tensor, most: int) -> Tensor:
-    """How often each value below `most` occurs in each row, (B, most) float."""
-    batch = len(values_BP)
-    if values_BP.is_cuda and not torch.are_deterministic_algorithms_enabled():  # counted on chip
-        row_B1 = torch.arange(batch, device=values_BP.device, dtype=torch.int32)[:, None]
-        counts = torch.histc(values_BP + most * row_B1, bins=batch * most, min=0, max=batch * most)
-        return counts.view(batch, most).float()
-    counts_BK = torch.zeros(batch, most, device=values_BP.device)
-    return counts_BK.scatter_add_(
-        1, values_BP.long(), torch.ones(1, device=values_BP.device).expand(values_BP.shape)
-    )
 
 
 def _flipped_inside(x: Tensor, flip_B: Tensor, cut_B2: Tensor) -> Tensor:

@@ -1,11 +1,51 @@
-"""Bilinear resizing of maps.
+"""Bilinear resizing of maps, and the sizes to resize to.
 
 Shapes: B batch, C channels, H × W pixels resized to S_h × S_w.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def fitted(height: int, width: int, limits: Sequence[int]) -> tuple[int, int]:
+    """The largest size at which an image fits into the given longer and shorter side, keeping its aspect ratio.
+
+    >>> fitted(300, 400, (2048, 512)), fitted(100, 1000, (2048, 512))
+    ((512, 683), (205, 2048))
+    """
+    factor = min(max(limits) / max(height, width), min(limits) / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def scaled_by(height: int, width: int, limits: Sequence[int] | None, factor: float) -> tuple[int, int]:
+    """`fitted` into the limits, or without limits the image's own size, times a factor."""
+    limits = (max(height, width), min(height, width)) if limits is None else limits
+    return fitted(height, width, [max(int(side * factor), 1) for side in limits])
+
+
+def all_scaled_by(size_B2: Tensor, limits: Sequence[int] | None, factor_B: Tensor) -> Tensor:
+    """`scaled_by` for a batch, on its device.
+
+    Args:
+        size_B2: heights and widths.
+        limits: longer and shorter side; `None`: the image's own.
+        factor_B: one factor per image.
+
+    Returns:
+        Heights and widths, (B, 2), int64.
+    """
+    size_B2, factor_B = size_B2.double(), factor_B.double()
+    short_B, long_B = size_B2.aminmax(dim=1)
+    most_B, least_B = (
+        ((long_B, short_B)[place] if limits is None else (max(limits), min(limits))[place]) * factor_B
+        for place in (0, 1)
+    )
+    most_B, least_B = (side_B.floor().clamp(min=1) for side_B in (most_B, least_B))
+    ratio_B = torch.minimum(most_B / long_B, least_B / short_B)
+    return (size_B2 * ratio_B[:, None] + 0.5).floor().clamp(min=1).long()
 
 
 def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.bilinear import resized
+from tasks.bilinear import resized, scaled_by
 
 MODES = ("whole", "slide")
 FITS = ("pad", "resize")
@@ -91,8 +91,7 @@ class DenseInference:
         """The network's inputs, and whether each is mirrored."""
         height, width = pixels_B3HW.shape[-2:]
         for ratio in self.ratios:
-            limits = self.resize or (max(height, width), min(height, width))
-            size = fitted(height, width, [max(int(side * ratio), 1) for side in limits])
+            size = scaled_by(height, width, self.resize or None, ratio)
             if self.fit == "resize":
                 size = (up_to(size[0], self.multiple), up_to(size[1], self.multiple))
             picture_B3hw = resized(pixels_B3HW.float(), size)
@@ -153,12 +152,6 @@ def starts(length: int, crop: int, stride: int) -> list[int]:
     """
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(number * stride, length - crop), 0) for number in range(count)]
-
-
-def fitted(height: int, width: int, limits: Sequence[int]) -> tuple[int, int]:
-    """The largest size at which an image fits into the given longer and shorter side, keeping its aspect ratio."""
-    factor = min(max(limits) / max(height, width), min(limits) / min(height, width))
-    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def up_to(length: int, multiple: int) -> int:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.protocol import Backbone, strides_of, widths_of
-from tasks.bilinear import resized
+from tasks.bilinear import fitted, resized
 from tasks.coco_results import in_cocos_files
 from tasks.datasets.batch import Batch
-from tasks.dense_inference import fitted, up_to
+from tasks.dense_inference import up_to
 from tasks.detection_drawing import (
     Objects,
     Picture,

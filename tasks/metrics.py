@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision
 
+from modalities.counting import histogram
+
 
 class MeanClassAccuracy(Metric):
     """Class-averaged accuracy: the mean recall over the classes that have samples.
@@ -120,14 +122,8 @@ def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """Confusion matrix, (K, K), true class by predicted class; targets outside the K classes are ignored."""
     predicted, target = predicted.flatten().long(), target.flatten().long()
     known = (target >= 0) & (target < classes)
-    if (
-        target.is_cuda and not torch.are_deterministic_algorithms_enabled()
-    ):  # neither selects values nor asks for their maximum, which would wait for the GPU
-        pairs = torch.where(known, target * classes + predicted, classes**2)
-        counts = torch.histc(pairs.int(), bins=classes**2 + 1, min=0, max=classes**2 + 1)
-        return counts[:-1].view(classes, classes).long()
-    pairs = target[known] * classes + predicted[known]
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    pairs = torch.where(known, target * classes + predicted, classes**2)
+    return histogram(pairs, classes**2 + 1)[:-1].view(classes, classes)
 
 
 def iou_of(counts_KK: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 from workbench.errors import UsageError
 from workbench.recorded import Recorded
 
+GRAPHS = ("graphs", "eager_graphs")  # of `compile`, those that replay CUDA graphs
+
 
 def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1) -> Callable[..., Any]:
     """Compile ``forward`` as requested.
@@ -31,7 +33,7 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         return forward
     if how is True:
         return torch.compile(forward)
-    if how not in ("graphs", "eager_graphs"):
+    if how not in GRAPHS:
         raise UsageError(f"compile takes false, true, graphs or eager_graphs, not {how}")
     if how == "eager_graphs":
         return Recorded(forward, accumulates=accumulated > 1)

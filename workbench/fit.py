@@ -18,7 +18,7 @@ from workbench.build import build_all_data, build_training
 from workbench.callbacks.best import BestCheckpoint
 from workbench.callbacks.keep_config import KeepConfig
 from workbench.callbacks.replan import Replan
-from workbench.compiled import compiled
+from workbench.compiled import GRAPHS, compiled
 from workbench.console import console, print_table, short
 from workbench.cost import StepTimes, cost_of
 from workbench.going_on import going_on_said
@@ -79,7 +79,7 @@ def _fit(cfg: DictConfig) -> float | None:
             part.network.runner = compiled(
                 part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
             )
-            if cfg.compile in ("graphs", "eager_graphs") and part.augment.transforms is not None:
+            if cfg.compile in GRAPHS and part.augment.transforms is not None:
                 part.augment.runner = Recorded(part.augment.transforms)
     params = number_of_parameters(task.trained_module())
     shown = f"{params / 1e6:.2f} M"

@@ -69,7 +69,7 @@ class Recorded:
             if len(self.recordings) == MOST:
                 self._tell(f"compile=eager_graphs: {MOST} shapes are recorded, further ones run as they are")
                 return self.forward(*inputs)
-            replay = self.recordings[signature] = self._record(leaves, spec)
+            replay = self.recordings[signature] = self._record(tensors, leaves, spec)
         if self._awaits_backward():
             return self.forward(*inputs)
         return self._await_backward(replay(*tensors))
@@ -106,11 +106,9 @@ class Recorded:
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
-    def _record(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any]:
+    def _record(self, tensors: list[Tensor], leaves: list[Any], spec: TreeSpec) -> Callable[..., Any]:
         call = _Call(self.forward, leaves, spec)
-        samples = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
-        for sample, given in zip(samples, (leaf for leaf in leaves if isinstance(leaf, Tensor)), strict=True):
-            sample.requires_grad_(given.requires_grad)
+        samples = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         autocast = torch.is_autocast_enabled("cuda")
@@ -121,6 +119,7 @@ class Recorded:
         try:
             with half if autocast else nullcontext(), unchanged(self.module), launches_recorded():
                 if not learns:
+                    _warm_up(lambda: call(samples))
                     forward = _Graph(lambda: call(samples), self.pool)
                     return lambda *tensors: call.nested(forward.replay(samples, tensors))
                 passes = _Passes(self.module, call, samples, self.pool, self.accumulates)
@@ -153,11 +152,9 @@ class _Call:
 
 
 class _Graph:
-    """One recording: what `run` does, after it has run a few times on a stream of its own."""
+    """One recording: what `run` does, which has been warmed up."""
 
-    def __init__(self, run: Callable[[], tuple[Tensor, ...]], pool: Any, warm_up: bool = True) -> None:
-        if warm_up:
-            _warm_up(run)
+    def __init__(self, run: Callable[[], tuple[Tensor, ...]], pool: Any) -> None:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             self.outputs = run()
@@ -208,9 +205,9 @@ class _Passes:
             return backward(outputs, [torch.ones_like(out) for out in outputs if out.requires_grad])
 
         _warm_up(both)
-        self.forward = _Graph(forward, pool, warm_up=False)
+        self.forward = _Graph(forward, pool)
         self.grads = [torch.zeros_like(out) for out in self.forward.outputs if out.requires_grad]
-        self.backward = _Graph(lambda: backward(self.forward.outputs, self.grads), pool, warm_up=False)
+        self.backward = _Graph(lambda: backward(self.forward.outputs, self.grads), pool)
 
 
 class _Replayed(torch.autograd.Function):
@@ -232,11 +229,8 @@ class _Replayed(torch.autograd.Function):
             kept.copy_(grad)
         passes.backward.graph.replay()
         made = iter(passes.backward.outputs)
-        wanted = [
-            *(sample.requires_grad for sample in passes.samples),
-            *(True for _ in passes.trained),
-        ]
-        found = (next(made) if one else None for one in wanted)
+        inputs = (*passes.samples, *passes.trained)
+        found = (next(made) if one.requires_grad else None for one in inputs)
         return None, *(
             None if grad is None else (grad.clone() if passes.copies else grad.detach()) for grad in found
         )
@@ -262,6 +256,7 @@ def parameters_replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterat
 
 
 def _warm_up(run: Callable[[], Any]) -> None:
+    """Compile the kernels, and run a few times on a stream of its own."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         with kernels_compiled_ahead():

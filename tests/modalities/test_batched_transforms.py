@@ -20,12 +20,11 @@ from modalities.batched_transforms import (
     are_mixed,
     photometric_distortion,
 )
+from tasks.bilinear import all_scaled_by, scaled_by
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
-    all_scaled_by,
     is_mixed,
-    scaled_by,
 )
 from tasks.task import Augment
 

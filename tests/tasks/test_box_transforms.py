@@ -18,7 +18,7 @@ from tasks.datasets.image.box_transforms import (
     visible,
     wrapped,
 )
-from tasks.datasets.image.files import seeded_by
+from tasks.datasets.seeding import seeded_by
 
 Target = dict[str, Tensor]
 

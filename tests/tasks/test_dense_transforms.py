@@ -18,7 +18,7 @@ from tasks.datasets.image.dense_transforms import (
     join_masks,
     join_pictures,
 )
-from tasks.datasets.image.files import seeded_by
+from tasks.datasets.seeding import seeded_by
 
 
 def labelled(height: int = 60, width: int = 90) -> tuple[tv_tensors.Image, tv_tensors.Mask]:

@@ -26,12 +26,13 @@ from tasks.datasets.batch import Batch
 from tasks.datasets.download import Source
 from tasks.datasets.image import sample as sample
 from tasks.datasets.image.cifar import Cifar10, Cifar100, read_pickle
-from tasks.datasets.image.files import ImageData, ImageTransforms, seeded_by
+from tasks.datasets.image.files import ImageData, ImageTransforms
 from tasks.datasets.image.folder import ImageFolder
 from tasks.datasets.image.imagenet import ImageNet, Pictures, describe_synset
 from tasks.datasets.image.imagenet22k import ImageNet22K
 from tasks.datasets.image.reading import open_image
 from tasks.datasets.image.tiny_imagenet import TinyImageNet
+from tasks.datasets.seeding import seeded_by
 from tasks.datasets.splits import held_out_files
 
 SMALL = ImageTransforms(size=16, crop_pct=1.0)

@@ -48,9 +48,9 @@ from tasks.datasets.image.box_transforms import (
     wrapped,
 )
 from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
-from tasks.datasets.image.files import seeded_by
 from tasks.datasets.image.reading import open_image
 from tasks.datasets.items import Whole
+from tasks.datasets.seeding import seeded_by
 from tasks.datasets.shards.data import ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 

@@ -16,8 +16,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from tasks.bilinear import fitted
 from tasks.datasets.errors import DataError
-from tasks.datasets.image.dense_transforms import PhotometricDistortion, join_pictures, rescaled
+from tasks.datasets.image.dense_transforms import PhotometricDistortion, join_pictures
 from tasks.datasets.image.reading import MAX_PIXELS, PictureOptions
 
 MULTIPLE = 32  # batches are padded to multiples of it, for a feature pyramid with strides up to 32
@@ -145,7 +146,7 @@ class ScaleJitter(v2.Transform):
         factor = float(torch.empty(()).uniform_(self.factors[0], self.factors[1]))
         side = max(int(self.size * factor), 1)
         height, width = F.get_size(flat_inputs[0])
-        return {"size": list(rescaled(height, width, (side, side)))}
+        return {"size": list(fitted(height, width, (side, side)))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.resize(inpt, params["size"], antialias=False)

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from modalities.batched_transforms import BatchedMaskTransforms
+from tasks.bilinear import all_scaled_by, scaled_by
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import MAX_PIXELS, PictureOptions
 
@@ -107,46 +108,6 @@ class SegmentationTransforms:
             v2.RandomHorizontalFlip(self.hflip),
         ]
         return v2.Compose([*steps, PhotometricDistortion()] if self.photometric else steps)
-
-
-def rescaled(height: int, width: int, limits: Sequence[int] | None) -> tuple[int, int]:
-    """The size at which an image fits into a longer and a shorter side, keeping the aspect ratio; `None`: unchanged.
-
-    >>> rescaled(300, 400, (2048, 512)), rescaled(100, 1000, (2048, 512))
-    ((512, 683), (205, 2048))
-    """
-    if limits is None:
-        return height, width
-    factor = min(max(limits) / max(height, width), min(limits) / min(height, width))
-    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
-
-
-def scaled_by(height: int, width: int, limits: Sequence[int] | None, factor: float) -> tuple[int, int]:
-    """`rescaled` with the limits, or without limits the image's own size, times a factor."""
-    limits = (max(height, width), min(height, width)) if limits is None else limits
-    return rescaled(height, width, [max(int(side * factor), 1) for side in limits])
-
-
-def all_scaled_by(size_B2: Tensor, limits: Sequence[int] | None, factor_B: Tensor) -> Tensor:
-    """`scaled_by` for a batch, on its device.
-
-    Args:
-        size_B2: heights and widths.
-        limits: longer and shorter side; `None`: the image's own.
-        factor_B: one factor per image.
-
-    Returns:
-        Heights and widths, (B, 2), int64.
-    """
-    size_B2, factor_B = size_B2.double(), factor_B.double()
-    short_B, long_B = size_B2.aminmax(dim=1)
-    most_B, least_B = (
-        ((long_B, short_B)[place] if limits is None else (max(limits), min(limits))[place]) * factor_B
-        for place in (0, 1)
-    )
-    most_B, least_B = (side_B.floor().clamp(min=1) for side_B in (most_B, least_B))
-    ratio_B = torch.minimum(most_B / long_B, least_B / short_B)
-    return (size_B2 * ratio_B[:, None] + 0.5).floor().clamp(min=1).long()
 
 
 class RandomRescale(v2.Transform):

@@ -18,7 +18,7 @@ from modalities.batched_transforms import BatchedImageTransforms
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, MAX_PIXELS, PictureOptions, open_image
 from tasks.datasets.items import Item
-from tasks.datasets.seeding import seeded_by as seeded_by
+from tasks.datasets.seeding import seeded_by
 from tasks.datasets.shards.data import ShardableData, ShardableSettings
 from tasks.datasets.targets import ClassTargets, Kind
 

@@ -29,11 +29,12 @@ from tasks.datasets.image.dense_transforms import (
     join_pictures,
     padded,
 )
-from tasks.datasets.image.files import READ_ALIKE, seeded_by
+from tasks.datasets.image.files import READ_ALIKE
 from tasks.datasets.image.mask_targets import MaskTargets
 from tasks.datasets.image.masks import MaskCoding, numbered
 from tasks.datasets.image.reading import open_image, size_of
 from tasks.datasets.items import SPLITS, Item, spread
+from tasks.datasets.seeding import seeded_by
 from tasks.datasets.shards.data import ShardOptions, as_file
 from tasks.datasets.shards.layout import ShardSet
 from tasks.datasets.targets import Kind
