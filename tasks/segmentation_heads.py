@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone import CheckpointError
+from tasks.bilinear import resized
 
 POOLED_TO = (1, 2, 3, 6)
 
@@ -62,8 +63,8 @@ class PooledTo(nn.Module):
 
 
 def upsampled(x_NCHW: Tensor, like_NCHW: Tensor) -> Tensor:
-    """Bilinear upsampling to the size of another map, with `align_corners=False`."""
-    return F.interpolate(x_NCHW, size=like_NCHW.shape[-2:], mode="bilinear", align_corners=False)
+    """Bilinear upsampling to the size of another map."""
+    return resized(x_NCHW, (like_NCHW.shape[-2], like_NCHW.shape[-1]))
 
 
 class _Scores(nn.Module):

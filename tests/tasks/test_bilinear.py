@@ -10,13 +10,26 @@ from tasks.bilinear import by_products, resized
 sides = st.integers(1, 40)
 
 
-@given(before=st.tuples(sides, sides), after=st.tuples(sides, sides))
-def test_products_are_the_same_resizing(before: tuple[int, int], after: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0)).requires_grad_()
+layouts = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
+@given(before=st.tuples(sides, sides), after=st.tuples(sides, sides), layout=layouts)
+def test_products_are_the_same_resizing(
+    before: tuple[int, int], after: tuple[int, int], layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=layout).requires_grad_()
     ours, theirs = by_products(x, after), F.interpolate(x, after, mode="bilinear", align_corners=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)]
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-3)
+
+
+def test_products_keep_the_layout() -> None:
+    x = torch.randn(2, 3, 5, 7)
+    assert by_products(x, (20, 30)).is_contiguous()
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert by_products(x, (20, 30)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_products_are_not_rounded_under_autocast() -> None:
