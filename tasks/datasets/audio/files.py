@@ -61,6 +61,7 @@ class AudioData(ShardableData):
     kind: ClassVar[Kind] = ClassTargets
     modality = "audio"
     extensions = EXTENSIONS
+    draws_apart = True
 
     def __init__(
         self,
@@ -89,6 +90,14 @@ class AudioData(ShardableData):
         if train:
             return read_crop(item.path, self.sample_rate, self.seconds, place=rng.random())
         return self.read_file(item.path)
+
+    def decode(self, item: Item) -> tuple[Tensor, Any]:
+        """The whole clip, resampled."""
+        seconds = max(length_of(item.path) or 0.0, self.seconds)
+        return read_samples(item.path, self.sample_rate, seconds), item.target
+
+    def augmented(self, raw: Tensor, target: Any, rng: np.random.Generator) -> tuple[Tensor, Any]:
+        return fit_length(raw, round(self.seconds * self.sample_rate), place=rng.random()), target
 
     def setup(self, stage: str | None = None) -> None:
         fresh = not self.splits
@@ -236,13 +245,26 @@ def _rounded_up(seconds: float) -> float:
 
 
 def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) -> Tensor:
-    """Read ``seconds`` of a file, mixed down to one channel and resampled, as ``(T,)`` float32.
+    """Read ``seconds`` of a file as ``(T,)``, with T = ``round(seconds * sample_rate)``.
+
+    Args:
+        path, sample_rate: see `read_samples`.
+        place: relative position of the crop in a longer file, or of a shorter file in silence: 0 is the start,
+            0.5 the middle, 1 the end.
+
+    Raises:
+        ReadError: see `read_samples`.
+    """
+    return fit_length(read_samples(path, sample_rate, seconds, place), round(seconds * sample_rate), place)
+
+
+def read_samples(path: Path, sample_rate: int, seconds: float, place: float = 0.0) -> Tensor:
+    """Read at most ``seconds`` of a file, mixed down to one channel and resampled, as ``(T,)`` float32.
 
     Args:
         path: WAV, FLAC, OGG, Opus, MP3, AIFF or another format of libsndfile; M4A, AAC and WMA through PyAV.
-        sample_rate: target rate in Hz; T is ``round(seconds * sample_rate)``.
-        place: relative position of the crop in a longer file, or of a shorter file in silence: 0 is the start,
-            0.5 the middle, 1 the end.
+        sample_rate: target rate in Hz.
+        place: relative position of the crop in a longer file.
 
     Raises:
         ReadError: the file is missing, empty, not audio, broken or contains non-finite values.
@@ -261,7 +283,7 @@ def read_crop(path: Path, sample_rate: int, seconds: float, place: float = 0.5) 
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ReadError(f"its sample rate of {rate} Hz is out of range")
     waveform = torch.from_numpy(sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1))
-    return fit_length(resample(waveform, rate, sample_rate), round(seconds * sample_rate), place)
+    return resample(waveform, rate, sample_rate)
 
 
 def is_container(path: Path) -> bool:
