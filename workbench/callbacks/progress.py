@@ -60,6 +60,8 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self._visible():
+            return
         said = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         now = time.monotonic()
         metrics = None
@@ -108,8 +110,11 @@ class Progress(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
+    def _visible(self) -> bool:
+        return self._enabled and console.is_interactive
+
     def _show(self, row: str, said: str, done: int, total: float, metrics: str | None = None) -> None:
-        if not self._enabled or not console.is_interactive:
+        if not self._visible():
             return
         if self._display is None:
             self._display = _display()
