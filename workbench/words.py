@@ -192,20 +192,27 @@ def _check_added(word: Override, base: DictConfig, cfg: DictConfig) -> None:
     if not place:
         raise UsageError(f"{word.input_line}: {unknown(word.key_or_group, base)}")
     if where in FREE:
-        own = cfg[where][rest[0]]
-        if own is None:
-            return
-        target = own.get("_target_") if isinstance(own, DictConfig) else None
-        if target is None:
-            raise UsageError(f"{word.input_line}: {where}.{rest[0]} needs a _target_, the class to make")
-        for key in own:
-            _takes(str(target), str(key), word)
+        _check_made(word, cfg, f"{where}.{rest[0]}")
+    elif node is not None and node._is_none() and where not in PLACES:  # a place for a component that is off
+        _check_made(word, cfg, where)
     elif where != MEMBERS and rest[0] not in PLACES.get(where, ()):
         owner = next((size for size in range(len(place), 0, -1) if _target(base, place[:size])), None)
         if owner is None or place[:owner] == ["action"] == place:
             raise UsageError(f"{word.input_line}: {unknown(word.key_or_group, base)}")
         if owner == len(place):
             _takes(str(_target(base, place)), rest[0], word, [str(key) for key in node])
+
+
+def _check_made(word: Override, cfg: DictConfig, where: str) -> None:
+    """Raise a `UsageError` unless what was added at a place is a class to make and arguments that it takes."""
+    own = OmegaConf.select(cfg, where)
+    if own is None:
+        return
+    target = own.get("_target_") if isinstance(own, DictConfig) else None
+    if target is None:
+        raise UsageError(f"{word.input_line}: {where} needs a _target_, the class to make")
+    for key in own:
+        _takes(str(target), str(key), word)
 
 
 def _takes(target: str, name: str, word: Override, known: Iterable[str] = ()) -> None:

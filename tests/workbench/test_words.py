@@ -19,6 +19,7 @@ from workbench.words import OURS, check_words, plain_words
 
 Compose = Callable[..., DictConfig]
 STOP = "lightning.pytorch.callbacks.EarlyStopping"
+MIXUP = "modalities.audio_augment.WaveformMixup"
 
 
 def checked(composed: Compose, *words: str) -> None:
@@ -38,6 +39,9 @@ def checked(composed: Compose, *words: str) -> None:
         ("+callbacks.x={a:1}", "callbacks.x needs a _target_"),
         ("+callbacks.default.patience=1", "callbacks.default needs a _target_"),
         ("+mine._target_=os.mkdir", "mine is no group"),
+        ("+modality.augment.mixup.prob=0.5", "modality.augment.mixup needs a _target_"),
+        (f"+modality.augment.mixup={{_target_:{MIXUP},probb:0.5}}", "takes no probb: did you mean prob?"),
+        ("+task.data.mixup.prob=0.5", "task.data.mixup needs a _target_"),
         ("+modality.augment.maps2=null", "augment has no maps2: did you mean maps?"),
         ("seed=abc", "seed=abc: it must be a number, such as 0"),
         ("seed=1.5", "it must be a whole number"),
@@ -66,6 +70,8 @@ def test_a_typo_is_one_sentence(
         ("+trainer.val_check_interval=0.5",),
         (f"+callbacks.x._target_={STOP}", "+callbacks.x.monitor=val/loss"),
         (f"+callbacks.x={{_target_:{STOP},monitor:val/loss}}",),
+        (f"+modality.augment.mixup._target_={MIXUP}", "+modality.augment.mixup.prob=0.5"),
+        (f"++modality.augment.mixup={{_target_:{MIXUP},prob:0.5}}",),
         ("+optimizer.eps=1e-9",),
         ("+task.data.shards.storage.anon=true",),
         ("action=probe_robustness", "+action.severities.noise=[0.1,0.2]"),
