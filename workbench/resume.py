@@ -24,7 +24,13 @@ from workbench.overrides import overrides
 log = logging.getLogger("widefield")
 
 SHOWN = 3  # maximum number of changes named in a message
-FILLED = (".modality.augment", ".task.members")  # nodes whose keys each command chooses
+FILLED = (".modality.augment", ".task.members", ".callbacks")  # nodes whose keys each command chooses
+#: Of the trainer, what changes the weights; the rest says where and how fast, and what is shown and kept of a run.
+TRAINS = (
+    "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches",
+    "overfit_batches", "sync_batchnorm", "max_steps",
+)  # fmt: skip
+AVERAGES = "workbench.callbacks.averaging."  # callbacks that change the weights that are tested and kept
 
 
 @dataclass
@@ -102,7 +108,7 @@ def _same_command(cfg: DictConfig, before: Any) -> None:
     chosen = ("task.monitor", "task.mode") if cfg.task.monitor is None else ()
     changed = [
         key
-        for key in _settings(now)
+        for key in dict.fromkeys([*_settings(now), *_averages(before)])
         if key not in chosen
         and OmegaConf.select(before, key) != OmegaConf.select(now, key)
         and not _is_new(key, before, said)
@@ -137,15 +143,27 @@ def _said(cfg: DictConfig) -> list[str]:
 
 
 def _settings(cfg: DictConfig) -> list[str]:
-    """Configuration keys that affect training; `trainer.max_epochs` may change, see `_more_epochs`."""
+    """Configuration keys that affect the weights; `trainer.max_epochs` may change, see `_more_epochs`."""
     groups = ("modality", "task", "backbone", "optimizer", "scheduler")
     free = ("data.num_workers", "data.samples_dir", "data.data_dir", "data.download")
     elsewhere = ("data.shards.cache_", "data.shards.storage")
     leaves = [leaf for group in groups for leaf in _leaves(cfg[group], group)]
     leaves += ["seed", "init_from", "freeze"]
-    leaves += ["trainer.precision", "trainer.accumulate_grad_batches"]
+    leaves += [f"trainer.{key}" for key in TRAINS if key in cfg.trainer]
+    leaves += _averages(cfg)
     return [
         leaf for leaf in leaves if not leaf.endswith(free) and not any(part in leaf for part in elsewhere)
+    ]
+
+
+def _averages(cfg: DictConfig) -> list[str]:
+    """The keys of callbacks that average weights."""
+    nodes = {f"callbacks.{name}": node for name, node in (cfg.get("callbacks") or {}).items()}
+    return [
+        leaf
+        for path, node in nodes.items()
+        if isinstance(node, DictConfig) and str(node.get("_target_")).startswith(AVERAGES)
+        for leaf in _leaves(node, path)
     ]
 
 

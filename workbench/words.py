@@ -187,14 +187,16 @@ def _check_added(word: Override, base: DictConfig, cfg: DictConfig) -> None:
     parts = word.key_or_group.split(".")
     node, place = _walk(base, parts)
     where, rest = ".".join(place), parts[len(place) :]
+    off = node is not None and node._is_none() and where not in PLACES  # a place for a component that is off
+    if off and isinstance(OmegaConf.select(cfg, where), DictConfig):
+        _check_made(word, cfg, where)
+        return
     if not rest or rest[0] in HYDRAS:
         return
     if not place:
         raise UsageError(f"{word.input_line}: {unknown(word.key_or_group, base)}")
     if where in FREE:
         _check_made(word, cfg, f"{where}.{rest[0]}")
-    elif node is not None and node._is_none() and where not in PLACES:  # a place for a component that is off
-        _check_made(word, cfg, where)
     elif where != MEMBERS and rest[0] not in PLACES.get(where, ()):
         owner = next((size for size in range(len(place), 0, -1) if _target(base, place[:size])), None)
         if owner is None or place[:owner] == ["action"] == place:

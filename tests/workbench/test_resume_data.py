@@ -225,3 +225,44 @@ def test_a_changed_member_of_a_joint_run_is_named(
         UsageError, match=r"resume=RUN: the data of audio .*: class names: bee gone, wasp new"
     ):
         same_data(cfg, build_all_data(cfg), run)
+
+
+EMA = ("callbacks=[default,ema]",)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        ((), ("trainer.gradient_clip_val=0.1",), "trainer.gradient_clip_val was 5.0, now 0.1"),
+        ((), ("trainer.limit_train_batches=3",), "trainer.limit_train_batches was 1.0, now 3"),
+        ((), ("+trainer.overfit_batches=1",), "trainer.overfit_batches was None, now 1"),
+        ((), EMA, "callbacks.ema._target_ was None"),
+        (
+            ("callbacks=[default,ema]",),
+            ("callbacks.ema.decay=0.5",),
+            "callbacks.ema.decay was 0.999, now 0.5",
+        ),
+        (EMA, ("callbacks=[default]",), "callbacks.ema._target_ was workbench"),
+    ],
+)
+def test_settings_that_change_the_weights_are_refused(
+    composed: Callable[..., DictConfig], first: tuple[str, ...], then: tuple[str, ...], said: str
+) -> None:
+    from workbench.errors import UsageError
+
+    words = ("modality=image", "task=cifar10", "resume=x")
+    old = OmegaConf.create(OmegaConf.to_container(resolved(composed(*words, *first))))
+    with pytest.raises(UsageError, match=said):
+        _same_command(composed(*words, *then), old)
+
+
+def test_settings_of_where_and_what_is_shown_may_change(composed: Callable[..., DictConfig]) -> None:
+    words = ("modality=image", "task=cifar10", "resume=x")
+    old = OmegaConf.create(OmegaConf.to_container(resolved(composed(*words))))
+    free = (
+        "trainer.devices=2",
+        "trainer.log_every_n_steps=3",
+        "callbacks=[]",
+        "trainer.check_val_every_n_epoch=2",
+    )
+    _same_command(composed(*words, *free), old)
