@@ -29,7 +29,12 @@ def clips(root: Path, rate: int) -> Path:
 def epochs(root: Path, in_memory: bool, **settings: Any) -> list[dict[int, torch.Tensor]]:
     """The training clips of two epochs, by index."""
     data = AudioFolder(
-        name="audio_folder", data_dir=str(root), in_memory=in_memory, sample_rate=RATE, num_workers=0, **settings
+        name="audio_folder",
+        data_dir=str(root),
+        in_memory=in_memory,
+        sample_rate=RATE,
+        num_workers=0,
+        **settings,
     )
     data.setup()
     loader: Any = data.train_dataloader()

@@ -446,13 +446,36 @@ def test_another_name_for_the_column_of_series(tmp_path: Path) -> None:
         read_csv(path, form=Format(series="shop"))
 
 
+@pytest.mark.parametrize("name", ["id", "", "Unnamed: 0", "row"])
+@pytest.mark.parametrize("place", [0, 2])
 def test_a_column_that_numbers_the_rows_is_no_variate(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, place: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    frame = pd.DataFrame({"id": range(60), "date": DAYS, "v": WEEK})
+    frame = pd.DataFrame({"date": DAYS, "v": WEEK})
+    frame.insert(place, name, range(5, 5 + 3 * 60, 3))
     frame.to_csv(tmp_path / "a.csv", index=False)
     assert read_csv(tmp_path / "a.csv").variates == ("v",)
-    assert "column id numbers the rows" in caplog.text
+    assert "numbers the rows and is left out" in caplog.text
+
+
+def test_a_shuffled_index_is_no_variate(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"date": DAYS, "v": WEEK}).sample(frac=1, random_state=0)
+    frame.to_csv(tmp_path / "a.csv")
+    assert read_csv(tmp_path / "a.csv").variates == ("v",)
+
+
+def test_a_column_that_numbers_the_rows_can_be_asked_for(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"date": DAYS, "row": range(60), "v": WEEK})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert read_csv(tmp_path / "a.csv", columns=Columns(target=("row", "v"))).variates == ("row", "v")
+    frame[["date", "row"]].to_csv(tmp_path / "a.csv", index=False)
+    assert read_csv(tmp_path / "a.csv").variates == ("row",), "nothing else is there"
+
+
+@pytest.mark.parametrize("values", [[*range(59), 7], [0.5 * day for day in range(60)], [3] * 60])
+def test_other_numbers_are_variates(values: list[float], tmp_path: Path) -> None:
+    pd.DataFrame({"date": DAYS, "count": values, "v": WEEK}).to_csv(tmp_path / "a.csv", index=False)
+    assert read_csv(tmp_path / "a.csv").variates == ("count", "v")
 
 
 def test_a_folder_of_files_is_one_training_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -237,11 +237,7 @@ EMA = ("callbacks=[default,ema]",)
         ((), ("trainer.limit_train_batches=3",), "trainer.limit_train_batches was 1.0, now 3"),
         ((), ("+trainer.overfit_batches=1",), "trainer.overfit_batches was None, now 1"),
         ((), EMA, "callbacks.ema._target_ was None"),
-        (
-            ("callbacks=[default,ema]",),
-            ("callbacks.ema.decay=0.5",),
-            "callbacks.ema.decay was 0.999, now 0.5",
-        ),
+        (EMA, (*EMA, "callbacks.ema.decay=0.5"), "callbacks.ema.decay was 0.999, now 0.5"),
         (EMA, ("callbacks=[default]",), "callbacks.ema._target_ was workbench"),
     ],
 )

@@ -4,6 +4,7 @@ Shapes: T rows sorted by time, N variates, K known covariates, P past covariates
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from tasks.datasets.time_series.text import (
 
 log = logging.getLogger("widefield")
 
+UNNAMED = re.compile(r"Unnamed: \d+")  # pandas' name for a column without one, such as a written index
+FEWEST_ROWS = 10  # with fewer, whole numbers at equal distances may be chance
 SERIES_COLUMNS = ("unique_id", "item_id", "series_id", "ts_id", "id")
 SENTINELS = (
     -1.0,
@@ -268,9 +271,15 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
     frame = text.frame
     others = [name for name in frame.columns if name not in (*dates.columns, series, *columns.covariates())]
     if columns.target is None:
-        counters = [name for name in others if name.lower() in SERIES_COLUMNS and frame[name].is_unique]
-        if counters:
-            log.warning("%s: column %s numbers the rows and is left out", text.path.name, counters[0])
+        counters = [name for name in others if _numbers_rows(name, frame[name])]
+        if len(counters) == len(others):
+            counters = []  # nothing else is there to forecast
+        for name in counters:
+            log.warning(
+                "%s: column %r numbers the rows and is left out (task.data.target=[…] names what is forecast)",
+                text.path.name,
+                name,
+            )
         wanted = [name for name in others if name not in counters]
     else:
         wanted = list(columns.target)
@@ -299,6 +308,17 @@ def _numbers(text: Text, dates: Dates, series: str | None, columns: Columns) -> 
         raise ReadError("none of its columns holds numbers")
     numbers = pd.DataFrame(values, columns=asked)
     return numbers.drop(columns=empty) if empty else numbers
+
+
+def _numbers_rows(name: str, column: pd.Series) -> bool:
+    """Whether a column is an index: unnamed or called an id, and unique; or whole numbers at equal distances."""
+    if (not name.strip() or UNNAMED.fullmatch(name) or name.lower() in SERIES_COLUMNS) and column.is_unique:
+        return True
+    if not pd.api.types.is_numeric_dtype(column) or len(column) < FEWEST_ROWS or column.isna().any():
+        return False
+    values_T = column.to_numpy(np.float64)
+    steps_T = np.diff(values_T)
+    return bool((values_T == np.round(values_T)).all() and steps_T[0] != 0 and (steps_T == steps_T[0]).all())
 
 
 def _values(text: Text, names: Sequence[str]) -> NDArray[np.float64]:
