@@ -72,7 +72,7 @@ class SentLoss:
         self.value = loss.detach()
         self.event: torch.cuda.Event | None = None
         if loss.is_cuda:
-            self.value = torch.empty((), dtype=loss.dtype, pin_memory=True)
+            self.value = torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True)
             self.value.copy_(loss.detach(), non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
