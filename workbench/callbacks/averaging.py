@@ -1,6 +1,7 @@
 """Weight averaging: validation, test and checkpoints use the average instead of the last step's weights."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from workbench.errors import UsageError
+
+log = logging.getLogger("widefield")
 
 Pair = tuple[Tensor, Tensor]  # an entry of the average, and the model's
 TRAINING_STATE = "training_state_dict"  # checkpoint key of the weights from which training resumes
@@ -19,14 +22,15 @@ class AveragedWeights(Callback):
 
     The average is swapped into the model for validation and after training. A checkpoint's `state_dict` is the average,
     i.e. the validated weights; the weights from which training resumes are stored beside it. The average is updated
-    after optimiser steps, not batches, so that an interrupted and resumed run computes the same averages.
+    after optimiser steps, not batches, so that an interrupted and resumed run computes the same averages. A weight with
+    several names, such as one that the tasks of a joint run share, has one average.
 
     Subclasses define the weight of the new parameters in `share`.
     """
 
     def __init__(self) -> None:
         self.updates = 0
-        # The average or, while the average is in the model, the trained weights.
+        # The average or, while the average is in the model, the trained weights; one tensor for all names of a weight.
         self.average: dict[str, Tensor] = {}
         self.in_model = False
 
@@ -42,12 +46,17 @@ class AveragedWeights(Callback):
                 "averaged weights (callbacks=ema, weight_average) need all weights on every device: "
                 "take trainer=ddp instead of fsdp"
             )
+        if sum(isinstance(callback, AveragedWeights) for callback in _callbacks(trainer)) > 1:
+            raise UsageError("callbacks: of ema and weight_average a run can have one, not both")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.in_model = False
-        for name, value in self._state(pl_module).items():
-            kept = self.average.get(name, value)
-            self.average[name] = kept.detach().to(value.device, copy=True)
+        copies: dict[Hashable, Tensor] = {}
+        for name, value in pl_module.state_dict().items():
+            place = _place(value)
+            if place not in copies:
+                copies[place] = self.average.get(name, value).detach().to(value.device, copy=True)
+            self.average[name] = copies[place]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Collected once: traversing all modules at every step takes longer than the averaging.
@@ -69,7 +78,12 @@ class AveragedWeights(Callback):
 
     @staticmethod
     def _state(pl_module: LightningModule) -> dict[str, Tensor]:
-        return dict(pl_module.state_dict())
+        """Every weight and statistic of the model, under the first of its names."""
+        state = pl_module.state_dict()
+        names: dict[Hashable, str] = {}
+        for name, value in state.items():
+            names.setdefault(_place(value), name)
+        return {name: state[name] for name in names.values()}
 
     @torch.no_grad()
     def _exchange(self, pl_module: LightningModule) -> None:
@@ -118,6 +132,15 @@ class AveragedWeights(Callback):
         pl_module.load_state_dict(checkpoint.get(TRAINING_STATE, checkpoint["state_dict"]))
 
 
+def _place(value: Tensor) -> Hashable:
+    """The same for all names of one tensor."""
+    return (value.data_ptr(), value.shape, value.stride()) if value.numel() else object()
+
+
+def _callbacks(trainer: Trainer) -> Sequence[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 class ExponentialAverage(AveragedWeights):
     """Exponential moving average (Polyak & Juditsky 1992): `average = d · average + (1 - d) · weights` each step.
 
@@ -153,6 +176,17 @@ class EpochAverage(AveragedWeights):
         if start_epoch < 0:
             raise ValueError(f"start_epoch must be at least 0, not {start_epoch}")
         self.start_epoch = start_epoch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        epochs = trainer.max_epochs
+        if epochs is not None and 0 < epochs <= self.start_epoch + 1:
+            log.warning(
+                "weight_average: this run has %d epochs and averages from epoch %d on, counted from 0, so that "
+                "nothing is averaged (callbacks.weight_average.start_epoch)",
+                epochs,
+                self.start_epoch,
+            )
 
     def share(self, trainer: Trainer) -> float | None:
         if not trainer.is_last_batch:
