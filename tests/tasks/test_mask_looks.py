@@ -162,6 +162,13 @@ def test_masks_of_one_class_can_be_tested_but_not_trained_on(tmp_path: Path) -> 
     assert whole is not None
     assert len(whole.items) == 6
     assert "the 6 masks there are hold no pixel of b" in data.notes
+    folder(tmp_path, lambda index: BINARY)
+    known = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}
+    with pytest.raises(DataError, match="hold the class a and the number 255"):
+        opened(root, classes=["a", "b"]).read_whole(known)
+    assert opened(root, classes=["a", "b"], void=[255]).read_whole(known) is not None
+    with pytest.raises(DataError, match="hold the class a and the number 255"):
+        built(root, classes=["a", "b"], void=[255])
 
 
 def test_a_rare_class_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +348,11 @@ def test_groups_of_a_table_stay_together(tmp_path: Path) -> None:
         built(root, csv="pairs.csv", classes=NAMES)
 
 
+def test_a_suffix_beside_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="mask_suffix is about files of folders"):
+        opened(tmp_path, csv="pairs.csv", mask_suffix="_L")
+
+
 # -- what is not read
 
 
@@ -364,10 +376,14 @@ def test_what_lies_beside_the_folders_of_splits_is_said(tmp_path: Path) -> None:
             save(tmp_path / "b" / split / "images" / f"p{index}.jpg", np.zeros((4, 6, 3)))
             save(tmp_path / "b" / split / "masks" / f"p{index}.png", TWO)
     save(tmp_path / "a" / "images" / "p.jpg", np.zeros((4, 6, 3)))
-    said = "folders taken for splits: extra (not read), test (test), train (train), val (val)"
+    save(tmp_path / "a" / "masks" / "extra" / "p.png", TWO)
+    (tmp_path / "a" / "images" / "extra" / "p0.jpg").unlink()
+    (tmp_path / "a" / "images" / "extra" / "p1.jpg").unlink()
+    (tmp_path / "a" / "images" / "extra").rmdir()
+    said = "folders taken for splits: {}test (test), train (train), val (val){}"
     stray = f"1 pictures lie in {tmp_path / 'a' / 'images'}, in no folder of a split, and are not read"
-    assert built(tmp_path / "a", classes=NAMES).notes == [said, stray]
-    assert built(tmp_path / "b", classes=NAMES).notes == [said]
+    assert built(tmp_path / "a", classes=NAMES).notes == [said.format("", ", extra (not read)"), stray]
+    assert built(tmp_path / "b", classes=NAMES).notes == [said.format("extra (not read), ", "")]
 
 
 def test_split_folders_without_one_for_training_are_said(tmp_path: Path) -> None:

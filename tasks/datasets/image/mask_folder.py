@@ -84,6 +84,10 @@ class MaskFolder(MaskData):
         super().__init__(transforms=transforms, val_part=val_part, test_part=test_part, **common)
         if not all(LEAST_VOID <= value < 2**16 for value in void):
             raise DataError(f"task.data.void takes numbers from {LEAST_VOID} to 65535, not {list(void)}")
+        if csv is not None and mask_suffix:
+            raise DataError(
+                "task.data.mask_suffix is about files of folders, task.data.csv names its own: leave one out"
+            )
         self.classes = classes
         self.csv = csv
         self.mask_suffix = mask_suffix
@@ -154,11 +158,11 @@ class MaskFolder(MaskData):
     def _judge(self, coding: MaskCoding, seen: Seen) -> None:
         """Notes what masks lack; raises `DataError` for binary masks whose 255 would be no class.
 
-        Other masks of one class can be tested, but not trained on.
+        Other masks of one class, and binary ones with 255 in `void`, can be tested, but not trained on.
         """
         named_by = "" if self.classes is None else "task.data.classes"
         problem = one_class_only(coding, seen, self.root, named_by)
-        if problem and VOID in seen.values and len(coding.names) == 2:
+        if problem and VOID in seen.values and VOID not in self.void and len(coding.names) == 2:
             raise problem
         self._untrainable = problem
         self.notes += notes_of(coding, seen)
@@ -214,7 +218,7 @@ class MaskFolder(MaskData):
                     f"{' and '.join(said)} in {pictures} are not taken for splits, as there is none for training"
                 )
             return self._pairs(pictures, masks, None, listing)
-        self._say_splits(named)
+        self._say_splits(named | {name: None for name in _folders(masks) if name not in named})
         stray = Listing()
         sorted_out(pictures, [path.name for path in pictures.iterdir() if path.is_file()], (), stray)
         if count := sum(stray.others[ending] for ending in self.extensions):

@@ -26,6 +26,7 @@ EXTENSIONS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for rotations by 90 degrees
+WIDTH, HEIGHT = 0x0100, 0x0101  # TIFF tags, of the image as stored
 LOOKED_AT = 8  # images inspected for their significant bits
 
 
@@ -142,10 +143,12 @@ def orientation_of(path: Path, options: PictureOptions | None = None) -> tuple[i
 
 
 def _size_shown(file: "Image.Image") -> tuple[int, int]:
-    """Width and height after EXIF rotation, which Pillow states for an opened TIFF already."""
+    """Width and height after EXIF rotation."""
+    exif = file.getexif()
     width, height = file.size
-    turned = file.format != "TIFF" and file.getexif().get(ORIENTATION) in TURNED
-    return (height, width) if turned else (width, height)
+    if file.format == "TIFF":  # some versions of Pillow have exchanged them already
+        width, height = int(exif[WIDTH]), int(exif[HEIGHT])
+    return (height, width) if exif.get(ORIENTATION) in TURNED else (width, height)
 
 
 @contextmanager
