@@ -21,6 +21,7 @@ from tasks.datasets.image.masks import MaskCoding, ReadError, numbered, read_cla
 
 SMALL = SegmentationTransforms(size=24, resize=None)
 RNG = np.random.default_rng(0)
+TWO = np.eye(4, 6)  # a mask of two classes
 
 
 def built(source: type[MaskData], root: Path, **options: Any) -> MaskData:
@@ -229,9 +230,7 @@ def test_layouts_with_splits(tmp_path: Path, split_first: bool) -> None:
             parts = (("images", split), ("masks", split))
             for (kind, part), ending in zip(parts, (".jpg", ".png"), strict=True):
                 place = tmp_path / part / kind if split_first else tmp_path / kind / part
-                (picture if kind == "images" else lambda path: save(path, np.zeros((4, 6))))(
-                    place / f"{stem}{ending}"
-                )
+                (picture if kind == "images" else lambda path: save(path, TWO))(place / f"{stem}{ending}")
     data = built(MaskFolder, tmp_path, classes=["a", "b"])
     assert {split: len(items) for split, items in data.splits.items()} == {"train": 3, "val": 1, "test": 2}
     for items in data.splits.values():
@@ -252,7 +251,7 @@ def test_a_table_of_pairs(tmp_path: Path) -> None:
     rows = []
     for index, split in enumerate(("train", "train", "val", "test")):
         picture(tmp_path / "x" / f"{index}.jpg")
-        save(tmp_path / "y" / f"m{index}.png", np.zeros((4, 6)))
+        save(tmp_path / "y" / f"m{index}.png", TWO)
         rows.append((f"x/{index}.jpg", f"y/m{index}.png", split))
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "mask", "split"), *rows])
@@ -267,17 +266,17 @@ def test_a_table_of_pairs(tmp_path: Path) -> None:
 
 
 def test_pairs_that_are_none_are_refused(tmp_path: Path) -> None:
-    root = folder(tmp_path / "a", lambda index: np.zeros((4, 6)))
+    root = folder(tmp_path / "a", lambda index: TWO)
     (root / "masks" / "p2.png").unlink()
     with pytest.raises(DataError, match=r"p2.jpg has no mask of the same name"):
         built(MaskFolder, root, classes=["a", "b"])
-    root = folder(tmp_path / "b", lambda index: np.zeros((4, 6)))
-    save(root / "masks" / "p2.bmp", np.zeros((4, 6)))
+    root = folder(tmp_path / "b", lambda index: TWO)
+    save(root / "masks" / "p2.bmp", TWO)
     with pytest.raises(DataError, match=r"p2\.bmp and p2\.png are both the mask of p2"):
         built(MaskFolder, root, classes=["a", "b"])
     with pytest.raises(DataError, match=r"no pictures with masks in .* expects images/ and masks/"):
         built(MaskFolder, picture(tmp_path / "c" / "x.jpg").parent)
-    root = folder(tmp_path / "d", lambda index: np.zeros((4, 6)))
+    root = folder(tmp_path / "d", lambda index: TWO)
     with pytest.raises(DataError, match=r"table of classes .*no\.csv does not exist"):
         built(MaskFolder, root, classes="no.csv")
 
@@ -285,7 +284,7 @@ def test_pairs_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_a_suffix_of_masks(tmp_path: Path) -> None:
     for index in range(6):
         picture(tmp_path / "images" / f"p{index}.png")
-        save(tmp_path / "labels" / f"p{index}_L.png", np.zeros((4, 6)))
+        save(tmp_path / "labels" / f"p{index}_L.png", TWO)
     data = built(MaskFolder, tmp_path, classes=["a", "b"], mask_suffix="_L")
     assert sum(map(len, data.splits.values())) == 6
 
@@ -392,7 +391,7 @@ def test_a_model_of_other_masks_is_asked_by_name(roots: dict[str, Path]) -> None
 
 
 def test_the_digest_knows_the_masks(tmp_path: Path) -> None:
-    root = folder(tmp_path, lambda index: np.zeros((4, 6)))
+    root = folder(tmp_path, lambda index: TWO)
     before = built(MaskFolder, root, classes=["a", "b"]).digest()
     assert built(MaskFolder, root, classes=["a", "b"]).digest() == before
     save(root / "masks" / "p3.png", np.random.default_rng(0).integers(0, 2, (4, 6)))

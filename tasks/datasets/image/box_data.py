@@ -47,7 +47,7 @@ from tasks.datasets.image.box_transforms import (
     visible,
     wrapped,
 )
-from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
+from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of, refuse_twice
 from tasks.datasets.image.reading import open_image
 from tasks.datasets.items import Whole
 from tasks.datasets.seeding import seeded_by
@@ -122,11 +122,7 @@ class BoxData(DenseData[DetectionTransforms, Labelled]):
     def take(self, root: Path) -> None:
         found = self.read_pictures(root)
         self.entries = sorted(found.pictures, key=lambda entry: entry.picture.parts)
-        for one, other in zip(self.entries, self.entries[1:], strict=False):
-            if one.picture == other.picture:
-                raise DataError(
-                    f"{one.picture} is there twice, in {one.split or 'no split'} and in {other.split or 'no split'}"
-                )
+        refuse_twice(self.entries)
         self.class_names = check_names(found.class_names, self.place)
         self.has_masks = found.has_masks
         self.category_ids = None if found.category_ids is None else list(found.category_ids)

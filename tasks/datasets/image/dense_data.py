@@ -3,6 +3,7 @@
 A raw sample is `{"pixels": (3, H, W) uint8, "size": (2,)}`.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, open_image
 from tasks.datasets.items import SPLITS, Item, Whole
 from tasks.datasets.shards.data import ReadsShards, ShardOptions
-from tasks.datasets.splits import held_out_files
+from tasks.datasets.splits import held_out_files, held_out_groups, stable_fraction
 
 
 class DenseTransforms(Protocol):
@@ -95,6 +96,10 @@ class DenseData(ReadsShards, Generic[Transforms, Entry]):
         """The item of an image."""
         raise NotImplementedError
 
+    def group_of(self, entry: Entry) -> str | None:
+        """The group of an image, which is never split; `None`: it belongs to none."""
+        return None
+
     # -- interface of the data module ----------------------------------------------------------------------------
 
     def read_splits(self, root: Path) -> Mapping[str, Sequence[Item]]:
@@ -102,10 +107,10 @@ class DenseData(ReadsShards, Generic[Transforms, Entry]):
         stated = {entry.split for entry in self.entries}
         parts: dict[Path, str] = {}
         for split, part in (("test", self.test_part), ("val", self.val_part)):
-            free = [e.picture for e in self.entries if e.split in (None, "train") and e.picture not in parts]
+            free = [e for e in self.entries if e.split in (None, "train") and e.picture not in parts]
             if split not in stated and len(free) > 1:
-                names = {os.path.relpath(path, root): path for path in free}
-                parts |= {names[name]: split for name in held_out_files((("", n) for n in names), part)}
+                names = {os.path.relpath(entry.picture, root): entry for entry in free}
+                parts |= {names[name].picture: split for name in self._held_out(names, part, split)}
         return {
             split: [
                 self.item_of(entry)
@@ -114,6 +119,21 @@ class DenseData(ReadsShards, Generic[Transforms, Entry]):
             ]
             for split in SPLITS
         }
+
+    def _held_out(self, entries: Mapping[str, Entry], part: float, split: str) -> set[str]:
+        """The names to hold out for a split: about `part` of them, and all or none of a group."""
+        groups = {name: self.group_of(entry) for name, entry in entries.items()}
+        if not any(groups.values()):
+            return held_out_files((("", name) for name in entries), part)
+        units = {name: group or name for name, group in groups.items()}
+        if len(set(units.values())) < 2:
+            raise DataError(
+                f"the pictures left for {split} belong to the group {next(iter(units.values()))} alone, and a group "
+                "belongs to one split: more groups are needed, or a column split"
+            )
+        held = held_out_groups((("", unit) for unit in units.values()), part)
+        held = held or {min(units.values(), key=stable_fraction)}
+        return {name for name, unit in units.items() if unit in held}
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> dict[str, Tensor]:
         raw: dict[str, Tensor] = self.read_pair(item, train, rng)[0]
@@ -134,6 +154,15 @@ class DenseData(ReadsShards, Generic[Transforms, Entry]):
         if not tested:
             tested, said = list(self.entries), f"all {len(self.entries):,} pictures are tested"
         return Whole([self.item_of(entry) for entry in tested], said)
+
+
+def refuse_twice(entries: Sequence[DenseEntry]) -> None:
+    """Raise a `DataError` for an image that is there twice; `entries` are sorted by it."""
+    for one, other in itertools.pairwise(entries):
+        if one.picture == other.picture:
+            raise DataError(
+                f"{one.picture} is there twice, in {one.split or 'no split'} and in {other.split or 'no split'}"
+            )
 
 
 def pixels_of(image: Any) -> Tensor:

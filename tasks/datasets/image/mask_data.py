@@ -22,7 +22,7 @@ from modalities.batched_transforms import BatchedMaskTransforms
 from tasks.datasets.base import DIGESTED, CommonSettings
 from tasks.datasets.batch import Sample
 from tasks.datasets.errors import DataError, ReadError
-from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of
+from tasks.datasets.image.dense_data import DenseData, pixels_of, raw_of, refuse_twice
 from tasks.datasets.image.dense_transforms import (
     VOID,
     SegmentationTransforms,
@@ -44,11 +44,12 @@ COUNTED = 1000  # training masks whose pixels are counted for class weights
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its mask, and its split (`None`: by name hash)."""
+    """An image, its mask, its split (`None`: by name hash), and its group, which is never split."""
 
     picture: Path
     mask: Path
     split: str | None = None
+    group: str | None = None
 
 
 class MaskData(DenseData[SegmentationTransforms, Pair]):
@@ -103,9 +104,13 @@ class MaskData(DenseData[SegmentationTransforms, Pair]):
         coding, pairs = self.read_pairs(root)
         self.targets.take(coding)
         self.entries = sorted(pairs, key=lambda pair: pair.picture.parts)
+        refuse_twice(self.entries)
 
     def item_of(self, entry: Pair) -> Item:
         return Item(entry.picture, where={"mask": str(entry.mask)})
+
+    def group_of(self, entry: Pair) -> str | None:
+        return entry.group
 
     def read_pair(self, item: Item, train: bool, rng: np.random.Generator) -> tuple[Any, Tensor]:
         image = open_image(item.path, self.transforms.reading)
@@ -197,7 +202,11 @@ def _is_colour(said: Any) -> bool:
 
 
 def paired(
-    pictures: Iterable[tuple[str, Path]], masks: Iterable[tuple[str, Path]], split: str | None, place: str
+    pictures: Iterable[tuple[str, Path]],
+    masks: Iterable[tuple[str, Path]],
+    split: str | None,
+    place: str,
+    notes: list[str] | None = None,
 ) -> list[Pair]:
     """Pairs images and masks with the same key.
 
@@ -205,6 +214,7 @@ def paired(
         pictures, masks: (key, path) of each.
         split: split of all of them.
         place: location in messages.
+        notes: a note about masks without an image is appended.
 
     Raises:
         DataError: an image without a mask, or two files with one key; the first one is named.
@@ -226,4 +236,9 @@ def paired(
     if without:
         more = f" and {len(without) - 1:,} more pictures have" if len(without) > 1 else " has"
         raise DataError(f"{without[0]}{more} no mask of the same name")
+    alone = [mask for key, mask in found.items() if key not in seen]
+    if alone and notes is not None:
+        notes.append(
+            f"{len(alone):,} masks in {place} belong to no picture, {alone[0].name} the first of them"
+        )
     return pairs

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless formats
 VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
 MOST_CLASSES = 254
+LEAST_VOID = -(2**31)  # what 32 bits hold
 TABLES = ("classes.csv", "classes.json", "class_dict.csv")
 LARGEST_TABLE = 2**24  # bytes
 Colour = tuple[int, int, int]
@@ -45,7 +46,7 @@ class MaskCoding:
 
     Args:
         names: names of the K classes.
-        values: pixel value -> class index or `VOID`, for masks of values.
+        values: pixel value (below 2^16, or negative) -> class index or `VOID`, for masks of values.
         colours: colour -> class index or `VOID`, for masks of colours.
         palette: a colour for each class, for drawing.
     """
@@ -88,8 +89,10 @@ class MaskCoding:
         except ReadError as error:
             raise ReadError(f"its mask {path}: {error}") from error
         if image.size != size:
+            stored = " (a mask is one of the picture as shown, turned by its EXIF orientation)"
             raise ReadError(
                 f"its mask {path} has {image.width}×{image.height} pixels, the picture {size[0]}×{size[1]}"
+                f"{stored if image.size == size[::-1] else ''}"
             )
         try:
             return self.decoded(image)
@@ -98,23 +101,25 @@ class MaskCoding:
 
     def decoded(self, image: "Image.Image") -> NDArray[np.uint8]:
         """Decodes an image to class indices and `VOID`, (H, W); raises `ReadError`."""
-        numbers = image.mode in ("1", "L", "P") or image.mode.startswith("I")
-        if numbers and self.values:
-            return self._of_numbers(np.asarray(image).astype(np.int64))
-        pixels = np.asarray(image.convert("RGB")).astype(np.int64)
-        if self.colours:
-            return self._of_colours(pixels)
-        if (pixels[..., :1] == pixels).all():  # values, saved as grey in three channels
-            return self._of_numbers(pixels[..., 0])
+        if self.colours and not (self.values and holds_numbers(image)):
+            return self._of_colours(_colours_of(image))
+        if (numbers_HW := numbers_of(image)) is not None:
+            return self._of_numbers(numbers_HW)
         raise ReadError(
             "it has colours, and no table of classes says what they mean: give task.data.classes=FILE"
         )
 
     def _of_numbers(self, values_HW: NDArray[np.int64]) -> NDArray[np.uint8]:
         meaning = np.full(2**16 + 1, _UNKNOWN, dtype=np.int64)
+        negative = {value: index for value, index in self.values.items() if value < 0}
         for value, index in self.values.items():
-            meaning[value] = index
+            if value not in negative:
+                meaning[value] = index
         found_HW = meaning[np.clip(values_HW, 0, 2**16)]
+        if values_HW.min(initial=0) < 0:
+            found_HW[values_HW < 0] = _UNKNOWN
+            for value, index in negative.items():
+                found_HW[values_HW == value] = index
         if places := _first(found_HW):
             y, x, count = places
             raise ReadError(f"the value {values_HW[y, x]} at x={x}, y={y} is that of no class{_more(count)}")
@@ -133,6 +138,44 @@ class MaskCoding:
             colour = tuple(int(part) for part in pixels_HW3[y, x])
             raise ReadError(f"the colour {colour} at x={x}, y={y} is that of no class{_more(count)}")
         return found_HW.astype(np.uint8)
+
+
+def holds_numbers(image: "Image.Image") -> bool:
+    """Whether the pixels of an image are single numbers: grey values or palette indices."""
+    return image.mode in ("1", "L", "P", "F") or image.mode.startswith("I")
+
+
+def numbers_of(image: "Image.Image") -> NDArray[np.int64] | None:
+    """The values of a mask, (H, W), also if saved as grey in three channels; `None`: it has colours.
+
+    Raises:
+        ReadError: floating-point numbers that are not whole; the first one's position is named.
+    """
+    if image.mode == "F":
+        return _whole(np.asarray(image))
+    if holds_numbers(image):
+        return np.asarray(image).astype(np.int64)
+    pixels_HW3 = np.asarray(image.convert("RGB"))
+    grey = bool((pixels_HW3[..., :1] == pixels_HW3).all())
+    return pixels_HW3[..., 0].astype(np.int64) if grey else None
+
+
+def _whole(values_HW: NDArray[np.float32]) -> NDArray[np.int64]:
+    whole_HW = np.isfinite(values_HW) & (np.abs(values_HW) < 2**31)
+    whole_HW &= np.where(whole_HW, values_HW, 0) % 1 == 0
+    if places := _first(np.where(whole_HW, 0, _UNKNOWN)):
+        y, x, count = places
+        raise ReadError(f"the value {values_HW[y, x]:g} at x={x}, y={y} is no whole number{_more(count)}")
+    return values_HW.astype(np.int64)
+
+
+def _colours_of(image: "Image.Image") -> NDArray[np.int64]:
+    """The colours of a mask, (H, W, 3); grey values are not cut to 255."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values_HW = numbers_of(image)
+        assert values_HW is not None
+        return np.repeat(values_HW[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB")).astype(np.int64)
 
 
 def _key(colour: Colour) -> int:
@@ -172,7 +215,7 @@ def read_class_table(path: Path, reduce_zero_label: bool = False) -> MaskCoding:
 
     CSV: the columns `name` and `r,g,b` (or `colour` as `#rrggbb`) or `index`, or all of them. JSON: a list of such
     objects (`colour` may be `[r, g, b]`), or an object of name: colour. Rows named `void`, `unlabelled` or `ignore` are
-    void. Without `index`, class rows are numbered from 0 in their order.
+    void, and may have a negative `index`. Without `index`, class rows are numbered from 0 in their order.
 
     Args:
         path: table file.
@@ -195,10 +238,15 @@ def read_class_table(path: Path, reduce_zero_label: bool = False) -> MaskCoding:
         is_void = name.lower() in VOID_NAMES
         index = VOID if is_void else len(names)
         value = (
-            _number(row["index"], f"{where}: index", 2**16 - 1)
+            _number(row["index"], f"{where}: index", 2**16 - 1, least=LEAST_VOID if is_void else 0)
             if row.get("index") not in (None, "")
             else None
         )
+        if value == VOID and not is_void:
+            raise DataError(
+                f"{where} gives {name} the number {VOID}, which is no class: instead of numbers give colours, with the "
+                f"columns name,r,g,b and {name},{VOID},{VOID},{VOID}"
+            )
         if value is None and not is_void:
             value = index + int(reduce_zero_label)
         if value is not None:
@@ -284,10 +332,10 @@ def _colour_of(row: Mapping[str, Any], where: str) -> Colour | None:
     raise DataError(f"{where} has the colour {said!r}: write #rrggbb, or r, g and b from 0 to 255")
 
 
-def _number(said: Any, what: str, most: int) -> int:
+def _number(said: Any, what: str, most: int, least: int = 0) -> int:
     text = str(said).strip()
-    if isinstance(said, bool) or not re.fullmatch(r"\d{1,6}", text) or int(text) > most:
-        raise DataError(f"{what} is {said!r}, not a whole number from 0 to {most}")
+    if isinstance(said, bool) or not re.fullmatch(r"-?\d{1,10}", text) or not least <= int(text) <= most:
+        raise DataError(f"{what} is {said!r}, not a whole number from {least} to {most}")
     return int(text)
 
 

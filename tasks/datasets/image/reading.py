@@ -26,6 +26,7 @@ EXTENSIONS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for rotations by 90 degrees
+WIDTH, HEIGHT = 0x0100, 0x0101  # TIFF tags, of the image as stored
 LOOKED_AT = 8  # images inspected for their significant bits
 
 
@@ -86,18 +87,23 @@ def open_image(path: Path, options: PictureOptions | None = None) -> "Image.Imag
 
 
 def open_unchanged(path: Path, options: PictureOptions | None = None) -> "Image.Image":
-    """Read an image in its original mode: palette indices stay indices.
+    """Read an image in its original mode, turned by its EXIF orientation: palette indices stay indices.
 
     Raises:
-        ReadError: the file is missing, empty, not an image, truncated, broken or too large.
+        ReadError: the file is missing, empty, not an image, truncated, broken or too large, or has several channels of
+            16 bits, whose lower 8 Pillow drops.
     """
+    from PIL import ImageOps
+
     options = options or PictureOptions()
     check_file(path)
     try:
         with _opened(path, options) as file:
             options.check(file.size)
+            if _has_deep_channels(file):
+                raise ReadError("it has 16 bits in each of several channels: save it with 8, or as grey")
             file.load()
-            return file.copy()
+            return ImageOps.exif_transpose(file)
     except ReadError:
         raise
     except Exception as error:
@@ -109,13 +115,40 @@ def size_of(path: Path, options: PictureOptions | None = None) -> tuple[int, int
     check_file(path)
     try:
         with _opened(path, options or PictureOptions()) as file:
-            width, height = file.size
-            turned = file.getexif().get(ORIENTATION) in TURNED
-            return (height, width) if turned else (width, height)
+            return _size_shown(file)
     except ReadError:
         raise
     except Exception as error:
         raise ReadError(_why_unreadable(path, error)) from error
+
+
+def orientation_of(path: Path, options: PictureOptions | None = None) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation of an image (1: as stored), and its width and height after rotation, from its header alone.
+
+    Raises:
+        ReadError: the file is missing, empty or not an image.
+    """
+    check_file(path)
+    try:
+        with _opened(path, options or PictureOptions()) as file:
+            if (
+                file.format == "PNG" and "exif" not in file.info
+            ):  # otherwise Pillow decodes it to look behind it
+                return 1, file.size
+            return int(file.getexif().get(ORIENTATION) or 1), _size_shown(file)
+    except ReadError:
+        raise
+    except Exception as error:
+        raise ReadError(_why_unreadable(path, error)) from error
+
+
+def _size_shown(file: "Image.Image") -> tuple[int, int]:
+    """Width and height after EXIF rotation."""
+    exif = file.getexif()
+    width, height = file.size
+    if file.format == "TIFF":  # some versions of Pillow have exchanged them already
+        width, height = int(exif[WIDTH]), int(exif[HEIGHT])
+    return (height, width) if exif.get(ORIENTATION) in TURNED else (width, height)
 
 
 @contextmanager
@@ -131,6 +164,8 @@ def _opened(path: Path, options: PictureOptions) -> "Iterator[Image.Image]":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no warnings about odd metadata in readable images
             with Image.open(path, formats=_formats()) as file:
+                if file.format == "TIFF":
+                    file.filename = ""  # mapped into memory, Pillow reads turned ones with exchanged sides
                 yield file
     except Image.DecompressionBombError as error:
         raise ReadError(
@@ -154,7 +189,7 @@ def to_rgb(image: "Image.Image", bits: int = 16) -> "Image.Image":
     """Converts any Pillow mode to RGB; 16-bit pixels are scaled by the significant ``bits``.
 
     Raises:
-        ReadError: floating-point pixels, or values beyond ``bits``.
+        ReadError: floating-point pixels, or values that are negative or beyond ``bits``.
     """
     from PIL import Image
 
@@ -163,11 +198,13 @@ def to_rgb(image: "Image.Image", bits: int = 16) -> "Image.Image":
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255 instead of scaling
         pixels = np.asarray(image).astype(np.float64)
         white = 2**bits - 1
-        if bits < 16 and pixels.max() > white:
+        if pixels.min() < 0:
+            raise ReadError(f"its pixels go down to {pixels.min():,.0f}, and black is 0")
+        if pixels.max() > white:
             raise ReadError(
                 f"its pixels reach {pixels.max():,.0f}, more than the {white:,} of task.data.transforms.bits={bits}"
             )
-        image = Image.fromarray((pixels.clip(0, white) * (255 / white)).round().astype(np.uint8))
+        image = Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -204,12 +241,19 @@ def depth_notes(paths: Sequence[Path], options: PictureOptions) -> list[str]:
 
 def _check_depth(file: "Image.Image", bits: int) -> None:
     """Raise a `ReadError` if Pillow would keep the upper 8 of 16 bits although fewer bits are significant."""
-    deep = any("16" in str(tile[3]) for tile in getattr(file, "tile", ()))
-    if bits < 16 and deep and not file.mode.startswith("I"):
+    if bits < 16 and _has_deep_channels(file):
         raise ReadError(
             f"it has 16 bits in each of several channels, of which the upper 8 are read: transforms.bits={bits} is "
             "for grey pictures"
         )
+
+
+def _has_deep_channels(file: "Image.Image") -> bool:
+    """Whether several channels have 16 bits each; BGR;16 has 16 bits in all."""
+    said = [tile[3] for tile in getattr(file, "tile", ())]
+    raw_modes = [str(args[0] if isinstance(args, tuple) and args else args) for args in said]
+    deep = any("16" in mode and not mode.startswith("BGR") for mode in raw_modes)
+    return deep and not file.mode.startswith("I")
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

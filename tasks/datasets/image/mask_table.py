@@ -1,0 +1,112 @@
+"""Reads tables of images and their masks with the usual encodings, separators and headers of spreadsheets.
+
+Inferred settings are reported as notes to the user; contradictory rows are refused with their line numbers.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.datasets.errors import DataError
+from tasks.datasets.image.mask_data import Pair
+from tasks.datasets.label_table import COLUMNS as OF_LABELS
+from tasks.datasets.label_table import decoded, existing, roles_of, separated, spoken
+from tasks.datasets.labelled_files import SPLIT_NAMES
+
+# Accepted column names in order of preference; compared without case, spaces, "-" and "_".
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "picture", "imagepath", "imagefile", "imagename", "path", "file", "filename", "filepath",
+              "relativepath", "fname", "img"),
+    "mask": ("mask", "maskpath", "maskfile", "maskname", "label", "annotation", "segmentation", "target"),
+    **{role: OF_LABELS[role] for role in ("split", "group", "fold")},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """The pairs of a table, and notes about what was inferred."""
+
+    pairs: Sequence[Pair]
+    notes: Sequence[str]
+
+
+def read_mask_table(table: Path, root: Path) -> MaskTable:
+    """Read a table with the columns `image` and `mask`, and optionally `split` and `group`.
+
+    Encodings: UTF-8, UTF-16 with a byte-order mark, else Windows-1252. Separators: commas, semicolons, tabs or bars.
+    Headers are case-insensitive. Without a header: `image,mask` or `image,mask,split`, if the first image exists. An
+    image without a split has that of its group, if another row states it.
+
+    Args:
+        table: the file.
+        root: folder that paths are relative to.
+
+    Raises:
+        DataError: no such file or columns; a row that names no file, or an image that another row names; a group in
+            two splits.
+    """
+    text, encoding = decoded(table)
+    separator, lines = separated(table, text)
+    if not lines:
+        raise DataError(f"the table {table} is empty")
+    header = [cell.strip() for cell in lines[0][1]]
+    notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
+    roles = roles_of(table, header, {}, COLUMNS)
+    body = lines[1:]
+    if not {"image", "mask"} <= set(roles):
+        if len(header) not in (2, 3) or not existing(root, header[0]).is_file():
+            raise DataError(f"{table} needs the columns image and mask; it has {', '.join(header)}")
+        roles, body = {role: role for role in ("image", "mask", "split")[: len(header)]}, lines
+        header = list(roles)
+        notes.append(f"{table.name} has no header: its columns are taken as {', '.join(roles)}")
+    elif named := [f"{name} = {role}" for role, name in roles.items() if name.casefold() != role]:
+        notes.append(f"columns of {table.name}: {', '.join(named)}")
+    if separator != ",":
+        notes.append(f"{table.name} is separated by {spoken(separator)}")
+    if fold := roles.pop("fold", None):
+        notes.append(f"the column {fold} of {table.name} is not used")
+    place = {role: header.index(name) for role, name in roles.items()}
+    pairs: dict[str, tuple[int, Pair]] = {}
+    for line, cells in body:
+        where = f"line {line} of {table}"
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{where} has {len(cells)} cells, the header {len(header)}: quote what holds a separator"
+            )
+        row = {role: cells[index].strip() for role, index in place.items() if index < len(cells)}
+        pair = _pair(root, where, row)
+        key = os.path.normpath(pair.picture)
+        if key in pairs:
+            raise DataError(
+                f"lines {pairs[key][0]} and {line} of {table} both name {row['image']}: an image has one mask and "
+                "belongs to one split"
+            )
+        pairs[key] = line, pair
+    return MaskTable(_with_splits_of_groups(table, [pair for _, pair in pairs.values()]), notes)
+
+
+def _pair(root: Path, where: str, row: Mapping[str, str]) -> Pair:
+    if not row.get("image") or not row.get("mask"):
+        raise DataError(f"{where} lacks an image or a mask")
+    split = row.get("split", "").lower()
+    if split and split not in SPLIT_NAMES:
+        raise DataError(f"{where} has the split {split!r}; it takes train, val or test")
+    picture, mask = existing(root, row["image"]), existing(root, row["mask"])
+    for file in (picture, mask):
+        if not file.is_file():
+            raise DataError(f"{where} names {file}, which does not exist")
+    return Pair(picture, mask, SPLIT_NAMES.get(split), row.get("group") or None)
+
+
+def _with_splits_of_groups(table: Path, pairs: Sequence[Pair]) -> list[Pair]:
+    stated: dict[str, str] = {}
+    for pair in pairs:
+        if pair.group and pair.split and stated.setdefault(pair.group, pair.split) != pair.split:
+            raise DataError(
+                f"{table}: the group {pair.group} lies in {stated[pair.group]} and {pair.split}: a group belongs to one"
+            )
+    return [
+        replace(pair, split=stated.get(pair.group)) if pair.group and not pair.split else pair
+        for pair in pairs
+    ]
