@@ -38,6 +38,12 @@ def start_from(cfg: DictConfig, task: Training) -> dict[str, Any]:
     """
     path, part = find_checkpoint(str(cfg.init_from))
     content = read_checkpoint(path, cfg)
+    if (pretrained := cfg.backbone.get("pretrained")) is not None:
+        log.warning(
+            "init_from: the backbone starts from the weights of %s, not from those of backbone.pretrained=%s",
+            path,
+            pretrained,
+        )
     taken: dict[str, Any] = {}
     for name, member in task.by_task().items():
         own = member_cfg(cfg, name) if name else cfg

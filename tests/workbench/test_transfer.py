@@ -138,3 +138,17 @@ def test_wrong_input_gets_one_sentence(
     (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert said in error
     assert "\n" not in error
+
+
+def test_two_sources_of_the_backbone_are_told_apart(
+    audio_run: Path, act: Act, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = "network.backbone."
+    other = {
+        name.removeprefix(prefix): 0 * value for name, value in state(audio_run).items() if prefix in name
+    }
+    torch.save(other, tmp_path / "other.pth")
+    words = (*AUDIO, f"init_from={audio_run / 'checkpoints' / 'last.ckpt'}", "optimizer.lr=0")
+    run = act(*words, f"backbone.pretrained={tmp_path / 'other.pth'}")
+    assert torch.equal(state(audio_run)[STEM], state(run)[STEM])
+    assert f"not from those of backbone.pretrained={tmp_path / 'other.pth'}" in caplog.text
