@@ -20,8 +20,8 @@ from tasks.datasets.image.box_formats.places import (
     split_of_name,
 )
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, size_of
-from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.listing import Listing, list_files
+from tasks.datasets.split_folders import split_of_folder
 
 LISTS = ("ImageSets", "Main")
 UNLABELLED_NAMES = (

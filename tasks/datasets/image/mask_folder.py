@@ -27,9 +27,9 @@ from tasks.datasets.image.mask_data import MaskData, Pair, paired
 from tasks.datasets.image.masks import ENDINGS, TABLES, MaskCoding, numbered, read_class_table
 from tasks.datasets.image.reading import open_unchanged
 from tasks.datasets.label_table import existing, read_label_table
-from tasks.datasets.labelled_files import SPLIT_NAMES, split_of_folder
 from tasks.datasets.listing import Listing, list_files
 from tasks.datasets.shards.data import ShardSettings
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
