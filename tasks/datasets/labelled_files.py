@@ -59,6 +59,9 @@ def label_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 class LabelledFiles:
     """Finds files with their labels and splits.
 
+    Splits are those of the folders ``train/``, ``val/`` and ``test/``, if ``train`` and another are there: around the
+    folders of classes, or, with a table that states none or with labels in names, those that paths begin with.
+
     Splits that are not given are drawn from a hash of each file's path relative to the folder (or of its
     ``group``), so they are the same on every machine and a new file never moves another.
 

@@ -16,6 +16,7 @@ Examples:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from tasks.datasets.image.reading import open_unchanged
 from tasks.datasets.label_table import existing, read_label_table
 from tasks.datasets.listing import Listing, list_files
 from tasks.datasets.shards.data import ShardSettings
-from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, splits_by_folders
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
@@ -43,7 +44,8 @@ class MaskFolder(MaskData):
         classes: names of the mask values 0, 1, …; or a class table (`tasks.datasets.image.masks.read_class_table`)
             below `data_dir`; `None`: `classes.csv`, `classes.json` or `class_dict.csv` if present, else the values
             found in the masks.
-        csv: a table with the columns `image`, `mask` and optionally `split`; `None`: by folders and names.
+        csv: a table with the columns `image`, `mask` and optionally `split` (else by the folders that paths begin with,
+            if these state any); `None`: by folders and names.
         mask_suffix: suffix of a mask's file name relative to its image's, e.g. `_L`.
         reduce_zero_label: mask value 0 is void, and the first class has the value 1.
         void: further void values; 255 always is one.
@@ -88,11 +90,12 @@ class MaskFolder(MaskData):
         if not root.is_dir():
             raise self.bad_layout(f"{root} is not a folder")
         listing = Listing()
+        self._of_table: list[str] = []
         pairs = self._from_table(root) if self.csv is not None else self._from_folders(root, listing)
         if not pairs:
             raise self.bad_layout(f"no pictures with masks in {root}")
         coding = self._coding(root, pairs)
-        self.notes = [note for note in (listing.passed_over(), *self._inferred) if note]
+        self.notes = [note for note in (listing.passed_over(), *self._of_table, *self._inferred) if note]
         return coding, pairs
 
     # -- classes ---------------------------------------------------------------------------------------------------
@@ -169,7 +172,20 @@ class MaskFolder(MaskData):
                 if not file.is_file():
                     raise DataError(f"{where} names {file}, which does not exist")
             pairs.append(Pair(picture, mask, SPLIT_NAMES.get(split)))
-        return pairs
+        return self._split_by_folders(pairs)
+
+    def _split_by_folders(self, pairs: list[Pair]) -> list[Pair]:
+        """Pairs without splits with those of the folders that paths of images begin with, if these state any."""
+        found = splits_by_folders([pair.picture for pair in pairs])
+        if found is None or all(pair.split for pair in pairs):
+            return pairs
+        splits, self._of_table = found
+        placed = [replace(pair, split=pair.split or split) for pair, split in zip(pairs, splits, strict=True)]
+        kept = [pair for pair in placed if pair.split]
+        if len(kept) < len(pairs):
+            said = f"{len(pairs) - len(kept):,} pictures lie in none of these folders and are not read"
+            self._of_table.append(said)
+        return kept
 
     def _from_folders(self, root: Path, listing: Listing) -> list[Pair]:
         pictures, masks = _first_of(root, PICTURES), _first_of(root, MASKS)
