@@ -59,20 +59,23 @@ class FileSplits:
         self.folds_by = folds_by
         self.order = order
 
-    def by_folders(self, entries: list[Entry], notes: list[str], whole: bool = False) -> list[Entry]:
+    def by_folders(
+        self, root: Path, entries: list[Entry], notes: list[str], whole: bool = False
+    ) -> list[Entry]:
         """Adds the splits of the folders that paths begin with, where these state splits.
 
         Stated splits are kept; folds that are stated or asked for come before folders. Files in none of the folders,
         and without a stated split, are left out.
 
         Args:
+            root: folder that names are relative to.
             entries: the files.
             notes: what was inferred is appended, one sentence each.
             whole: the files are not trained on; ``train`` need not be among the splits.
         """
         if entries and all(entry.split for entry in entries):
             return entries
-        found = splits_by_folders([entry.path for entry in entries], whole)
+        found = splits_by_folders([entry.path for entry in entries], root, whole)
         if found is None:
             return entries
         splits, said = found

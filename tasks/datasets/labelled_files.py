@@ -216,10 +216,10 @@ class LabelledFiles:
                     f"the table {table} does not exist: say task.data.csv=FILE, or task.data.csv=null for a folder "
                     "of files per class"
                 )
-            entries = self.by_folders(list(self._from_table(root, table)), whole=known is not None)
+            entries = self.by_folders(root, list(self._from_table(root, table)), whole=known is not None)
         elif self.label_from is not None:
             named = list(self._from_names(root, self.label_from))
-            entries = self.by_folders(named, whole=known is not None)
+            entries = self.by_folders(root, named, whole=known is not None)
         else:
             entries = list(self._from_folders(root, known))
         if passed_over := self.listing.passed_over():
@@ -322,9 +322,9 @@ class LabelledFiles:
     def _files(self, folder: Path) -> list[Path]:
         return sorted(list_files(folder, self.extensions, self.listing), key=self.order)
 
-    def by_folders(self, entries: list[Entry], whole: bool = False) -> list[Entry]:
+    def by_folders(self, root: Path, entries: list[Entry], whole: bool = False) -> list[Entry]:
         """Adds the splits of the folders that paths begin with, see `FileSplits.by_folders`."""
-        return self.splits.by_folders(entries, self.notes, whole)
+        return self.splits.by_folders(root, entries, self.notes, whole)
 
     def split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
         """Assigns entries to splits, see `FileSplits.split`."""

@@ -30,12 +30,15 @@ def state_splits(found: Collection[str | None]) -> bool:
 
 
 def splits_by_folders(
-    paths: Sequence[Path], whole: bool = False
+    paths: Sequence[Path], root: Path, whole: bool = False
 ) -> tuple[list[str | None], list[str]] | None:
-    """The splits of files by the folders that their paths begin with, after the folders that all have in common.
+    """The splits of files by the folders that their paths begin with.
+
+    Paths begin below `root`, or, where that states no splits, below the folder that all files have in common.
 
     Args:
         paths: the files.
+        root: folder of the data set.
         whole: the files are not trained on; ``train`` need not be among the splits.
 
     Returns:
@@ -43,28 +46,30 @@ def splits_by_folders(
         `None` if the folders state no splits.
 
     >>> files = [Path("a/train/1.wav"), Path("a/test_set/1.wav"), Path("a/2.wav")]
-    >>> splits_by_folders(files)
+    >>> splits_by_folders(files, Path("."))
     (['train', 'test', None], ['splits are those of the folders that paths begin with: test_set (test), train'])
     """
-    tops = _tops(paths)
-    said = {top: split for top in sorted(set(tops) - {""}) if (split := split_of_folder(top))}
-    found = set(said.values())
-    if not (state_splits(found) or (whole and len(found) > 1)):
-        return None
-    named = [top if top == split else f"{top} ({split})" for top, split in said.items()]
-    note = f"splits are those of the folders that paths begin with: {', '.join(named)}"
-    return [said.get(top) for top in tops], [note]
-
-
-def _tops(paths: Sequence[Path]) -> list[str]:
-    """The first folder of each path below the folder that all files have in common; `""`: directly in that."""
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    if not folders:
-        return []
+    for start in (os.path.abspath(root), _common(folders)):
+        tops = [_top(folder, start) for folder in folders]
+        said = {top: split for top in sorted(set(tops) - {""}) if (split := split_of_folder(top))}
+        found = set(said.values())
+        if state_splits(found) or (whole and len(found) > 1):
+            named = [top if top == split else f"{top} ({split})" for top, split in said.items()]
+            note = f"splits are those of the folders that paths begin with: {', '.join(named)}"
+            return [said.get(top) for top in tops], [note]
+    return None
+
+
+def _common(folders: Sequence[str]) -> str:
+    """The folder that all have in common; `""`: none."""
     try:
-        common = os.path.commonpath(folders)
+        return os.path.commonpath(folders) if folders else ""
     except ValueError:  # on several drives
-        return [""] * len(folders)
-    return [
-        os.path.relpath(folder, common).split(os.sep)[0] if folder != common else "" for folder in folders
-    ]
+        return ""
+
+
+def _top(folder: str, start: str) -> str:
+    """The first folder below `start` on the way to `folder`; `""`: none."""
+    begin = os.path.join(start, "")
+    return folder[len(begin) :].split(os.sep)[0] if start and folder.startswith(begin) else ""

@@ -267,6 +267,16 @@ def test_a_split_that_no_folder_states_is_drawn_from_training(tmp_path: Path, ta
     ]
 
 
+def test_a_row_outside_the_folder_leaves_its_splits(tmp_path: Path) -> None:
+    folded(tmp_path / "data", True)
+    soundfile.write(tmp_path / "other.wav", np.zeros(80, np.float32), 8000)
+    with (tmp_path / "data" / "labels.csv").open("a") as table:
+        table.write(f"\n{tmp_path}/other.wav,bell\n")
+    data = read(tmp_path / "data", csv="labels.csv")
+    assert folders_of(data) == {split: {split} for split in FOLDED}
+    assert data.notes[-1] == "1 files lie in none of these folders and are not read"
+
+
 @pytest.mark.parametrize("table", [False, True])
 def test_patterns_and_folds_come_before_folders(tmp_path: Path, table: bool) -> None:
     options = folded(tmp_path, table, {"train": 30, "test": 10})

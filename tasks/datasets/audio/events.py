@@ -161,13 +161,15 @@ class SoundEvents(DataModule):
                 "its path alone)"
             )
         return self._split_by_folders(
-            sorted(found.recordings, key=lambda one: one.entry.path.parts), whole=whole
+            root, sorted(found.recordings, key=lambda one: one.entry.path.parts), whole=whole
         )
 
-    def _split_by_folders(self, recordings: list[Recording], whole: bool) -> list[Recording]:
+    def _split_by_folders(self, root: Path, recordings: list[Recording], whole: bool) -> list[Recording]:
         """Adds the splits of the folders that paths begin with, see `FileSplits.by_folders`."""
         entries = [recording.entry for recording in recordings]
-        placed = {entry.path: entry for entry in self.files.splits.by_folders(entries, self.notes, whole)}
+        placed = {
+            entry.path: entry for entry in self.files.splits.by_folders(root, entries, self.notes, whole)
+        }
         return [
             replace(recording, entry=placed[recording.entry.path])
             for recording in recordings

@@ -105,7 +105,7 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
     reader = {"coco": _read_coco, "voc": _read_voc, "yolo": _read_yolo}[layout.format]
     found = reader(layout, root, options)
     passed = options.listing.passed_over()
-    pictures, by_folders = _split_by_folders(found.pictures)
+    pictures, by_folders = _split_by_folders(root, found.pictures)
     unread = [] if layout.format == "coco" else _unread(root, found.pictures)
     return Found(
         found.class_names,
@@ -116,11 +116,11 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
     )
 
 
-def _split_by_folders(pictures: Sequence[Labelled]) -> tuple[Sequence[Labelled], list[str]]:
+def _split_by_folders(root: Path, pictures: Sequence[Labelled]) -> tuple[Sequence[Labelled], list[str]]:
     """Images without splits with those of the folders that their paths begin with, if these state any; and notes."""
     if any(picture.split for picture in pictures):
         return pictures, []
-    found = splits_by_folders([picture.picture for picture in pictures])
+    found = splits_by_folders([picture.picture for picture in pictures], root)
     if found is None:
         return pictures, []
     splits, notes = found

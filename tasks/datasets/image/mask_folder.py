@@ -172,11 +172,11 @@ class MaskFolder(MaskData):
                 if not file.is_file():
                     raise DataError(f"{where} names {file}, which does not exist")
             pairs.append(Pair(picture, mask, SPLIT_NAMES.get(split)))
-        return self._split_by_folders(pairs)
+        return self._split_by_folders(root, pairs)
 
-    def _split_by_folders(self, pairs: list[Pair]) -> list[Pair]:
+    def _split_by_folders(self, root: Path, pairs: list[Pair]) -> list[Pair]:
         """Pairs without splits with those of the folders that paths of images begin with, if these state any."""
-        found = splits_by_folders([pair.picture for pair in pairs])
+        found = splits_by_folders([pair.picture for pair in pairs], root)
         if found is None or all(pair.split for pair in pairs):
             return pairs
         splits, self._of_table = found
