@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks.datasets.errors import DataError
+from tasks.datasets.split_folders import splits_by_folders
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
 
 
@@ -57,6 +58,38 @@ class FileSplits:
         self.folds = folds
         self.folds_by = folds_by
         self.order = order
+
+    def by_folders(
+        self, root: Path, entries: list[Entry], notes: list[str], whole: bool = False
+    ) -> list[Entry]:
+        """Adds the splits of the folders that paths begin with, where these state splits.
+
+        Stated splits are kept; folds that are stated or asked for come before folders. Files in none of the folders,
+        and without a stated split, are left out.
+
+        Args:
+            root: folder that names are relative to.
+            entries: the files.
+            notes: what was inferred is appended, one sentence each.
+            whole: the files are not trained on; ``train`` need not be among the splits.
+        """
+        if entries and all(entry.split for entry in entries):
+            return entries
+        found = splits_by_folders([entry.path for entry in entries], root, whole)
+        if found is None:
+            return entries
+        splits, said = found
+        if self.fold is not None or any(entry.fold for entry in entries):
+            notes.append("there are folds: folders named as splits (train, test, …) are not taken for splits")
+            return entries
+        placed = [
+            replace(entry, split=entry.split or split) for entry, split in zip(entries, splits, strict=True)
+        ]
+        kept = [entry for entry in placed if entry.split]
+        notes += said
+        if len(kept) < len(entries):
+            notes.append(f"{len(entries) - len(kept):,} files lie in none of these folders and are not read")
+        return kept
 
     def split(self, root: Path, entries: list[Entry], notes: list[str]) -> dict[str, list[Entry]]:
         """Assigns entries to splits. Given splits are kept; missing `val` and `test` are taken from the rest.
@@ -188,4 +221,8 @@ def _by_number(fold: str) -> tuple[int, str]:
 
 
 def _below(path: Path, root: Path) -> str:
+    """The path relative to `root`, whether either is stated as a relative or an absolute path."""
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    path, root = path.absolute(), root.absolute()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

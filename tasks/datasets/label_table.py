@@ -6,6 +6,8 @@ Inferred settings are reported as notes to the user; ambiguous tables are refuse
 import codecs
 import csv
 import io
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -23,6 +25,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
               "recording"),
 }  # fmt: skip
 SEPARATORS = (",", ";", "\t", "|")
+LABEL_SEPARATOR = ";"  # of several labels in a cell
+OTHER_SEPARATORS = (",", "|")
 BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -95,6 +99,53 @@ def existing(root: Path, name: str) -> Path:
     if "\\" in name and not path.is_file():
         path = root / PureWindowsPath(name).as_posix()
     return path
+
+
+def identity(path: Path) -> str:
+    """One name for each file, however its folder is spelt (relative, absolute, by `..` or a link)."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def refuse_missing_folds(
+    table: Path, columns: Mapping[str, str], rows: Sequence[tuple[int, str | None, str | None]]
+) -> list[str]:
+    """Notes about a column of folds that is not used, since splits are stated.
+
+    Args:
+        table: for messages.
+        columns: role -> column name.
+        rows: line, split and fold of each row (`None` or empty: not stated).
+
+    Raises:
+        DataError: a row without a fold.
+    """
+    if "fold" not in columns:
+        return []
+    if any(split for _, split, _ in rows):
+        return [f"{table.name} states splits, its column {columns['fold']} is not used"]
+    lacking = [line for line, _, fold in rows if not fold]
+    if lacking:
+        raise DataError(f"line {lacking[0]} of {table} lacks a fold")
+    return []
+
+
+def refuse_other_separators(table: Path, cells: Sequence[str]) -> None:
+    """Raises `DataError` for labels that seem to be separated by something else than `;`.
+
+    That is so where none holds `;`, and several hold another mark and have a part that occurs in other labels, too.
+    """
+    if any(LABEL_SEPARATOR in cell for cell in cells):
+        return
+    for mark in OTHER_SEPARATORS:
+        joined = [cell for cell in cells if mark in cell]
+        parts = {label: {part.strip() for part in label.split(mark)} for label in set(cells)}
+        counts = Counter(part for own in parts.values() for part in own)
+        if len(joined) > 1 and any(part and counts[part] > 1 for cell in joined for part in parts[cell]):
+            raise DataError(
+                f"{table} has labels such as {joined[0]!r}: separate several labels by {LABEL_SEPARATOR!r}, or say "
+                f'what separates them, for example \'task.data.label_separator="{mark}"\' (";" for one label each)'
+            )
 
 
 def decoded(table: Path) -> tuple[str, str]:

@@ -3,7 +3,6 @@ r"""Labels and splits of any collection of files: a folder per class, a table, o
 A data module for one kind of file (audio, images, …) gets its items from `LabelledFiles` and adds the reading.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,22 +18,17 @@ from tasks.datasets.class_names import not_there, refuse_unknown
 from tasks.datasets.errors import DataError
 from tasks.datasets.file_splits import Entry, FileSplits, by_parts, pattern_of
 from tasks.datasets.items import Item, Whole
-from tasks.datasets.label_table import LabelTable, Row, existing, read_label_table
+from tasks.datasets.label_table import (
+    Row,
+    existing,
+    identity,
+    read_label_table,
+    refuse_missing_folds,
+    refuse_other_separators,
+)
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits
 from tasks.datasets.targets import ClassTargets, Kind
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-}
-SPLIT_FOLDER = re.compile(r"[ _-]?(set|split|data)$")  # optional suffix of a split folder's name
 
 
 class LabelSettings(TypedDict, total=False):
@@ -42,6 +36,7 @@ class LabelSettings(TypedDict, total=False):
 
     csv: str | None
     csv_columns: Mapping[str, str | None] | None
+    label_separator: str | None
     label_from: str | None
     test_from: str | None
     val_from: str | None
@@ -64,6 +59,9 @@ def label_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 class LabelledFiles:
     """Finds files with their labels and splits.
 
+    Splits are those of the folders ``train/``, ``val/`` and ``test/``, if ``train`` and another are there: around the
+    folders of classes, or, with a table that states none or with labels in names, those that paths begin with.
+
     Splits that are not given are drawn from a hash of each file's path relative to the folder (or of its
     ``group``), so they are the same on every machine and a new file never moves another.
 
@@ -79,6 +77,8 @@ class LabelledFiles:
         csv_columns: role -> column name for ``path``, ``label``, ``split``, ``fold`` or ``group``, where the names are
             not the usual ones.
         multilabel: a file may have several labels, in separate rows or separated by ``;``; only with ``csv``.
+        label_separator: what separates several labels in a cell; ``None``: ``;``, and a table that seems to separate
+            them otherwise is refused.
         label_from: regular expression searched in a file's name, with a group ``(?P<label>...)`` and optionally
             ``(?P<group>...)``: files of one group (speaker, session) then stay in one split.
         test_from, val_from: regular expressions searched in a file's path relative to the folder; matching files
@@ -102,6 +102,7 @@ class LabelledFiles:
         csv: str | None = None,
         csv_columns: Mapping[str, str | None] | None = None,
         multilabel: bool = False,
+        label_separator: str | None = None,
         label_from: str | None = None,
         test_from: str | None = None,
         val_from: str | None = None,
@@ -116,6 +117,10 @@ class LabelledFiles:
             raise DataError("labels come from csv or from label_from, not from both")
         if multilabel and csv is None:
             raise DataError("multilabel=true needs csv=FILE, a table with labels separated by ';'")
+        if label_separator is not None and not (multilabel and label_separator):
+            raise DataError(
+                "label_separator is what separates the labels of a cell: it needs multilabel=true"
+            )
         if csv_columns is not None and csv is None:
             raise DataError("csv_columns needs csv=FILE, the table that has them")
         self.splits = FileSplits(
@@ -135,6 +140,7 @@ class LabelledFiles:
         self.csv_columns = csv_columns
         self.order = order
         self.multilabel = multilabel
+        self.label_separator = label_separator
         self.label_from = pattern_of("label_from", label_from)
         if self.label_from and "label" not in self.label_from.groupindex:
             raise DataError(
@@ -210,9 +216,10 @@ class LabelledFiles:
                     f"the table {table} does not exist: say task.data.csv=FILE, or task.data.csv=null for a folder "
                     "of files per class"
                 )
-            entries = list(self._from_table(root, table))
+            entries = self.by_folders(root, list(self._from_table(root, table)), whole=known is not None)
         elif self.label_from is not None:
-            entries = list(self._from_names(root, self.label_from))
+            named = list(self._from_names(root, self.label_from))
+            entries = self.by_folders(root, named, whole=known is not None)
         else:
             entries = list(self._from_folders(root, known))
         if passed_over := self.listing.passed_over():
@@ -226,7 +233,7 @@ class LabelledFiles:
             (None if path.name in (known or ()) else split_of_folder(path.name), path) for path in folders
         ]
         found = {split for split, _ in parts if split}
-        enough = "train" in found and len(found) > 1
+        enough = state_splits(found)
         if known is not None:
             enough = bool(found) and not any(path.name in known for path in folders)
         if not enough:
@@ -257,11 +264,13 @@ class LabelledFiles:
     def _from_table(self, root: Path, file: Path) -> Iterator[Entry]:
         table = read_label_table(file, root, self.csv_columns)
         self.notes += table.notes
+        if self.multilabel and self.label_separator is None:
+            refuse_other_separators(file, [row.label for row in table.rows])
         first: dict[str, tuple[Row, Entry]] = {}
         again = 0
         for row in table.rows:
             entry = self._entry(root, file, row)
-            place = os.path.normpath(entry.path)
+            place = identity(entry.path)
             if place in first:
                 again += 1
                 entry = self._merged(file, *first[place], row, entry)
@@ -272,12 +281,14 @@ class LabelledFiles:
             self.notes.append(
                 f"{again:,} rows of {file.name} name a file again and were merged with the first"
             )
-        self._check_roles(file, table)
+        self.notes += refuse_missing_folds(
+            file, table.columns, [(row.line, row.split, row.fold) for row in table.rows]
+        )
         yield from (entry for _, entry in first.values())
 
     def _entry(self, root: Path, file: Path, row: Row) -> Entry:
         where = f"line {row.line} of {file}"
-        labels = row.label.split(";") if self.multilabel else [row.label]
+        labels = row.label.split(self.label_separator or ";") if self.multilabel else [row.label]
         labels = [label.strip() for label in labels if label.strip()]
         if not row.path or (not labels and not self.multilabel):
             raise DataError(f"{where} lacks a path or a label")
@@ -308,18 +319,12 @@ class LabelledFiles:
             )
         return replace(one, labels=tuple(dict.fromkeys(one.labels + other.labels)))
 
-    def _check_roles(self, file: Path, table: LabelTable) -> None:
-        if "fold" in table.columns:
-            lacking = [row.line for row in table.rows if row.fold is None]
-            if any(row.split for row in table.rows):
-                self.notes.append(
-                    f"{file.name} states splits, its column {table.columns['fold']} is not used"
-                )
-            elif lacking:
-                raise DataError(f"line {lacking[0]} of {file} lacks a fold")
-
     def _files(self, folder: Path) -> list[Path]:
         return sorted(list_files(folder, self.extensions, self.listing), key=self.order)
+
+    def by_folders(self, root: Path, entries: list[Entry], whole: bool = False) -> list[Entry]:
+        """Adds the splits of the folders that paths begin with, see `FileSplits.by_folders`."""
+        return self.splits.by_folders(root, entries, self.notes, whole)
 
     def split(self, root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
         """Assigns entries to splits, see `FileSplits.split`."""
@@ -355,11 +360,6 @@ class FromLabelledFiles(DataModule):
 def readable_name(name: str) -> str:
     """A file name as valid text; undecodable bytes are escaped."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def split_of_folder(name: str) -> str | None:
-    """The split of a folder by its name (``Train``, ``training_set``, ``val-data``, …); ``None``: no split."""
-    return SPLIT_NAMES.get(SPLIT_FOLDER.sub("", name.lower()))
 
 
 def _folders(folder: Path) -> list[Path]:

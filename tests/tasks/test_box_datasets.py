@@ -225,6 +225,159 @@ def test_lists_of_pictures(tmp_path: Path) -> None:
         built(tmp_path)
 
 
+def test_names_with_spaces_in_lists(tmp_path: Path) -> None:
+    named = ["a b", "a 1", "a", "c 1"]
+    voc_folder(tmp_path, {name: xml([("cat", (1, 1, 9, 9))]) for name in (*named, "d")})
+    write(tmp_path / "ImageSets" / "Main" / "train.txt", "a b -1\na 1\n")
+    write(tmp_path / "ImageSets" / "Main" / "val.txt", "a  0\n")
+    write(tmp_path / "ImageSets" / "Main" / "test.txt", "c 1\n")
+    data = built(tmp_path)
+    found = {split: [item.path.stem for item in items] for split, items in data.splits.items()}
+    assert found == {"train": ["a 1", "a b"], "val": ["a"], "test": ["c 1"]}
+    assert data.notes[-1] == "1 pictures are in no split or list and are not read: 1 in JPEGImages"
+
+
+BOX = "0 0.5 0.5 0.5 0.5"
+
+
+def yolo_parts(root: Path, counts: Mapping[str, int], labels: str = "labels") -> Path:
+    """Pictures in images/FOLDER, or in FOLDER/images where `labels` is `inside`, with label files in labels/."""
+    for folder, count in counts.items():
+        for n in range(count):
+            inside = labels == "inside"
+            name = f"{folder.replace('/', '_')} {n}"
+            places = [
+                root / folder / each if inside else root / each / folder for each in ("images", "labels")
+            ]
+            picture(places[0] / f"{name}.jpg")
+            write(places[1] / f"{name}.txt", BOX)
+    return root
+
+
+def parts_of(data: BoxData) -> dict[str, set[str]]:
+    """Split -> beginnings of the names of its pictures."""
+    return {split: {item.path.stem.split()[0] for item in items} for split, items in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("train: images/part1\nval: images/part2\n", "train (images/part1), val (images/part2)"),
+        ("path: .\ntrain: [./images/part1]\nval: images/part2/\ntest:\n",
+         "train (./images/part1), val (images/part2/)"),
+        ("path: images\ntrain: part1\nvalidation: part2\n", "train (part1), val (part2)"),
+        ("path: /not/there\ntrain: images/part1\nval: images\\part2\n",
+         "train (images/part1), val (images\\part2)"),
+        ("train: ../images/part1\nval: ../images/part2\ntest: ../images/part3\n",
+         "train (../images/part1), val (../images/part2), test (../images/part3)"),
+        ("train: lists/one.txt\nval: lists/two.txt\n", "train (lists/one.txt), val (lists/two.txt)"),
+    ],
+)  # fmt: skip
+def test_splits_of_data_yaml(tmp_path: Path, yaml: str, said: str) -> None:
+    root = yolo_parts(tmp_path / "data", {"part1": 6, "part2": 3, "unsorted": 2})
+    yolo_parts(tmp_path, {"part1": 1})
+    for name, folder, count in (("one", "part1", 6), ("two", "part2", 3)):
+        lines = (f"images/{folder}/{folder} {n}.jpg" for n in range(count))
+        write(root / "lists" / f"{name}.txt", "\n".join(lines))
+    write(root / "data.yaml", f"{yaml}names: [cat]\n")
+    data = built(root)
+    assert parts_of(data) == {"train": {"part1"}, "val": {"part2"}, "test": {"part1"}}
+    assert sum(map(len, data.splits.values())) == 9
+    assert all(len(rows) == 1 for rows in targets(data).values())
+    assert f"splits are those of data.yaml: {said}" in data.notes
+    assert "2 pictures are in no split or list and are not read: 2 in images/unsorted" in data.notes
+    absent = "data.yaml names ../images/part3 (test), where no pictures are"
+    assert any(absent in note for note in data.notes) == ("part3" in yaml)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("train: images/part1\nval: images/none\n", r"data\.yaml names images/none \(val\), where no pictures are"),
+        ("train: images/part1\nval: images/part1\n", r"has .*part1 0\.jpg in train and in val: a picture belongs to"),
+        ("train: images/part1\nval: images\n", r"has .*part1 0\.jpg in train and in val"),
+        ("train: images/part1\nval: 3\n", "says val: 3, which is no folder or list of pictures"),
+        ("train: images/part1\nval: [images/part2, {}]\n", "says val: .*, which is no folder or list of pictures"),
+        ("train: images/part1\nval: short.txt\n", r"short\.txt names part9\.jpg and 1 more pictures, which do"),
+        ("train: images/part1\nval: data.yaml\n", r"data\.yaml is no folder and no list of pictures"),
+        ("val: images/part1\n", "states val, but no train"),
+        ("train: [" + "x" * 5000 + "]\n", "where no pictures are"),
+    ],
+)  # fmt: skip
+def test_splits_of_data_yaml_that_cannot_be_read(tmp_path: Path, yaml: str, said: str) -> None:
+    yolo_parts(tmp_path, {"part1": 6, "part2": 3})
+    write(tmp_path / "short.txt", "part9.jpg\nimages/part2/part2 0.jpg\npart8.jpg\n")
+    write(tmp_path / "data.yaml", f"{yaml}names: [cat]\n")
+    with pytest.raises(DataError, match=said) as raised:
+        built(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_lists_beside_yolo_pictures(tmp_path: Path) -> None:
+    yolo_parts(tmp_path, {"part1": 6, "part2": 3})
+    write(tmp_path / "train.txt", "\n".join(f"./images/part1/part1 {n}.jpg" for n in range(6)))
+    assert parts_of(built(tmp_path, classes=["cat"]))["train"] == {"part1", "part2"}
+    write(tmp_path / "valid.txt", "\n".join(f"./images/part2/part2 {n}.jpg" for n in range(3)))
+    data = built(tmp_path, classes=["cat"])
+    assert parts_of(data) == {"train": {"part1"}, "val": {"part2"}, "test": {"part1"}}
+    assert "splits are those of train.txt, valid.txt" in data.notes
+
+
+def test_data_yaml_beside_folders_of_splits(tmp_path: Path) -> None:
+    root = yolo_parts(tmp_path, {"train": 4, "valid": 2, "test": 2, "more": 1}, "inside")
+    wanted = {"train": {"train"}, "val": {"valid"}, "test": {"test"}}
+    for yaml, note in (
+        ("train: ../train/images\nval: ../valid/images\n", "folders taken for further splits: test/images (test)"),
+        ("train: /elsewhere/train\nval: /elsewhere/valid\n",
+         f"splits are those of the folders: {root}/data.yaml names /elsewhere/train (train), where no pictures are"),
+        ("train: train/images\n",
+         "splits are those of the folders: data.yaml states train only"),
+    ):  # fmt: skip
+        write(root / "data.yaml", f"{yaml}names: [cat]\n")
+        data = built(root)
+        assert parts_of(data) == wanted, yaml
+        assert note in data.notes
+        assert "1 pictures are in no split or list and are not read: 1 in more/images" in data.notes
+
+
+def test_pictures_outside_the_folders_of_splits_are_said(tmp_path: Path) -> None:
+    yolo_parts(tmp_path, {"train2017": 4, "val2017": 2, "test2017": 1, "unsorted": 2})
+    for n in range(3):
+        picture(tmp_path / "images" / f"{n}.jpg")
+    data = built(tmp_path, classes=["cat"])
+    assert parts_of(data) == {"train": {"train2017"}, "val": {"val2017"}, "test": {"test2017"}}
+    assert data.notes[-1] == (
+        "5 pictures are in no split or list and are not read: 3 in images, 2 in images/unsorted"
+    )
+
+
+def test_label_files_of_other_names_are_said_or_refused(tmp_path: Path) -> None:
+    files: dict[str, str | None] = {f"p{n}": BOX for n in range(4)}
+    yolo_folder(tmp_path, {**files, "empty": None})
+    write(tmp_path / "labels" / "other.txt", BOX)
+    notes = built(tmp_path, classes=["cat"]).notes
+    other = tmp_path / "labels" / "other.txt"
+    assert f"1 label files have no picture of the same name and are not read; the first: {other}" in notes
+    assert "1 pictures have no label file and count as empty" in notes
+    for name in files:
+        (tmp_path / "labels" / f"{name}.txt").unlink()
+    with pytest.raises(DataError, match=r"none of 5 pictures has a label file of its own name: .*other\.txt"):
+        built(tmp_path, classes=["cat"])
+
+
+def test_folders_that_names_in_instances_begin_with_are_splits(tmp_path: Path) -> None:
+    names = [f"{split}/{split} {n}.jpg" for split, count in (("train", 4), ("test", 2)) for n in range(count)]
+    for name in names:
+        picture(tmp_path / "images" / name)
+    content = instances(len(names))
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    write(tmp_path / "annotations.json", json.dumps(content))
+    data = built(tmp_path)
+    assert parts_of(data) == {"train": {"train"}, "val": {"train"}, "test": {"test"}}
+    assert "splits are those of the folders that paths begin with: test, train" in data.notes
+
+
 def test_a_part_of_the_classes(tmp_path: Path) -> None:
     for form in (in_coco, in_voc):
         form(tmp_path / form.__name__)

@@ -221,6 +221,28 @@ def test_splits_by_name_keep_recordings_whole(tmp_path: Path) -> None:
     assert {item.path.name for item in other.splits["test"]} == {f"r{number:02d}.wav" for number in range(10)}
 
 
+def test_folders_of_training_and_validation_are_splits(tmp_path: Path) -> None:
+    lengths = {f"train/{n}.wav": 2.0 for n in range(20)} | {f"val/{n}.wav": 2.0 for n in range(3)}
+    table = HEAD + "".join(f"{name},0,1,dog\n" for name in lengths)
+    data = read(folder(tmp_path, table, lengths), test_fraction=0.3)
+    found = {split: {item.path.parent.name for item in items} for split, items in data.splits.items()}
+    assert found == {"train": {"train"}, "val": {"val"}, "test": {"train"}}
+    assert "splits are those of the folders that paths begin with: train, val" in data.notes
+
+
+def test_a_recording_without_a_fold_is_refused(tmp_path: Path) -> None:
+    table = "path,onset,offset,label,fold\na.wav,0,1,dog,1\nb.wav,0,1,dog,2\nc.wav,0,1,dog,\n"
+    with pytest.raises(DataError, match=r"line 4 of .*events\.csv lacks a fold"):
+        read(folder(tmp_path, table))
+
+
+def test_a_recording_is_one_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    folder(tmp_path, STATED + f"{tmp_path}/a.wav,0,1,dog,test\n")
+    with pytest.raises(DataError, match=r"puts .*a\.wav into the split test, a line before into train"):
+        read(Path(tmp_path.name))
+
+
 # -- windows -------------------------------------------------------------------------------------------------------
 
 

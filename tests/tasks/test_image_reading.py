@@ -19,9 +19,9 @@ from tasks.datasets.base import DataError, ReadError
 from tasks.datasets.image.files import ImageTransforms
 from tasks.datasets.image.folder import ImageFolder
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, depth_notes, open_image
-from tasks.datasets.labelled_files import split_of_folder
 from tasks.datasets.listing import Listing, list_files
 from tasks.datasets.point_cloud.folder import PointFolder
+from tasks.datasets.split_folders import split_of_folder
 from workbench.predict import find_files
 
 SHADES = np.linspace(0, 4095, 64).round().astype(np.uint16).reshape(8, 8)

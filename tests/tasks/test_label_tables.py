@@ -1,9 +1,10 @@
 """Tables of labels as people write them: read, said, or refused with the line."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,6 +217,128 @@ def test_a_table_of_videos(tmp_path: Path) -> None:
     )
     data.setup()
     assert {int(item.path.stem) % 4 for item in data.splits["test"]} == {2}
+
+
+FOLDED = {"train": 12, "val": 4, "test": 4}
+
+
+def folded(root: Path, table: bool, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Clips below folders of splits labelled in their names and, perhaps, a table; returns options to read them."""
+    paths = [
+        f"{folder}/{CLASSES[n % 2]}_{folder.replace('/', '_')}{n}.wav"
+        for folder, count in (counts or FOLDED).items()
+        for n in range(count)
+    ]
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / path, np.zeros(80, np.float32), 8000)
+    if not table:
+        return {"label_from": "^(?P<label>[a-z]+)_"}
+    lines = [f"{path},{Path(path).name.partition('_')[0]}" for path in paths]
+    (root / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    return {"csv": "labels.csv"}
+
+
+def read(root: Path, **options: Any) -> AudioFolder:
+    data = AudioFolder(name="audio_folder", data_dir=str(root), **options)
+    data.setup()
+    return data
+
+
+def folders_of(data: AudioFolder) -> dict[str, set[str]]:
+    return {split: {item.path.parent.name for item in items} for split, items in data.splits.items()}
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_folders_that_paths_begin_with_are_splits(tmp_path: Path, table: bool) -> None:
+    data = read(tmp_path, **folded(tmp_path, table))
+    assert folders_of(data) == {split: {split} for split in FOLDED}
+    assert data.notes == ["splits are those of the folders that paths begin with: test, train, val"]
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_split_that_no_folder_states_is_drawn_from_training(tmp_path: Path, table: bool) -> None:
+    counts = {"clips/train2017": 30, "clips/Test_Set": 4, "clips/extra": 2, "clips": 1}
+    data = read(tmp_path, **folded(tmp_path, table, counts), val_fraction=0.3)
+    assert folders_of(data) == {"train": {"train2017"}, "val": {"train2017"}, "test": {"Test_Set"}}
+    assert data.notes == [
+        "splits are those of the folders that paths begin with: Test_Set (test), train2017 (train)",
+        "3 files lie in none of these folders and are not read",
+    ]
+
+
+def test_a_row_outside_the_folder_leaves_its_splits(tmp_path: Path) -> None:
+    folded(tmp_path / "data", True)
+    soundfile.write(tmp_path / "other.wav", np.zeros(80, np.float32), 8000)
+    with (tmp_path / "data" / "labels.csv").open("a") as table:
+        table.write(f"\n{tmp_path}/other.wav,bell\n")
+    data = read(tmp_path / "data", csv="labels.csv")
+    assert folders_of(data) == {split: {split} for split in FOLDED}
+    assert data.notes[-1] == "1 files lie in none of these folders and are not read"
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_patterns_and_folds_come_before_folders(tmp_path: Path, table: bool) -> None:
+    options = folded(tmp_path, table, {"train": 30, "test": 10})
+    data = read(tmp_path, **options, val_from="[01].wav")
+    assert folders_of(data)["train"] == {"train"}
+    assert {item.path.stem[-1] for item in data.splits["val"]} == {"0", "1"}
+    data = read(tmp_path, **options, fold=1)
+    assert folders_of(data)["test"] == {"train", "test"}
+    assert data.notes == [
+        "there are folds: folders named as splits (train, test, …) are not taken for splits"
+    ]
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_trained_model_is_tested_on_the_folder_of_tests(tmp_path: Path, table: bool) -> None:
+    data = AudioFolder(name="audio_folder", data_dir=str(tmp_path), **folded(tmp_path, table))
+    whole = data.read_whole({"class_names": list(CLASSES)})
+    assert whole is not None
+    assert {item.path.parent.name for item in whole.items} == {"test"}
+
+
+def test_columns_of_splits_come_before_folders(tmp_path: Path) -> None:
+    folded(tmp_path, True)
+    rows = (tmp_path / "labels.csv").read_text().splitlines()[1:]
+    roles = ("train", "train", "val", "test")
+    stated = [f"{row},{roles[n // 2 % 4]}" for n, row in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *stated]))
+    data = read(tmp_path, csv="labels.csv")
+    assert folders_of(data)["train"] == {"train", "test"}
+    assert data.notes == []
+    folds = [f"{row},{n // 2 % 3}" for n, row in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,fold", *folds]))
+    assert folders_of(read(tmp_path, csv="labels.csv", val_fraction=0.3))["test"] == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("spelling", ["{here}/clips/0.wav", "clips/../clips/0.wav", "link/0.wav"])
+def test_a_file_is_one_item_however_it_is_spelt(
+    clips: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.chdir(clips.parent)
+    (clips / "link").symlink_to(clips / "clips")
+    again = spelling.format(here=clips)
+    with pytest.raises(DataError, match=r"label clips/0\.wav as bell and as horn"):
+        opened(Path(clips.name), PLAIN + f"{again},horn\n")
+    assert sum(map(len, opened(Path(clips.name), PLAIN + f"{again},bell\n").splits.values())) == 40
+
+
+@pytest.mark.parametrize("mark", [",", "|"])
+def test_labels_that_are_separated_otherwise(clips: Path, mark: str) -> None:
+    table = rows(lambda n: f'clips/{n}.wav,"{f"horn{mark}bell" if n % 2 else "bell"}"')
+    with pytest.raises(DataError, match=r"has labels such as 'horn.bell': separate several labels by ';'"):
+        opened(clips, table, multilabel=True)
+    assert opened(clips, table, multilabel=True, label_separator=mark).class_names == ["bell", "horn"]
+    assert opened(clips, table, multilabel=True, label_separator=";").class_names == [
+        "bell",
+        f"horn{mark}bell",
+    ]
+    assert opened(clips, table).class_names == ["bell", f"horn{mark}bell"]
+    names = table.replace("horn" + mark, f"brass{mark} ").replace(f"{mark} bell", f"{mark} wind")
+    assert opened(clips, names, multilabel=True).class_names == ["bell", f"brass{mark} wind"]
+    with pytest.raises(DataError, match="needs multilabel=true"):
+        opened(clips, table, label_separator=mark)
 
 
 @settings(max_examples=60, deadline=None)

@@ -265,6 +265,24 @@ def test_a_table_of_pairs(tmp_path: Path) -> None:
         built(MaskFolder, tmp_path, csv="pairs.csv", classes=["a", "b"])
 
 
+def test_folders_of_a_table_of_pairs_are_splits(tmp_path: Path) -> None:
+    rows = ["image,mask"]
+    for split, count in (("train", 6), ("val", 2), ("test", 2), ("extra", 1)):
+        for index in range(count):
+            names = [f"{kind}/{split}/{index}.png" for kind in ("images", "masks")]
+            picture(tmp_path / names[0])
+            save(tmp_path / names[1], np.zeros((4, 6)))
+            rows.append(",".join(names))
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    data = built(MaskFolder, tmp_path, csv="pairs.csv", classes=["a", "b"])
+    found = {split: {item.path.parent.name for item in items} for split, items in data.splits.items()}
+    assert found == {split: {split} for split in ("train", "val", "test")}
+    assert data.notes == [
+        "splits are those of the folders that paths begin with: test, train, val",
+        "1 pictures lie in none of these folders and are not read",
+    ]
+
+
 def test_pairs_that_are_none_are_refused(tmp_path: Path) -> None:
     root = folder(tmp_path / "a", lambda index: TWO)
     (root / "masks" / "p2.png").unlink()

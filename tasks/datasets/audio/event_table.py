@@ -4,7 +4,6 @@ Inferred settings are reported as notes to the user; impossible rows are refused
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,17 @@ from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, ReadError
 from tasks.datasets.label_table import COLUMNS as OF_LABELS
-from tasks.datasets.label_table import decoded, existing, roles_of, separated, spoken
-from tasks.datasets.labelled_files import SPLIT_NAMES, Entry
+from tasks.datasets.label_table import (
+    decoded,
+    existing,
+    identity,
+    refuse_missing_folds,
+    roles_of,
+    separated,
+    spoken,
+)
+from tasks.datasets.labelled_files import Entry
+from tasks.datasets.split_folders import SPLIT_NAMES
 
 # Accepted column names in order of preference; compared without case, spaces, "-" and "_".
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -114,6 +122,7 @@ def read_event_table(
         _Row(line, {role: cells[index].strip() for role, index in place.items() if index < len(cells)})
         for line, cells in body
     ]
+    notes += refuse_missing_folds(table, roles, [(row.line, row["split"], row["fold"]) for row in rows])
     reader = _Reader(root, length_of, decimal_comma=separator != ",")
     for row in rows:
         reader.take(row)
@@ -159,7 +168,7 @@ class _Reader:
         if split and split not in SPLIT_NAMES:
             raise ValueError(f"has the split {row['split']!r}; it takes train, val or test")
         path = existing(self.root, row["path"])
-        place = os.path.normpath(path)
+        place = identity(path)
         if place in self.unreadable:
             return None
         entry = Entry(path, (), SPLIT_NAMES.get(split), row["group"] or None, row["fold"] or None)

@@ -37,7 +37,7 @@ from tasks.datasets.base import (
     not_there,
     refuse_unknown,
 )
-from tasks.datasets.labelled_files import LabelledFiles, label_settings, split_of_folder
+from tasks.datasets.labelled_files import LabelledFiles, label_settings
 from tasks.datasets.listing import list_files
 
 Events = NDArray[np.float64]  # (E, 3): onset and offset in seconds, class index
@@ -68,8 +68,8 @@ class SoundEvents(DataModule):
 
     Args:
         csv: the event table, relative to `data_dir` (`tasks.datasets.audio.event_table`). Splits are given by its
-            column `split`, else by the top-level folders (`train/…`), else drawn as in `LabelledFiles`. A recording
-            is never divided between splits.
+            column `split`, else by the folders that paths begin with (`train/…`), else drawn as in `LabelledFiles`. A
+            recording is never divided between splits.
         csv_columns: role -> column name, where the names are not the usual ones.
         sample_rate: in Hz; files at another rate are resampled.
         seconds: window length.
@@ -142,7 +142,7 @@ class SoundEvents(DataModule):
             for split in SPLITS
         }
 
-    def _recordings(self, root: Path) -> list[Recording]:
+    def _recordings(self, root: Path, whole: bool = False) -> list[Recording]:
         if not root.is_dir():
             raise self.bad_layout(f"{root} is not a folder")
         table = root / Path(self.csv).expanduser()
@@ -160,22 +160,20 @@ class SoundEvents(DataModule):
                 f"{others:,} sound files are not in {table.name} and are not read (one without events needs a row with "
                 "its path alone)"
             )
-        return self._split_by_folders(root, sorted(found.recordings, key=lambda one: one.entry.path.parts))
+        return self._split_by_folders(
+            root, sorted(found.recordings, key=lambda one: one.entry.path.parts), whole=whole
+        )
 
-    def _split_by_folders(self, root: Path, recordings: list[Recording]) -> list[Recording]:
-        """Assign splits by top-level folders, if all of them name a split and the table has none."""
+    def _split_by_folders(self, root: Path, recordings: list[Recording], whole: bool) -> list[Recording]:
+        """Adds the splits of the folders that paths begin with, see `FileSplits.by_folders`."""
         entries = [recording.entry for recording in recordings]
-        below = [
-            entry.path.relative_to(root).parts if entry.path.is_relative_to(root) else () for entry in entries
-        ]
-        said = [split_of_folder(parts[0]) if len(parts) > 1 else None for parts in below]
-        stated = any(entry.split or entry.fold for entry in entries)
-        if stated or not all(said) or not {"train", "test"} <= set(said):
-            return recordings
-        self.notes.append("splits are those of the folders that paths begin with")
+        placed = {
+            entry.path: entry for entry in self.files.splits.by_folders(root, entries, self.notes, whole)
+        }
         return [
-            replace(recording, entry=replace(recording.entry, split=split))
-            for recording, split in zip(recordings, said, strict=True)
+            replace(recording, entry=placed[recording.entry.path])
+            for recording in recordings
+            if recording.entry.path in placed
         ]
 
     def _targets(self, recordings: Sequence[Recording]) -> dict[Path, Events]:
@@ -275,7 +273,7 @@ class SoundEvents(DataModule):
         self.recall(data_info)
 
     def read_whole(self, data_info: dict[str, Any]) -> Whole | None:
-        recordings = self._recordings(self.root)
+        recordings = self._recordings(self.root, whole=True)
         known = list(data_info["class_names"])
         refuse_unknown([label for one in recordings for _, _, label in one.events], known, str(self.root))
         tested = [one for one in recordings if one.entry.split == "test"]

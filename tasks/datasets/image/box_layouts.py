@@ -4,13 +4,15 @@ Each reader returns the images below a folder in one of the formats, with splits
 `candidates` lists the formats found.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.image.box_data import Found
-from tasks.datasets.image.box_formats import coco_json, voc_xml, yolo_text
+from tasks.datasets.image.box_formats import coco_json, voc_xml, yolo_splits, yolo_text
 from tasks.datasets.image.box_formats.labels import Labelled, Tidied, check_names, unusable
 from tasks.datasets.image.box_formats.places import (
     LABELS,
@@ -20,10 +22,13 @@ from tasks.datasets.image.box_formats.places import (
     split_of_name,
 )
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, size_of
-from tasks.datasets.labelled_files import split_of_folder
+from tasks.datasets.label_table import identity
 from tasks.datasets.listing import Listing, list_files
+from tasks.datasets.split_folders import split_of_folder, splits_by_folders, state_splits
 
 LISTS = ("ImageSets", "Main")
+FLAG = re.compile(r"\s+(-1|0|1)$")  # of a class in VOC's lists
+SHOWN = 5  # folders listed in a note
 UNLABELLED_NAMES = (
     "readme",
     "license",
@@ -35,6 +40,9 @@ UNLABELLED_NAMES = (
     "test",
     "trainval",
 )
+
+
+Paired = tuple[Path, Path | None, str | None]  # an image, its label file and its split
 
 
 @dataclass(frozen=True)
@@ -97,13 +105,44 @@ def read(layout: Layout, root: Path, options: Options) -> Found:
     reader = {"coco": _read_coco, "voc": _read_voc, "yolo": _read_yolo}[layout.format]
     found = reader(layout, root, options)
     passed = options.listing.passed_over()
+    pictures, by_folders = _split_by_folders(root, found.pictures)
+    unread = [] if layout.format == "coco" else _unread(root, found.pictures)
     return Found(
         found.class_names,
-        found.pictures,
+        pictures,
         found.has_masks,
-        [f"labels are {layout.said}", *found.notes, *([passed] if passed else [])],
+        [f"labels are {layout.said}", *found.notes, *by_folders, *unread, *([passed] if passed else [])],
         found.category_ids,
     )
+
+
+def _split_by_folders(root: Path, pictures: Sequence[Labelled]) -> tuple[Sequence[Labelled], list[str]]:
+    """Images without splits with those of the folders that their paths begin with, if these state any; and notes."""
+    if any(picture.split for picture in pictures):
+        return pictures, []
+    found = splits_by_folders([picture.picture for picture in pictures], root)
+    if found is None:
+        return pictures, []
+    splits, notes = found
+    kept = [replace(picture, split=split) for picture, split in zip(pictures, splits, strict=True) if split]
+    if len(kept) < len(pictures):
+        notes.append(f"{len(pictures) - len(kept):,} pictures lie in none of these folders and are not read")
+    return kept, notes
+
+
+def _unread(root: Path, pictures: Sequence[Labelled]) -> list[str]:
+    """Note about images beside those that are read, with the folders they lie in."""
+    read = {each.picture for each in pictures}
+    others = [path for path in list_files(_first_of(root, PICTURES) or root, EXTENSIONS) if path not in read]
+    if others:
+        known = {identity(path) for path in read}
+        others = [path for path in others if identity(path) not in known]
+    if not others:
+        return []
+    places = Counter(str(path.parent.relative_to(root)) for path in others).most_common()
+    named = [f"{count:,} in {'data_dir' if place == '.' else place}" for place, count in places[:SHOWN]]
+    more = ", …" if len(places) > SHOWN else ""
+    return [f"{len(others):,} pictures are in no split or list and are not read: {', '.join(named)}{more}"]
 
 
 # -- finding labels ----------------------------------------------------------------------------------------------
@@ -216,9 +255,9 @@ def without_masks(tidied: Tidied) -> list[str]:
 
 def _read_voc(layout: Layout, root: Path, options: Options) -> Found:
     named: list[tuple[Path, Path, str | None]] = []
-    listed = read_lists(root)
+    listed = read_lists(root, [place.pictures for place in layout.places])
     for place in layout.places:
-        found = _paired(place, voc_xml.ENDINGS, options.listing, needed=not listed)
+        found, _ = _paired(place, voc_xml.ENDINGS, options.listing, needed=not listed)
         if listed:
             found = _listed(found, listed, place)
         named += [(picture, labels, split) for picture, labels, split in found if labels is not None]
@@ -266,38 +305,51 @@ def read_voc(
     return Found(classes, pictures, notes=[*tidied.notes(), *_broken(pictures)])
 
 
-def read_lists(root: Path) -> dict[str, str]:
-    """Image name -> split, from ImageSets/Main/{train,val,test}.txt; trainval.txt if there is no train.txt."""
+def read_lists(root: Path, places: Sequence[Path]) -> dict[str, str]:
+    """Image name -> split, from ImageSets/Main/{train,val,test}.txt; trainval.txt if there is no train.txt.
+
+    Args:
+        root: folder of the data set.
+        places: folders of its images.
+    """
     folder = root.joinpath(*LISTS)
+
+    def named(key: str) -> bool:
+        return any((place / f"{key}{ending}").is_file() for place in places for ending in EXTENSIONS)
+
     found: dict[str, str] = {}
     for split in ("train", "val", "test"):
         file = folder / f"{split}.txt"
         if split == "train" and not file.is_file():
             file = folder / "trainval.txt"
-        for key in names_in(file) if file.is_file() else ():
+        for key in names_in(file, named) if file.is_file() else ():
             if found.setdefault(key, split) != split:
                 raise DataError(f"{file} names {key}, which is in {found[key]}, too")
     return found
 
 
-def names_in(file: Path) -> list[str]:
-    """The image names of a list, one per line; anything after the name is ignored."""
+def names_in(file: Path, exists: Callable[[str], bool]) -> list[str]:
+    """The image names of a list, one per line; a flag of a class behind it (-1, 0 or 1) is ignored.
+
+    Args:
+        file: the list.
+        exists: whether there is an image of this name.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error})") from error
-    return [line.split()[0] for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    return [name if not FLAG.search(name) or exists(name) else FLAG.sub("", name) for name in names]
 
 
-def _listed(
-    found: Sequence[tuple[Path, Path | None, str | None]], listed: Mapping[str, str], place: Place
-) -> list[tuple[Path, Path | None, str | None]]:
+def _listed(found: Sequence[Paired], listed: Mapping[str, str], place: Place) -> list[Paired]:
     """The images in the lists; each must exist."""
     by_key = {
         picture.relative_to(place.pictures).with_suffix("").as_posix(): (picture, file)
         for picture, file, _ in found
     }
-    chosen: list[tuple[Path, Path | None, str | None]] = []
+    chosen: list[Paired] = []
     for key, split in listed.items():
         if key not in by_key:
             raise DataError(
@@ -317,23 +369,32 @@ def _listed(
 
 def _read_yolo(layout: Layout, root: Path, options: Options) -> Found:
     classes, notes = _yolo_names(layout, root, options)
-    tidied, pictures, empty = Tidied(), [], 0
+    named, said = _yolo_pictures(layout, root, options)
+    notes += said
+    empty = sum(file is None for _, file, _ in named)
+    if named and empty == len(named):
+        labels = min(
+            file for place in layout.places for file in _label_files(place.labels, yolo_text.ENDINGS)
+        )
+        raise DataError(
+            f"none of {empty:,} pictures has a label file of its own name: the first picture is {named[0][0]}, the "
+            f"first label file {labels}"
+        )
+    tidied, pictures = Tidied(), []
     largest = -1
-    for place in layout.places:
-        for picture, file, split in _paired(place, yolo_text.ENDINGS, options.listing, needed=False):
-            try:
-                lines = yolo_text.read(file, len(classes) if classes else None) if file else []
-            except DataError as error:
-                pictures.append(unusable(picture, split, f"its labels: {error}"))
-                continue
-            empty += file is None
-            largest = max([largest, *(line.label for line in lines)])
-            size = header_size(picture, options.reading) if lines else None
-            if lines and size is None:  # the image cannot be read either, and is reported then
-                pictures.append(unusable(picture, split, "its size cannot be read"))
-                continue
-            described = yolo_text.described(lines, size) if size else []
-            pictures.append(tidied(picture, described, size, split))
+    for picture, file, split in named:
+        try:
+            lines = yolo_text.read(file, len(classes) if classes else None) if file else []
+        except DataError as error:
+            pictures.append(unusable(picture, split, f"its labels: {error}"))
+            continue
+        largest = max([largest, *(line.label for line in lines)])
+        size = header_size(picture, options.reading) if lines else None
+        if lines and size is None:  # the image cannot be read either, and is reported then
+            pictures.append(unusable(picture, split, "its size cannot be read"))
+            continue
+        described = yolo_text.described(lines, size) if size else []
+        pictures.append(tidied(picture, described, size, split))
     if not classes:
         if largest < 0:
             raise DataError(f"no label file in {root} holds an object")
@@ -356,14 +417,71 @@ def _yolo_names(layout: Layout, root: Path, options: Options) -> tuple[list[str]
     """The class names (possibly empty), and a note about their source."""
     if options.classes is not None:
         return check_names(options.classes, "task.data.classes"), []
+    for file in _yolo_files(layout, root):
+        return yolo_text.read_names(file), [f"classes are those of {file.name}"]
+    return [], []
+
+
+def _yolo_files(layout: Layout, root: Path) -> Iterator[Path]:
+    """Files that may name the classes and splits of a layout: those of the data set first, then those of labels."""
     folders = dict.fromkeys(
         [root, *(place.labels for place in layout.places), *(p.labels.parent for p in layout.places)]
     )
-    for folder in folders:
-        for name in yolo_text.NAMES:
-            if (folder / name).is_file():
-                return yolo_text.read_names(folder / name), [f"classes are those of {name}"]
-    return [], []
+    files = (folder / name for folder in folders for name in yolo_text.NAMES)
+    return (file for file in files if file.is_file())
+
+
+def _yolo_pictures(layout: Layout, root: Path, options: Options) -> tuple[list[Paired], list[str]]:
+    """The images with their label files and splits, and notes about these.
+
+    Splits are those of data.yaml or of lists, if they state train and another that can be read, else those of folders.
+    """
+    stated = yolo_splits.stated_splits(_yolo_files(layout, root), root)
+    if stated is None:
+        return _pairs_of(layout.places, options)
+    found = yolo_splits.read(stated, root)
+    whole = not found.faults and state_splits(found.splits)
+    if not whole and any(place.split for place in layout.places):
+        pairs, notes = _pairs_of(layout.places, options)
+        only = f"{stated.source.name} states {' and '.join(found.splits) or 'nothing'} only"
+        why = found.faults[0] if found.faults else only
+        return pairs, [*notes, f"splits are those of the folders: {why}"]
+    if found.faults:
+        raise DataError(f"{found.faults[0]}: correct it, or take it out for a split that is drawn")
+    if "train" not in found.splits:
+        raise DataError(f"{stated.source} states {' and '.join(found.splits) or 'splits'}, but no train")
+    named = [
+        (picture, yolo_splits.labels_of(picture), split)
+        for split, pictures in found.splits.items()
+        for picture in pictures
+    ]
+    taken = {identity(picture) for picture, _, _ in named}
+    further = [place for place in layout.places if place.split and place.split not in found.splits]
+    beside, notes = _pairs_of(further, options)
+    beside = [pair for pair in beside if identity(pair[0]) not in taken]
+    if beside:
+        notes.append(
+            f"folders taken for further splits: {', '.join(_below(root, place) for place in further)}"
+        )
+    return [*named, *beside], [f"splits are those of {stated}", *found.notes, *notes]
+
+
+def _pairs_of(places: Sequence[Place], options: Options) -> tuple[list[Paired], list[str]]:
+    """The images of folders with their label files, if any; and a note about label files of no image."""
+    pairs: list[Paired] = []
+    strays: list[Path] = []
+    for place in places:
+        own, stray = _paired(place, yolo_text.ENDINGS, options.listing, needed=False)
+        pairs += own
+        strays += stray
+    if not strays:
+        return pairs, []
+    said = f"{len(strays):,} label files have no picture of the same name and are not read; the first: {strays[0]}"
+    return pairs, [said]
+
+
+def _below(root: Path, place: Place) -> str:
+    return f"{place.pictures.relative_to(root)} ({place.split})"
 
 
 # -- one label file per image ------------------------------------------------------------------------------------
@@ -371,8 +489,8 @@ def _yolo_names(layout: Layout, root: Path, options: Options) -> tuple[list[str]
 
 def _paired(
     place: Place, endings: Sequence[str], listing: Listing, needed: bool
-) -> list[tuple[Path, Path | None, str | None]]:
-    """Pairs images with the label files of the same names.
+) -> tuple[list[Paired], list[Path]]:
+    """Pairs images with the label files of the same names; returns these pairs, and the label files of no image.
 
     Args:
         place: folders of images and labels.
@@ -406,7 +524,7 @@ def _paired(
     if without and needed:
         more = f" and {len(without) - 1:,} more pictures have" if len(without) > 1 else " has"
         raise DataError(f"{without[0]}{more} no label file of the same name in {place.labels}")
-    return [(picture, labels.get(key), place.split) for key, picture in pictures.items()]
+    return [(picture, labels.get(key), place.split) for key, picture in pictures.items()], stray
 
 
 def header_size(picture: Path, reading: PictureOptions) -> tuple[int, int] | None:

@@ -38,9 +38,9 @@ from tasks.datasets.image.mask_table import read_mask_table
 from tasks.datasets.image.masks import ENDINGS, LEAST_VOID, TABLES, MaskCoding, numbered, read_class_table
 from tasks.datasets.image.reading import depth_notes
 from tasks.datasets.items import Item
-from tasks.datasets.labelled_files import SPLIT_NAMES, split_of_folder
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.shards.data import ShardSettings
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, splits_by_folders
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
@@ -53,8 +53,8 @@ class MaskFolder(MaskData):
         classes: names of the mask values 0, 1, …; or a class table (`tasks.datasets.image.masks.read_class_table`)
             below `data_dir`; `None`: `classes.csv`, `classes.json` or `class_dict.csv` if present, else the values
             found in the masks.
-        csv: a table with the columns `image`, `mask` and optionally `split` and `group`
-            (`tasks.datasets.image.mask_table`); `None`: by folders and names.
+        csv: a table with the columns `image`, `mask` and optionally `split` (else by the folders that paths begin with,
+            if these state any) and `group` (`tasks.datasets.image.mask_table`); `None`: by folders and names.
         mask_suffix: suffix of a mask's file name relative to its image's, e.g. `_L`.
         reduce_zero_label: mask value 0 is void, and the first class has the value 1.
         void: further void values, also negative ones; 255 always is one.
@@ -197,7 +197,21 @@ class MaskFolder(MaskData):
             raise DataError(f"the table {table} does not exist: say task.data.csv=FILE, or null for folders")
         found = read_mask_table(table, root)
         self.notes += found.notes
-        return list(found.pairs)
+        return self._split_by_folders(root, list(found.pairs))
+
+    def _split_by_folders(self, root: Path, pairs: list[Pair]) -> list[Pair]:
+        """Pairs without splits with those of the folders that paths of images begin with, if these state any."""
+        found = splits_by_folders([pair.picture for pair in pairs], root)
+        if found is None or all(pair.split for pair in pairs):
+            return pairs
+        splits, notes = found
+        self.notes += notes
+        placed = [replace(pair, split=pair.split or split) for pair, split in zip(pairs, splits, strict=True)]
+        kept = [pair for pair in placed if pair.split]
+        if len(kept) < len(pairs):
+            said = f"{len(pairs) - len(kept):,} pictures lie in none of these folders and are not read"
+            self.notes.append(said)
+        return kept
 
     def _from_folders(self, root: Path) -> list[Pair]:
         listing = Listing()

@@ -3,7 +3,6 @@
 Inferred settings are reported as notes to the user; contradictory rows are refused with their line numbers.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.mask_data import Pair
 from tasks.datasets.label_table import COLUMNS as OF_LABELS
-from tasks.datasets.label_table import decoded, existing, roles_of, separated, spoken
-from tasks.datasets.labelled_files import SPLIT_NAMES
+from tasks.datasets.label_table import decoded, existing, identity, roles_of, separated, spoken
+from tasks.datasets.split_folders import SPLIT_NAMES
 
 # Accepted column names in order of preference; compared without case, spaces, "-" and "_".
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -76,7 +75,7 @@ def read_mask_table(table: Path, root: Path) -> MaskTable:
             )
         row = {role: cells[index].strip() for role, index in place.items() if index < len(cells)}
         pair = _pair(root, where, row)
-        key = os.path.normpath(pair.picture)
+        key = identity(pair.picture)
         if key in pairs:
             raise DataError(
                 f"lines {pairs[key][0]} and {line} of {table} both name {row['image']}: an image has one mask and "

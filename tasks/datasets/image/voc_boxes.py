@@ -1,6 +1,7 @@
 """PASCAL VOC 2007 and 2012 (Everingham et al. 2010, 2015): boxes of twenty kinds of objects."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,12 +72,12 @@ class VOCBoxes(BoxData):
             if file is None:
                 raise self.bad_layout(f"no ImageSets/Main/{name}.txt in {root}")
             home = file.parents[2]
-            for key in names_in(file):
+            for key in names_in(file, partial(_has_picture, home)):
                 if key in named:
                     raise DataError(
                         f"{file} names {key}, which is in {self.chosen[str(named[key][2])]}.txt, too"
                     )
-                picture, labels = home / "JPEGImages" / f"{key}.jpg", home / "Annotations" / f"{key}.xml"
+                picture, labels = _picture(home, key), home / "Annotations" / f"{key}.xml"
                 for part in (picture, labels):
                     if not part.is_file():
                         raise DataError(f"{file} names {key}, and there is no {part}")
@@ -90,6 +91,14 @@ class VOCBoxes(BoxData):
         homes = [".", f"VOC{self.year}", devkit, *(f"{folder}/{devkit}" for folder in self.archives)]
         files = (root / home / "ImageSets" / "Main" / f"{name}.txt" for home in homes)
         return next((file for file in files if file.is_file()), None)
+
+
+def _picture(home: Path, key: str) -> Path:
+    return home / "JPEGImages" / f"{key}.jpg"
+
+
+def _has_picture(home: Path, key: str) -> bool:
+    return _picture(home, key).is_file()
 
 
 class VOC2007(VOCBoxes):

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from tasks.datasets.base import CommonSettings
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.items import Whole
-from tasks.datasets.labelled_files import split_of_folder
+from tasks.datasets.split_folders import split_of_folder
 from tasks.datasets.time_series.table import Columns, Table, read_series
 from tasks.datasets.time_series.text import Format
 from tasks.datasets.time_series.windows import Parts, SeriesData, first_rows, last_observed

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.datasets.labelled_files import split_of_folder
+from tasks.datasets.split_folders import split_of_folder
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 LABELS = ("Annotations", "annotations", "labels", "annots", "xml", "xmls")

@@ -22,6 +22,7 @@ from tasks.datasets.image.box_formats.labels import (
 from tasks.datasets.image.box_formats.outlines import LONGEST, Outline
 
 ENDINGS = (".txt",)
+YAML = (".yaml", ".yml")
 #: Names of files with class names.
 NAMES = (
     "data.yaml",
@@ -110,12 +111,17 @@ def read_names(file: Path) -> list[str]:
         DataError: no valid class names.
     """
     text = read_text(file, LARGEST_NAMES)
-    if file.suffix.lower() not in (".yaml", ".yml"):
+    if file.suffix.lower() not in YAML:
         lines = [line.strip() for line in text.splitlines()]
         while lines and not lines[-1]:
             lines.pop()
         return check_names(lines, str(file))
     return check_names(_listed(_yaml(file, text), file), str(file))
+
+
+def content_of(file: Path) -> Any:
+    """The content of a YAML file; raises `DataError`."""
+    return _yaml(file, read_text(file, LARGEST_NAMES))
 
 
 def _yaml(file: Path, text: str) -> Any:
