@@ -271,7 +271,7 @@ def test_folders_of_a_table_of_pairs_are_splits(tmp_path: Path) -> None:
         for index in range(count):
             names = [f"{kind}/{split}/{index}.png" for kind in ("images", "masks")]
             picture(tmp_path / names[0])
-            save(tmp_path / names[1], np.zeros((4, 6)))
+            save(tmp_path / names[1], TWO)
             rows.append(",".join(names))
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
     data = built(MaskFolder, tmp_path, csv="pairs.csv", classes=["a", "b"])
