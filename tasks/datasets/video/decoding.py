@@ -20,6 +20,7 @@ from tasks.datasets.reading import available, require
 from tasks.datasets.video import avi_header, mp4_header
 from tasks.datasets.video.crops import Frames, resize
 from tasks.datasets.video.mp4_header import Header, read_header
+from tasks.datasets.video.seeking import seeks_by_key_frame
 from tasks.datasets.video.ticks import Places, clock
 
 MOST_FRAMES = 2**31 - 1  # declared by a damaged header
@@ -34,7 +35,7 @@ class Video:
 
 
 def open_video(path: Path) -> Video:
-    """Open a file for reading by tick: with decord, or with PyAV if decord fails or is not installed.
+    """Open a file for reading by tick: with decord, or with PyAV if decord fails, misses frames or is not installed.
 
     Frames are rotated as in a player; frames hidden by an edit list (a cut without re-encoding) are excluded. A
     truncated file consists of its readable frames.
@@ -77,6 +78,8 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
     if length == 0:
         raise ReadError("it holds no frames")
     shown = clock(reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64))
+    if shown is not None and not seeks_by_key_frame(path):
+        return _open_with_av(path)
 
     def seek(ticks: Places) -> Frames:
         assert shown is not None
