@@ -101,11 +101,11 @@ def test_every_container_and_codec(
         assert np.abs(read - both).mean() < 1
 
 
-def write_bars(path: Path, codec: str, options: dict[str, str], count: int) -> None:
+def write_bars(path: Path, codec: str, options: dict[str, str], count: int, flags: str = "") -> None:
     """Frame i shows the binary digits of i as ten bars, which strong compression does not blur."""
     digits = (np.arange(count)[:, None] >> np.arange(10)) & 1
     bars = np.where(digits, 230, 20).astype(np.uint8).repeat(6, axis=1)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": flags} if flags else {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -144,6 +144,8 @@ B_FRAMES = {"bf": "2", "b": "2M"}
         ("a.mkv", "mpeg2video", B_FRAMES, False),
         ("a.wmv", "wmv2", {"b": "2M"}, False),
         ("a.mpg", "libx264", OPEN, True),
+        ("a.mpg", "mpeg1video", {"bf": "2", "g": "8", "b": "2M"}, True),
+        ("a.mpg", "mpeg2video", B_FRAMES, True),
         ("a.avi", "mpeg4", B_FRAMES, True),
         ("a.mp4", "libx264", {}, True),
         ("a.mp4", "libx264", CLOSED, True),
@@ -164,6 +166,10 @@ def test_every_start_of_a_clip_gives_its_own_frames(
         pytest.skip(f"{codec} cannot be written here")
     path = tmp_path / name
     write_bars(path, codec, options, 80)
+    header = read_header(path)
+    if header is not None:
+        read_packets = seeking.seeks_by_key_frame(path)
+        assert header.leads_a_key_frame in (None, not read_packets)
     opened: list[Path] = []
     open_with_av = decoding._open_with_av
     monkeypatch.setattr(decoding, "_open_with_av", lambda path: opened.append(path) or open_with_av(path))
@@ -174,6 +180,27 @@ def test_every_start_of_a_clip_gives_its_own_frames(
         assert bar_numbers(read_ticks(video, asked)) == asked.tolist()
     if decoding.available("decord") is not None:
         assert (not opened) == by_decord
+
+
+def test_the_tables_of_an_mp4_tell_the_order_of_its_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    told = []
+    for options, flags in (
+        (OPEN, ""),
+        (CLOSED, ""),
+        (CLOSED, "frag_keyframe"),
+        (OPEN, "frag_keyframe+empty_moov"),
+    ):
+        write_bars(path, "libx264", options, 40, flags)
+        header = read_header(path)
+        assert header is not None
+        told.append(header.leads_a_key_frame)
+    assert told == [True, False, None, None]
+    write_bars(path, "libx264", CLOSED, 40)
+    patched(path, b"ctts", 8, struct.pack(">I", 0x7FFFFFFF))
+    header = read_header(path)
+    assert header is not None
+    assert header.leads_a_key_frame is None, "a damaged table"
 
 
 def test_a_file_is_indexed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

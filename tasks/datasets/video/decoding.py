@@ -65,12 +65,12 @@ def _open(path: Path, header: Header | None) -> Video:
     if not avi_header.is_plausible(path):
         return _open_with_av(path)
     try:
-        return _open_with_decord(path, decord)
+        return _open_with_decord(path, decord, header)
     except decord.DECORDError:  # an unsupported codec, such as AV1, or a truncated file
         return _open_with_av(path)
 
 
-def _open_with_decord(path: Path, decord: Any) -> Video:
+def _open_with_decord(path: Path, decord: Any, header: Header | None) -> Video:
     decord.logging.set_level(decord.logging.QUIET)
     # One thread: the workers are parallel already.
     reader = decord.VideoReader(str(path), num_threads=1)
@@ -78,7 +78,7 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
     if length == 0:
         raise ReadError("it holds no frames")
     shown = clock(reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64))
-    if shown is not None and not seeks_by_key_frame(path):
+    if shown is not None and not _seeks(path, header):
         return _open_with_av(path)
 
     def seek(ticks: Places) -> Frames:
@@ -95,6 +95,12 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
     return Video(length, read)
 
 
+def _seeks(path: Path, header: Header | None) -> bool:
+    if header is not None and header.leads_a_key_frame is not None:
+        return not header.leads_a_key_frame
+    return seeks_by_key_frame(path)
+
+
 def _open_with_av(path: Path) -> Video:
     """Index the frames without decoding: a packet has one frame, its timestamp, and a flag if it is hidden."""
     import av
@@ -104,6 +110,9 @@ def _open_with_av(path: Path) -> Video:
         all_packets = [packet for packet in container.demux(stream) if packet.size]
         base = float(stream.time_base or 1)
         cut_off = len(all_packets) < stream.frames < MOST_FRAMES
+        seeks_exactly = (
+            container.format.name != "mpeg"
+        )  # after a seek in it, frames may carry their neighbours' stamps
     packets = [packet for packet in all_packets if not packet.is_discard]
     if not packets:
         raise ReadError("it holds no frames")
@@ -114,6 +123,8 @@ def _open_with_av(path: Path) -> Video:
     shown = clock(stamps.astype(np.float64) * base) if timed else None
     if shown is None:
         return Video(len(packets), lambda ticks: decode_in_order(path, ticks))
+    if not seeks_exactly:
+        return Video(len(packets), lambda ticks: decode_in_order(path, shown[ticks]))
     keys = np.array(sorted(packet.pts for packet in all_packets if packet.is_keyframe), dtype=np.int64)
     return Video(len(packets), lambda ticks: decode_by_time(path, stamps, keys, shown[ticks]))
 
