@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.datasets.base import ReadError
 from tasks.datasets.reading import available
 from tasks.datasets.shards.data import as_file
-from tasks.datasets.video import decoding
+from tasks.datasets.video import decoding, seeking
 from tasks.datasets.video.decoding import open_video, read_ticks
 from tasks.datasets.video.mp4_header import read_header
 from tasks.datasets.video.sample import write_video
@@ -98,6 +99,119 @@ def test_every_container_and_codec(
         read = read_ticks(decoding._open_with_av(path), np.arange(30)).astype(int)
         both = read_ticks(open_video(path), np.arange(30)).astype(int)
         assert np.abs(read - both).mean() < 1
+
+
+def write_bars(path: Path, codec: str, options: dict[str, str], count: int, flags: str = "") -> None:
+    """Frame i shows the binary digits of i as ten bars, which strong compression does not blur."""
+    digits = (np.arange(count)[:, None] >> np.arange(10)) & 1
+    bars = np.where(digits, 230, 20).astype(np.uint8).repeat(6, axis=1)
+    with av.open(str(path), "w", options={"movflags": flags} if flags else {}) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, row in enumerate(bars):
+            picture = np.zeros((48, 64, 3), np.uint8)
+            picture[:, :60] = row[:, None]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def bar_numbers(frames: NDArray[np.uint8]) -> list[int]:
+    lit = frames[:, 24, 3:60:6].mean(-1) > 125
+    found: list[int] = (lit * (1 << np.arange(10))).sum(1).tolist()
+    return found
+
+
+OPEN = {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0", "crf": "10"}
+CLOSED = {"x264-params": "keyint=12:bframes=3:scenecut=0", "crf": "10"}
+ROLLING = {"x264-params": "intra-refresh=1:keyint=12:scenecut=0", "crf": "10"}
+B_FRAMES = {"bf": "2", "b": "2M"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "by_decord"),
+    [
+        ("a.mp4", "libx264", OPEN, False),
+        ("a.mkv", "libx264", OPEN, False),
+        ("a.flv", "libx264", OPEN, False),
+        ("a.mp4", "libx264", ROLLING, False),
+        ("a.mkv", "libx265", {"x265-params": "keyint=25:log-level=none"}, False),
+        ("a.mp4", "libx265", {"x265-params": "keyint=25:log-level=none"}, False),
+        ("a.mp4", "mpeg4", B_FRAMES, False),
+        ("a.mov", "mpeg4", B_FRAMES, False),
+        ("a.mkv", "mpeg2video", B_FRAMES, False),
+        ("a.wmv", "wmv2", {"b": "2M"}, False),
+        ("a.mpg", "libx264", OPEN, True),
+        ("a.mpg", "mpeg1video", {"bf": "2", "g": "8", "b": "2M"}, True),
+        ("a.mpg", "mpeg2video", B_FRAMES, True),
+        ("a.avi", "mpeg4", B_FRAMES, True),
+        ("a.mp4", "libx264", {}, True),
+        ("a.mp4", "libx264", CLOSED, True),
+        ("a.mkv", "libx264", CLOSED, True),
+        ("a.mp4", "mpeg4", {"bf": "0", "b": "2M"}, True),
+        ("a.webm", "libvpx-vp9", {"g": "12", "b": "2M"}, True),
+    ],
+)
+def test_every_start_of_a_clip_gives_its_own_frames(
+    name: str,
+    codec: str,
+    options: dict[str, str],
+    by_decord: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"{codec} cannot be written here")
+    path = tmp_path / name
+    write_bars(path, codec, options, 80)
+    header = read_header(path)
+    if header is not None:
+        read_packets = seeking.seeks_by_key_frame(path)
+        assert header.leads_a_key_frame in (None, not read_packets)
+    opened: list[Path] = []
+    open_with_av = decoding._open_with_av
+    monkeypatch.setattr(decoding, "_open_with_av", lambda path: opened.append(path) or open_with_av(path))
+    video = open_video(path)
+    assert video.length == 80
+    for start in range(video.length - 7):
+        asked = start + np.arange(8)
+        assert bar_numbers(read_ticks(video, asked)) == asked.tolist()
+    if decoding.available("decord") is not None:
+        assert (not opened) == by_decord
+
+
+def test_the_tables_of_an_mp4_tell_the_order_of_its_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    told = []
+    for options, flags in (
+        (OPEN, ""),
+        (CLOSED, ""),
+        (CLOSED, "frag_keyframe"),
+        (OPEN, "frag_keyframe+empty_moov"),
+    ):
+        write_bars(path, "libx264", options, 40, flags)
+        header = read_header(path)
+        assert header is not None
+        told.append(header.leads_a_key_frame)
+    assert told == [True, False, None, None]
+    write_bars(path, "libx264", CLOSED, 40)
+    patched(path, b"ctts", 8, struct.pack(">I", 0x7FFFFFFF))
+    header = read_header(path)
+    assert header is not None
+    assert header.leads_a_key_frame is None, "a damaged table"
+
+
+def test_a_file_is_indexed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, counted = tmp_path / "a.mp4", []
+    count = seeking.leads_a_key_frame
+    monkeypatch.setattr(seeking, "leads_a_key_frame", lambda packets: counted.append(1) or count(packets))
+    write_bars(path, "libx264", CLOSED, 40)
+    assert [seeking.seeks_by_key_frame(path) for _ in range(3)] == [True] * 3
+    write_bars(path, "libx264", OPEN, 40)
+    assert not seeking.seeks_by_key_frame(path)
+    assert len(counted) == 2
 
 
 def patched(path: Path, box: bytes, offset: int, what: bytes) -> None:

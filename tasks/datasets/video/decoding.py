@@ -20,6 +20,7 @@ from tasks.datasets.reading import available, require
 from tasks.datasets.video import avi_header, mp4_header
 from tasks.datasets.video.crops import Frames, resize
 from tasks.datasets.video.mp4_header import Header, read_header
+from tasks.datasets.video.seeking import seeks_by_key_frame
 from tasks.datasets.video.ticks import Places, clock
 
 MOST_FRAMES = 2**31 - 1  # declared by a damaged header
@@ -34,7 +35,7 @@ class Video:
 
 
 def open_video(path: Path) -> Video:
-    """Open a file for reading by tick: with decord, or with PyAV if decord fails or is not installed.
+    """Open a file for reading by tick: with decord, or with PyAV if decord fails, misses frames or is not installed.
 
     Frames are rotated as in a player; frames hidden by an edit list (a cut without re-encoding) are excluded. A
     truncated file consists of its readable frames.
@@ -64,12 +65,12 @@ def _open(path: Path, header: Header | None) -> Video:
     if not avi_header.is_plausible(path):
         return _open_with_av(path)
     try:
-        return _open_with_decord(path, decord)
+        return _open_with_decord(path, decord, header)
     except decord.DECORDError:  # an unsupported codec, such as AV1, or a truncated file
         return _open_with_av(path)
 
 
-def _open_with_decord(path: Path, decord: Any) -> Video:
+def _open_with_decord(path: Path, decord: Any, header: Header | None) -> Video:
     decord.logging.set_level(decord.logging.QUIET)
     # One thread: the workers are parallel already.
     reader = decord.VideoReader(str(path), num_threads=1)
@@ -77,6 +78,8 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
     if length == 0:
         raise ReadError("it holds no frames")
     shown = clock(reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64))
+    if shown is not None and not _seeks(path, header):
+        return _open_with_av(path)
 
     def seek(ticks: Places) -> Frames:
         assert shown is not None
@@ -92,6 +95,12 @@ def _open_with_decord(path: Path, decord: Any) -> Video:
     return Video(length, read)
 
 
+def _seeks(path: Path, header: Header | None) -> bool:
+    if header is not None and header.leads_a_key_frame is not None:
+        return not header.leads_a_key_frame
+    return seeks_by_key_frame(path)
+
+
 def _open_with_av(path: Path) -> Video:
     """Index the frames without decoding: a packet has one frame, its timestamp, and a flag if it is hidden."""
     import av
@@ -101,6 +110,9 @@ def _open_with_av(path: Path) -> Video:
         all_packets = [packet for packet in container.demux(stream) if packet.size]
         base = float(stream.time_base or 1)
         cut_off = len(all_packets) < stream.frames < MOST_FRAMES
+        seeks_exactly = (
+            container.format.name != "mpeg"
+        )  # after a seek in it, frames may carry their neighbours' stamps
     packets = [packet for packet in all_packets if not packet.is_discard]
     if not packets:
         raise ReadError("it holds no frames")
@@ -111,6 +123,8 @@ def _open_with_av(path: Path) -> Video:
     shown = clock(stamps.astype(np.float64) * base) if timed else None
     if shown is None:
         return Video(len(packets), lambda ticks: decode_in_order(path, ticks))
+    if not seeks_exactly:
+        return Video(len(packets), lambda ticks: decode_in_order(path, shown[ticks]))
     keys = np.array(sorted(packet.pts for packet in all_packets if packet.is_keyframe), dtype=np.int64)
     return Video(len(packets), lambda ticks: decode_by_time(path, stamps, keys, shown[ticks]))
 

@@ -1,7 +1,7 @@
-"""Reads frame counts and edit lists from the header of an MP4 or MOV file (ISO/IEC 14496-12), without a decoder.
+"""Reads frame counts, edit lists and the order of frames from the header of an MP4 or MOV file, without a decoder.
 
 A cut without re-encoding keeps the frames since the preceding key frame and hides them with an edit list, which some
-decoders ignore; and impossible frame counts crash some decoders.
+decoders ignore; and impossible frame counts crash some decoders. (Boxes: ISO/IEC 14496-12.)
 """
 
 import struct
@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 KINDS = (".mp4", ".mov", ".m4v", ".3gp")
 LARGEST_HEADER = 2**28  # bytes
+MOST_FRAMES = 2**22  # whose order is told; 39 hours at 30 frames per second
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
 
 
@@ -22,10 +26,13 @@ class Header:
     Args:
         counts_agree: the tables of times and of sizes have the same number of frames.
         may_hide_frames: its edit list may hide frames at the start or at the end.
+        leads_a_key_frame: a frame is shown before a key frame that precedes it in the file; `None` if the tables do not
+            tell, as in a fragmented file.
     """
 
     counts_agree: bool
     may_hide_frames: bool
+    leads_a_key_frame: bool | None
 
 
 def read_header(path: Path) -> Header | None:
@@ -34,7 +41,7 @@ def read_header(path: Path) -> Header | None:
         with path.open("rb") as file:
             moov = _moov(file)
         return None if moov is None else _of_video_track(moov)
-    except (OSError, struct.error, IndexError):
+    except (OSError, struct.error, IndexError, ValueError):
         return None
 
 
@@ -77,7 +84,8 @@ def _of_video_track(moov: bytes) -> Header | None:
         boxes = _flat(track) if kind == b"trak" else {}
         if boxes.get(b"hdlr", b"")[8:12] == b"vide":
             hides = _may_hide(boxes, _timescale(movie[b"mvhd"])) if b"mvhd" in movie else True
-            return Header(_counts_agree(boxes), hides)
+            leads = None if b"mvex" in movie else _leads_a_key_frame(boxes)  # mvex: fragments follow
+            return Header(_counts_agree(boxes), hides, leads)
     return None
 
 
@@ -104,6 +112,36 @@ def _may_hide(boxes: dict[bytes, bytes], movie_scale: int) -> bool:
     first_shown = next(offsets, (1, 0))[1]
     step = max((step for _, step in ticks), default=0)
     return begins > first_shown or duration / movie_scale < (whole - step / 2) / scale
+
+
+def _leads_a_key_frame(boxes: dict[bytes, bytes]) -> bool | None:
+    # stps and sbgp mark key frames of other kinds than stss does.
+    if {b"stps", b"sbgp"} & boxes.keys() or not {b"stts", b"stsz"} <= boxes.keys():
+        return None
+    if b"ctts" not in boxes and any(count for count, _ in _pairs(boxes[b"stts"])):
+        return False
+    length = struct.unpack_from(">I", boxes[b"stsz"], 8)[0]
+    steps, offsets = (_per_frame(boxes.get(name, b""), length) for name in (b"stts", b"ctts"))
+    if steps is None or offsets is None:
+        return None
+    shown = np.cumsum(steps) - steps + offsets
+    is_key = np.ones(length, dtype=bool)
+    if b"stss" in boxes:
+        keys = np.frombuffer(boxes[b"stss"], ">u4", offset=8).astype(np.int64) - 1
+        if len(keys) == 0 or keys.min() < 0 or keys.max() >= length:
+            return None
+        is_key[:] = False
+        is_key[keys] = True
+    newest_key = np.maximum.accumulate(np.where(is_key, shown, np.iinfo(np.int64).min))
+    return bool((shown < newest_key).any())
+
+
+def _per_frame(table: bytes, length: int) -> NDArray[np.int64] | None:
+    """The values (``length``,) of a table of (count, value); `None` if the counts do not sum up to ``length``."""
+    entries = np.frombuffer(table[8 : len(table) - len(table) % 8], ">i4").astype(np.int64).reshape(-1, 2)
+    if not 0 < length <= MOST_FRAMES or (entries[:, 0] < 0).any() or entries[:, 0].sum() != length:
+        return None
+    return entries[:, 1].repeat(entries[:, 0])
 
 
 def _edits(elst: bytes) -> Iterator[tuple[int, int]]:
