@@ -5,12 +5,15 @@ repeatable. Padding points are NaN and stay NaN.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from modalities.point_columns import normal_places
+
 TURNS = ("none", "up", "any", "pose")
+TINY = 1e-12
 
 
 class PointAugment(nn.Module):
@@ -18,7 +21,7 @@ class PointAugment(nn.Module):
 
     Lengths are relative to a cloud's radius (RMS distance from its centre), so that one setting
     suits any unit. An embedder that centres and scales each cloud cancels translation and the isotropic part of
-    the scaling.
+    the scaling. Normals turn, mirror and stretch with the points, and keep their length.
 
     Args:
         turn: rotation: ``none``; ``up`` about the vertical axis; ``any`` uniform over SO(3); ``pose`` about
@@ -28,9 +31,13 @@ class PointAugment(nn.Module):
         shift: maximum translation along each axis.
         jitter: standard deviation of Gaussian noise on every point, clipped at three standard deviations.
         drop: maximum fraction of points dropped; the fraction is drawn per cloud.
-        normals: whether columns 3 to 5 are normals, which are rotated and mirrored too (but not scaled).
+        columns: names of the columns after x, y, z; nx, ny, nz among them are the normals.
+        normals: ``False`` leaves the normals as they are; ``True`` without ``columns``: columns 3 to 5 are normals.
         azimuth, elevation: ``[minimum, maximum]`` in degrees, for ``pose``.
         keep_original: append the original positions, ``(B, N, D + 3)``, for an embedder that needs both.
+
+    Raises:
+        ValueError: invalid settings, or ``columns`` that name normals in part.
     """
 
     def __init__(
@@ -41,10 +48,11 @@ class PointAugment(nn.Module):
         shift: float = 0.0,
         jitter: float = 0.0,
         drop: float = 0.0,
-        normals: bool = False,
+        normals: bool | None = None,
         azimuth: Sequence[float] = (0.0, 360.0),
         elevation: Sequence[float] = (0.0, 0.0),
         keep_original: bool = False,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if turn not in TURNS:
@@ -65,22 +73,23 @@ class PointAugment(nn.Module):
         self.shift = shift
         self.jitter = jitter
         self.drop = drop
-        self.normals = normals
+        moves = turn != "none" or any(self.mirror) or stretch is not None
+        self.normals = _places(tuple(columns), normals) if moves else ()
 
     def forward(self, raw: Tensor) -> Tensor:
         batch, points, _ = raw.shape
-        xyz, normals, rest = (
-            raw[..., :3],
-            raw[..., 3 : 6 if self.normals else 3],
-            raw[..., 6 if self.normals else 3 :],
-        )
+        xyz, rest = raw[..., :3], raw[..., 3:]
         matrix = self._matrix(batch, raw)
         if matrix is not None:
-            xyz, normals = _turned(xyz, matrix), _turned(normals, matrix) if self.normals else normals
+            xyz, rest = (
+                _turned(xyz, matrix),
+                self._with_normals(rest, lambda normals: _turned(normals, matrix)),
+            )
         radius = _radius(xyz)
         if self.stretch is not None:
             low, high = self.stretch
-            xyz = xyz * (low + (high - low) * torch.rand(batch, 1, 3, device=raw.device))
+            factors = low + (high - low) * torch.rand(batch, 1, 3, device=raw.device)
+            xyz, rest = xyz * factors, self._with_normals(rest, lambda normals: _stretched(normals, factors))
         if self.shift:
             xyz = xyz + self.shift * radius * (2 * torch.rand(batch, 1, 3, device=raw.device) - 1)
         if self.jitter:
@@ -90,7 +99,11 @@ class PointAugment(nn.Module):
             dropped = torch.rand(batch, points, 1, device=raw.device) < share
             xyz = torch.where(dropped, torch.nan, xyz)
         original = raw[..., : 3 if self.keep_original else 0]
-        return torch.cat([xyz, normals, rest, original], dim=-1)
+        return torch.cat([xyz, rest, original], dim=-1)
+
+    def _with_normals(self, rest: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """The F columns after x, y, z, (B, N, F), with their normals changed."""
+        return _changed(rest, [place - 3 for place in self.normals], change) if self.normals else rest
 
     def _matrix(self, batch: int, like: Tensor) -> Tensor | None:
         matrix = None
@@ -145,17 +158,46 @@ def in_any_direction(count: int, device: torch.device) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
-def turned_about_up(points: Tensor, normals: bool = False) -> Tensor:
-    """K copies ``(K, N, D)`` of a cloud, the k-th rotated about z by 360°·k/K, for test-time voting."""
+def turned_about_up(points: Tensor, columns: Sequence[str] = ()) -> Tensor:
+    """K copies ``(K, N, D)`` of a cloud, the k-th rotated about z by 360°·k/K, for test-time voting.
+
+    Normals among ``columns``, the names of the columns after x, y, z, turn too.
+    """
     count = points.shape[0]
     matrix = about_up(2 * math.pi * torch.arange(count, device=points.device) / count).to(points.dtype)
-    directions = [points[..., :3], points[..., 3:6]] if normals else [points[..., :3]]
-    turned = [_turned(part, matrix) for part in directions]
-    return torch.cat([*turned, points[..., 3 * len(directions) :]], dim=-1)
+    for places in filter(None, [(0, 1, 2), normal_places(columns)]):
+        points = _changed(points, places, lambda vectors: _turned(vectors, matrix))
+    return points
+
+
+def _places(columns: tuple[str, ...], normals: bool | None) -> tuple[int, ...]:
+    """Where the normals that are turned stand among the values of a point."""
+    if normals is False:
+        return ()
+    named = normal_places(columns)
+    if normals and columns and not named:
+        raise ValueError(f"normals=true: none of the columns {', '.join(columns)} are normals (nx, ny, nz)")
+    return named or ((3, 4, 5) if normals else ())
+
+
+def _changed(table: Tensor, places: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``(B, N, D)`` with the three columns at ``places`` changed together, as vectors (B, N, 3)."""
+    columns = list(table.unbind(-1))
+    vectors = change(torch.stack([columns[place] for place in places], dim=-1))
+    for place, column in zip(places, vectors.unbind(-1), strict=True):
+        columns[place] = column
+    return torch.stack(columns, dim=-1)
 
 
 def _turned(vectors: Tensor, matrix: Tensor) -> Tensor:
     return vectors @ matrix.transpose(1, 2)
+
+
+def _stretched(normals: Tensor, factors: Tensor) -> Tensor:
+    """Normals (B, N, 3) of a surface whose axes are stretched by ``factors`` (B, 1, 3), with their lengths kept."""
+    across = normals / factors
+    lengths = across.norm(dim=-1, keepdim=True).clamp(min=TINY)
+    return across * (normals.norm(dim=-1, keepdim=True) / lengths)
 
 
 def _radius(xyz: Tensor) -> Tensor:

@@ -235,10 +235,11 @@ def test_rotations_are_rotations() -> None:
 
 
 @pytest.mark.parametrize("turn", ["up", "any"])
-def test_turning_keeps_distances_and_takes_normals_along(turn: str) -> None:
+@pytest.mark.parametrize("settings", [{"columns": ["nx", "ny", "nz", "r"]}, {"normals": True}])
+def test_turning_keeps_distances_and_takes_normals_along(turn: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     points = clouds(columns=4)
-    turned = PointAugment(turn=turn, mirror=["x"], normals=True)(points)
+    turned = PointAugment(turn=turn, mirror=["x"], **settings)(points)
     before, after = (torch.pdist(x[0, :, :3].double()) for x in (points, turned))
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     wanted = (points[..., :3] * points[..., 3:6]).sum(-1)
@@ -247,6 +248,44 @@ def test_turning_keeps_distances_and_takes_normals_along(turn: str) -> None:
     assert (turned[..., :2] - points[..., :2]).abs().max() > 0.1
     if turn == "up":
         torch.testing.assert_close(turned[..., 2], points[..., 2])
+
+
+@pytest.mark.parametrize("columns", ["nx ny nz", "r g b nx ny nz", "nz r nx i ny"])
+def test_normals_are_found_by_name(columns: str) -> None:
+    torch.manual_seed(0)
+    names = columns.split()
+    points = clouds(columns=len(names))
+    places = [3 + names.index(name) for name in ("nx", "ny", "nz")]
+    points[..., places] = points[..., :3]
+    turned = PointAugment(turn="any", mirror=["x", "z"], columns=names)(points)
+    torch.testing.assert_close(turned[..., places], turned[..., :3])
+    assert (turned[..., :3] - points[..., :3]).abs().max() > 0.1
+    others = [place for place in range(3, points.shape[-1]) if place not in places]
+    torch.testing.assert_close(turned[..., others], points[..., others])
+    left = PointAugment(turn="any", columns=names, normals=False)(points)
+    torch.testing.assert_close(left[..., 3:], points[..., 3:])
+
+
+def test_normals_stay_normal_to_a_stretched_surface() -> None:
+    torch.manual_seed(0)
+    corners = clouds(batch=8)[:, :3]
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = 2 * torch.nn.functional.normalize(normal, dim=-1)[:, None].expand(-1, 3, -1)
+    raw = torch.cat([corners, normals], dim=-1)
+    raw[0, 0, 3:] = 0
+    moved = PointAugment(turn="any", stretch=[0.5, 2], columns=["nx", "ny", "nz"])(raw)
+    edges = moved[:, 1:, :3] - moved[:, :1, :3]
+    torch.testing.assert_close((edges * moved[:, 1:, 3:]).sum(-1), torch.zeros(8, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved[..., 3:].norm(dim=-1), raw[..., 3:].norm(dim=-1))
+
+
+def test_normals_in_part_are_refused_where_they_would_turn() -> None:
+    for moves in ({"turn": "up"}, {"mirror": ["x"]}, {"stretch": [0.5, 2]}):
+        with pytest.raises(ValueError, match="columns name nx, nz of the normals"):
+            PointAugment(columns=["nx", "nz"], **moves)  # type: ignore[arg-type]
+    assert PointAugment(columns=["nx", "nz"], jitter=0.1).normals == ()
+    with pytest.raises(ValueError, match="none of the columns r are normals"):
+        PointAugment(turn="up", columns=["r"], normals=True)
 
 
 def test_lengths_are_relative_to_the_cloud() -> None:

@@ -167,15 +167,65 @@ def test_farthest_points_spread() -> None:
     assert (farthest_points(POINTS, 80) == np.arange(50)).all()
 
 
-@given(st.integers(1, 5), st.booleans())
+@given(st.integers(1, 5), st.permutations(["nx", "ny", "nz", "r"]))
 @settings(max_examples=6, deadline=None)
-def test_turning_up(rows: int, normals: bool) -> None:
+def test_turning_up(rows: int, columns: list[str]) -> None:
     table = np.random.default_rng(rows).normal(size=(rows, 7)).astype(np.float32)
-    turned = turned_z_up(table, normals)
-    assert turned.shape == table.shape
-    np.testing.assert_array_equal(turned[:, 2], table[:, 1])
-    np.testing.assert_array_equal(turned[:, 5], table[:, 4] if normals else table[:, 5])
-    np.testing.assert_array_equal(turned[:, 6], table[:, 6])
+    before, turned = (
+        dict(zip("xyz", part[:3], strict=True)) | dict(zip(columns, part[3:], strict=True))
+        for part in (table.T, turned_z_up(table, columns).T)
+    )
+    for kind in ("", "n"):
+        np.testing.assert_array_equal(turned[f"{kind}x"], before[f"{kind}x"])
+        np.testing.assert_array_equal(turned[f"{kind}y"], -before[f"{kind}z"])
+        np.testing.assert_array_equal(turned[f"{kind}z"], before[f"{kind}y"])
+    np.testing.assert_array_equal(turned["r"], before["r"])
+    np.testing.assert_array_equal(turned_z_up(table, ["r", "g", "b", "a"])[:, 3:], table[:, 3:])
+
+
+def radial_clouds(root: Path) -> Path:
+    """Clouds whose normals are the directions of their points, and stand behind the colours in the files."""
+    rng = np.random.default_rng(0)
+    for name in [f"{kind}/{index}.csv" for kind in "ab" for index in range(8)]:
+        points = rng.normal(size=(40, 3))
+        rows = [points, rng.integers(0, 256, (40, 3)), points / np.linalg.norm(points, axis=1, keepdims=True)]
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savetxt(
+            root / name, np.concatenate(rows, 1), delimiter=",", header="x,y,z,r,g,b,nx,ny,nz", comments=""
+        )
+    return root
+
+
+@pytest.mark.parametrize("columns", ["nx ny nz r g b", "r g b nx ny nz", "nx r nz ny"])
+@pytest.mark.parametrize("settings", [{"up": "y"}, {"votes": 3, "vote_turns": True}])
+def test_normals_turn_wherever_they_stand(tmp_path: Path, columns: str, settings: dict[str, Any]) -> None:
+    root, names = radial_clouds(tmp_path / "clouds"), columns.split()
+    data = PointFolder(
+        name="x", data_dir=str(root), samples_dir=str(tmp_path), num_points=32, columns=names, **settings
+    )
+    data.setup()
+    for table in (
+        data.read_file(root / "a" / "0.csv"),
+        data.read_item(data.splits["test"][0], False, np.random.default_rng(0)),
+    ):
+        normals = table[..., [3 + names.index(name) for name in ("nx", "ny", "nz")]]
+        torch.testing.assert_close(
+            normals, torch.nn.functional.normalize(table[..., :3], dim=-1), atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("settings", [{"up": "y"}, {"vote_turns": True}])
+@pytest.mark.parametrize("columns", [["nx", "nz"], ["nx", "ny", "nz", "nx"]])
+def test_normals_in_part_cannot_be_turned(columns: list[str], settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"task\.data\.columns name nx, .* of the normals"):
+        PointFolder(name="x", columns=columns, **settings)
+    assert PointFolder(name="x", columns=columns).columns == tuple(columns), "nothing is turned"
+
+
+@pytest.mark.parametrize("source", [ModelNet, ScanObjectNN])
+def test_normals_in_part_of_sources_with_y_up(source: type[PointData]) -> None:
+    with pytest.raises(DataError, match=r"task\.data\.columns name nx of the normals"):
+        source(name="x", columns=["nx"])
 
 
 # -- cache ----------------------------------------------------------------------------------------------

@@ -569,6 +569,13 @@ def null_h5(path: Path) -> None:
         file["data"] = h5py.Empty("f4")
 
 
+def transposed_h5(path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["data"] = np.zeros((3, 2048), np.float32)
+
+
 def huge_h5(path: Path) -> None:
     import h5py
 
@@ -623,6 +630,9 @@ BINARY_START = PLY_START.replace("ascii", "binary_little_endian")
         ("a.npy", npy((10**10, 3)), "announces 10,000,000,000 points"),
         ("a.npy", npy((10, 3), bytes(50)), "breaks off"),
         ("a.npy", npy((10, 3)).replace(b"}", b"("), "its header is damaged"),
+        ("a.npy", npy((3, 33), bytes(3 * 33 * 4)), "3 rows of 33 columns without names.* transpose it, else say"),
+        ("a.h5", transposed_h5, "3 rows of 2,048 columns without names"),
+        ("a.txt", f"{'1 ' * 50}\n" * 6, "6 rows of 50 columns without names"),
         ("a.npz", npy((1, 3), bytes(12)), "rename it"),
         ("a.npy", b"PK\x03\x04", "rename it"),
         ("a.npz", damaged_npz, "cannot be read as a point cloud"),
@@ -652,6 +662,15 @@ def test_what_lies_is_one_sentence(
     with pytest.raises(ReadError, match=message) as caught:
         read_cloud(path)
     assert "\n" not in str(caught.value)
+
+
+def test_many_columns_with_names(tmp_path: Path) -> None:
+    table, names = np.ones((5, 40), np.float32), [f"c{index}" for index in range(37)]
+    np.save(tmp_path / "a.npy", table)
+    for options in (ReadOptions(wanted=tuple(names)), ReadOptions(order=("x", "y", "z", *names))):
+        assert list(read_cloud(tmp_path / "a.npy", options).columns) == names
+    np.save(tmp_path / "b.npy", table[:, :32])
+    assert len(read_cloud(tmp_path / "b.npy").points) == 5
 
 
 def test_a_long_header_line_ends_no_process(tmp_path: Path) -> None:
@@ -698,7 +717,7 @@ def test_what_was_inferred_is_said(tmp_path: Path) -> None:
     notes = opened(text, columns=RGB).notes
     assert len(notes) == 2
     assert notes[0].endswith(
-        ".txt: points, x y z r g b; colours of 8 bits; 5 points without finite coordinates left out; "
+        ".txt: 55 points, x y z r g b; colours of 8 bits; 5 points without finite coordinates left out; "
         "far from the origin, moved to its own centre; separated by blanks, as its header says"
     )
     assert notes[1] == "z is up in the files (else task.data.up=y)"

@@ -148,6 +148,23 @@ def test_the_video_network_is_the_scripts_but_for_its_widths(composed: Compose, 
     assert backbone.num_features == {"s": 768, "b": 1024}[experiment[-1]]
 
 
+@pytest.mark.parametrize(
+    ("words", "places"),
+    [
+        (("task=point_folder", "task.data.columns=[r,g,b,nx,ny,nz]"), (6, 7, 8)),
+        (("task=point_folder", "task.data.columns=[nx,ny,nz]"), (3, 4, 5)),
+        (("task=point_folder",), ()),
+        (("task=radhar",), ()),
+        (("task=point_folder", "task.data.columns=[nx,ny,nz]", "+modality.augment.raw.normals=false"), ()),
+    ],
+)
+def test_normals_turn_with_the_points(
+    composed: Compose, words: tuple[str, ...], places: tuple[int, ...]
+) -> None:
+    cfg = composed("modality=point_cloud", "modality.augment.raw.turn=any", *words)
+    assert instantiate(cfg.modality.augment.raw).normals == places
+
+
 @pytest.mark.parametrize("experiment", POINTS)
 def test_point_rates(composed: Compose, experiment: str) -> None:
     """From 5e-4 at once, half a cosine down to 1e-6, all layers alike."""

@@ -5,14 +5,15 @@ Shapes: P points, T triangles, D columns.
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modalities.point_columns import NORMALS, normal_places
 from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, Floats
-from tasks.datasets.point_cloud.formats.columns import NORMALS
 from tasks.datasets.reading import require
 
 
@@ -73,11 +74,14 @@ def farthest_points(points: Floats, count: int) -> NDArray[np.int64]:
     return np.sort(np.asarray(chosen.colors)[:, 0].astype(np.int64))
 
 
-def turned_z_up(table: Floats, normals: bool = False) -> Floats:
-    """(…, D) with y up -> z up: x stays, -z becomes y, y becomes z; the normals (columns 3 to 5) likewise."""
-    parts = [table[..., :3], table[..., 3:6]] if normals else [table[..., :3]]
-    turned = [np.stack([part[..., 0], -part[..., 2], part[..., 1]], axis=-1) for part in parts]
-    return np.concatenate([*turned, table[..., 3 * len(parts) :]], axis=-1)
+def turned_z_up(table: Floats, columns: Sequence[str] = ()) -> Floats:
+    """(…, D) with y up -> z up: x stays, -z becomes y, y becomes z; the normals among ``columns``, the names of the
+    columns after x, y, z, likewise.
+    """
+    turned = table.copy()
+    for _, y, z in filter(None, [(0, 1, 2), normal_places(columns)]):
+        turned[..., y], turned[..., z] = -table[..., z], table[..., y]
+    return turned
 
 
 def open3d() -> Any:

@@ -13,13 +13,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modalities.point_augment import turned_about_up
+from modalities.point_columns import normal_places
 from tasks.datasets.base import ClassificationSettings, DataModule
 from tasks.datasets.errors import DataError
 from tasks.datasets.items import Item
 from tasks.datasets.point_cloud.cache import cached
 from tasks.datasets.point_cloud.choice import farthest_points, sample_surface, turned_z_up
 from tasks.datasets.point_cloud.formats.cloud import MAX_POINTS, Cloud, Floats, ReadOptions
-from tasks.datasets.point_cloud.formats.columns import NORMALS
 from tasks.datasets.point_cloud.formats.reading import EXTENSIONS, read_cloud, table_of
 from tasks.datasets.targets import ClassTargets, Kind
 
@@ -105,6 +105,7 @@ class PointData(DataModule):
         # `root` is samples_dir/name only for the embedded sample.
         samples_dir = Path(common.get("samples_dir") or "data/samples")
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else samples_dir / ".cache"
+        self.check_turning()
 
     def read_item(self, item: Item, train: bool, rng: np.random.Generator) -> Tensor:
         pool = self.read_pool(item)
@@ -116,12 +117,14 @@ class PointData(DataModule):
     def read_pool(self, item: Item) -> Floats:
         """The pool of points of one item, (P, D)."""
         pool = self.pool_of(item.path)
-        return turned_z_up(pool, self.has_normals) if self.y_up else pool
+        return turned_z_up(pool, self.columns) if self.y_up else pool
 
-    @property
-    def has_normals(self) -> bool:
-        """Whether columns 3 to 5 of a sample are normals."""
-        return self.columns[:3] == NORMALS
+    def check_turning(self) -> None:
+        """Raise a `DataError` if clouds are to be turned, and the columns name their normals in part."""
+        try:
+            normal_places(self.columns if self.y_up or self.vote_turns else ())
+        except ValueError as error:
+            raise DataError(f"task.data.{error}") from error
 
     def pool_of(self, path: Path) -> Floats:
         """The pool of points of a file, in its original orientation, (P, D); cached."""
@@ -163,7 +166,7 @@ class PointData(DataModule):
         rng = np.random.default_rng(0)
         copies = [self.fill(pool[: self.num_points]), *(self.draw(pool, rng) for _ in range(self.votes - 1))]
         points = torch.stack(copies)
-        return turned_about_up(points, self.has_normals) if self.vote_turns else points
+        return turned_about_up(points, self.columns) if self.vote_turns else points
 
     def fill(self, table: Floats) -> Tensor:
         """Pads ``(P, D)`` with P <= N to (N, D) with NaN."""

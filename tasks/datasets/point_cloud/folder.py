@@ -67,6 +67,7 @@ class PointFolder(FromLabelledFiles, PointData):
         if up not in UPS:
             raise DataError(f"up must be z or y, not {up}")
         self.y_up = up == "y"
+        self.check_turning()
         self.file_columns = check_order(file_columns)
         if color_scale is not None and color_scale <= 0:
             raise DataError(f"color_scale must be above 0, such as 1, 255 or 65535, not {color_scale:g}")
@@ -100,4 +101,4 @@ class PointFolder(FromLabelledFiles, PointData):
 
     def read_file(self, path: Path) -> Tensor:
         pool = self.pool_of(path)
-        return self.first(turned_z_up(pool, self.has_normals) if self.y_up else pool)
+        return self.first(turned_z_up(pool, self.columns) if self.y_up else pool)

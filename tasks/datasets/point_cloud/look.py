@@ -66,7 +66,11 @@ def look_at(paths: Sequence[Path], source: Source) -> Look:
 
 def described(cloud: Cloud, scale: float | None) -> str:
     """Describes the content of a cloud, and how it was read."""
-    kind = f"a mesh of {len(cloud.triangles):,} triangles" if cloud.triangles is not None else "points"
+    kind = (
+        f"a mesh of {len(cloud.triangles):,} triangles"
+        if cloud.triangles is not None
+        else f"{len(cloud.points):,} points"
+    )
     columns = [*cloud.columns, *(name for name in cloud.face_columns if name not in cloud.columns)]
     parts = [f"{kind}, {' '.join(['x y z', *columns])}"]
     if scale is not None:

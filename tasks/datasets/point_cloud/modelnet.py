@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.download import Source
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.fetch import download_and_unpack
@@ -62,6 +63,7 @@ class ModelNet(PointData):
         "or modelnet40_ply_hdf5_2048 (ply_data_train*.h5 with shape_names.txt)"
     )
     homepage = "https://modelnet.cs.princeton.edu"
+    y_up = True  # unless meshes are found
 
     def __init__(
         self,
@@ -159,7 +161,7 @@ class ModelNet(PointData):
     def read_file(self, path: Path) -> Tensor:
         # PointNet++'s text files have y up, meshes have z up.
         pool = self.pool_of(path)
-        return self.first(turned_z_up(pool, self.has_normals) if path.suffix.lower() == ".txt" else pool)
+        return self.first(turned_z_up(pool, self.columns) if path.suffix.lower() == ".txt" else pool)
 
     def example_file(self) -> Path | None:
         """An example file for prediction; None for HDF5 files, which contain many clouds."""
@@ -174,13 +176,14 @@ class ModelNet(PointData):
 
 def read_row(item: Item, data: PointData) -> Floats:
     """Read one cloud (P, D) from an HDF5 file of many (data, optionally normal), rotated to z up."""
-    settings: dict[str, Any] = {"form": "rows", "normals": data.has_normals}
+    normals = data.columns[:3] == NORMALS
+    settings: dict[str, Any] = {"form": "rows", "normals": normals}
 
     def read() -> Floats:
         h5py = require("h5py", "HDF5 files")
         try:
             with h5py.File(item.path) as file:
-                parts = [file["data"], *([file["normal"]] if data.has_normals else [])]
+                parts = [file["data"], *([file["normal"]] if normals else [])]
                 return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=-1)
         except (OSError, KeyError, ValueError) as error:
             raise ReadError(f"it cannot be read ({error})") from error
@@ -191,7 +194,7 @@ def read_row(item: Item, data: PointData) -> Floats:
         raise ReadError(f"it holds x, y, z and at most normals, not {', '.join(data.columns)}")
     if not np.isfinite(table).all():
         raise ReadError(f"row {item.where['row']} holds values that are not finite numbers")
-    return turned_z_up(table, data.has_normals)
+    return turned_z_up(table, data.columns)
 
 
 def _find(root: Path) -> tuple[Path, str] | None:

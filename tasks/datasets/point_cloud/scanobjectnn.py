@@ -47,6 +47,7 @@ class ScanObjectNN(PointData):
         "which hold training_objectdataset….h5 and test_objectdataset….h5"
     )
     homepage = "https://hkust-vgd.github.io/scanobjectnn/"
+    y_up = True
 
     def __init__(
         self,

@@ -13,9 +13,10 @@ from zipfile import ZipExtFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_shape
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, from_named, from_table
+from tasks.datasets.point_cloud.formats.columns import COLORS, from_named, from_table
 from tasks.datasets.point_cloud.formats.h5 import SHARED
 
 POINTS = ("points", "data")

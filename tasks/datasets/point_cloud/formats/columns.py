@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.errors import DataError, ReadError
-from tasks.datasets.point_cloud.formats.cloud import Cloud, Doubles, ReadOptions
+from tasks.datasets.point_cloud.formats.cloud import VALUES_PER_POINT, Cloud, Doubles, ReadOptions
 
 XYZ = ("x", "y", "z")
-NORMALS = ("nx", "ny", "nz")
 COLORS = ("r", "g", "b")
 SCALES = (1.0, 255.0, 65535.0)
 LOOKED_AT = 4_000  # rows inspected to infer a column's meaning
@@ -84,7 +84,8 @@ def from_table(table: NDArray[Any], options: ReadOptions, names: Sequence[str] |
         names: column names in the file's header.
 
     Raises:
-        ReadError: fewer than three columns, or a number that differs from that of the names.
+        ReadError: fewer than three columns, more than `VALUES_PER_POINT` without names, or a number that differs from
+            that of the names.
     """
     if table.ndim == 3 and len(table) == 1:
         table = table[0]
@@ -100,6 +101,11 @@ def from_table(table: NDArray[Any], options: ReadOptions, names: Sequence[str] |
         names = options.order
     if names is not None:
         return from_named(dict(zip(names, table.T, strict=True)))
+    if table.shape[1] > VALUES_PER_POINT and table.shape[1] != 3 + len(options.wanted):
+        raise ReadError(
+            f"it has {table.shape[0]:,} rows of {table.shape[1]:,} columns without names, and a point has a row: if "
+            f"its points are columns, transpose it, else {ORDER}"
+        )
     scale = _scale_by_type([table]) if table.dtype.kind == "u" else None
     points = table[:, :3]
     return Cloud(points, name_columns(table[:, 3:], options.wanted), color_scale=scale)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import (
     Cloud,
@@ -17,7 +18,7 @@ from tasks.datasets.point_cloud.formats.cloud import (
     fans,
     mesh,
 )
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS
+from tasks.datasets.point_cloud.formats.columns import COLORS
 from tasks.datasets.point_cloud.formats.numbers import Lines, as_indices, table, uniform
 
 WIDTHS = {3: (), 4: ("w",), 6: COLORS, 7: (*COLORS, "a")}

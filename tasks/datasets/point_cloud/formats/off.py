@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import Cloud, ReadOptions, check_count, check_size, mesh
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, name_columns
+from tasks.datasets.point_cloud.formats.columns import COLORS, name_columns
 from tasks.datasets.point_cloud.formats.numbers import polygons, table
 
 KIND = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF", re.IGNORECASE)

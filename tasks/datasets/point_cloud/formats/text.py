@@ -14,9 +14,10 @@ from typing import TextIO
 
 import numpy as np
 
+from modalities.point_columns import NORMALS
 from tasks.datasets.errors import ReadError
 from tasks.datasets.point_cloud.formats.cloud import BYTES_PER_POINT, Cloud, Doubles, ReadOptions, check_count
-from tasks.datasets.point_cloud.formats.columns import COLORS, NORMALS, XYZ, from_table, known_name
+from tasks.datasets.point_cloud.formats.columns import COLORS, XYZ, from_table, known_name
 from tasks.datasets.point_cloud.formats.numbers import is_number, parsed_fast, shown, wrong_line
 
 # Columns of formats without a header, by extension and number of columns.
