@@ -65,7 +65,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(value_text, value)) + "]"
     text = str(value)
-    return text if reads_as(text) == text and "${" not in text and text else quoted(text)
+    # A backslash at its end would escape what follows in a list.
+    unchanged = text and reads_as(text) == text and "${" not in text and "\\" not in text
+    return text if unchanged else quoted(text)
 
 
 def quoted(text: str | Path) -> str:

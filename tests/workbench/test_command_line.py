@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from tests_support import ROOT, TINY
@@ -172,6 +172,8 @@ def test_printed_commands_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None
     )
 )
 @settings(max_examples=200, deadline=None)
+@example(["\\", None])
+@example("C:\\clips\\")
 def test_values_are_read_back(value: object) -> None:
     (override,) = OverridesParser.create().parse_overrides([word("key", value)])
     assert OmegaConf.to_container(OmegaConf.create({"key": override.value()}), resolve=True) == {"key": value}
