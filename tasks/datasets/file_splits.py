@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.datasets.errors import DataError
-from tasks.datasets.split_folders import splits_by_folders
+from tasks.datasets.split_folders import splits_by_folders, with_splits
 from tasks.datasets.splits import FOLDS_BY, fold_parts, stable_fraction
 
 
@@ -82,13 +82,8 @@ class FileSplits:
         if self.fold is not None or any(entry.fold for entry in entries):
             notes.append("there are folds: folders named as splits (train, test, …) are not taken for splits")
             return entries
-        placed = [
-            replace(entry, split=entry.split or split) for entry, split in zip(entries, splits, strict=True)
-        ]
-        kept = [entry for entry in placed if entry.split]
-        notes += said
-        if len(kept) < len(entries):
-            notes.append(f"{len(entries) - len(kept):,} files lie in none of these folders and are not read")
+        kept, left_out = with_splits(entries, splits, "files")
+        notes += [*said, *left_out]
         return kept
 
     def split(self, root: Path, entries: list[Entry], notes: list[str]) -> dict[str, list[Entry]]:

@@ -8,7 +8,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
@@ -72,25 +72,90 @@ def read_label_table(table: Path, root: Path, columns: Mapping[str, str | None] 
     Raises:
         DataError: no such file, no text, missing columns, or a line with more cells than the header.
     """
+    found = open_table(
+        table,
+        columns or {},
+        COLUMNS,
+        ("path", "label"),
+        lambda header, roles: _without_header(table, root, header, roles),
+    )
+    optional = ("split", "fold", "group")
+    rows = [
+        Row(line, cells["path"], cells["label"], *(cells.get(role) or None for role in optional))
+        for line, cells in found.rows
+    ]
+    return LabelTable(rows, found.roles, found.notes)
+
+
+@dataclass(frozen=True)
+class OpenTable:
+    """A table whose columns are known.
+
+    Args:
+        roles: role -> column name.
+        rows: line number, and role -> cell (empty where a line ends early), of each row; a row with more cells than the
+            header is a `DataError` when it is reached.
+        separator: between cells.
+        notes: what was inferred.
+    """
+
+    roles: dict[str, str]
+    rows: Iterator[tuple[int, dict[str, str]]]
+    separator: str
+    notes: list[str]
+
+
+def open_table(
+    table: Path,
+    wanted: Mapping[str, str | None],
+    columns: Mapping[str, tuple[str, ...]],
+    needed: Sequence[str],
+    without_header: Callable[[list[str], Mapping[str, str]], Sequence[str]],
+) -> OpenTable:
+    """Decode a table and find its columns.
+
+    Args:
+        table: the file.
+        wanted, columns: see `roles_of`.
+        needed: roles that a header has.
+        without_header: the first line's cells and the roles found among them -> the roles of the columns of a table
+            without a header; raises `DataError` if it is none.
+
+    Raises:
+        DataError: no such file, no text, or missing columns.
+    """
     text, encoding = decoded(table)
     separator, lines = separated(table, text)
     if not lines:
         raise DataError(f"the table {table} is empty")
     header = [cell.strip() for cell in lines[0][1]]
     notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
-    roles = roles_of(table, header, dict(columns or {}), COLUMNS)
+    roles = roles_of(table, header, dict(wanted), columns)
     body = lines[1:]
-    if not {"path", "label"} <= set(roles):
-        roles, body = _without_header(table, root, header, roles, lines), lines
-        notes.append(f"{table.name} has no header: its columns are taken as {', '.join(roles)}")
-        header = list(roles)
+    if not set(needed) <= set(roles):
+        header = list(without_header(header, roles))
+        roles, body = {role: role for role in header}, lines
+        notes.append(f"{table.name} has no header: its columns are taken as {', '.join(header)}")
     elif named := [f"{name} = {role}" for role, name in roles.items() if name.casefold() != role]:
         notes.append(f"columns of {table.name}: {', '.join(named)}")
     if separator != ",":
         notes.append(f"{table.name} is separated by {spoken(separator)}")
     place = {role: header.index(name) for role, name in roles.items()}
-    rows = [_row(table, line, cells, len(header), place) for line, cells in body]
-    return LabelTable(rows, roles, notes)
+    return OpenTable(roles, _rows(table, body, len(header), place), separator, notes)
+
+
+def _rows(
+    table: Path, lines: Sequence[tuple[int, list[str]]], width: int, place: Mapping[str, int]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, cells in lines:
+        if any(cell.strip() for cell in cells[width:]):
+            raise DataError(
+                f"line {line} of {table} has {len(cells)} cells, the header {width}: quote what holds a separator"
+            )
+        yield (
+            line,
+            {role: cells[index].strip() if index < len(cells) else "" for role, index in place.items()},
+        )
 
 
 def existing(root: Path, name: str) -> Path:
@@ -239,30 +304,15 @@ def roles_of(
 
 
 def _without_header(
-    table: Path,
-    root: Path,
-    cells: Sequence[str],
-    roles: Mapping[str, str],
-    lines: Sequence[tuple[int, list[str]]],
-) -> dict[str, str]:
+    table: Path, root: Path, cells: Sequence[str], roles: Mapping[str, str]
+) -> tuple[str, ...]:
     """The roles of a table without a header; raises `DataError` if its first row names no file."""
     if len(cells) in (2, 3) and existing(root, cells[0]).is_file():
-        return {role: role for role in ("path", "label", "split")[: len(cells)]}
+        return ("path", "label", "split")[: len(cells)]
     absent = " and ".join(role for role in ("path", "label") if role not in roles)
     raise DataError(
         f"{table} lacks a column for the {absent}: it has {', '.join(cells)}; rename them to path,label[,split|fold|"
         "group], or say which they are, for example 'task.data.csv_columns={path: file, label: kind}'"
-    )
-
-
-def _row(table: Path, line: int, cells: Sequence[str], width: int, place: Mapping[str, int]) -> Row:
-    if len(cells) > width and any(cell.strip() for cell in cells[width:]):
-        raise DataError(
-            f"line {line} of {table} has {len(cells)} cells, the header {width}: quote what holds a separator"
-        )
-    own = {role: cells[index].strip() if index < len(cells) else "" for role, index in place.items()}
-    return Row(
-        line, own["path"], own["label"], *(own.get(role) or None for role in ("split", "fold", "group"))
     )
 
 

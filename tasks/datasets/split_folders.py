@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import Field, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 SPLIT_NAMES = {
     "train": "train",
@@ -59,6 +61,37 @@ def splits_by_folders(
             note = f"splits are those of the folders that paths begin with: {', '.join(named)}"
             return [said.get(top) for top in tops], [note]
     return None
+
+
+class HasSplit(Protocol):
+    """A dataclass with a field `split`; `None`: not stated."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def split(self) -> str | None: ...
+
+
+E = TypeVar("E", bound=HasSplit)
+
+
+def with_splits(entries: Sequence[E], splits: Sequence[str | None], what: str) -> tuple[list[E], list[str]]:
+    """Entries with the splits of their folders, where they state none; those with neither are left out.
+
+    Args:
+        entries: the files.
+        splits: the split of each file's folder (see `splits_by_folders`).
+        what: plural of what is left out, for the note.
+
+    Returns:
+        The entries that are read, and a note if some are not.
+    """
+    placed = [
+        replace(entry, split=entry.split or split) for entry, split in zip(entries, splits, strict=True)
+    ]
+    kept = [entry for entry in placed if entry.split]
+    left_out = len(entries) - len(kept)
+    return kept, [f"{left_out:,} {what} lie in none of these folders and are not read"] if left_out else []
 
 
 def _common(folders: Sequence[str]) -> str:

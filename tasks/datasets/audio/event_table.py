@@ -13,15 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.datasets.base import DataError, ReadError
 from tasks.datasets.label_table import COLUMNS as OF_LABELS
-from tasks.datasets.label_table import (
-    decoded,
-    existing,
-    identity,
-    refuse_missing_folds,
-    roles_of,
-    separated,
-    spoken,
-)
+from tasks.datasets.label_table import existing, identity, open_table, refuse_missing_folds
 from tasks.datasets.labelled_files import Entry
 from tasks.datasets.split_folders import SPLIT_NAMES
 
@@ -90,40 +82,18 @@ def read_event_table(
     Raises:
         DataError: no such file or columns, or impossible rows; the first ones are listed by line.
     """
-    text, encoding = decoded(table)
-    separator, lines = separated(table, text)
-    if not lines:
-        raise DataError(f"the table {table} is empty")
-    header = [cell.strip() for cell in lines[0][1]]
-    notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
-    roles = roles_of(table, header, dict(columns or {}), COLUMNS)
-    body = lines[1:]
-    if not set(NEEDED) <= set(roles):
-        if len(header) != len(NEEDED) or not existing(root, header[0]).is_file():
-            absent = " and ".join(role for role in NEEDED if role not in roles)
-            raise DataError(
-                f"{table} lacks a column for the {absent}: it has {', '.join(header)}; rename them to "
-                "path,onset,offset,label[,split|fold|group], or say which they are, for example "
-                "'task.data.csv_columns={onset: from, offset: to}'"
-            )
-        header, roles, body = list(NEEDED), {role: role for role in NEEDED}, lines
-        notes.append(f"{table.name} has no header: its columns are taken as {', '.join(NEEDED)}")
-    elif named := [f"{name} = {role}" for role, name in roles.items() if name.casefold() != role]:
-        notes.append(f"columns of {table.name}: {', '.join(named)}")
-    if separator != ",":
-        notes.append(f"{table.name} is separated by {spoken(separator)}")
-    place = {role: header.index(name) for role, name in roles.items()}
-    for line, cells in body:
-        if any(cell.strip() for cell in cells[len(header) :]):
-            raise DataError(
-                f"line {line} of {table} has {len(cells)} cells, the header {len(header)}: quote what holds a separator"
-            )
-    rows = [
-        _Row(line, {role: cells[index].strip() for role, index in place.items() if index < len(cells)})
-        for line, cells in body
-    ]
-    notes += refuse_missing_folds(table, roles, [(row.line, row["split"], row["fold"]) for row in rows])
-    reader = _Reader(root, length_of, decimal_comma=separator != ",")
+    found = open_table(
+        table,
+        columns or {},
+        COLUMNS,
+        NEEDED,
+        lambda header, roles: _without_header(table, root, header, roles),
+    )
+    rows = [_Row(line, cells) for line, cells in found.rows]
+    notes = found.notes + refuse_missing_folds(
+        table, found.roles, [(row.line, row["split"], row["fold"]) for row in rows]
+    )
+    reader = _Reader(root, length_of, decimal_comma=found.separator != ",")
     for row in rows:
         reader.take(row)
     if reader.problems:
@@ -131,6 +101,20 @@ def read_event_table(
         shown = "; ".join(reader.problems[:SHOWN])
         raise DataError(f"{table}: {shown}{f'; and {more:,} more rows' if more > 0 else ''}")
     return EventTable(list(reader.recordings.values()), [*notes, *reader.notes(table.name)])
+
+
+def _without_header(
+    table: Path, root: Path, cells: Sequence[str], roles: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The roles of a table without a header; raises `DataError` if its first row names no file."""
+    if len(cells) == len(NEEDED) and existing(root, cells[0]).is_file():
+        return NEEDED
+    absent = " and ".join(role for role in NEEDED if role not in roles)
+    raise DataError(
+        f"{table} lacks a column for the {absent}: it has {', '.join(cells)}; rename them to "
+        "path,onset,offset,label[,split|fold|group], or say which they are, for example "
+        "'task.data.csv_columns={onset: from, offset: to}'"
+    )
 
 
 class _Reader:

@@ -7,7 +7,7 @@ Each reader returns the images below a folder in one of the formats, with splits
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.datasets.errors import DataError, ReadError
@@ -24,7 +24,7 @@ from tasks.datasets.image.box_formats.places import (
 from tasks.datasets.image.reading import EXTENSIONS, PictureOptions, size_of
 from tasks.datasets.label_table import identity
 from tasks.datasets.listing import Listing, list_files
-from tasks.datasets.split_folders import split_of_folder, splits_by_folders, state_splits
+from tasks.datasets.split_folders import split_of_folder, splits_by_folders, state_splits, with_splits
 
 LISTS = ("ImageSets", "Main")
 FLAG = re.compile(r"\s+(-1|0|1)$")  # of a class in VOC's lists
@@ -124,10 +124,8 @@ def _split_by_folders(root: Path, pictures: Sequence[Labelled]) -> tuple[Sequenc
     if found is None:
         return pictures, []
     splits, notes = found
-    kept = [replace(picture, split=split) for picture, split in zip(pictures, splits, strict=True) if split]
-    if len(kept) < len(pictures):
-        notes.append(f"{len(pictures) - len(kept):,} pictures lie in none of these folders and are not read")
-    return kept, notes
+    kept, left_out = with_splits(pictures, splits, "pictures")
+    return kept, [*notes, *left_out]
 
 
 def _unread(root: Path, pictures: Sequence[Labelled]) -> list[str]:

@@ -40,7 +40,7 @@ from tasks.datasets.image.reading import depth_notes
 from tasks.datasets.items import Item
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
 from tasks.datasets.shards.data import ShardSettings
-from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, splits_by_folders
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, splits_by_folders, with_splits
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "annotations", "annots", "SegmentationClass")
@@ -205,12 +205,8 @@ class MaskFolder(MaskData):
         if found is None or all(pair.split for pair in pairs):
             return pairs
         splits, notes = found
-        self.notes += notes
-        placed = [replace(pair, split=pair.split or split) for pair, split in zip(pairs, splits, strict=True)]
-        kept = [pair for pair in placed if pair.split]
-        if len(kept) < len(pairs):
-            said = f"{len(pairs) - len(kept):,} pictures lie in none of these folders and are not read"
-            self.notes.append(said)
+        kept, left_out = with_splits(pairs, splits, "pictures")
+        self.notes += [*notes, *left_out]
         return kept
 
     def _from_folders(self, root: Path) -> list[Pair]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tasks.datasets.errors import DataError
 from tasks.datasets.image.mask_data import Pair
 from tasks.datasets.label_table import COLUMNS as OF_LABELS
-from tasks.datasets.label_table import decoded, existing, identity, roles_of, separated, spoken
+from tasks.datasets.label_table import existing, identity, open_table
 from tasks.datasets.split_folders import SPLIT_NAMES
 
 # Accepted column names in order of preference; compared without case, spaces, "-" and "_".
@@ -45,35 +45,15 @@ def read_mask_table(table: Path, root: Path) -> MaskTable:
         DataError: no such file or columns; a row that names no file, or an image that another row names; a group in
             two splits.
     """
-    text, encoding = decoded(table)
-    separator, lines = separated(table, text)
-    if not lines:
-        raise DataError(f"the table {table} is empty")
-    header = [cell.strip() for cell in lines[0][1]]
-    notes = [f"{table.name} is read as {encoding}"] if encoding != "UTF-8" else []
-    roles = roles_of(table, header, {}, COLUMNS)
-    body = lines[1:]
-    if not {"image", "mask"} <= set(roles):
-        if len(header) not in (2, 3) or not existing(root, header[0]).is_file():
-            raise DataError(f"{table} needs the columns image and mask; it has {', '.join(header)}")
-        roles, body = {role: role for role in ("image", "mask", "split")[: len(header)]}, lines
-        header = list(roles)
-        notes.append(f"{table.name} has no header: its columns are taken as {', '.join(roles)}")
-    elif named := [f"{name} = {role}" for role, name in roles.items() if name.casefold() != role]:
-        notes.append(f"columns of {table.name}: {', '.join(named)}")
-    if separator != ",":
-        notes.append(f"{table.name} is separated by {spoken(separator)}")
-    if fold := roles.pop("fold", None):
+    found = open_table(
+        table, {}, COLUMNS, ("image", "mask"), lambda header, roles: _without_header(table, root, header)
+    )
+    notes = found.notes
+    if fold := found.roles.get("fold"):
         notes.append(f"the column {fold} of {table.name} is not used")
-    place = {role: header.index(name) for role, name in roles.items()}
     pairs: dict[str, tuple[int, Pair]] = {}
-    for line, cells in body:
+    for line, row in found.rows:
         where = f"line {line} of {table}"
-        if any(cell.strip() for cell in cells[len(header) :]):
-            raise DataError(
-                f"{where} has {len(cells)} cells, the header {len(header)}: quote what holds a separator"
-            )
-        row = {role: cells[index].strip() for role, index in place.items() if index < len(cells)}
         pair = _pair(root, where, row)
         key = identity(pair.picture)
         if key in pairs:
@@ -83,6 +63,13 @@ def read_mask_table(table: Path, root: Path) -> MaskTable:
             )
         pairs[key] = line, pair
     return MaskTable(_with_splits_of_groups(table, [pair for _, pair in pairs.values()]), notes)
+
+
+def _without_header(table: Path, root: Path, cells: Sequence[str]) -> tuple[str, ...]:
+    """The roles of a table without a header; raises `DataError` if its first row names no file."""
+    if len(cells) in (2, 3) and existing(root, cells[0]).is_file():
+        return ("image", "mask", "split")[: len(cells)]
+    raise DataError(f"{table} needs the columns image and mask; it has {', '.join(cells)}")
 
 
 def _pair(root: Path, where: str, row: Mapping[str, str]) -> Pair:
