@@ -19,6 +19,7 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.file_splits import Entry, FileSplits, by_parts, pattern_of
 from tasks.datasets.items import Item, Whole
 from tasks.datasets.label_table import (
+    LABEL_SEPARATOR,
     Row,
     existing,
     identity,
@@ -288,7 +289,7 @@ class LabelledFiles:
 
     def _entry(self, root: Path, file: Path, row: Row) -> Entry:
         where = f"line {row.line} of {file}"
-        labels = row.label.split(self.label_separator or ";") if self.multilabel else [row.label]
+        labels = row.label.split(self.label_separator or LABEL_SEPARATOR) if self.multilabel else [row.label]
         labels = [label.strip() for label in labels if label.strip()]
         if not row.path or (not labels and not self.multilabel):
             raise DataError(f"{where} lacks a path or a label")
