@@ -122,3 +122,27 @@ def test_starts_are_cold_and_warm_and_a_failure_stops_none(
         "no_such_network, eager, cold failed: RuntimeError: Unknown model (no_such_network)"
         in capsys.readouterr().out
     )
+
+
+def test_processes_train_together_with_ddp(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ddp = importlib.import_module("ddp")
+    words = [
+        "--device",
+        "cpu",
+        "--model",
+        "unireplknet_a",
+        "--batch",
+        "2",
+        "--resolution",
+        "32",
+        "--forms",
+        "eager",
+    ]
+    words += ["--dtype", "tf32", "--steps", "1", "--repeats", "1", "--out", str(tmp_path)]
+    one, two = ddp.main(words)
+    assert (one.processes, two.processes) == (1, 2)
+    assert (one.ratio, one.average_ms) == (1, 0)
+    assert two.average_ms > 0  # gradients were averaged over processes
+    assert two.ratio == pytest.approx(two.images_per_s / one.images_per_s)
+    with (tmp_path / "ddp.csv").open(newline="") as file:
+        assert [row["processes"] for row in csv.DictReader(file)] == ["1", "2"]
