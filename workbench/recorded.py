@@ -156,7 +156,8 @@ class _Graph:
 
     def __init__(self, run: Callable[[], tuple[Tensor, ...]], pool: Any) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # Only this thread is watched: the data loader's thread, which pins memory, would break the recording.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs = run()
 
     def replay(self, samples: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -137,6 +138,30 @@ def test_gradients_are_accumulated_where_asked() -> None:
             call(x)["logits"].square().sum().backward()
         grads.append(model.head.weight.grad.clone())
     torch.testing.assert_close(grads[1], grads[0])
+
+
+@gpu
+def test_another_thread_may_pin_memory_meanwhile() -> None:
+    """As the data loader's does."""
+    stopped = threading.Event()
+
+    def pin() -> None:
+        size = 1
+        while not stopped.is_set():
+            size += 1  # a size of its own each time, so that memory is asked for
+            torch.empty(size * 4096).pin_memory()
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        model = unireplknet_a().cuda().train()
+        recorded = Recorded(model)
+        for _ in range(SEEN_BEFORE + 1):
+            recorded(torch.randn(2, 3, 64, 64, device="cuda")).square().mean().backward()
+    finally:
+        stopped.set()
+        thread.join()
+    assert len(recorded.recordings) == 1
 
 
 WAITS = """
