@@ -5,10 +5,11 @@
     python benchmarks/dense.py --device cpu --size 64 --batch 1 --models unireplknet_a      # to try it
 
 The networks are those of the official recipes (experiment=segmentation/ade20k_upernet_t, detection/coco_cascade_t) with
-random weights, built and stepped as `run.py` does, eager, in bf16 under autocast. Inference is the deploy form: pixels
-in, the class of every pixel or the boxes and masks after suppression out; the head lets as many boxes of random weights
-through as it does. A training step is forward, losses, backward and AdamW. `plain` is the same network with every
-convolution by PyTorch. Times are medians between two events, launching included.
+random weights, built and stepped as `run.py` does, in bf16 under autocast, in forms of `compile=`: eager and, by
+default, `eager_graphs`. Inference is the deploy form: pixels in, the class of every pixel or the boxes and masks after
+suppression out; the head lets as many boxes of random weights through as it does. A training step is forward, losses,
+backward and AdamW. `plain` is the same network with every convolution by PyTorch. Times are medians between two events,
+launching included.
 """
 
 import argparse
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from hydra import compose, initialize_config_dir
+from model import FORMS
 from timing import device_name, median_event_ms, median_ms
 from torch import Tensor
 from turns import in_turns
@@ -33,10 +35,12 @@ from tasks.bilinear import resized
 from tasks.datasets.batch import Batch
 from tasks.task import Task
 from workbench.build import build_task
+from workbench.compiled import compiled
 from workbench.conf_folders import CONF
 from workbench.console import console
 from workbench.files import write_table
 from workbench.other_backbone import leave_out_others_settings
+from workbench.recorded import SEEN_BEFORE
 
 PLAIN = " plain"
 #: Task -> experiment, height and width of a picture, classes.
@@ -55,6 +59,7 @@ class Row:
 
     task: str
     mode: str
+    form: str
     model: str
     images_per_s: float
     ms: float
@@ -67,6 +72,7 @@ class Setting:
 
     task: str
     mode: str
+    form: str
     model: str
     size: tuple[int, int]
     batch: int
@@ -140,7 +146,9 @@ def measure(setting: Setting, my_turn: Callable[[], None]) -> tuple[float, float
     device = torch.device(setting.device)
     task, batch = build(setting), example(setting)
     call = _training(task, batch) if setting.mode == "training" else _inference(task, batch)
-    for _ in range(3):
+    network: Any = task.network
+    network.runner = compiled(network.forward_maps, FORMS[setting.form])
+    for _ in range(SEEN_BEFORE + 2):
         call()
     my_turn()
     if device.type != "cuda":
@@ -173,7 +181,7 @@ def _training(task: Task, batch: Batch) -> Callable[[], None]:
     def call() -> None:
         with _half(batch):
             loss = task.step(batch, "train")["loss"]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -181,9 +189,9 @@ def _training(task: Task, batch: Batch) -> Callable[[], None]:
 
 
 def show(rows: list[Row]) -> None:
-    """Print one line a network, with its ratio to the first of its task and mode."""
-    for key in dict.fromkeys((row.task, row.mode) for row in rows):
-        chosen = [row for row in rows if (row.task, row.mode) == key]
+    """Print one line a network, with its ratio to the first of its task, mode and form."""
+    for key in dict.fromkeys((row.task, row.mode, row.form) for row in rows):
+        chosen = [row for row in rows if (row.task, row.mode, row.form) == key]
         print(f" {', '.join(key):28s} images/s  ms/batch  first/this  GiB")
         for row in chosen:
             print(
@@ -199,27 +207,32 @@ def main(words: list[str] | None = None) -> list[Row]:
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="of conf/backbone, with ' plain'")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["eager", "recorded"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=None, help="sides of a square instead of the recipe's")
     parser.add_argument("--jobs", type=int, default=1, help="networks to prepare at once")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the CSV")
     asked = parser.parse_args(words)
     settings = [
-        Setting(
-            task, mode, model, (asked.size, asked.size) if asked.size else size, asked.batch, asked.device
-        )
+        Setting(task, mode, form, model, (asked.size,) * 2 if asked.size else size, asked.batch, asked.device)
         for task, (_, size, _) in TASKS.items()
         if task in asked.only
         for mode in asked.modes
+        for form in asked.forms
         for model in asked.models
     ]
     rows = []
     for setting, found in in_turns(measure, settings, asked.jobs):
         if isinstance(found, str):
-            console.print(f"{setting.task} {setting.mode} {setting.model} failed: {found}", highlight=False)
+            console.print(
+                f"{setting.task} {setting.mode} {setting.form} {setting.model} failed: {found}",
+                highlight=False,
+            )
             continue
         ms, peak = found
-        rows.append(Row(setting.task, setting.mode, setting.model, setting.batch / ms * 1e3, ms, peak))
+        rows.append(
+            Row(setting.task, setting.mode, setting.form, setting.model, setting.batch / ms * 1e3, ms, peak)
+        )
     console.print(
         f"[bold]batch {asked.batch}, {device_name(torch.device(asked.device))}[/bold]", highlight=False
     )

@@ -146,3 +146,25 @@ def test_processes_train_together_with_ddp(tmp_path: Path, capfd: pytest.Capture
     assert two.ratio == pytest.approx(two.images_per_s / one.images_per_s)
     with (tmp_path / "ddp.csv").open(newline="") as file:
         assert [row["processes"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_whole_dense_networks_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = importlib.import_module("dense")
+    words = [
+        "--device",
+        "cpu",
+        "--only",
+        "segmentation",
+        "--size",
+        "64",
+        "--batch",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    rows = dense.main([*words, "--models", "unireplknet_a"])
+    settings = [(row.mode, row.form) for row in rows]
+    assert settings == [(mode, form) for mode in dense.MODES for form in ("eager", "recorded")]
+    assert all(row.ms > 0 for row in rows)
+    assert "segmentation, training, recorded" in capsys.readouterr().out

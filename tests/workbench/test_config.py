@@ -216,7 +216,7 @@ def test_a_task_may_have_a_default_number_of_epochs(composed: Compose) -> None:
     cfg = composed(*boxes)
     assert cfg.trainer.max_epochs == cfg.task.max_epochs != 20
     assert composed(*boxes, "trainer.max_epochs=3").trainer.max_epochs == 3
-    assert composed("experiment=detection/bccd").trainer.max_epochs == 120
+    assert composed("experiment=detection/bccd").trainer.max_epochs == 40
 
 
 @pytest.mark.parametrize("action", names("action"))
