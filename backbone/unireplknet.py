@@ -96,12 +96,21 @@ class SqueezeExcite(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: in training, a sample's residual is 0 with probability ``rate``, else rescaled."""
 
+    keep: Tensor
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # A tensor, so that blocks that differ only in their rate share their compiled code.
+        self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
+        if not self.training:
+            return x_NCHW
+        if torch.compiler.is_compiling():
+            kept_N111 = torch.rand(x_NCHW.shape[0], 1, 1, 1, device=x_NCHW.device) < self.keep
+            return x_NCHW * (kept_N111 / self.keep).to(x_NCHW.dtype)
+        if self.rate == 0.0:
             return x_NCHW
         keep = 1.0 - self.rate
         mask_N111 = x_NCHW.new_empty(x_NCHW.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
@@ -521,6 +530,10 @@ class UniRepLKNet(nn.Module):
     def deploy(self) -> bool:
         """Whether every block is in deploy form."""
         return all(block.deploy for block in self.blocks())
+
+    def compiled_apart(self) -> list[nn.Module]:
+        """The modules that ``compile=block_graphs`` compiles by themselves: those of one kind share their code."""
+        return [*self.downsample_layers, *self.blocks()]
 
     def blocks(self) -> Iterator[UniRepLKNetBlock]:
         """All blocks, from input to output."""

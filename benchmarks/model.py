@@ -61,9 +61,10 @@ FORMS: dict[str, bool | str] = {
     "eager": False,
     "recorded": "eager_graphs",
     "compiled": True,
+    "blocks": "block_graphs",
     "graphed": "graphs",
 }
-GRAPHS = ("recorded", "graphed")  # forms that are CUDA graphs themselves
+GRAPHS = ("recorded", "blocks", "graphed")  # forms that are CUDA graphs themselves
 LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
 PLAIN = " plain"
 

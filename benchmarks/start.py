@@ -89,7 +89,7 @@ def main(words: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", default=["unireplknet_t"], help="ours or timm's names")
-    parser.add_argument("--forms", nargs="+", default=["eager", "recorded", "graphed"])
+    parser.add_argument("--forms", nargs="+", default=["eager", "recorded", "blocks", "graphed"])
     parser.add_argument("--dtype", choices=["bf16", "tf32"], default="bf16")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--resolution", type=int, default=224)

@@ -1,4 +1,5 @@
-"""``compile=…``: compiles the network with torch.compile, optionally with CUDA graphs, or only records CUDA graphs.
+"""``compile=…``: compiles the network or its blocks with torch.compile, optionally with CUDA graphs, or only records
+CUDA graphs.
 
 A network of many small kernels is limited by launch overhead; a CUDA graph launches all of them at once. Each new batch
 size (e.g. of the last batch) is recorded as a graph of its own.
@@ -8,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from backbone import UniRepLKNet
 from workbench.errors import UsageError
 from workbench.recorded import Recorded
 
-GRAPHS = ("graphs", "eager_graphs")  # of `compile`, those that replay CUDA graphs
+GRAPHS = ("graphs", "block_graphs", "eager_graphs")  # of `compile`, those that replay CUDA graphs
+KINDS = 64  # of blocks, in every mode: beyond PyTorch's own limit of 8 further ones would run as they are
 
 
 def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1) -> Callable[..., Any]:
@@ -23,18 +26,23 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
     Args:
         forward: takes tensors, returns any nesting of tensors.
         how: False, unchanged; True, compiled; ``"graphs"``, compiled and replayed as CUDA graphs on a GPU;
-            ``"eager_graphs"``, replayed as CUDA graphs without being compiled (`workbench.recorded`).
+            ``"block_graphs"``, the backbone's blocks compiled, each kind once, and all replayed as CUDA graphs
+            (`workbench.recorded`); ``"eager_graphs"``, replayed as CUDA graphs without being compiled.
         accumulated: number of batches whose gradients are accumulated per step.
 
     Raises:
-        UsageError: ``how`` is none of these, or ``"graphs"`` with accumulated gradients.
+        UsageError: ``how`` is none of these, ``"graphs"`` with accumulated gradients, or ``"block_graphs"`` without a
+            UniRepLKNet.
     """
     if how is False:
         return forward
     if how is True:
         return torch.compile(forward)
     if how not in GRAPHS:
-        raise UsageError(f"compile takes false, true, graphs or eager_graphs, not {how}")
+        raise UsageError(f"compile takes false, true, graphs, block_graphs or eager_graphs, not {how}")
+    if how == "block_graphs":
+        compile_blocks(forward)
+        return Recorded(forward, accumulates=accumulated > 1, seen_before=0)
     if how == "eager_graphs":
         return Recorded(forward, accumulates=accumulated > 1)
     if accumulated > 1:  # the next batch's graph would overwrite the gradients
@@ -48,3 +56,21 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         return tree_map(lambda out: out.clone() if isinstance(out, Tensor) else out, replay(*inputs))
 
     return graphs
+
+
+def compile_blocks(forward: Callable[..., Any]) -> None:
+    """Compile the blocks of the UniRepLKNet within, each by itself, in place.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module: nn.Module = forward if isinstance(forward, nn.Module) else forward.__self__  # type: ignore[attr-defined]
+    networks = [one for one in module.modules() if isinstance(one, UniRepLKNet)]
+    parts = [part for network in networks for part in network.compiled_apart()]
+    if not parts:
+        raise UsageError(
+            "compile=block_graphs is for UniRepLKNet, whose blocks it knows: take compile=graphs"
+        )
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
+    for part in parts:
+        part.compile(dynamic=False)

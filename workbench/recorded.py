@@ -27,7 +27,7 @@ WARM_UP = 3  # calls before recording, on a stream of their own: autotuning and 
 
 
 class Recorded:
-    """Calls a function of tensors, and from the third call with the same signature replays it as CUDA graphs.
+    """Calls a function of tensors, and after a few calls with the same signature replays it as CUDA graphs.
 
     A signature is the shapes, dtypes and ``requires_grad`` of the tensors, the other arguments, and the modes of the
     module, of autograd and of autocast. In training the backward pass is a graph of its own. Batch-norm statistics and
@@ -39,14 +39,18 @@ class Recorded:
             nested tensors.
         accumulates: whether gradients are accumulated over batches: then they are copied, otherwise the next backward
             pass overwrites them.
+        seen_before: calls of a signature before it is recorded.
 
     Raises:
         UsageError: from a call, if the network cannot be recorded, e.g. because it waits for a value from the GPU.
     """
 
-    def __init__(self, forward: Callable[..., Any], accumulates: bool = False) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], accumulates: bool = False, seen_before: int = SEEN_BEFORE
+    ) -> None:
         self.forward = forward
         self.accumulates = accumulates
+        self.seen_before = seen_before
         self.module = cast(nn.Module, forward if isinstance(forward, nn.Module) else forward.__self__)  # type: ignore[attr-defined]
         self.seen: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Callable[..., Any]] = {}
@@ -64,7 +68,7 @@ class Recorded:
         replay = self.recordings.get(signature)
         if replay is None:
             self.seen[signature] += 1
-            if self.seen[signature] <= SEEN_BEFORE or self._awaits_backward():
+            if self.seen[signature] <= self.seen_before or self._awaits_backward():
                 return self.forward(*inputs)
             if len(self.recordings) == MOST:
                 self._tell(f"compile=eager_graphs: {MOST} shapes are recorded, further ones run as they are")
