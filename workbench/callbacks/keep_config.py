@@ -1,13 +1,14 @@
-"""Writes the configuration of a resumed run."""
+"""Writes the configuration and the record of a resumed run."""
 
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from workbench.results import write_config
+from workbench.run_record import write_held
 
 
 class KeepConfig(Callback):
-    """Overwrites `config.yaml` once every process of a resumed run has read the previous one.
+    """Overwrites `config.yaml` and Hydra's record once every process of a resumed run has read the previous ones.
 
     The trainer's processes synchronise before `setup`; until then some may not have started yet.
 
@@ -21,3 +22,4 @@ class KeepConfig(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             write_config(self.cfg)
+            write_held()
