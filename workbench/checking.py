@@ -33,6 +33,10 @@ def check_composition(cfg: DictConfig) -> None:
             f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
             f"({', '.join(tasks_of(cfg.modality.name))})"
         )
+    if cfg.resume and cfg.action.name != "fit":
+        raise UsageError(
+            f"resume= goes on with a run's training: for action={cfg.action.name} say ckpt=RUN, or leave it out"
+        )
     for key in COUNTS:
         value = cfg.trainer.get(key, 1)
         # With val_check_interval, validations may go across epochs.

@@ -292,6 +292,10 @@ def test_the_words_of_a_refused_command_are_not_those_of_the_run(
     assert done.returncode == 1
     assert "freeze was none, now stem" in done.stdout + done.stderr
     assert record.read_text() == before
+    assert not (run / "error.json").exists(), "the run itself has come to its end"
+    done = command(tmp_path, "action=test", f"ckpt={run}/checkpoints/best.ckpt", f"resume={run}")
+    assert done.returncode == 1
+    assert "resume= goes on with a run's training: for action=test say ckpt=RUN" in done.stdout + done.stderr
     done = command(tmp_path, f"resume={run}", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "trainer.max_epochs=2" in yaml.safe_load(record.read_text())
