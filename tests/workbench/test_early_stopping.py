@@ -60,6 +60,12 @@ def test_patience_counts_validations(act: Act) -> None:
     assert epochs(act(*WORDS, *words, "trainer.check_val_every_n_epoch=2")) == 6
 
 
+def test_a_metric_that_is_not_measured_is_one_sentence(act: Act, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        act(*WORDS, "trainer.limit_val_batches=0")
+    assert "callbacks.early_stopping.monitor=val/acc was not measured" in caplog.records[-1].getMessage()
+
+
 def test_checkpoints_of_lightnings_callback_are_read() -> None:
     old = LightningEarlyStopping("val/acc", mode="max", patience=5)
     old.wait_count, old.best_score = 4, torch.tensor(0.5)

@@ -6,6 +6,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
+from workbench.errors import UsageError
+
 log = logging.getLogger("widefield")
 
 
@@ -52,6 +54,15 @@ class EarlyStopping(LightningEarlyStopping):
             verbose=verbose,
             log_rank_zero_only=log_rank_zero_only,
         )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning's looks for the metric after each epoch, and ends with a traceback.
+        if self.strict and self._check_on_train_epoch_end and self.monitor not in trainer.callback_metrics:
+            raise UsageError(
+                f"callbacks.early_stopping.monitor={self.monitor} was not measured: it needs validations "
+                f"(trainer.limit_val_batches), or another metric"
+            )
+        super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
