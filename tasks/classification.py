@@ -124,6 +124,12 @@ class ClassificationTask(Task):
         self._update_metrics(logits_BK.detach().float(), target, split)
         return {"loss": loss, "output": logits_BK.detach()}
 
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """With class weights their sum over the samples: a batch of one class would otherwise count unweighted."""
+        if not isinstance(self.loss, CrossEntropy):
+            return super().loss_weight(batch)
+        return self.loss.total_weight(one_hot(batch.target, len(self.class_names)))
+
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
         wanted = target.long() if self.multilabel else target
         self._metrics_of(split).update(logits_BK, wanted)

@@ -195,6 +195,10 @@ class ForecastingTask(Task):
         loss: Tensor = self.loss(forecast_BTN, truth_BTN)
         return loss
 
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """The number of observed targets."""
+        return (~torch.isnan(batch.target)).sum()
+
     def _errors_of(self, name: str) -> ForecastErrors:
         errors = self.errors[f"{name}_errors"]
         assert isinstance(errors, ForecastErrors)

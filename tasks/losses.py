@@ -111,8 +111,12 @@ class CrossEntropy(ClassificationLoss):
         loss_BK = -smooth_BK * logits_BK.log_softmax(dim=1)
         if self.weight is None:
             return loss_BK.sum() / len(logits_BK)
-        total = (target_BK * self.class_weight).sum().clamp(min=torch.finfo(loss_BK.dtype).tiny)
+        total = self.total_weight(target_BK).clamp(min=torch.finfo(loss_BK.dtype).tiny)
         return (loss_BK * self.class_weight).sum() / total
+
+    def total_weight(self, target_BK: Tensor) -> Tensor:
+        """What the sum of a batch's losses is divided by, a scalar."""
+        return (target_BK if self.weight is None else target_BK * self.class_weight).sum()
 
     def balanced(self, positives_K: Tensor, samples: int) -> Tensor:
         return samples / (len(positives_K) * positives_K.clamp(min=1))

@@ -7,10 +7,23 @@ import warnings
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from modalities.counting import histogram
+
+
+class MeanLoss(MeanMetric):
+    """Mean of the losses of batches, each with a weight; a NaN among them stays one."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def update(self, value: float | Tensor, weight: float | Tensor | None = None) -> None:
+        # torchmetrics 1.9 ignores weights with nan_strategy="disable".
+        weight = 1.0 if weight is None else weight
+        self.mean_value += value * weight
+        self.weight += weight
 
 
 class MeanClassAccuracy(Metric):

@@ -80,6 +80,8 @@ def create_optimizer(
         key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in options.items()
     }
+    if opt == "sgd" and options.get("momentum") == 0:
+        options.setdefault("nesterov", False)  # which PyTorch refuses without momentum
     if opt in FUSED and {parameter.device.type for parameter in module.parameters()} in ({"cpu"}, {"cuda"}):
         options.setdefault("fused", True)
     ordered = [groups[key] for key in sorted(groups)]

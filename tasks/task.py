@@ -15,12 +15,12 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
-from torchmetrics import MeanMetric
 
 from backbone.protocol import Backbone
 from modalities.embedder import Embedder
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch
+from tasks.metrics import MeanLoss
 from tasks.network import Network
 from tasks.optimizers import learning_rates
 from tasks.progress import begun_states, go_on
@@ -287,9 +287,7 @@ class Task(Training):
         super().__init__(data_info, optimizer, scheduler, composition)
         self.network = network
         self.augment = augment or Augment()
-        self.losses = nn.ModuleDict(
-            {f"{split}_loss": MeanMetric(nan_strategy="disable") for split in ("train", "val", "test")}
-        )
+        self.losses = nn.ModuleDict({f"{split}_loss": MeanLoss() for split in ("train", "val", "test")})
 
     @classmethod
     def metric_names(cls, data_info: dict[str, Any]) -> tuple[str, ...]:
@@ -319,6 +317,13 @@ class Task(Training):
     def epoch_metrics(self, split: str) -> dict[str, Tensor]:
         """Computes and resets the epoch's metrics, by full name (`val/acc`); empty if none was updated."""
         raise NotImplementedError
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """The weight of a batch's loss in the mean over a validation or test split; by default its number of samples.
+
+        With it, the mean does not depend on how the split is divided into batches.
+        """
+        return len(batch)
 
     def begin_test(self, samples: int) -> None:
         """Resets the results of the last test; `samples` is the number of test samples."""
@@ -388,8 +393,9 @@ class Task(Training):
 
     def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         out = self.step(batch, split)
-        # Repeated per sample instead of weighted: with nan_strategy="disable" torchmetrics 1.9 ignores weights.
-        self._loss_of(split).update(out["loss"].detach().expand(len(batch.index)))
+        self._loss_of(split).update(
+            out["loss"].detach(), len(batch) if split == "train" else self.loss_weight(batch)
+        )
         return out
 
     def epoch_values(self, split: str) -> dict[str, Tensor]:
@@ -400,9 +406,9 @@ class Task(Training):
             loss.reset()
         return values
 
-    def _loss_of(self, split: str) -> MeanMetric:
+    def _loss_of(self, split: str) -> MeanLoss:
         metric = self.losses[f"{split}_loss"]
-        assert isinstance(metric, MeanMetric)
+        assert isinstance(metric, MeanLoss)
         return metric
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:

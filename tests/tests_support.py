@@ -48,8 +48,10 @@ class Pass(nn.Module):
         return features[-1].flatten(1)
 
 
-def given_task(classes: int, multilabel: bool = False, average: str = "logits") -> ClassificationTask:
-    loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
+def given_task(
+    classes: int, multilabel: bool = False, average: str = "logits", loss: nn.Module | None = None
+) -> ClassificationTask:
+    loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
     data_info = {"class_names": [f"c{i}" for i in range(classes)], "multilabel": multilabel}
     return ClassificationTask(
         loss, average, network=Network(Given(), Identity(), Pass()), data_info=data_info

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -80,6 +81,16 @@ def refused_settings() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+def refusing(make: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The factory of an optimiser or a schedule, which the trainer calls; its `ValueError` becomes a `UsageError`."""
+    return None if make is None else partial(_made, make)
+
+
+def _made(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    with refused_settings():
+        return make(*arguments, **options)
+
+
 def build_network(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = True) -> Network:
     """Build embedder, backbone and head; each takes its sizes from the one before."""
     embedder_class = cast(type[Embedder], get_class(cfg.modality.embedder._target_))
@@ -127,8 +138,8 @@ def build_task(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool = Tr
         return make_task(
             network=network,
             data_info=data_info,
-            optimizer=instantiate(cfg.optimizer),
-            scheduler=instantiate(cfg.scheduler),
+            optimizer=refusing(instantiate(cfg.optimizer)),
+            scheduler=refusing(instantiate(cfg.scheduler)),
             augment=Augment(**{place: instantiate(node) for place, node in augment.items()}),
             composition=plain_config(cfg),
         )
@@ -157,7 +168,7 @@ def build_training(cfg: DictConfig, data_info: dict[str, Any], pretrained: bool 
         members,
         {name: (member.task.monitor.removeprefix("val/"), member.task.mode) for name, member in own.items()},
         weighting,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
+        optimizer=refusing(instantiate(cfg.optimizer)),
+        scheduler=refusing(instantiate(cfg.scheduler)),
         composition=plain_config(cfg),
     )

@@ -7,6 +7,8 @@ from workbench.errors import UsageError
 from workbench.extras import need
 from workbench.members import check_members, is_joint
 
+COUNTS = ("max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch")  # of the trainer
+
 
 def tasks_of(modality: str) -> list[str]:
     """Names of the tasks for a modality."""
@@ -31,10 +33,16 @@ def check_composition(cfg: DictConfig) -> None:
             f"say modality={cfg.task.modality}, or take one of {cfg.modality.name}'s tasks "
             f"({', '.join(tasks_of(cfg.modality.name))})"
         )
-    if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
+    if cfg.resume and cfg.action.name != "fit":
         raise UsageError(
-            f"trainer.max_epochs must be a whole number of at least 1, not {cfg.trainer.max_epochs}"
+            f"resume= goes on with a run's training: for action={cfg.action.name} say ckpt=RUN, or leave it out"
         )
+    for key in COUNTS:
+        value = cfg.trainer.get(key, 1)
+        # With val_check_interval, validations may go across epochs.
+        across = value is None and key == "check_val_every_n_epoch"
+        if not across and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"trainer.{key} must be a whole number of at least 1, not {value}")
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.get("logger") or {}):
             need(extra, f"logger={extra}")

@@ -119,9 +119,11 @@ def lost_reader(error: BaseException) -> str | None:
 def kept_errors(folder: Path) -> Iterator[None]:
     """Write the error that ends a run to `error.json` in its folder; the file of an earlier attempt is removed.
 
-    If a disk error ends a run that has a checkpoint, the message says how to resume it.
+    The error of a command that ends before it goes on with a finished run is not that run's. If a disk error ends a run
+    that has a checkpoint, the message says how to resume it.
     """
-    file = folder / ERROR_FILE
+    file, finished = folder / ERROR_FILE, (folder / "result.json").exists()
+    before = _version(folder / "config.yaml")  # written anew where a command goes on with a run
     with suppress(OSError):  # disk not writable: the first write reports it
         file.unlink(missing_ok=True)
     try:
@@ -131,11 +133,19 @@ def kept_errors(folder: Path) -> Iterator[None]:
             raise
         told = _going_on(error, folder)
         said = sentence(told) or f"{type(error).__name__}: {error}"
-        with suppress(OSError, WriteError):  # the error itself may be a full disk
-            write_json(file, {"error": said, "traceback": traceback.format_exc()})
+        if not finished or _version(folder / "config.yaml") != before:
+            with suppress(OSError, WriteError):  # the error itself may be a full disk
+                write_json(file, {"error": said, "traceback": traceback.format_exc()})
         if told is error:
             raise
         raise told from error
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        about = file.stat()
+        return about.st_ino, about.st_mtime_ns
+    return None
 
 
 def _going_on(error: Exception, folder: Path) -> Exception:

@@ -39,13 +39,15 @@ def run_folder(
     Args:
         runs: parent of all runs.
         action, task, backbone: names; a fit goes to `runs/<task>/`, any other action to `runs/<action>/`.
-        resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result.
+        resume: `None`, a run folder, or `auto` for the newest run of this task and backbone without a result; of a fit
+            alone.
         source: the folder that a report covers; the report is written into it.
     """
     if action == "doctor":  # it keeps no files, and must work where `runs` is not writable
         return str(Path(tempfile.gettempdir()) / f"widefield-doctor-{os.getpid()}")
     if action == "report":
         return str(Path(source or runs).expanduser() / "report")
+    resume = resume if action == "fit" else None
     if resume and resume != "auto":
         return str(Path(resume).expanduser())
     parent = Path(runs) / (task if action == "fit" else action)

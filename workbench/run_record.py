@@ -2,10 +2,13 @@
 
 `resume=RUN` reads the overrides of the run from there in every process that SLURM or torchrun starts, while Hydra would
 rewrite them in each. Here one process writes the files, atomically: concurrent readers see the old overrides or the new
-ones, which expand to the same command (`workbench.resume_words`).
+ones, which expand to the same command (`workbench.resume_words`). In a resumed run the record is written once the
+command is accepted (`write_held`): that of a refused one would be taken for the run's own.
 """
 
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,17 @@ from tasks.disk import WriteError
 from workbench.console import speaks
 from workbench.files import write_atomically
 
+_held: list[Callable[[], None]] = []
+
+
+def write_held() -> None:
+    """Write the record of a resumed run's command; does nothing if there is none to be written."""
+    while _held:
+        _held.pop()()
+
 
 class RunRecord(Callback):
-    """Writes the record in place of Hydra."""
+    """Writes the record in place of Hydra; that of a resumed run is left to `write_held`."""
 
     def __init__(self) -> None:
         self.subfolder: str | None = None
@@ -35,17 +46,22 @@ class RunRecord(Callback):
         hydra = OmegaConf.masked_copy(whole, "hydra")
         with read_write(whole), open_dict(whole):
             del whole["hydra"]
-        folder = Path(config.hydra.runtime.output_dir) / self.subfolder
+        run = Path(config.hydra.runtime.output_dir)
+        parts = {"config": whole, "hydra": hydra, "overrides": config.hydra.overrides.task}
+        write = partial(_write, run / self.subfolder, parts)
+        _held.clear()
+        if config.get("resume") and (run / "checkpoints" / "last.ckpt").exists():
+            _held.append(write)
+            return
         try:
-            _write(folder / "config.yaml", whole)
-            _write(folder / "hydra.yaml", hydra)
-            _write(folder / "overrides.yaml", config.hydra.overrides.task)
+            write()
         except WriteError as refused:  # Hydra only warns about errors of callbacks
             sys.exit(f"error: {refused}")
 
 
-def _write(path: Path, node: Any) -> None:
-    write_atomically(path, lambda draft: OmegaConf.save(node, draft))
+def _write(folder: Path, parts: Mapping[str, Any]) -> None:
+    for name, node in parts.items():
+        write_atomically(folder / f"{name}.yaml", partial(OmegaConf.save, node))
 
 
 def _set_subfolder(config: DictConfig, name: str | None) -> None:

@@ -10,6 +10,7 @@ from tasks.classification import ClassificationTask
 from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.heads import ClassificationHead, ViewFusion, one_hot
+from tasks.losses import CrossEntropy
 from tasks.network import Network
 
 
@@ -28,6 +29,24 @@ def test_metrics_by_hand() -> None:
     report = task.test_report()
     assert report["per_class"]["c1"] == 0.5
     assert report["confusion"][1][0] == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_weighted_loss_does_not_depend_on_the_batches(smoothing: float) -> None:
+    """Files are read class by class: most batches of a validation are of one class, in which weights cancel out."""
+    torch.manual_seed(0)
+    target = torch.tensor([0] * 9 + [1] * 3)
+    logits = torch.randn(12, 2)
+    weight = [0.5, 4.0]
+    expected = nn.functional.cross_entropy(
+        logits, target, weight=torch.tensor(weight), label_smoothing=smoothing
+    )
+    for size in (1, 3, 5, 12):
+        task = given_task(2, loss=CrossEntropy(label_smoothing=smoothing, weight=weight))
+        for first in range(0, 12, size):
+            part = slice(first, first + size)
+            task.measured_step(logits_batch(logits[part], target[part]), "val")
+        torch.testing.assert_close(task.epoch_values("val")["val/loss"], expected)
 
 
 def test_crops_are_averaged() -> None:

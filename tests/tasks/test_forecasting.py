@@ -146,6 +146,23 @@ def test_in_own_units_variates_of_large_variance_count_more(loss_in: str, power:
     )
 
 
+def test_the_loss_of_series_with_gaps_does_not_depend_on_the_batches() -> None:
+    torch.manual_seed(0)
+    task = ForecastingTask(torch.nn.MSELoss(), network=Still(), data_info=FACTS | {"gaps": True})  # type: ignore[arg-type]
+    raw = task.network.embedder.example_raw(6)
+    target = torch.randn(6, 30, 3)
+    target[0], target[1, 3:], target[2, :, 1] = torch.nan, torch.nan, torch.nan
+    for size in (1, 4, 6):
+        for first in range(0, 6, size):
+            part = slice(first, first + size)
+            batch = Batch(
+                {name: value[part] for name, value in raw.items()}, target[part], torch.arange(6)[part]
+            )
+            task.measured_step(batch, "val")
+        off = (torch.ones(3) - target) / torch.tensor(FACTS["std"])
+        torch.testing.assert_close(task.epoch_values("val")["val/loss"], off.square().nanmean())
+
+
 def test_an_unknown_scale_of_the_loss_is_named() -> None:
     with pytest.raises(ValueError, match="loss_in must be one of standardised, own_units, not 'tenths'"):
         ForecastingTask(torch.nn.MSELoss(), loss_in="tenths", network=Still(), data_info=FACTS)  # type: ignore[arg-type]

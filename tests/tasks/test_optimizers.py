@@ -292,6 +292,16 @@ def test_every_option_of_the_file_has_an_effect(composed: Callable[..., DictConf
     assert not torch.allclose(moved(*base), moved(*base, option), rtol=1e-3)
 
 
+def test_sgd_without_momentum_is_a_plain_step() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    module = nn.ParameterList([weight])
+    optimizer = create_optimizer(module, opt="sgd", lr=0.5, momentum=0)
+    for _ in range(2):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    assert weight.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 

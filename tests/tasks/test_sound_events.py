@@ -281,6 +281,19 @@ def test_the_loss_is_of_the_frames_there_are() -> None:
     assert own.step(given, "train")["loss"] == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_the_loss_of_a_split_does_not_depend_on_the_batches() -> None:
+    own = task().eval()
+    targets, lengths = [[[0.1, 0.3, 0], [0.5, 0.6, 1]], [], [[0.0, 0.2, 0]]], [800, 300, 200]
+    found = []
+    for size in (1, 2, 3):
+        for first in range(0, 3, size):
+            part = slice(first, first + size)
+            with torch.no_grad():
+                own.measured_step(batch(targets[part], lengths[part]), "val")
+        found.append(float(own.epoch_values("val")["val/loss"]))
+    assert found == pytest.approx([found[-1]] * 3, rel=1e-5)
+
+
 def test_predictions_are_events() -> None:
     own = task().eval()
     given = batch([[[0.1, 0.3, 0]], []], [400, 200], loud=30.0)

@@ -168,7 +168,7 @@ def test_every_start_of_a_clip_gives_its_own_frames(
     write_bars(path, codec, options, 80)
     header = read_header(path)
     if header is not None:
-        read_packets = seeking.seeks_by_key_frame(path)
+        read_packets = seeking.shown_by_decord(path)
         assert header.leads_a_key_frame in (None, not read_packets)
     opened: list[Path] = []
     open_with_av = decoding._open_with_av
@@ -208,9 +208,9 @@ def test_a_file_is_indexed_once_until_it_changes(tmp_path: Path, monkeypatch: py
     count = seeking.leads_a_key_frame
     monkeypatch.setattr(seeking, "leads_a_key_frame", lambda packets: counted.append(1) or count(packets))
     write_bars(path, "libx264", CLOSED, 40)
-    assert [seeking.seeks_by_key_frame(path) for _ in range(3)] == [True] * 3
+    assert [seeking.shown_by_decord(path) for _ in range(3)] == [True] * 3
     write_bars(path, "libx264", OPEN, 40)
-    assert not seeking.seeks_by_key_frame(path)
+    assert not seeking.shown_by_decord(path)
     assert len(counted) == 2
 
 
@@ -240,6 +240,84 @@ def test_a_turned_phone_video_stands_upright(
     assert np.abs(frame.astype(int) - expected).mean() < 10
     with av.open(str(path)) as container:  # FFmpeg counts the other way round
         assert next(container.decode(video=0)).rotation % 360 == -90 * turns % 360
+
+
+def corners(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Frames whose four corners differ."""
+    pictures = np.zeros((6, height, width, 3), np.uint8)
+    pictures[:, :16, :16], pictures[:, :16, -16:], pictures[:, -16:, :16] = 250, 170, 90
+    return pictures
+
+
+@pytest.mark.parametrize("turned", [0, 90, -90, 180])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")],
+)
+def test_frames_are_turned_and_mirrored_as_a_player_does(
+    name: str, codec: str, mirrored: bool, turned: int, tmp_path: Path
+) -> None:
+    pictures = corners()
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"b": "2M"})
+        assert isinstance(stream, av.VideoStream)
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write it")
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.set_display_rotation(turned, hflip=mirrored)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    expected = np.rot90(pictures[0], turned // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    for path in (tmp_path / name, tmp_path / "without_an_extension"):
+        path.write_bytes((tmp_path / name).read_bytes())
+        found = read_ticks(open_video(path), np.array([4]))[0]
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).mean() < 10
+
+
+def written_in_turn(path: Path, parts: list[NDArray[np.uint8]]) -> None:
+    """VP8, with a change of resolution between the parts, as browsers record calls."""
+    number = 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *parts[0].shape[1:3], "yuv420p"
+        for pictures in parts:
+            encoder = stream.codec_context
+            if pictures is not parts[0]:
+                encoder = av.VideoCodecContext.create("libvpx", "w")
+                encoder.height, encoder.width, encoder.pix_fmt = *pictures.shape[1:3], "yuv420p"
+                encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
+            for picture in [*pictures, None]:
+                frame = None if picture is None else av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if frame is not None:
+                    frame.pts, frame.time_base, number = number, Fraction(1, 25), number + 1
+                for packet in encoder.encode(frame):
+                    packet.stream = stream
+                    container.mux(packet)
+
+
+@pytest.mark.parametrize("larger_first", [False, True])
+def test_frames_of_another_size_are_scaled_to_the_first(larger_first: bool, tmp_path: Path) -> None:
+    parts = [corners(), corners(96, 128)[:, ::-1, ::-1].copy()]
+    parts = parts[::-1] if larger_first else parts
+    written_in_turn(tmp_path / "a.webm", parts)
+    video = open_video(tmp_path / "a.webm")
+    assert video.length == 12
+    frames = read_ticks(video, np.arange(12))
+    assert frames.shape[1:3] == parts[0].shape[1:3]
+    assert read_ticks(video, np.array([10])).shape[1:3] == parts[0].shape[1:3]
+    for number, part in ((0, parts[0]), (11, parts[1])):
+        small = [
+            array[:: len(array) // 48, :: len(array) // 48].astype(int) for array in (frames[number], part[0])
+        ]
+        inner = [np.stack([array[4:12, 4:12], array[-12:-4, -12:-4]]) for array in small]
+        assert np.abs(inner[0].mean((1, 2)) - inner[1].mean((1, 2))).max() < 40, "the same picture"
 
 
 def test_the_readable_frames_of_a_file_without_its_end(tmp_path: Path) -> None:

@@ -482,6 +482,12 @@ def test_kinetics_lists(tmp_path: Path, drawn: Callable[[type[VideoData]], Path]
     with pytest.raises(DataError, match=r"line 1 of .* is not 'path label'"):
         read_list(tmp_path / "list.csv")
 
+    (tmp_path / "list.csv").write_text("a.mp4 1\nb.mp4 0\na.mp4 1\n")
+    assert read_list(tmp_path / "list.csv") == {"a.mp4": 1, "b.mp4": 0}
+    (tmp_path / "list.csv").write_text("a.mp4 1\nb.mp4 0\na.mp4 2\n")
+    with pytest.raises(DataError, match=r"line 3 of .* gives a.mp4 the label 2, an earlier one 1"):
+        read_list(tmp_path / "list.csv")
+
     # No test list, or a copy of val.csv: val.csv is the test split, validation comes out of train.csv.
     for copy in (False, True):
         other = tmp_path / f"copy{copy}"
@@ -496,6 +502,12 @@ def test_kinetics_lists(tmp_path: Path, drawn: Callable[[type[VideoData]], Path]
         assert {str(item.path) for item in data.splits["test"]} == listed
         assert len(data.splits["train"]) + len(data.splits["val"]) == 24
         assert data.class_names == [str(label) for label in range(6)]
+    names = "".join(f"{number},{name}\n" for number, name in enumerate([*MOTIONS, "more"]))
+    for wrong in (names, "id,name\n" + names.replace("0,", "9,", 1)):  # no header; a gap
+        (other / "kinetics_400_labels.csv").write_text(wrong)
+        with pytest.raises(DataError, match="number the classes as 0, 1, 2"):
+            opened(Kinetics400, other)
+    (other / "kinetics_400_labels.csv").unlink()
     (other / "train.csv").write_text((other / "train.csv").read_text() + (other / "val.csv").read_text())
     with pytest.raises(DataError, match="for test too"):
         opened(Kinetics400, other)

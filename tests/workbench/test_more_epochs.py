@@ -1,5 +1,6 @@
 """`resume=RUN trainer.max_epochs=MORE`: a run goes on beyond its plan, and says what becomes of the learning rate."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from tasks.schedules import cosine
 from workbench.callbacks.replan import refuse_kept_plan
 from workbench.errors import UsageError
+from workbench.resolvers import can_go_on
 
 Act = Callable[..., Path]
 
@@ -59,6 +61,19 @@ def test_a_finished_run_goes_on_as_if_it_had_been_planned_so(
     before, now, half, end = rates_said(said)
     assert [now, end] == pytest.approx([rates(whole)[8], rates(whole)[-1]], rel=5e-3)
     assert before < end < half < now
+
+
+def test_a_run_that_goes_on_is_unfinished_until_its_new_end(act: Act, tmp_path: Path) -> None:
+    """Its best checkpoint may already be another than the one that the result is about."""
+    run = act(*WORDS, "trainer.max_epochs=1")
+    assert (run / "result.json").is_file()
+    stop = "+callbacks.stop={_target_: callbacks_support.StopAt, epoch: 1, batch: 0}"
+    with pytest.raises(SystemExit):
+        act(*WORDS, "trainer.max_epochs=2", f"resume={run}", stop)
+    assert not (run / "result.json").exists()
+    assert can_go_on(run, {"backbone": "widefield_nano"}), "resume=auto finds it"
+    act(*WORDS, "trainer.max_epochs=2", f"resume={run}")
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
 
 
 def test_the_plan_before_stands_until_every_process_has_read_it(

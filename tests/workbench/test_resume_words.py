@@ -17,7 +17,7 @@ from tests_support import ROOT, TINY
 
 from workbench.errors import UsageError
 from workbench.resume_words import expand_run
-from workbench.run_record import RunRecord
+from workbench.run_record import RunRecord, write_held
 
 WORDS = ["task=audio_folder", "backbone.model.dims=[8,8,16,16]", "task.data.limit=24", "trainer.max_epochs=2"]
 
@@ -212,10 +212,14 @@ def test_words_are_read_while_they_are_written(tmp_path: Path) -> None:
     assert cfg.hydra.output_subdir is None, "Hydra itself writes nothing"
     expected = expand_run([f"resume={run}", "seed=3"])
     stop = threading.Event()
+    before = (run / ".hydra" / "overrides.yaml").read_text()
+    record.on_job_start(cfg)
+    assert (run / ".hydra" / "overrides.yaml").read_text() == before, "the command may be refused"
 
     def write() -> None:
         while not stop.is_set():
             record.on_job_start(cfg)
+            write_held()
 
     with ThreadPoolExecutor() as pool:
         written = pool.submit(write)
@@ -266,6 +270,35 @@ def test_a_run_goes_on_without_its_words(
     assert "2 epochs instead of 1" in done.stdout + done.stderr
     assert json.loads((run / "result.json").read_text())["epochs"] == 2
     assert [path.name for path in (tmp_path / "runs" / "audio_folder").iterdir()] == [run.name]
+
+
+def test_the_words_of_a_refused_command_are_not_those_of_the_run(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    words = (
+        *TINY,
+        "task=audio_folder",
+        "task.data.limit=8",
+        "action.test_after=false",
+        "callbacks=[]",
+        "logger=csv",
+    )
+    done = command(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs" / "audio_folder").iterdir()
+    record = run / ".hydra" / "overrides.yaml"
+    before = record.read_text()
+    done = command(tmp_path, f"resume={run}", "freeze=stem", "trainer.max_epochs=2")
+    assert done.returncode == 1
+    assert "freeze was none, now stem" in done.stdout + done.stderr
+    assert record.read_text() == before
+    assert not (run / "error.json").exists(), "the run itself has come to its end"
+    done = command(tmp_path, "action=test", f"ckpt={run}/checkpoints/best.ckpt", f"resume={run}")
+    assert done.returncode == 1
+    assert "resume= goes on with a run's training: for action=test say ckpt=RUN" in done.stdout + done.stderr
+    done = command(tmp_path, f"resume={run}", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "trainer.max_epochs=2" in yaml.safe_load(record.read_text())
 
 
 def test_the_composition_is_that_of_the_run(

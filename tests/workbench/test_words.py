@@ -18,7 +18,7 @@ from workbench.signatures import optimizers, signature_of
 from workbench.words import OURS, check_words, plain_words
 
 Compose = Callable[..., DictConfig]
-STOP = "lightning.pytorch.callbacks.EarlyStopping"
+STOP = "workbench.callbacks.early_stopping.EarlyStopping"
 MIXUP = "modalities.audio_augment.WaveformMixup"
 
 

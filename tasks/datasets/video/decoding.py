@@ -20,8 +20,9 @@ from tasks.datasets.reading import available, require
 from tasks.datasets.video import avi_header, mp4_header
 from tasks.datasets.video.crops import Frames, resize
 from tasks.datasets.video.mp4_header import Header, read_header
-from tasks.datasets.video.seeking import seeks_by_key_frame
+from tasks.datasets.video.seeking import shown_by_decord
 from tasks.datasets.video.ticks import Places, clock
+from tasks.datasets.video.upright import upright
 
 MOST_FRAMES = 2**31 - 1  # declared by a damaged header
 
@@ -37,8 +38,8 @@ class Video:
 def open_video(path: Path) -> Video:
     """Open a file for reading by tick: with decord, or with PyAV if decord fails, misses frames or is not installed.
 
-    Frames are rotated as in a player; frames hidden by an edit list (a cut without re-encoding) are excluded. A
-    truncated file consists of its readable frames.
+    Frames are turned and mirrored as in a player; those of another size than the first are scaled to it. Frames hidden
+    by an edit list (a cut without re-encoding) are excluded. A truncated file consists of its readable frames.
 
     Raises:
         ReadError: the file is missing, empty, not a video or broken.
@@ -59,8 +60,8 @@ def open_video(path: Path) -> Video:
 
 def _open(path: Path, header: Header | None) -> Video:
     decord = available("decord")
-    # decord returns frames hidden by an edit list, and wrong frame counts can crash the process.
-    if decord is None or (header and (header.may_hide_frames or not header.counts_agree)):
+    # decord returns frames hidden by an edit list and does not mirror; wrong frame counts can crash the process.
+    if decord is None or (header and (header.may_hide_frames or header.mirrors or not header.counts_agree)):
         return _open_with_av(path)
     if not avi_header.is_plausible(path):
         return _open_with_av(path)
@@ -78,7 +79,7 @@ def _open_with_decord(path: Path, decord: Any, header: Header | None) -> Video:
     if length == 0:
         raise ReadError("it holds no frames")
     shown = clock(reader.get_frame_timestamp(np.arange(length))[:, 0].astype(np.float64))
-    if shown is not None and not _seeks(path, header):
+    if shown is not None and not _is_shown(path, header):
         return _open_with_av(path)
 
     def seek(ticks: Places) -> Frames:
@@ -95,10 +96,10 @@ def _open_with_decord(path: Path, decord: Any, header: Header | None) -> Video:
     return Video(length, read)
 
 
-def _seeks(path: Path, header: Header | None) -> bool:
+def _is_shown(path: Path, header: Header | None) -> bool:
     if header is not None and header.leads_a_key_frame is not None:
         return not header.leads_a_key_frame
-    return seeks_by_key_frame(path)
+    return shown_by_decord(path)
 
 
 def _open_with_av(path: Path) -> Video:
@@ -151,6 +152,11 @@ def _video_stream(container: Any) -> Any:
     return stream
 
 
+def _size(stream: Any) -> tuple[int, int]:
+    """Width and height that the header states; decoding may change the attributes."""
+    return stream.codec_context.width, stream.codec_context.height
+
+
 def read_ticks(video: Video, ticks: Places) -> Frames:
     """Frames (T, H, W, 3) at ``ticks`` (T,), in any order and with repetitions; each is decoded once.
 
@@ -169,23 +175,18 @@ def decode_in_order(path: Path, ticks: Places) -> Frames:
     av = require("av", "video files")
     frames: list[Any] = []
     with av.open(str(path)) as container:
-        last = None
-        for number, last in enumerate(container.decode(_video_stream(container))):
+        stream, last = _video_stream(container), None
+        size = _size(stream)
+        for number, last in enumerate(container.decode(stream)):
             while len(frames) < len(ticks) and ticks[len(frames)] == number:
-                frames.append(_upright(last))
+                frames.append(upright(last, size))
             if len(frames) == len(ticks):
                 break
         if last is None:
             raise ReadError("it holds no frames that can be decoded")
         while len(frames) < len(ticks):
-            frames.append(_upright(last))
+            frames.append(upright(last, size))
     return np.stack(frames)
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """A decoded frame as (H, W, 3), rotated by the file's rotation metadata (decord does so itself)."""
-    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
 
 
 def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64], numbers: Places) -> Frames:
@@ -201,6 +202,7 @@ def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64
     found: dict[int, Any] = {}
     with av.open(str(path)) as container:
         stream = _video_stream(container)
+        size = _size(stream)
         decoded, now = container.decode(stream), None
         for stamp in np.unique(stamps[numbers]).tolist():
             before = keys[keys <= stamp]
@@ -213,7 +215,7 @@ def decode_by_time(path: Path, stamps: NDArray[np.int64], keys: NDArray[np.int64
                     break
             if now != stamp:  # a frame was dropped, or seeking does not match the timestamps
                 return decode_in_order(path, numbers)
-            found[stamp] = _upright(frame)
+            found[stamp] = upright(frame, size)
     return np.stack([found[stamp] for stamp in stamps[numbers].tolist()])
 
 
@@ -228,7 +230,7 @@ def open_cached(path: Path, folder: Path, side: int | None) -> Video:
     if not path.is_file():
         raise ReadError("there is no such file")
     about = path.stat()
-    key = f"2|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
+    key = f"3|{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{side}"
     kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     stored = read_array(kept)
     if stored is None:

@@ -95,9 +95,14 @@ class Kinetics400(VideoData):
         if file.suffix == ".csv":
             rows = list(csv.reader(lines))[1:]
             try:
-                names = [name for _, name in sorted((int(row[0]), row[1]) for row in rows)]
+                numbered = sorted((int(row[0]), row[1]) for row in rows)
             except (ValueError, IndexError) as error:
                 raise DataError(f"{file} must have the columns id,name") from error
+            names = [name for _, name in numbered]
+            if [number for number, _ in numbered] != list(range(len(names))):
+                raise DataError(
+                    f"{file} must have a header, id,name, and number the classes as 0, 1, 2, …, like the lists"
+                )
         else:
             names = [line.strip() for line in lines]
         if len(names) < classes:
@@ -108,7 +113,7 @@ class Kinetics400(VideoData):
 
 
 def read_list(file: Path) -> dict[str, int]:
-    """Path -> label of a list, in its order; empty lines are skipped."""
+    """Path -> label of a list, in its order; empty lines are skipped. Raises `DataError`."""
     listed: dict[str, int] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
@@ -116,5 +121,9 @@ def read_list(file: Path) -> dict[str, int]:
         found = re.fullmatch(r"(.*\S)[\s,]+(\d+)", line.strip())  # a path may contain blanks and commas
         if found is None:
             raise DataError(f"line {number} of {file} is not 'path label': {line.strip()[:60]}")
-        listed[found[1].rstrip(", ")] = int(found[2])
+        path, label = found[1].rstrip(", "), int(found[2])
+        if listed.setdefault(path, label) != label:
+            raise DataError(
+                f"line {number} of {file} gives {path} the label {label}, an earlier one {listed[path]}"
+            )
     return listed

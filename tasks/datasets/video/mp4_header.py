@@ -1,4 +1,4 @@
-"""Reads frame counts, edit lists and the order of frames from the header of an MP4 or MOV file, without a decoder.
+"""Reads the frame counts, edit lists, order and orientation of the frames of an MP4 or MOV file from its header.
 
 A cut without re-encoding keeps the frames since the preceding key frame and hides them with an edit list, which some
 decoders ignore; and impossible frame counts crash some decoders. (Boxes: ISO/IEC 14496-12.)
@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.datasets.video.upright import orientation_of
 
 KINDS = (".mp4", ".mov", ".m4v", ".3gp")
 LARGEST_HEADER = 2**28  # bytes
@@ -28,11 +30,13 @@ class Header:
         may_hide_frames: its edit list may hide frames at the start or at the end.
         leads_a_key_frame: a frame is shown before a key frame that precedes it in the file; `None` if the tables do not
             tell, as in a fragmented file.
+        mirrors: its frames are to be mirrored, as those of some front cameras.
     """
 
     counts_agree: bool
     may_hide_frames: bool
     leads_a_key_frame: bool | None
+    mirrors: bool
 
 
 def read_header(path: Path) -> Header | None:
@@ -85,7 +89,7 @@ def _of_video_track(moov: bytes) -> Header | None:
         if boxes.get(b"hdlr", b"")[8:12] == b"vide":
             hides = _may_hide(boxes, _timescale(movie[b"mvhd"])) if b"mvhd" in movie else True
             leads = None if b"mvex" in movie else _leads_a_key_frame(boxes)  # mvex: fragments follow
-            return Header(_counts_agree(boxes), hides, leads)
+            return Header(_counts_agree(boxes), hides, leads, _mirrors(boxes))
     return None
 
 
@@ -134,6 +138,13 @@ def _leads_a_key_frame(boxes: dict[bytes, bytes]) -> bool | None:
         is_key[keys] = True
     newest_key = np.maximum.accumulate(np.where(is_key, shown, np.iinfo(np.int64).min))
     return bool((shown < newest_key).any())
+
+
+def _mirrors(boxes: dict[bytes, bytes]) -> bool:
+    if b"tkhd" not in boxes:
+        return False
+    place = 52 if boxes[b"tkhd"][0] == 1 else 40  # times of 64 bits come before it
+    return orientation_of(struct.unpack_from(">9i", boxes[b"tkhd"], place)).mirrors
 
 
 def _per_frame(table: bytes, length: int) -> NDArray[np.int64] | None:
