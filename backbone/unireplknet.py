@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbone.batch_norm import affine_from_sums, keep_statistics, takes_sums
 from backbone.checkpoints import LoadReport, load_pretrained, load_weights
-from backbone.kernels import DepthwiseConv2d, grn_cpu
+from backbone.kernels import DepthwiseConv2d, grn_cpu, pointwise
 from backbone.kernels.depthwise import depthwise_conv2d_sums
 from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
 from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
@@ -130,6 +130,10 @@ class NHWCtoNCHW(nn.Module):
         return x_NHWC.permute(0, 3, 1, 2)
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class UniRepLKNetBlock(nn.Module):
     """Depthwise K x K -> BN -> SE -> linear x4 -> GELU -> GRN -> linear -> BN, scaled and added to the input.
 
@@ -220,12 +224,36 @@ class UniRepLKNetBlock(nn.Module):
             y = layer(y)
         return y
 
+    def _as_one_operator(self, y_NCHW: Tensor, x_NCHW: Tensor) -> Tensor | None:
+        """Everything behind the gate by :mod:`backbone.kernels.pointwise`; None if it does not apply.
+
+        It applies if asked for, in inference, unless a layer has been replaced (adapters, quantisation) or has hooks.
+        """
+        if torch.is_grad_enabled() or self.training or not self.deploy or not pointwise.asked_for():
+            return None
+        layers: list[Any] = [*self.pwconv1, *self.act, *self.pwconv2]
+        drop: nn.Module = self.drop_path
+        if [type(layer) for layer in layers] != [NCHWtoNHWC, nn.Linear, nn.GELU, GRN, nn.Linear, NHWCtoNCHW]:
+            return None
+        if type(drop) not in (nn.Identity, DropPath) or drop.training:
+            return None
+        if any(_has_hooks(part) for part in (*layers, self.pwconv1, self.act, self.pwconv2, drop)):
+            return None
+        _, first, _, grn, second, _ = layers
+        linear = first.weight, first.bias, second.weight, second.bias
+        maps = y_NCHW.permute(0, 2, 3, 1), x_NCHW.permute(0, 2, 3, 1)
+        if grn.beta is not None or not pointwise.takes(*maps, *linear):
+            return None
+        return pointwise.pointwise(*maps, *linear[:2], grn.gamma, *linear[2:]).permute(0, 3, 1, 2)
+
     def _forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW, scale_NC11, shift_NC11 = self._convolve(x_NCHW)
         if shift_NC11 is None:
             y_NCHW = y_NCHW * scale_NC11
         else:
             y_NCHW = torch.addcmul(shift_NC11, y_NCHW, scale_NC11)
+        if (output_NCHW := self._as_one_operator(y_NCHW, x_NCHW)) is not None:
+            return output_NCHW
         y_NCHW = self._activate_and_project(self.pwconv1(y_NCHW))
         if self.gamma is not None:
             y_NCHW = y_NCHW * self.gamma.view(1, -1, 1, 1)

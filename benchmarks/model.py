@@ -12,8 +12,9 @@
 merged form in inference. Each network is measured eager, eager in CUDA graphs (`recorded`), compiled, and compiled into
 CUDA graphs (`graphed`), each with channels last and first in memory, and the best one counts. A training step is
 forward, backward and AdamW, under autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak
-memory is of a training step, weights and optimizer included. Several networks compile at once, in processes of their
-own; one at a time is measured.
+memory is of a training step, weights and optimizer included. `WIDEFIELD_POINTWISE=on` before the command measures
+inference with it (docs/PERFORMANCE.md). Several networks compile at once, in processes of their own; one at a time is
+measured.
 """
 
 import argparse

@@ -34,7 +34,7 @@ def _polynomial(u, coefficients: tl.constexpr):
 
 
 @triton.jit
-def _gelu(x):
+def gelu(x):
     u = x * x
     return 0.5 * x + tl.where(tl.abs(x) < BORDER, u * _polynomial(u, _VALUE), 0.5 * tl.abs(x))
 
@@ -73,7 +73,7 @@ def sums_over_pixels(
         p = p0 + tl.arange(0, BP)
         mask = (p < end)[:, None] & (d < D)[None, :]
         places = base + p[:, None] * D + d[None, :]
-        h = _gelu(tl.load(x + places, mask=mask, other=0.0).to(tl.float32))
+        h = gelu(tl.load(x + places, mask=mask, other=0.0).to(tl.float32))
         if GRAD:
             g = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
             acc += g * h
@@ -153,11 +153,11 @@ def scaled_gelu(
     value = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
     factor = tl.load(scale + of_image, mask=mask, other=0.0)
     if GRAD:
-        h = _gelu(value)
+        h = gelu(value)
         g = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
         out = (g * factor + h * tl.load(other + of_image, mask=mask, other=0.0)) * _slope(value)
     else:
-        out = _gelu(value) * factor
+        out = gelu(value) * factor
         if BETA:
             out += tl.load(other + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     tl.store(y + places, out.to(y.dtype.element_ty), mask=mask)

@@ -166,11 +166,11 @@ def _boxes(x_NHWC: Tensor) -> bool:
     """Whether the tensor memory accelerator (TMA) can read this map; it needs 16-byte alignment."""
     pixel = x_NHWC.shape[3] * x_NHWC.element_size()
     aligned = pixel % ALIGNED == 0 and x_NHWC.data_ptr() % ALIGNED == 0
-    return aligned and _accelerator(x_NHWC.device)
+    return aligned and accelerator(x_NHWC.device)
 
 
 @cache
-def _accelerator(device: torch.device) -> bool:
+def accelerator(device: torch.device) -> bool:
     """Whether to use the TMA: data-centre Hopper and Blackwell; other Blackwells lack shared memory for three boxes."""
     return INTERPRETED or torch.cuda.get_device_capability(device)[0] in (9, 10)
 

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbone.kernels import activation, gram, launch, taps, toeplitz
+from backbone.kernels import activation, gram, launch, linear, pointwise, taps, toeplitz
 from backbone.kernels.sizes import power_of_two
 from backbone.kernels.tilings import forward_tilings, weight_grad_tilings
 
@@ -46,14 +46,22 @@ TENSORS = {
     "kernels": "*fp32",
     "products": "*fp32",
     "parts": "*fp32",
+    "slots": "*i32",
+    "residual": "*bf16",
+    "out": "*bf16",
 }
 
 
-def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> tuple[int, int]:
-    """Registers a thread and bytes spilled."""
+def resources(
+    kernel: Any, constants: dict[str, Any], options: int | dict[str, int], capability: int
+) -> tuple[int, int]:
+    """Registers a thread and bytes spilled. ``options``: of Triton, or the number of warps."""
     signature = {
         name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names
     }
+    if kernel in (linear.expand, linear.project):
+        types = descriptors(constants)
+        signature |= {name: types[name] for name in types.keys() & signature.keys()}
     if kernel is toeplitz.conv_by_box:
         box = [
             constants["NB"],
@@ -73,7 +81,8 @@ def resources(kernel: Any, constants: dict[str, Any], warps: int, capability: in
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs=aligned,
     )
-    options = {"num_warps": warps, "num_stages": 1}
+    if isinstance(options, int):
+        options = {"num_warps": options, "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -100,13 +109,34 @@ def weight_grad(k: int, height: int, width: int) -> tuple[Any, dict[str, Any], i
     return toeplitz.weight_grad, *without_options(constants)
 
 
+def descriptors(constants: dict[str, Any]) -> dict[str, str]:
+    """What the linear layers read and write in boxes."""
+    rows, columns, depth = constants["BM"], constants["BN"], constants["BK"]
+    boxes = {"weight": [columns, depth]}
+    if "BR" in constants:
+        boxes |= {"h": [rows, depth]} | ({"rest": [constants["BR"], depth]} if constants["BR"] else {})
+    else:
+        boxes |= {"x": [rows, depth], "h": [rows, columns]}
+    return {"scale": "*bf16"} | {name: f"tensordesc<bf16{box}>" for name, box in boxes.items()}
+
+
+def linear_layer(name: str, side: int, channels: int) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    expand, _, project = pointwise.tiles(side**2, channels).constants(side**2, channels, 4 * channels)
+    if name == "expand":
+        constants = expand | {"FP32": False}
+    else:
+        constants = project | {"maxnreg": pointwise.REGISTERS} | ({} if project["BR"] else {"rest": None})
+    own = {name: value for name, value in constants.items() if name.isupper() or value is None}
+    return getattr(linear, name), own, {name: constants[name] for name in constants.keys() - own.keys()}
+
+
 def without_options(constants: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """The kernel's own, and how many warps."""
     own = {name: value for name, value in constants.items() if name.isupper()}
     return own, constants["num_warps"]
 
 
-KERNELS = {
+KERNELS: dict[str, tuple[Any, dict[str, Any], int | dict[str, int]]] = {
     "14x14 K13": forward(13, 1, 14, 14, sums=True),
     "14x14 K13 boxes": forward(13, 1, 14, 14, sums=True, boxes=True),
     "14x14 K31 boxes": forward(31, 1, 14, 14, sums=False, boxes=True),
@@ -140,13 +170,21 @@ KERNELS = {
     "grn": (activation.factors, {"D": 1280, "BD": 2048, "PARTS": 2, "GRAD": True}, 4),
     "28x28 K13 gram": (gram.fold, {"L": 728, "W": 28, "K": 13, "BW": 32, "BD": 32, "MORE": True}, 1),
     "28x28 K13 mixing": (gram.unfold, {"L": 728, "W": 28, "K": 13, "BK": 16, "BD": 64}, 1),
+    "56x56 expand": linear_layer("expand", 56, 80),
+    "28x28 expand": linear_layer("expand", 28, 160),
+    "14x14 expand": linear_layer("expand", 14, 320),
+    "7x7 expand": linear_layer("expand", 7, 640),
+    "56x56 project": linear_layer("project", 56, 80),
+    "14x14 project": linear_layer("project", 14, 320),
+    "7x7 project": linear_layer("project", 7, 640),
+    "grn scales": (linear.scales, {"D": 1280, "BD": 2048, "BM": 128, "BB": 4, "SLOTS": 2}, 8),
     "K13 kernels": (gram.apply, {"C": 320, "B": 6, "K": 13, "BK": 16, "BU": 64, "BB": 16}, 1),
 }
 
 if __name__ == "__main__":
     for capability in (int(word) for word in sys.argv[1:] or ["80", "90"]):
-        for name, (kernel, constants, warps) in KERNELS.items():
-            if kernel is toeplitz.conv_by_box and capability < 90:
+        for name, (kernel, constants, options) in KERNELS.items():
+            if kernel in (toeplitz.conv_by_box, linear.expand, linear.project) and capability < 90:
                 continue
-            registers, spilled = resources(kernel, constants, warps, capability)
+            registers, spilled = resources(kernel, constants, options, capability)
             print(f"sm_{capability} {name}: {registers} registers, {spilled} bytes spilled", flush=True)

@@ -9,7 +9,7 @@ from tests_support import ROOT
 
 pytest.importorskip("triton")
 
-AHEAD = """
+H100 = """
 import threading
 import torch
 import triton
@@ -21,6 +21,9 @@ class H100:
     def get_current_stream(self, device): return 0
 
 triton.runtime.driver.set_active(H100())
+"""
+
+AHEAD = """
 from backbone.kernels import kernels_compiled_ahead
 from backbone.kernels.launch import _bands
 from backbone.kernels.start import ahead, start
@@ -45,11 +48,31 @@ print(sorted(kernel.name for kernel in fold.device_caches[0][0].values()))
 """
 
 
-def test_every_kernel_is_compiled_and_none_is_launched(tmp_path: Path) -> None:
+BOXES = """
+import backbone.kernels.pointwise
+from backbone.kernels import kernels_compiled_ahead, linear
+
+def half(*shape): return torch.zeros(shape, dtype=torch.bfloat16)
+
+with kernels_compiled_ahead():
+    maps = half(2, 49, 32), half(2, 49, 32)
+    torch.ops.widefield.pointwise(*maps, half(128, 32), half(128), half(128), half(32, 128), half(32))
+kernels = linear.expand, linear.scales, linear.project
+print(sorted(kernel.name for jit in kernels for kernel in jit.device_caches[0][0].values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [(AHEAD, ["fold"] * 3), (BOXES, ["expand", "project", "scales"])],
+    ids=["tensors", "descriptors"],
+)
+def test_every_kernel_is_compiled_and_none_is_launched(script: str, names: list[str], tmp_path: Path) -> None:
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", AHEAD], capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-c", H100 + script], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(["fold"] * 3)
-    assert len(list(tmp_path.glob("*/fold.cubin"))) == 3
+    assert done.stdout.strip() == str(names)
+    for name in names:
+        assert len(list(tmp_path.glob(f"*/{name}.cubin"))) == names.count(name)

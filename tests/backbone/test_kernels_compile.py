@@ -24,7 +24,7 @@ def test_kernels_compile_and_keep_their_values_in_registers(tmp_path: Path) -> N
     )
     assert printed.returncode == 0, printed.stderr[-2000:]
     spilled = [int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spilled", printed.stdout)]
-    assert len(spilled) == 18
+    assert len(spilled) == 26
     assert sorted(spilled)[-2] <= 256, (
         printed.stdout
     )  # K = 31 on large maps keeps the borders of its bands in memory
