@@ -124,6 +124,7 @@ def test_starts_are_cold_and_warm_and_a_failure_stops_none(
     )
 
 
+@pytest.mark.slow
 def test_processes_train_together_with_ddp(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ddp = importlib.import_module("ddp")
     words = [

@@ -1,4 +1,4 @@
-"""``compile=eager_graphs``: CUDA graphs of the eager network, without the compiler.
+"""CUDA graphs of a network as it is (``compile=eager_graphs``) or with compiled blocks (``compile=block_graphs``).
 
 Small networks and small maps are limited by the time it takes to launch kernels one by one; a CUDA graph launches all
 of them at once. Recording takes a second per shape, compiling one to two minutes.
@@ -62,7 +62,7 @@ class Recorded:
         leaves, spec = tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors or not all(tensor.is_cuda for tensor in tensors):
-            self._tell("compile=eager_graphs is for a CUDA GPU: what lies elsewhere runs as it is")
+            self._tell("CUDA graphs are for a CUDA GPU: what lies elsewhere runs without them")
             return self.forward(*inputs)
         signature = self._signature(leaves, spec)
         replay = self.recordings.get(signature)
@@ -71,7 +71,7 @@ class Recorded:
             if self.seen[signature] <= self.seen_before or self._awaits_backward():
                 return self.forward(*inputs)
             if len(self.recordings) == MOST:
-                self._tell(f"compile=eager_graphs: {MOST} shapes are recorded, further ones run as they are")
+                self._tell(f"CUDA graphs: {MOST} shapes are recorded, further ones run without")
                 return self.forward(*inputs)
             replay = self.recordings[signature] = self._record(tensors, leaves, spec)
         if self._awaits_backward():
@@ -130,7 +130,7 @@ class Recorded:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise UsageError(
-                f"compile=eager_graphs: this network cannot be recorded ({reason}): take compile=true or false"
+                f"this network cannot be recorded as CUDA graphs ({reason}): take compile=true or false"
             ) from error
         return lambda *tensors: call.nested(_Replayed.apply(passes, *tensors, *passes.trained))
 

@@ -44,7 +44,7 @@ def test_on_a_cpu_it_runs_as_it_is_and_says_so(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, "widefield"):
         for _ in range(SEEN_BEFORE + 2):
             torch.testing.assert_close(recorded(x)["logits"], model.answer(x)["logits"])
-    assert caplog.messages == ["compile=eager_graphs is for a CUDA GPU: what lies elsewhere runs as it is"]
+    assert caplog.messages == ["CUDA graphs are for a CUDA GPU: what lies elsewhere runs without them"]
     assert not recorded.recordings
 
 
@@ -183,7 +183,7 @@ def test_a_network_that_waits_for_a_value_is_refused_in_one_sentence() -> None:
     """In a process of its own: a recording that fails leaves CUDA's random generator unusable."""
     done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"UsageError: compile=eager_graphs: this network cannot be recorded \(.+\): take", last)
+    assert re.search(r"UsageError: this network cannot be recorded as CUDA graphs \(.+\): take", last)
 
 
 @gpu
