@@ -7,7 +7,7 @@
 Every process trains on a batch of its own, random and already on its GPU: what is measured is the step (forward,
 backward, gradients averaged over processes, AdamW), not the reading of data. One process runs without DDP, as a run
 does. Batch norms see the images of one process, as in the official recipes. Forms: those of `benchmarks/model.py`.
-The floor beside it: the seconds that averaging the gradients alone takes.
+The last column is the time of averaging the gradients alone.
 """
 
 import argparse

@@ -9,8 +9,8 @@
     python benchmarks/model.py --device cpu --forms eager # likewise, without a C++ compiler
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
-merged form in inference. Each network is measured eager, eager in CUDA graphs (`recorded`), compiled, and compiled into
-CUDA graphs (`graphed`), each with channels last and first in memory, and the best one counts. A training step is
+merged form in inference. Each network is measured eager, eager in CUDA graphs (`recorded`), compiled, with compiled
+blocks in CUDA graphs (`blocks`, of ours alone), and compiled into CUDA graphs (`graphed`), each with channels last and first in memory, and the best one counts. A training step is
 forward, backward and AdamW, under autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak
 memory is of a training step, weights and optimizer included. `WIDEFIELD_POINTWISE=on` before the command measures
 inference with it (docs/PERFORMANCE.md). Several networks compile at once, in processes of their own; one at a time is
