@@ -10,11 +10,11 @@
 
 `plain` is this network with every convolution by PyTorch, as the official code runs it: its train form in training, its
 merged form in inference. Each network is measured eager, eager in CUDA graphs (`recorded`), compiled, with compiled
-blocks in CUDA graphs (`blocks`, of ours alone), and compiled into CUDA graphs (`graphed`), each with channels last and first in memory, and the best one counts. A training step is
-forward, backward and AdamW, under autocast for bf16. Inference on a GPU is always the replay of a CUDA graph. Peak
-memory is of a training step, weights and optimizer included. `WIDEFIELD_POINTWISE=on` before the command measures
-inference with it (docs/PERFORMANCE.md). Several networks compile at once, in processes of their own; one at a time is
-measured.
+blocks in CUDA graphs (`blocks`, of ours alone), and compiled into CUDA graphs (`graphed`), each with channels last and
+first in memory, and the best one counts. A training step is forward, backward and AdamW, under autocast for bf16.
+Inference on a GPU is always the replay of a CUDA graph. Peak memory is of a training step, weights and optimizer
+included. `WIDEFIELD_POINTWISE=on` before the command measures inference with it (docs/PERFORMANCE.md). Several networks
+compile at once, in processes of their own; one at a time is measured.
 """
 
 import argparse
@@ -191,6 +191,7 @@ def in_every_form(asked: argparse.Namespace) -> list[Row]:
         for form in asked.forms
         for layout in asked.layouts
         if form not in GRAPHS or mode == "training"
+        if form != "blocks" or network.startswith("unireplknet")
     ]
     best: dict[tuple[str, str], Row] = {}
     for setting, answer in in_turns(measure, settings, asked.jobs or jobs_on(asked.device)):
