@@ -380,6 +380,16 @@ def void(_: object) -> None:
     """Nothing."""
 
 
+def test_an_array_beside_points_that_cannot_be_theirs_is_left_out_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, points=POINTS, normals=np.ones((3, len(POINTS))), colors=np.ones((len(POINTS), 3)))
+    cloud = read_cloud(path)
+    assert not {"nx", "ny", "nz"} & set(cloud.columns)
+    assert {"r", "g", "b"} <= set(cloud.columns)
+    (remark,) = cloud.remarks
+    assert remark.startswith(f"the array normals is left out: float64 (3, {len(POINTS)}), not")
+
+
 def write_text(path: Path, xyz: Any, rgb: Any, start: str, separator: str) -> None:
     written(path, start.format(len(xyz)) + lines(np.concatenate([xyz, rgb], 1)).replace(" ", separator))
 

@@ -79,6 +79,10 @@ def _cloud(beside: Mapping[str, NDArray[Any]], array: NDArray[Any], options: Rea
     cloud = from_table(array, options)
     for name, values in beside.items():
         if values.shape != (len(cloud.points), 3) or values.dtype.kind not in "fiu":
+            wanted = (len(cloud.points), 3)
+            cloud.remarks.append(
+                f"the array {name} is left out: {values.dtype} {values.shape}, not numbers {wanted}"
+            )
             continue
         cloud.columns |= dict(zip(BESIDE[name], values.T, strict=True))
         if BESIDE[name] == COLORS:
