@@ -3,6 +3,7 @@ r"""Labels and splits of any collection of files: a folder per class, a table, o
 A data module for one kind of file (audio, images, …) gets its items from `LabelledFiles` and adds the reading.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from tasks.datasets.label_table import (
     refuse_other_separators,
 )
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
-from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits, with_splits
 from tasks.datasets.targets import ClassTargets, Kind
 
 
@@ -239,6 +240,9 @@ class LabelledFiles:
             enough = bool(found) and not any(path.name in known for path in folders)
         if not enough:
             parts = [("", root)]
+            if any(_states_splits(folder) for folder in folders):
+                yield from self._from_splits_within(folders)
+                return
         elif any(path.name not in SPLIT_NAMES for _, path in parts):
             named = [f"{path.name} ({split or 'not read'})" for split, path in parts]
             self.notes.append(f"folders taken for splits: {', '.join(named)}")
@@ -254,6 +258,37 @@ class LabelledFiles:
         stray = sum(outside.others[ending] for ending in self.extensions)
         if stray:
             self.notes.append(f"{stray:,} files lie in no folder of a class and are not read")
+
+    def _from_splits_within(self, folders: Sequence[Path]) -> list[Entry]:
+        """One entry per file of class folders that hold split folders (``cat/train/1.wav``).
+
+        Raises:
+            DataError: some hold none, or what lies in the split folders are the folders of classes.
+        """
+        entries = [
+            Entry(path, (readable_name(folder.name),), split_of_folder(path.relative_to(folder).parts[0]))
+            for folder in folders
+            for path in self._files(folder)
+        ]
+        placed = {
+            entry.labels for entry in entries if entry.split and split_of_folder(entry.path.parent.name)
+        }
+        if placed < {entry.labels for entry in entries}:
+            first = next(folder for folder in folders if _states_splits(folder))
+            held = ", ".join(f"{path.name}/" for path in _folders(first) if split_of_folder(path.name))
+            raise DataError(
+                f"{first} holds {held}, so that it seems to be a data set, not a class of {first.parent}: say "
+                f"data_dir={first}, or put train/, val/ and test/ into the folder of each class"
+            )
+        if self.splits.fold is not None:
+            self.notes.append(
+                "there are folds: folders named as splits (train, test, …) are not taken for splits"
+            )
+            return [replace(entry, split=None) for entry in entries]
+        self.notes.append("splits are those of the folders within the folders of classes")
+        kept, left_out = with_splits(entries, [None] * len(entries), "files")
+        self.notes += left_out
+        return kept
 
     def _from_names(self, root: Path, pattern: re.Pattern[str]) -> Iterator[Entry]:
         for path in self._files(root):
@@ -365,3 +400,8 @@ def readable_name(name: str) -> str:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def _states_splits(folder: Path) -> bool:
+    with os.scandir(folder) as found:  # of ImageNet's million files none is asked for its kind
+        return state_splits({split_of_folder(entry.name) for entry in found if entry.is_dir()})

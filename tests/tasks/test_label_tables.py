@@ -352,3 +352,51 @@ def test_any_bytes_are_a_table_or_a_sentence(folder: Path, raw: bytes) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tables")
+
+
+def put(root: Path, counts: Mapping[str, int]) -> None:
+    """Clips in folders."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            soundfile.write(root / folder / f"{number}.wav", np.zeros(80, np.float32), 8000)
+
+
+def test_folders_of_classes_may_hold_the_splits(tmp_path: Path) -> None:
+    counts = {f"{label}/{split}": 5 for label in CLASSES for split in ("train", "Validation", "test_set")}
+    put(tmp_path, {**counts, "horn/other": 2})
+    data = read(tmp_path)
+    assert data.class_names == list(CLASSES)
+    assert folders_of(data) == {"train": {"train"}, "val": {"Validation"}, "test": {"test_set"}}
+    assert data.notes == [
+        "splits are those of the folders within the folders of classes",
+        "2 files lie in none of these folders and are not read",
+    ]
+    whole = AudioFolder(name="audio_folder", data_dir=str(tmp_path)).read_whole(
+        {"class_names": list(CLASSES)}
+    )
+    assert whole is not None
+    assert {item.path.parent.name for item in whole.items} == {"test_set"}
+    data = read(tmp_path, fold=1)
+    assert folders_of(data)["test"] > {"train", "test_set"}
+    assert data.notes == [
+        "there are folds: folders named as splits (train, test, …) are not taken for splits"
+    ]
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"extra": 3}, {"extra/a": 3}, {"more/train/bell": 3, "more/test/bell": 3}]
+)
+def test_a_data_set_is_no_class(tmp_path: Path, beside: dict[str, int]) -> None:
+    counts = {f"audio/{split}/{label}": 3 for label in CLASSES for split in ("train", "val")}
+    put(tmp_path, {**counts, **beside})
+    with pytest.raises(
+        DataError,
+        match=r"audio holds train/, val/, so that it seems to be a data set, .*: say data_dir=\S+audio, or",
+    ):
+        read(tmp_path)
+
+
+def test_a_class_may_hold_other_folders(tmp_path: Path) -> None:
+    put(tmp_path, {"bell/train": 8, "bell/car": 8, "horn/a": 8})  # no other split: a kind of bell
+    assert read(tmp_path).notes == []
