@@ -1,7 +1,8 @@
 """The backbone interface used outside this package.
 
 A backbone is an ``nn.Module`` with the members below; no base class is required. :class:`backbone.UniRepLKNet`,
-:class:`backbone.replknet.RepLKNet` and :class:`backbone.timm_backbone.TimmBackbone` (any timm network) implement it.
+:class:`backbone.replknet.RepLKNet` and :class:`backbone.timm_backbone.TimmBackbone` (any timm network) implement it. A
+method ``compiled_apart``, which returns the modules that ``compile=block_graphs`` compiles one by one, may be added.
 
 Shapes: N maps, C channels, H height and W width in map pixels.
 """

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from backbone import UniRepLKNet
 from workbench.errors import UsageError
 from workbench.recorded import Recorded
 
@@ -31,8 +30,8 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
         accumulated: number of batches whose gradients are accumulated per step.
 
     Raises:
-        UsageError: ``how`` is none of these, ``"graphs"`` with accumulated gradients, or ``"block_graphs"`` without a
-            UniRepLKNet.
+        UsageError: ``how`` is none of these, ``"graphs"`` with accumulated gradients, or ``"block_graphs"`` with a
+            backbone that does not name its blocks.
     """
     if how is False:
         return forward
@@ -59,18 +58,18 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
 
 
 def compile_blocks(forward: Callable[..., Any]) -> None:
-    """Compile the blocks of the UniRepLKNet within, each by itself, in place.
+    """Compile the blocks that the backbone within names (``compiled_apart``), each by itself, in place.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it names none.
     """
     module: nn.Module = forward if isinstance(forward, nn.Module) else forward.__self__  # type: ignore[attr-defined]
-    networks = [one for one in module.modules() if isinstance(one, UniRepLKNet)]
-    parts = [part for network in networks for part in network.compiled_apart()]
-    if not parts:
+    named: list[Any] = [getattr(one, "compiled_apart", None) for one in module.modules()]
+    blocks = [block for blocks_of in named if blocks_of is not None for block in blocks_of()]
+    if not blocks:
         raise UsageError(
-            "compile=block_graphs is for UniRepLKNet, whose blocks it knows: take compile=graphs"
+            "compile=block_graphs is for networks that name their blocks, as UniRepLKNet does: take compile=graphs"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
-    for part in parts:
-        part.compile(dynamic=False)
+    for block in blocks:
+        block.compile(dynamic=False)

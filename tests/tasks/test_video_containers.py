@@ -5,6 +5,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from tasks.datasets.video.decoding import open_video, read_ticks
 from tasks.datasets.video.mp4_header import read_header
 from tasks.datasets.video.sample import write_video
 from tasks.datasets.video.ticks import dense
+from tasks.datasets.video.upright import orientation_of_frame
 
 LEVEL = 5  # frame i is all of grey 5·i
 
@@ -280,6 +282,19 @@ def test_frames_are_turned_and_mirrored_as_a_player_does(
         assert np.abs(found.astype(int) - expected).mean() < 10
 
 
+@pytest.mark.parametrize("turned", [0, 90, 180, -90])
+def test_frames_are_turned_beside_data_that_pyav_does_not_know(turned: int) -> None:
+    class Frame:
+        rotation = turned
+
+        @property
+        def side_data(self) -> dict[str, Any]:
+            raise ValueError("31 is not a valid Type")
+
+    picture = corners()[0]
+    assert np.array_equal(orientation_of_frame(Frame()).applied(picture), np.rot90(picture, turned // 90))
+
+
 def written_in_turn(path: Path, parts: list[NDArray[np.uint8]]) -> None:
     """VP8, with a change of resolution between the parts, as browsers record calls."""
     number = 0
@@ -359,7 +374,9 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 from pathlib import Path
+from typing import Any
 from tasks.datasets.video.decoding import open_video
+from tasks.datasets.video.upright import orientation_of_frame
 print(open_video(Path(sys.argv[1])).length)
 """
 

@@ -163,7 +163,7 @@ def test_dropped_paths_are_drawn_anew_and_at_their_rate(graphs: list[int]) -> No
 
 
 def test_blocks_of_other_networks_are_not_known() -> None:
-    with pytest.raises(UsageError, match="block_graphs is for UniRepLKNet"):
+    with pytest.raises(UsageError, match="block_graphs is for networks that name their blocks"):
         compiled(nn.Sequential(nn.Linear(2, 2)), "block_graphs")
 
 

@@ -43,6 +43,12 @@ class Orientation:
 
 
 UNCHANGED = Orientation()
+TURNS = (  # by multiples of 90 degrees, counterclockwise
+    UNCHANGED,
+    Orientation(transpose=True, upside_down=True),
+    Orientation(left_right=True, upside_down=True),
+    Orientation(transpose=True, left_right=True),
+)
 
 
 def orientation_of(matrix: Sequence[int]) -> Orientation:
@@ -62,7 +68,10 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
 
 def orientation_of_frame(frame: Any) -> Orientation:
     """The orientation of a frame that PyAV decoded."""
-    matrix = frame.side_data.get(MATRIX)
+    try:
+        matrix = frame.side_data.get(MATRIX)
+    except ValueError:  # beside the matrix lies something that PyAV does not know yet
+        return TURNS[round(frame.rotation / 90) % 4]
     if matrix is None or matrix.buffer_size < MATRIX_BYTES:
         return UNCHANGED
     return orientation_of(struct.unpack_from("=9i", bytes(matrix)))
