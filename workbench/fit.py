@@ -130,13 +130,24 @@ class Chosen:
 
 
 def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chosen:
-    """The best checkpoint; if none is kept (`callbacks.best=null`, no validation), the last one."""
+    """The best checkpoint; if none is kept (`callbacks.best=null`, no validation), the last one.
+
+    The last one has validation metrics only if its weights were validated, which not every epoch may be.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
     if best is not None and best.epoch is not None:
         return Chosen(short(best.path), best.metrics, best.score, best.epoch)
     last = Path(cfg.paths.run) / "checkpoints" / "last.ckpt"
-    metrics = dict(task.validated)
+    current = task.validated_step in (None, trainer.global_step)
+    metrics = dict(task.validated) if current else {}
+    if not metrics:
+        log.warning(
+            "validation: the last weights were not validated (trainer.check_val_every_n_epoch, limit_val_batches), so "
+            "that the result, which is theirs, has no %s%s",
+            cfg.task.monitor,
+            "" if best is None else " and they were not chosen by it",
+        )
     return Chosen(short(last) if last.is_file() else None, metrics, metrics.get(cfg.task.monitor))
 
 
