@@ -3,6 +3,8 @@
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from workbench.callbacks.replan import Replan
 from workbench.compiled import GRAPHS, compiled
 from workbench.console import console, print_table, short
 from workbench.cost import StepTimes, cost_of
+from workbench.errors import UsageError
 from workbench.going_on import going_on_said
 from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
@@ -95,7 +98,8 @@ def _fit(cfg: DictConfig) -> float | None:
             trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
     times = StepTimes()
     trainer.callbacks.append(times)  # type: ignore[attr-defined]
-    trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
+    with refused_interval(cfg):
+        trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
     chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
     if cfg.action.test_after:
@@ -110,6 +114,20 @@ def _fit(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         finish(cfg, data, task, trainer, metrics, chosen, params, time.monotonic() - started, times.median)
     return chosen.score
+
+
+@contextmanager
+def refused_interval(cfg: DictConfig) -> Iterator[None]:
+    """Convert the trainer's `ValueError` for a validation interval longer than an epoch to a `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise UsageError(
+            f"trainer.val_check_interval={cfg.trainer.val_check_interval} is more than the training batches of an "
+            "epoch: with trainer.check_val_every_n_epoch=null it counts across epochs"
+        ) from error
 
 
 @dataclass
