@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from backbone.protocol import Backbone, strides_of, widths_of
 from tasks.bilinear import fitted, resized
@@ -123,6 +124,7 @@ class DetectionTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": DetectionMetrics(self.class_names, masks) for split in ("val", "test")}
         )
+        self.weight: float | Tensor = 1.0  # of the loss of the last validation or test batch
         self.tested: dict[str, Any] = {}  # results of the last test
         self.pictured: set[int] = set()  # indices of the test samples to show
         self.pictures: list[Picture] = []
@@ -166,7 +168,7 @@ class DetectionTask(Task):
     def _whole_step(self, batch: Batch, split: str) -> dict[str, Any]:
         sizes: list[list[int]] = batch.raw["size"].tolist()
         output: Detections = [{} for _ in sizes]
-        total = batch.raw["size"].new_zeros((), dtype=torch.float32)
+        loss, weight = (batch.raw["size"].new_zeros((), dtype=torch.float32) for _ in range(2))
         for places, raw in self._scaled(batch.raw, sizes):
             with self.head.unfinished():
                 outputs: Any = self.network(raw)
@@ -175,17 +177,27 @@ class DetectionTask(Task):
                 scaled_target(batch.target[place], sizes[place], (height, width))
                 for place, (height, width) in zip(places, reads, strict=True)
             ]
-            losses = self.head.losses(outputs, targets, raw["size"])
-            total = total + len(places) * torch.stack(list(losses.values())).sum()
             found = self._answers(
                 self.head.detect(outputs, raw["size"]), reads, [sizes[place] for place in places]
             )
+            # Image by image: the loss of several together would depend on which are in a batch.
+            for position, target in enumerate(targets):
+                part = slice(position, position + 1)
+                one = tree_map(lambda x, part=part: x[part], outputs)
+                losses = self.head.losses(one, [target], raw["size"][part])
+                own = self.head.image_weight(one, target)
+                loss, weight = loss + own * torch.stack(list(losses.values())).sum(), weight + own
             for place, one in zip(places, found, strict=True):
                 output[place] = one
         self._measured(split).update(output, batch.target)
         if split == "test":
             self._keep_pictures(batch, output, sizes)
-        return {"loss": total / len(sizes), "output": output}
+        self.weight = weight
+        return {"loss": loss / weight, "output": output}
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """The sum of the images' weights, `DetectionHead.image_weight`, in the last step."""
+        return self.weight
 
     def _filled(self, pixels_B3HW: Tensor) -> Tensor:
         before = pixels_B3HW.shape[-2:]

@@ -80,6 +80,9 @@ def create_optimizer(
         key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in options.items()
     }
+    betas: Any = options.get("betas")
+    if betas is not None and (not isinstance(betas, tuple) or len(betas) < 2):
+        raise ValueError(f"optimizer.betas takes two numbers, such as [0.9, 0.999], not {betas}")
     if opt == "sgd" and options.get("momentum") == 0:
         options.setdefault("nesterov", False)  # which PyTorch refuses without momentum
     if opt in FUSED and {parameter.device.type for parameter in module.parameters()} in ({"cpu"}, {"cuda"}):

@@ -26,7 +26,12 @@ def cosine(
         warmup_epochs: length of the warm-up; its last step is at the peak.
         min_ratio: ratio of the final to the peak rate.
         from_zero: start the warm-up at 0, as in the scripts of ConvNeXt and UniRepLKNet, instead of one step above 0.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
+    _at_least_0(warmup_epochs=warmup_epochs)
+    _ratios(min_ratio=min_ratio)
     warmup = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
 
     def factor(step: int) -> float:
@@ -50,7 +55,14 @@ def exponential(
 ) -> LambdaLR:
     """Constant until `start_epoch`, then multiplied by `gamma` at that epoch and every `every` epochs (UniRepLKNet's
     audio recipe), with a linear warm-up from 0 over the first `warmup_steps`.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
+    _at_least_0(warmup_steps=warmup_steps, start_epoch=start_epoch)
+    _above_0(gamma=gamma)
+    if every < 1:
+        raise ValueError(f"scheduler.every must be at least 1, not {every}")
 
     def factor(step: int) -> float:
         begun = step // max(steps_per_epoch, 1) - start_epoch
@@ -81,7 +93,13 @@ def poly(
         warmup_ratio: initial factor of the warm-up.
         power: exponent; 1 is linear decay.
         min_ratio: ratio of the final to the peak rate.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
+    _at_least_0(warmup_steps=warmup_steps)
+    _ratios(warmup_ratio=warmup_ratio, min_ratio=min_ratio)
+    _above_0(power=power)
     warmup = min(warmup_steps, total_steps // 2)
 
     def factor(step: int) -> float:
@@ -116,8 +134,11 @@ def milestones(
         warmup_ratio: initial factor of the warm-up.
 
     Raises:
-        ValueError: epochs that are not strictly increasing, or below 1.
+        ValueError: epochs that are not strictly increasing, or below 1; a setting out of its range.
     """
+    _at_least_0(warmup_steps=warmup_steps)
+    _ratios(warmup_ratio=warmup_ratio)
+    _above_0(gamma=gamma)
     begins = list(epochs)
     if begins != sorted(set(begins)) or (begins and begins[0] < 1):
         raise ValueError(
@@ -136,3 +157,21 @@ def milestones(
 def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
     """A constant learning rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _at_least_0(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"scheduler.{name} must be at least 0, not {value}")
+
+
+def _above_0(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"scheduler.{name} must be above 0, not {value}")
+
+
+def _ratios(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"scheduler.{name} must lie in [0, 1], not {value}")

@@ -25,7 +25,7 @@ from tasks.segmentation_drawing import (
     draw_pictures,
     mask_writer,
 )
-from tasks.segmentation_losses import VOID
+from tasks.segmentation_losses import VOID, PixelLoss
 from tasks.task import Prediction, Task, as_plain
 
 if TYPE_CHECKING:
@@ -125,17 +125,31 @@ class SegmentationTask(Task):
     def _whole_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         sizes: list[list[int]] = batch.raw["size"].tolist()
         output_BHW = torch.full_like(batch.target, VOID)
-        total = batch.target.new_zeros((), dtype=torch.float32)
+        loss_B = batch.target.new_zeros(len(sizes), dtype=torch.float32)
         for places, logits_bKHW in self._read(batch.raw, sizes):
             height, width = sizes[places[0]]
             target_bHW = batch.target[places, :height, :width].long()
-            total = total + len(places) * self.loss(logits_bKHW, target_bHW)
+            # Image by image: the loss of several together would depend on which are in a batch.
+            for place, logits_KHW, target_HW in zip(places, logits_bKHW, target_bHW, strict=True):
+                loss_B[place] = self.loss(logits_KHW[None], target_HW[None])
             predicted_bHW = logits_bKHW.argmax(dim=1)
             self._confusion(split).update(predicted_bHW, target_bHW)
             output_BHW[places, :height, :width] = predicted_bHW.to(torch.uint8)
         if split == "test":
             self._keep_pictures(batch, output_BHW, sizes)
-        return {"loss": total / len(sizes), "output": output_BHW}
+        weight_B = self._image_weights(batch)
+        loss = (weight_B * loss_B).sum() / weight_B.sum().clamp(min=torch.finfo(loss_B.dtype).tiny)
+        return {"loss": loss, "output": output_BHW}
+
+    def _image_weights(self, batch: Batch) -> Tensor:
+        """The weight of each image's loss in the mean over a split, (B,)."""
+        if isinstance(self.loss, PixelLoss):
+            return self.loss.image_weights(batch.target.long())
+        return torch.ones(len(batch), device=batch.target.device)
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """The sum of the images' weights, see `PixelLoss.image_weights`."""
+        return self._image_weights(batch).sum()
 
     def _read(self, raw: Any, sizes: list[list[int]]) -> Any:
         """Groups a batch by image size: yields the indices of each group and its scores (b, K, H, W).

@@ -36,6 +36,10 @@ class PixelLoss(ClassificationLoss):
         """-> loss, a scalar; 0 without labelled pixels."""
         raise NotImplementedError
 
+    def image_weights(self, target_BHW: Tensor) -> Tensor:
+        """The weight of each image's own loss in the mean over a split, `(B,)`: 1, or 0 without labelled pixels."""
+        return (target_BHW != VOID).flatten(1).any(dim=1).float()
+
 
 class PixelCrossEntropy(PixelLoss):
     """Per-pixel cross-entropy.
@@ -68,11 +72,23 @@ class PixelCrossEntropy(PixelLoss):
         )
         if self.divisor == "all":
             return total / target_BHW.numel()
+        divisor = self._divisors(target_BHW).sum()
+        return total / divisor.clamp(min=torch.finfo(divisor.dtype).tiny)
+
+    def _divisors(self, target_BHW: Tensor) -> Tensor:
+        """What `divisor=labelled` divides by, per image, `(B,)`: the (weighted) number of its labelled pixels."""
         labelled = target_BHW != VOID
-        if weight_K is None:
-            return total / labelled.sum().clamp(min=1)
-        each_BHW = weight_K[torch.where(labelled, target_BHW, 0)] * labelled
-        return total / each_BHW.sum().clamp(min=torch.finfo(total.dtype).tiny)
+        if self.weight is None:
+            return labelled.flatten(1).sum(dim=1).float()
+        weight_BHW = self.class_weight[torch.where(labelled, target_BHW, 0)] * labelled
+        return weight_BHW.flatten(1).sum(dim=1)
+
+    def image_weights(self, target_BHW: Tensor) -> Tensor:
+        """The weight of each image's own loss in the mean over a split, `(B,)`: with `divisor=labelled` the (weighted)
+        number of its labelled pixels, so that the mean is that over all pixels of the split; else 1."""
+        if self.divisor == "labelled":
+            return self._divisors(target_BHW)
+        return torch.ones(len(target_BHW), device=target_BHW.device)
 
 
 class SoftDice(PixelLoss):

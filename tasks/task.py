@@ -141,6 +141,7 @@ class Training(LightningModule):
             str, Any
         ] = {}  # the record of the data (`DataModule.record`), stored in every checkpoint
         self.validated: dict[str, float] = {}  # metrics of the last validation during training, by full name
+        self.validated_step: int | None = None  # optimiser steps before it; None: unknown
 
     # -- interface of subclasses --------------------------------------------------------------------------------
 
@@ -211,6 +212,7 @@ class Training(LightningModule):
         values = self.epoch_values(split)
         if split == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.validated = {name: float(value) for name, value in values.items()}
+            self.validated_step = self.trainer.global_step
         for name, value in values.items():
             self.log(name, value, prog_bar=name.split("/")[-1] == self.shown_metric and split != "test")
 
@@ -247,6 +249,7 @@ class Training(LightningModule):
             "trained_on": self.trained_on,
             "max_epochs": self.trainer.max_epochs,
             "validated": self.validated,
+            "validated_step": self.validated_step,
             "train_metrics": begun_states(self),
         }
 
@@ -257,6 +260,7 @@ class Training(LightningModule):
         self.validated = {
             str(name): float(value) for name, value in dict(stored.get("validated", {})).items()
         }
+        self.validated_step = stored.get("validated_step")
         go_on(self, stored.get("train_metrics"), first=self.global_rank == 0)
 
 

@@ -43,6 +43,12 @@ def check_composition(cfg: DictConfig) -> None:
         across = value is None and key == "check_val_every_n_epoch"
         if not across and (not isinstance(value, int) or value < 1):
             raise UsageError(f"trainer.{key} must be a whole number of at least 1, not {value}")
+    clip = cfg.trainer.get("gradient_clip_val")
+    if clip is not None and not (isinstance(clip, int | float) and clip >= 0):
+        # With a negative one, gradients would be turned round.
+        raise UsageError(f"trainer.gradient_clip_val must be at least 0, or null, not {clip}")
+    if cfg.action.name == "fit" and cfg.trainer.get("limit_train_batches") == 0:
+        raise UsageError("trainer.limit_train_batches=0: there would be nothing to train on")
     for extra in ("wandb", "mlflow"):
         if extra in (cfg.get("logger") or {}):
             need(extra, f"logger={extra}")

@@ -107,6 +107,9 @@ def _checked_record(stored: dict[str, Any]) -> None:
     validated = _node(stored.get("validated") or {}, "validated")
     if not all(type(name) is str and type(value) in (int, float) for name, value in validated.items()):
         raise _Refused(f"says validated={_shown(validated)}, which are no metrics")
+    step = stored.get("validated_step")
+    if step is not None and (type(step) is not int or step < 0):
+        raise _Refused(f"says validated_step={_shown(step)}, which is no number of steps")
     epochs = stored.get("max_epochs")
     if epochs is not None and (type(epochs) is not int or epochs < 1):
         raise _Refused(f"says max_epochs={_shown(epochs)}, which is no number of epochs")

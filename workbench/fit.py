@@ -3,6 +3,8 @@
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from workbench.callbacks.replan import Replan
 from workbench.compiled import GRAPHS, compiled
 from workbench.console import console, print_table, short
 from workbench.cost import StepTimes, cost_of
+from workbench.errors import UsageError
 from workbench.going_on import going_on_said
 from workbench.info import map_shape, number_of_parameters
 from workbench.members import resolved
@@ -95,7 +98,8 @@ def _fit(cfg: DictConfig) -> float | None:
             trainer.callbacks.append(Replan(resume.planned))  # type: ignore[attr-defined]
     times = StepTimes()
     trainer.callbacks.append(times)  # type: ignore[attr-defined]
-    trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
+    with refused_interval(cfg):
+        trainer.fit(task, datamodule=data, ckpt_path=resume.path if resume else None)
     chosen = chosen_checkpoint(cfg, trainer, task)
     metrics = dict(chosen.metrics)
     if cfg.action.test_after:
@@ -110,6 +114,20 @@ def _fit(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         finish(cfg, data, task, trainer, metrics, chosen, params, time.monotonic() - started, times.median)
     return chosen.score
+
+
+@contextmanager
+def refused_interval(cfg: DictConfig) -> Iterator[None]:
+    """Convert the trainer's `ValueError` for a validation interval longer than an epoch to a `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise UsageError(
+            f"trainer.val_check_interval={cfg.trainer.val_check_interval} is more than the training batches of an "
+            "epoch: with trainer.check_val_every_n_epoch=null it counts across epochs"
+        ) from error
 
 
 @dataclass
@@ -130,13 +148,24 @@ class Chosen:
 
 
 def chosen_checkpoint(cfg: DictConfig, trainer: Trainer, task: Training) -> Chosen:
-    """The best checkpoint; if none is kept (`callbacks.best=null`, no validation), the last one."""
+    """The best checkpoint; if none is kept (`callbacks.best=null`, no validation), the last one.
+
+    The last one has validation metrics only if its weights were validated, which not every epoch may be.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
     if best is not None and best.epoch is not None:
         return Chosen(short(best.path), best.metrics, best.score, best.epoch)
     last = Path(cfg.paths.run) / "checkpoints" / "last.ckpt"
-    metrics = dict(task.validated)
+    current = task.validated_step in (None, trainer.global_step)
+    metrics = dict(task.validated) if current else {}
+    if not metrics:
+        log.warning(
+            "validation: the last weights were not validated (trainer.check_val_every_n_epoch, limit_val_batches), so "
+            "that the result, which is theirs, has no %s%s",
+            cfg.task.monitor,
+            "" if best is None else " and they were not chosen by it",
+        )
     return Chosen(short(last) if last.is_file() else None, metrics, metrics.get(cfg.task.monitor))
 
 

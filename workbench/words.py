@@ -39,6 +39,7 @@ MEMBERS = "task.members"
 PLACES = {"modality.augment": ("raw", "mixup", "maps")}
 HYDRAS = ("_partial_", "_recursive_", "_convert_", "_args_")
 MIXED = ("compile",)  # true, or a string
+OPTIONAL = ("experiment", "sweep", "debug")  # groups without a default option
 MOST_NAMES = 12
 HUB = "hf://"  # a Hub repository, checked later
 OURS = "WIDEFIELD_FULL_ERROR"  # HYDRA_FULL_ERROR was set here, not by the user; processes started by this one see both
@@ -60,6 +61,8 @@ def plain_words() -> Iterator[None]:
         OSError,
         ValueError,
     ) as error:  # Hydra makes the run's folder, its log and its record of the command
+        if not asked and (said := _nameless_option(error, sys.argv[1:])):
+            sys.exit(f"error: {said}")
         refused = _refused(error)
         if asked or refused is None:
             raise
@@ -78,6 +81,18 @@ def _refused(error: Exception) -> WriteError | None:
     path = Path(cause.filename)
     refused = refusal(cause, path)
     return WriteError(path, *refused, ELSEWHERE) if refused else None
+
+
+def _nameless_option(error: Exception, words: list[str]) -> str | None:
+    """The error message for a group set to something other than a name, such as `debug=null`, or None."""
+    if "Config group override must be a string or a list" not in str(error):
+        return None
+    for word in words:
+        group, _, value = word.partition("=")
+        if (names := options(group)) and value not in names:
+            left_out = "; for none leave it out" if value == "null" and group in OPTIONAL else ""
+            return f"{word}: {group}= takes a name{left_out}: {choices(value, names)}"
+    return None
 
 
 def explained(error: BaseException, words: list[str]) -> str:

@@ -221,6 +221,7 @@ def distribution(override: Override) -> "BaseDistribution":
     if isinstance(value, RangeSweep) and not value.shuffle:
         edges = (value.start, value.stop, value.step)
         whole = [edge for edge in edges if isinstance(edge, int)]
-        if len(whole) == len(edges):
-            return IntDistribution(whole[0], whole[1] - 1, step=whole[2])
+        # A range that falls is a list of choices. Optuna warns of an end that is not reached.
+        if len(whole) == len(edges) and (values := range(*whole)) and whole[2] > 0:
+            return IntDistribution(values[0], values[-1], step=whole[2])
     return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -173,6 +173,12 @@ class FCOSHead(DetectionHead):
             "centreness": F.binary_cross_entropy_with_logits(centre_P, true_P, reduction="sum") / number,
         }
 
+    def image_weight(self, outputs: Outputs, target: dict[str, Tensor]) -> Tensor:
+        """The number of positive locations, at least 1."""
+        (single,) = without_crowds([target])
+        object_N = self.assigned(*self.places(outputs), single["boxes"])
+        return (object_N >= 0).sum().clamp(min=1)
+
     # -- detections --------------------------------------------------------------------------------------------------
 
     def detect(self, outputs: Outputs, sizes_B2: Tensor) -> Tensor:

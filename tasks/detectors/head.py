@@ -112,6 +112,16 @@ class DetectionHead(nn.Module):
         """
         raise NotImplementedError
 
+    def image_weight(self, outputs: Outputs, target: dict[str, Tensor]) -> float | Tensor:
+        """The weight of one image's loss in the mean over a split: what its loss is divided by, where that differs
+        between images.
+
+        Args:
+            outputs: of this image only.
+            target: as in `losses`.
+        """
+        return 1.0
+
     def detect(self, outputs: Outputs, sizes_B2: Tensor) -> Any:
         """Raw outputs -> detections; see the class."""
         raise NotImplementedError

@@ -105,16 +105,17 @@ class RPN(nn.Module):
         deltas: Sequence[Tensor],
         targets: Sequence[dict[str, Tensor]],
         sizes_B2: Tensor,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """`rpn_class`, binary cross-entropy, and `rpn_box`, smooth L1 of the deltas of positive anchors, both
-        divided by the number of sampled anchors."""
+        divided by the number of sampled anchors; `generator` as in `sampled`."""
         levels = self._levels(scores, deltas)
         score_BN, delta_BN4 = (torch.cat([level[part] for level in levels], dim=1) for part in (0, 1))
         anchors_N4 = torch.cat([anchors for _, _, anchors in levels])
         objects_at, ground_at, true_boxes = [], [], []  # per image; indices into the batch's B · N anchors
         for number, (target, size_2) in enumerate(zip(targets, sizes_B2, strict=True)):
             object_N = self._assigned(anchors_N4, target["boxes"], size_2)
-            objects, ground = sampled(object_N, self.settings.samples, self.settings.positive_part)
+            objects, ground = sampled(object_N, self.settings.samples, self.settings.positive_part, generator)
             true_boxes.append(target["boxes"][object_N[objects]])
             objects_at.append(objects + number * len(anchors_N4))
             ground_at.append(ground + number * len(anchors_N4))

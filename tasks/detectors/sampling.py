@@ -40,23 +40,26 @@ def assigned(
     return found_N
 
 
-def sampled(found_N: Tensor, number: int, positive_part: float) -> tuple[Tensor, Tensor]:
+def sampled(
+    found_N: Tensor, number: int, positive_part: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices of randomly sampled boxes: positives and negatives (background).
 
     Args:
         found_N: returned by `assigned`.
         number: maximum number of both together; negatives fill up the rest.
         positive_part: maximum fraction of positives.
+        generator: of the draws, on the device of `found_N`; None: the default one.
     """
-    positive = _drawn(torch.nonzero(found_N >= 0)[:, 0], int(number * positive_part))
-    negative = _drawn(torch.nonzero(found_N == BACKGROUND)[:, 0], number - len(positive))
+    positive = _drawn(torch.nonzero(found_N >= 0)[:, 0], int(number * positive_part), generator)
+    negative = _drawn(torch.nonzero(found_N == BACKGROUND)[:, 0], number - len(positive), generator)
     return positive, negative
 
 
-def _drawn(places: Tensor, most: int) -> Tensor:
+def _drawn(places: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
     if len(places) <= most:
         return places
-    return places[torch.randperm(len(places), device=places.device)[:most]]
+    return places[torch.randperm(len(places), generator=generator, device=places.device)[:most]]
 
 
 @dataclass
@@ -83,6 +86,7 @@ def regions_of(
     iou: float,
     number: int,
     positive_part: float,
+    generator: torch.Generator | None = None,
 ) -> Regions:
     """Assigns and samples proposals, to which the ground-truth boxes are added.
 
@@ -91,14 +95,14 @@ def regions_of(
         target: `boxes` (G, 4) and `labels` (G,), without crowds.
         num_classes: K.
         iou: minimum IoU of a positive proposal.
-        number, positive_part: see `sampled`.
+        number, positive_part, generator: see `sampled`.
     """
     objects_G4 = target["boxes"]
     candidates = torch.cat([objects_G4, boxes_N4])
     own = torch.arange(len(candidates), device=candidates.device) < len(objects_G4)
     found = assigned(candidates, objects_G4, iou, iou)
     found[: len(objects_G4)] = torch.arange(len(objects_G4), device=found.device)
-    positive, negative = sampled(found, number, positive_part)
+    positive, negative = sampled(found, number, positive_part, generator)
     places = torch.cat([positive, negative])
     labels = torch.full((len(places),), num_classes, device=candidates.device)
     labels[: len(positive)] = target["labels"][found[positive]]

@@ -132,7 +132,7 @@ class TwoStageHead(DetectionHead):
         if training:
             return self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, True)
         kept = outputs.get("proposals")
-        if kept is None or kept[0] is not sizes_B2:
+        if kept is None or not kept[0].equal(sizes_B2):
             found = self.rpn_head.proposals(outputs["scores"], outputs["deltas"], sizes_B2, False)
             kept = outputs["proposals"] = [sizes_B2, *found]
         return kept[1], kept[2]
@@ -154,10 +154,14 @@ class TwoStageHead(DetectionHead):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def losses(self, outputs: Outputs, targets: Targets, sizes_B2: Tensor) -> dict[str, Tensor]:
-        """The RPN's losses, and `box`, `class` and `mask` of each stage, e.g. `box_0`."""
+        """The RPN's losses, and `box`, `class` and `mask` of each stage, e.g. `box_0`.
+
+        In evaluation the same regions are sampled each time.
+        """
         targets = without_crowds(targets)
         scores, deltas = outputs["scores"], outputs["deltas"]
-        losses = self.rpn_head.losses(scores, deltas, targets, sizes_B2)
+        generator = None if self.training else torch.Generator(scores[0].device).manual_seed(0)
+        losses = self.rpn_head.losses(scores, deltas, targets, sizes_B2, generator)
         boxes_BP4, there_BP = self._proposals(outputs, sizes_B2, self.training)
         boxes = [boxes[there] for boxes, there in zip(boxes_BP4, there_BP, strict=True)]
         for number, stage in enumerate(self.stages):
@@ -169,6 +173,7 @@ class TwoStageHead(DetectionHead):
                     stage.iou,
                     self.samples,
                     self.positive_part,
+                    generator,
                 )
                 for own, target, size_2 in zip(boxes, targets, sizes_B2, strict=True)
             ]

@@ -20,6 +20,7 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.image.box_folder import BoxFolder
 from tasks.datasets.image.box_transforms import join_padded
 from tasks.detection import DetectionTask, scaled_target
+from tasks.detectors.fcos import FCOSHead
 from tasks.detectors.head import DetectionHead, Outputs, Targets
 from tasks.detectors.two_stage import TwoStageHead
 from tasks.network import Network
@@ -136,13 +137,12 @@ def test_pictures_are_read_at_their_size_and_answered_in_it(resize: tuple[int, i
         assert found["boxes"].tolist() == [list(box[:4]) for box in boxes]
         assert found["labels"].tolist() == [box[4] for box in boxes]
         assert found["scores"].tolist() == pytest.approx([0.9, 0.7][: len(boxes)])
-    together = [[0, 1, 2]] if resize is None else [[0, 2], [1]]
-    assert float(out["loss"]) == pytest.approx(sum(len(each) * (1 + len(each)) for each in together) / 3)
+    order = [0, 1, 2] if resize is None else [0, 2, 1]
+    assert float(out["loss"]) == 1 + 1, "image by image"
     factor = 1 if resize is None else 2
-    for (of_size, sizes), places in zip(head.learnt, together, strict=True):
-        for scaled, place in zip(of_size, places, strict=True):
-            assert scaled["boxes"].equal(factor * targets[place]["boxes"])
-        assert sizes.tolist() == [[factor * side for side in SIZES[place]] for place in places]
+    for ((scaled,), sizes), place in zip(head.learnt, order, strict=True):
+        assert scaled["boxes"].equal(factor * targets[place]["boxes"])
+        assert sizes.tolist() == [[factor * side for side in SIZES[place]]]
     values = task.epoch_metrics("test")
     # Discs and stars are found; of two rings one is: a precision of 1 up to a recall of one half, 51 of 101 places.
     assert float(values["test/ap"]) == pytest.approx((1 + 51 / 101 + 1) / 3)
@@ -182,6 +182,47 @@ def test_a_picture_is_answered_alike_alone_and_among_others() -> None:
         assert len(found["boxes"]) > 5
         for name, value in found.items():
             assert torch.allclose(value.float(), alone[name].float(), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["two-stage", "masks", "fcos"])
+def test_the_loss_of_a_split_depends_neither_on_its_batches_nor_on_draws(kind: str) -> None:
+    torch.manual_seed(0)
+    backbone = UniRepLKNet(3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), kernel_sizes=(3, 13, 13, 13))
+    sides: Any = ((8, 8, 16, 16), (4, 8, 16, 32), 3)
+    head: DetectionHead
+    if kind == "fcos":
+        head = FCOSHead(*sides, channels=16)
+    else:
+        head = TwoStageHead(
+            *sides,
+            data_have_masks=kind == "masks",
+            channels=16,
+            samples=8,
+            box={"convs": 0, "width": 32},
+            rpn={"samples": 8},
+        )
+    whole, targets = batch()
+    task = DetectionTask(
+        network=Network(Pixels(32), backbone, head),
+        data_info={"class_names": NAMES, "has_masks": kind == "masks"},
+    ).eval()
+    raws = [
+        {"pixels": pixels[:, :height, :width], "size": torch.tensor([height, width])}
+        for pixels, (height, width) in zip(whole.raw["pixels"], SIZES, strict=True)
+    ]
+
+    def loss_in(*sizes: int) -> float:
+        start = 0
+        for size in sizes:
+            part = slice(start, start + size)
+            task.measured_step(Batch(join_padded(raws[part]), targets[part], torch.arange(3)[part]), "val")
+            start += size
+        return float(task.epoch_values("val")["val/loss"])
+
+    assert loss_in(3) == pytest.approx(loss_in(3), rel=1e-6)
+    assert loss_in(1, 1, 1) == pytest.approx(loss_in(3), rel=1e-5)
+    assert loss_in(2, 1) == pytest.approx(loss_in(3), rel=1e-5)
 
 
 def test_a_batch_is_trained_on_as_it_is() -> None:

@@ -1,5 +1,6 @@
 """The optimiser: which parameters decay and how fast each layer learns, seen in the steps it makes."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from modalities.image import Pixels
 from tasks.heads import ClassificationHead
 from tasks.network import Network
 from tasks.optimizers import create_optimizer, learning_rates
-from tasks.schedules import constant, cosine
+from tasks.schedules import constant, cosine, exponential, milestones, poly
 
 STEM, HEAD = "backbone.downsample_layers.0.0.weight", "head.linear.weight"
 
@@ -322,11 +323,36 @@ def test_frozen_parameters_are_left_out() -> None:
         ({"layer_decay": 0.0}, r"layer_decay must lie in \(0, 1\], or be null, not 0\.0"),
         ({"layer_decay": 1.5}, r"layer_decay must lie in \(0, 1\]"),
         ({"opt": "adamm"}, "adamm"),
+        ({"betas": [0.9]}, r"optimizer\.betas takes two numbers, such as \[0\.9, 0\.999\], not \(0\.9,\)"),
+        ({"betas": 0.9}, r"optimizer\.betas takes two numbers"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         create_optimizer(network(), lr=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "said"),
+    [
+        (cosine, {"min_ratio": -0.5}, r"scheduler\.min_ratio must lie in \[0, 1\], not -0\.5"),
+        (cosine, {"min_ratio": math.nan}, r"scheduler\.min_ratio must lie in \[0, 1\]"),
+        (cosine, {"warmup_epochs": -1}, r"scheduler\.warmup_epochs must be at least 0, not -1"),
+        (exponential, {"every": 0}, r"scheduler\.every must be at least 1"),
+        (exponential, {"gamma": -0.5}, r"scheduler\.gamma must be above 0"),
+        (exponential, {"start_epoch": -1}, r"scheduler\.start_epoch must be at least 0"),
+        (poly, {"power": -1}, r"scheduler\.power must be above 0"),
+        (poly, {"min_ratio": 1.5}, r"scheduler\.min_ratio must lie in"),
+        (milestones, {"warmup_ratio": -1}, r"scheduler\.warmup_ratio must lie in"),
+        (milestones, {"gamma": 0}, r"scheduler\.gamma must be above 0"),
+    ],
+)
+def test_schedules_out_of_range_are_refused(
+    schedule: Callable[..., Any], options: dict[str, Any], said: str
+) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match=said):
+        schedule(optimizer, total_steps=10, steps_per_epoch=5, **options)
 
 
 def test_nothing_left_to_train_is_said() -> None:
@@ -342,8 +368,6 @@ def official_cosine(
     base: float, final: float, epochs: int, per_epoch: int, warmup_epochs: int
 ) -> list[float]:
     """The learning rates of the official script (utils.py, cosine_scheduler), from their definition."""
-    import math
-
     warmup = warmup_epochs * per_epoch
     rest = epochs * per_epoch - warmup
     rising = [base * i / max(warmup - 1, 1) for i in range(warmup)]

@@ -15,7 +15,7 @@ from tasks.datasets.batch import Batch
 from tasks.datasets.image.dense_transforms import join_masks, join_pictures
 from tasks.network import Network
 from tasks.segmentation import SegmentationTask
-from tasks.segmentation_losses import VOID, PixelCrossEntropy
+from tasks.segmentation_losses import VOID, LovaszSoftmax, PixelCrossEntropy, PixelLoss, SoftDice, Summed
 
 NAMES = ["ground", "road", "tree", "moon"]
 PALETTE = [[0, 0, 0], [128, 64, 128], [0, 128, 0], [200, 200, 200]]
@@ -35,9 +35,9 @@ class Painted(Network):
         return 50.0 * nn.functional.one_hot(said, len(NAMES)).permute(0, 3, 1, 2).float()
 
 
-def task_of(**options: Any) -> SegmentationTask:
+def task_of(loss: PixelLoss | None = None, **options: Any) -> SegmentationTask:
     return SegmentationTask(
-        PixelCrossEntropy(),
+        loss or PixelCrossEntropy(),
         network=Painted(),
         data_info={"class_names": NAMES, "palette": PALETTE},
         **options,
@@ -93,6 +93,50 @@ def test_pictures_are_read_at_their_own_size(caplog: pytest.LogCaptureFixture) -
         for one, true in zip(said, truth, strict=True)
     ]
     assert out["loss"].item() == pytest.approx(np.mean(wrong), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PixelCrossEntropy(),
+        PixelCrossEntropy("labelled"),
+        PixelCrossEntropy("labelled", weight={"road": 5.0}),
+        SoftDice(),
+        LovaszSoftmax(),
+        Summed({"ce": PixelCrossEntropy("labelled"), "dice": SoftDice()}),
+    ],
+    ids=lambda loss: f"{type(loss).__name__} {getattr(loss, 'divisor', '')} {loss.weight or ''}",
+)
+def test_the_loss_of_a_split_does_not_depend_on_its_batches(loss: PixelLoss) -> None:
+    torch.manual_seed(1)
+    said = [torch.randint(3, (20, 30)) for _ in range(5)]
+    truth = [torch.where(torch.rand(20, 30) < 0.8, one, 1) for one in said]
+    for one, void in zip(truth, (0.0, 0.9, 0.5, 0.0, 1.0), strict=True):  # the last has no label at all
+        one[torch.rand(20, 30) < void] = VOID
+    raws = [
+        {"pixels": (10 * one)[None].repeat(3, 1, 1).to(torch.uint8), "size": torch.tensor(one.shape)}
+        for one in said
+    ]
+    masks = [one.to(torch.uint8) for one in truth]
+
+    def loss_in(*sizes: int) -> float:
+        task, start = task_of(loss), 0
+        for size in sizes:
+            part = slice(start, start + size)
+            batch = Batch(join_pictures(raws[part]), join_masks(masks[part]), torch.arange(5)[part])
+            with torch.no_grad():
+                task.measured_step(batch, "val")
+            start += size
+        return task.epoch_values("val")["val/loss"].item()
+
+    assert loss_in(1, 1, 1, 1, 1) == pytest.approx(loss_in(5), rel=1e-5)
+    assert loss_in(3, 2) == pytest.approx(loss_in(5), rel=1e-5)
+    if isinstance(loss, PixelCrossEntropy):  # the mean over the pixels of the split
+        logits = (
+            50.0 * torch.nn.functional.one_hot(torch.cat(said), len(NAMES)).permute(2, 0, 1)[None].float()
+        )
+        whole = loss(logits, torch.cat(truth)[None])
+        assert loss_in(2, 3) == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_rows_have_the_areas_of_one_picture() -> None:

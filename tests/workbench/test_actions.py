@@ -164,6 +164,15 @@ def test_info_counts_parameters(act: Callable[..., Path], capsys: pytest.Capture
         (("trainer.max_epochs=soon",), "trainer.max_epochs must be a whole number"),
         (("trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches must be a whole number"),
         (("trainer.check_val_every_n_epoch=0",), "trainer.check_val_every_n_epoch must be a whole number"),
+        (("trainer.gradient_clip_val=-1",), "trainer.gradient_clip_val must be at least 0, or null, not -1"),
+        (
+            ("trainer.limit_train_batches=0",),
+            "trainer.limit_train_batches=0: there would be nothing to train on",
+        ),
+        (
+            ("task.data.limit=8", "+trainer.val_check_interval=1000"),
+            "trainer.val_check_interval=1000 is more than the training batches of an epoch",
+        ),
         (("optimizer.layer_decay=2",), "layer_decay must lie in (0, 1]"),
         (("optimizer.lr=-1",), "Invalid learning rate: -1"),
         (("scheduler=milestones", "scheduler.epochs=[3,1]"), "scheduler.epochs takes rising numbers"),

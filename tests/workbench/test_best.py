@@ -98,6 +98,25 @@ def test_numbers_are_those_of_the_checkpoint(
         assert any(apart), "the average and the weights are told apart"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("trainer.check_val_every_n_epoch=9",), "has no val/acc and they were not chosen by it"),
+        (("trainer.limit_val_batches=0",), "has no val/acc and they were not chosen by it"),
+        (("trainer.check_val_every_n_epoch=3", "~callbacks.best"), "has no val/acc"),  # of 4 epochs
+    ],
+)
+def test_weights_that_were_not_validated_have_no_validation_metrics(
+    words: tuple[str, ...], said: str, act: Act, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = result(act(*WORDS, *words))
+    assert found["best"] is found["best_epoch"] is None
+    assert found["checkpoint"].endswith("last.ckpt")
+    assert {name.partition("/")[0] for name in found["metrics"]} == {"test"}
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert sum(message.endswith(said) for message in warnings) == 1
+
+
 def test_best_epoch_need_not_be_the_last(act: Act) -> None:
     """With a rate that only spoils the weights the first epoch stays the best, and its numbers are given."""
     run = act(*WORDS, "task.monitor=val/loss", "optimizer.lr=0.3", "scheduler=constant")

@@ -399,6 +399,7 @@ REST: dict[str, Change] = {
     "a record of nothing": lambda stored: stored.update(trained_on={"samples": 3}),
     "a record of texts": lambda stored: stored.update(trained_on={"samples": {"train": "x"}}),
     "metrics of nothing": lambda stored: stored.update(validated=3),
+    "a validation at no step": lambda stored: stored.update(validated_step="x"),
     "metrics of texts": lambda stored: stored.update(validated={"val/acc": "x"}),
     "deep data info": lambda stored: stored["facts"].update(class_names=deep(200)),
     "no composition": lambda stored: stored.pop("composition"),

@@ -165,6 +165,41 @@ def test_a_setting_left_out_is_a_value(tmp_path: Path) -> None:
     assert runs.table["lr"].tolist() == ["default", "0.1"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "axis"),
+    [
+        (["backbone.pretrained=in1k"], ["backbone.pretrained=in1k", "action=test"], "action"),
+        (["action=evaluate", "action.k=5"], ["action=evaluate", "action.k=20"], "k"),
+        (["action=evaluate", "action.draws=5"], ["action=evaluate", "action.draws=20"], "draws"),
+        (["action=test", "ckpt=x", "action.split=all"], ["action=test", "ckpt=x"], "split"),
+    ],
+)
+def test_what_is_measured_otherwise_is_no_repetition(
+    one: list[str], other: list[str], axis: str, tmp_path: Path
+) -> None:
+    put_run(tmp_path / "a", one, 0.9)
+    put_run(tmp_path / "b", other, 0.3)
+    runs = gather(tmp_path)
+    assert runs.axes == [axis]
+    (table,) = tables(runs)
+    assert [row[table.columns.index("n")].value for row in table.rows] == [1, 1]
+
+
+def test_the_default_action_may_be_said(tmp_path: Path) -> None:
+    put_run(tmp_path / "a", ["seed=0"], 0.5)
+    put_run(tmp_path / "b", ["seed=1", "action=fit", "action.test_after=true"], 0.6)
+    assert gather(tmp_path).axes == []
+
+
+def test_settings_without_the_metric_come_last(tmp_path: Path) -> None:
+    for number, score in enumerate((0.3, None, 0.9, None, 0.5)):
+        metrics = {"val/acc": 0.5} | ({} if score is None else {"test/acc": score})
+        put_run(tmp_path / str(number), [f"optimizer.lr={number + 1}"], score, metrics=metrics)
+    table = tables(gather(tmp_path))[-1]
+    position = table.columns.index("test/acc")
+    assert [row[position].text for row in table.rows] == ["0.9000", "0.5000", "0.3000", "–", "–"]
+
+
 def test_single_runs_and_strangers(tmp_path: Path) -> None:
     """Runs without a sweep, a run that was killed at once, a broken file, a sweep's run that was never started."""
     put_run(tmp_path / "runs" / "esc50" / "one", [], 0.5)

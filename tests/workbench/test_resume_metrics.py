@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from tests_support import TINY
 
 Act = Callable[..., Path]
@@ -97,7 +98,14 @@ def test_the_last_validation_is_kept(act: Act) -> None:
     words = (*AUDIO, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "~callbacks.best")
     whole = act(*words, folder="whole")
     continued = stopped_and_continued(act, words, stop(2, 1))
-    assert {"val/acc", "val/loss"} <= result(whole).keys()
+    stored = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["widefield"]
+        for run in (whole, continued)
+    ]
+    assert {"val/acc", "val/loss"} <= stored[0]["validated"].keys()
+    for key in ("validated", "validated_step"):
+        assert stored[1][key] == stored[0][key]
     assert result(continued) == result(whole)
+    assert not any(name.startswith("val/") for name in result(whole)), "those of earlier weights"
     table, other = (pd.read_csv(run / "metrics.csv") for run in (whole, continued))
     pd.testing.assert_frame_equal(other, table, check_exact=True)

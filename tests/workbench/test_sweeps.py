@@ -425,6 +425,8 @@ def test_a_study_takes_hydras_words_for_a_space(sweeper_of: Callable[..., Any]) 
         "tag(log, interval(1e-4, 1e-2))": distributions.FloatDistribution(1e-4, 1e-2, log=True),
         "int(interval(2, 5))": distributions.IntDistribution(2, 5),
         "range(1, 8, step=2)": distributions.IntDistribution(1, 7, step=2),
+        "range(0, 10, step=4)": distributions.IntDistribution(0, 8, step=4),
+        "range(10, 0, step=-5)": distributions.CategoricalDistribution(["10", "5"]),
         "choice(3, 7, 13)": distributions.CategoricalDistribution(["3", "7", "13"]),
     }
     for said, meant in words.items():

@@ -113,6 +113,8 @@ def test_the_nearest_run_is_named(composed: Compose, tmp_path: Path) -> None:
         ("init_from=typo", "there are no runs in runs"),
         ("trainer=gpuu", "did you mean gpu?"),
         ("action=tset", "did you mean test?"),
+        ("debug=null", "debug= takes a name; for none leave it out: there are fast, overfit, profile"),
+        ("modality=3", "modality= takes a name: there are audio, image"),
     ],
 )
 def test_answered_before_anything_heavy_is_imported(word: str, said: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from workbench.signatures import signature_of
 GROUPS = ("modality", "task", "backbone", "seed")  # overrides that are also recorded in results
 # Nodes whose entries may have any name.
 FREE = ("callbacks.", "task.members.", "modality.augment.")
-# Overrides that do not affect training …
+# Overrides that do not affect a result …
 NO_AXES = (
     "paths.",
     "hydra",
@@ -27,8 +27,13 @@ NO_AXES = (
     "debug",
     "task.data.num_workers",
 )
-# … except those that choose which features are evaluated, and how (action=evaluate).
-OF_ACTIONS = ("action.protocol", "action.stage", "action.views", "action.gallery")
+# … except the action itself and its settings that decide what is measured: on which samples (action=test), on which
+# features and how (action=evaluate).
+OF_ACTIONS = (
+    *("action", "action.split", "action.protocol", "action.stage", "action.views", "action.k", "action.c"),
+    *("action.max_iter", "action.shots", "action.draws", "action.gallery", "action.at"),
+)
+THE_DEFAULT = ("action", "fit")  # said or not, the same run
 
 
 def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> pd.DataFrame:
@@ -50,13 +55,14 @@ def settings_of(commands: Sequence[Sequence[str]], results: Sequence[bool]) -> p
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Key and value of every override that may affect training."""
+    """Key and value of every override that may affect a result."""
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         if (
             (key in OF_ACTIONS or not key.startswith(NO_AXES))
             and not is_secret(key)
             and "${secret:" not in value
+            and (key, value) != THE_DEFAULT
         ):
             yield key, value.strip("'\"")
 

@@ -101,7 +101,8 @@ def task_table(runs: Runs, task: str) -> Table:
     found = summary(done, keys, [*measured, "params", *costs, "wall_s"], runs.folds)
     if measured:
         sign = -1 if runs.maximise.get(measured[0], True) else 1
-        found.sort(key=lambda row: sign * row[measured[0], "mean"])
+        # Settings without this metric come last; a NaN among the keys would leave the rows in disorder.
+        found.sort(key=lambda row: (pd.isna(row[measured[0], "mean"]), sign * row[measured[0], "mean"]))
     ended = (rows["status"] != DONE).groupby([rows[key] for key in keys], dropna=False).sum().to_dict()
     settings = [tuple(row[key, ""] for key in keys) for row in found]
     missing = [int(ended.get(setting if len(keys) > 1 else setting[0], 0)) for setting in settings]
