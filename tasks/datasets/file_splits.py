@@ -78,7 +78,15 @@ class FileSplits:
         found = splits_by_folders([entry.path for entry in entries], root, whole)
         if found is None:
             return entries
-        splits, said = found
+        return self.placed(entries, *found, notes)
+
+    def placed(
+        self, entries: list[Entry], splits: Sequence[str | None], said: Sequence[str], notes: list[str]
+    ) -> list[Entry]:
+        """Entries with the splits of their folders (`None`: not stated), unless there are folds.
+
+        Appends ``said`` or why not, and how many are left out, to ``notes``.
+        """
         if self.fold is not None or any(entry.fold for entry in entries):
             notes.append("there are folds: folders named as splits (train, test, …) are not taken for splits")
             return entries

@@ -29,7 +29,7 @@ from tasks.datasets.label_table import (
     refuse_other_separators,
 )
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
-from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits, with_splits
+from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits
 from tasks.datasets.targets import ClassTargets, Kind
 
 
@@ -265,13 +265,14 @@ class LabelledFiles:
         Raises:
             DataError: some hold none, or what lies in the split folders are the folders of classes.
         """
-        entries = [
-            Entry(path, (readable_name(folder.name),), split_of_folder(path.relative_to(folder).parts[0]))
-            for folder in folders
-            for path in self._files(folder)
-        ]
+        entries, splits = [], []
+        for folder in folders:
+            for path in self._files(folder):
+                entries.append(Entry(path, (readable_name(folder.name),)))
+                splits.append(split_of_folder(path.relative_to(folder).parts[0]))
+        stated = zip(entries, splits, strict=True)
         placed = {
-            entry.labels for entry in entries if entry.split and split_of_folder(entry.path.parent.name)
+            entry.labels for entry, split in stated if split and split_of_folder(entry.path.parent.name)
         }
         if placed < {entry.labels for entry in entries}:
             first = next(folder for folder in folders if _states_splits(folder))
@@ -280,15 +281,8 @@ class LabelledFiles:
                 f"{first} holds {held}, so that it seems to be a data set, not a class of {first.parent}: say "
                 f"data_dir={first}, or put train/, val/ and test/ into the folder of each class"
             )
-        if self.splits.fold is not None:
-            self.notes.append(
-                "there are folds: folders named as splits (train, test, …) are not taken for splits"
-            )
-            return [replace(entry, split=None) for entry in entries]
-        self.notes.append("splits are those of the folders within the folders of classes")
-        kept, left_out = with_splits(entries, [None] * len(entries), "files")
-        self.notes += left_out
-        return kept
+        said = ["splits are those of the folders within the folders of classes"]
+        return self.splits.placed(entries, splits, said, self.notes)
 
     def _from_names(self, root: Path, pattern: re.Pattern[str]) -> Iterator[Entry]:
         for path in self._files(root):
