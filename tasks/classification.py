@@ -122,13 +122,11 @@ class ClassificationTask(Task):
         logits_BK = self(raw, train=train)
         loss = self.loss(logits_BK.float(), target_BK)
         self._update_metrics(logits_BK.detach().float(), target, split)
-        return {"loss": loss, "output": logits_BK.detach()}
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """With class weights their sum over the samples: a batch of one class would otherwise count unweighted."""
-        if not isinstance(self.loss, CrossEntropy):
-            return super().loss_weight(batch)
-        return self.loss.total_weight(one_hot(batch.target, len(self.class_names)))
+        out = {"loss": loss, "output": logits_BK.detach()}
+        if not train and isinstance(self.loss, CrossEntropy):
+            # With class weights their sum: a batch of one class would otherwise count unweighted.
+            out["weight"] = self.loss.total_weight(target_BK)
+        return out
 
     def _update_metrics(self, logits_BK: Tensor, target: Tensor, split: str) -> None:
         wanted = target.long() if self.multilabel else target

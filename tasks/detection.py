@@ -124,7 +124,6 @@ class DetectionTask(Task):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": DetectionMetrics(self.class_names, masks) for split in ("val", "test")}
         )
-        self.weight: float | Tensor = 1.0  # of the loss of the last validation or test batch
         self.tested: dict[str, Any] = {}  # results of the last test
         self.pictured: set[int] = set()  # indices of the test samples to show
         self.pictures: list[Picture] = []
@@ -192,12 +191,7 @@ class DetectionTask(Task):
         self._measured(split).update(output, batch.target)
         if split == "test":
             self._keep_pictures(batch, output, sizes)
-        self.weight = weight
-        return {"loss": loss / weight, "output": output}
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """The sum of the images' weights, `DetectionHead.image_weight`, in the last step."""
-        return self.weight
+        return {"loss": loss / weight, "output": output, "weight": weight}
 
     def _filled(self, pixels_B3HW: Tensor) -> Tensor:
         before = pixels_B3HW.shape[-2:]

@@ -182,7 +182,10 @@ class ForecastingTask(Task):
             for name, season in zip(BASELINES, (1, self.season), strict=True):
                 self._errors_of(name).update(naive(past_BLN, truth_BTN.shape[1], season), truth_BTN)
             self._keep_examples(batch, forecast_BTN)
-        return {"loss": loss, "output": forecast_BTN.detach()}
+        out = {"loss": loss, "output": forecast_BTN.detach()}
+        if split != "train":
+            out["weight"] = (~torch.isnan(batch.target)).sum()  # the observed targets
+        return out
 
     def _loss(self, forecast_BTN: Tensor, truth_BTN: Tensor) -> Tensor:
         """The loss of the observed targets; 0 if a batch has none."""
@@ -194,10 +197,6 @@ class ForecastingTask(Task):
             forecast_BTN, truth_BTN = forecast_BTN[seen_BTN], truth_BTN[seen_BTN]
         loss: Tensor = self.loss(forecast_BTN, truth_BTN)
         return loss
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """The number of observed targets."""
-        return (~torch.isnan(batch.target)).sum()
 
     def _errors_of(self, name: str) -> ForecastErrors:
         errors = self.errors[f"{name}_errors"]

@@ -139,17 +139,13 @@ class SegmentationTask(Task):
             self._keep_pictures(batch, output_BHW, sizes)
         weight_B = self._image_weights(batch)
         loss = (weight_B * loss_B).sum() / weight_B.sum().clamp(min=torch.finfo(loss_B.dtype).tiny)
-        return {"loss": loss, "output": output_BHW}
+        return {"loss": loss, "output": output_BHW, "weight": weight_B.sum()}
 
     def _image_weights(self, batch: Batch) -> Tensor:
         """The weight of each image's loss in the mean over a split, (B,)."""
         if isinstance(self.loss, PixelLoss):
             return self.loss.image_weights(batch.target.long())
         return torch.ones(len(batch), device=batch.target.device)
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """The sum of the images' weights, see `PixelLoss.image_weights`."""
-        return self._image_weights(batch).sum()
 
     def _read(self, raw: Any, sizes: list[list[int]]) -> Any:
         """Groups a batch by image size: yields the indices of each group and its scores (b, K, H, W).

@@ -177,11 +177,8 @@ class SoundEventTask(Task):
         return {
             "loss": loss,
             "output": nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=math.nan),
+            "weight": torch.tensor(len(probs_PK)),  # frames of the recordings
         }
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """The number of frames of the recordings."""
-        return float(sum(self.grid.count(length) for length in batch.raw["length"].tolist()))
 
     def frame_scores(self, raw: Any) -> list[Tensor]:
         """The probability of each class in each frame of recordings of any length, (N, K) each."""

@@ -315,19 +315,16 @@ class Task(Training):
         return {"in_features": backbone.num_features, **cls.head_arguments(data_info)}
 
     def step(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        """One batch of a split -> {"loss", "output"}; updates the metrics of that split."""
+        """One batch of a split -> {"loss", "output"}; updates the metrics of that split.
+
+        In validation and test `weight` may be added: that of the loss in the mean over the split, by default the number
+        of samples. With it, the mean does not depend on how the split is divided into batches.
+        """
         raise NotImplementedError
 
     def epoch_metrics(self, split: str) -> dict[str, Tensor]:
         """Computes and resets the epoch's metrics, by full name (`val/acc`); empty if none was updated."""
         raise NotImplementedError
-
-    def loss_weight(self, batch: Batch) -> float | Tensor:
-        """The weight of a batch's loss in the mean over a validation or test split; by default its number of samples.
-
-        With it, the mean does not depend on how the split is divided into batches.
-        """
-        return len(batch)
 
     def begin_test(self, samples: int) -> None:
         """Resets the results of the last test; `samples` is the number of test samples."""
@@ -397,9 +394,7 @@ class Task(Training):
 
     def measured_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         out = self.step(batch, split)
-        self._loss_of(split).update(
-            out["loss"].detach(), len(batch) if split == "train" else self.loss_weight(batch)
-        )
+        self._loss_of(split).update(out["loss"].detach(), out.get("weight", len(batch)))
         return out
 
     def epoch_values(self, split: str) -> dict[str, Tensor]:
