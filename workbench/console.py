@@ -4,9 +4,11 @@ import logging
 import os
 import re
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +16,36 @@ from rich.table import Table
 from tasks.secrets import mask
 from workbench.provenance import note
 
+
+class WholeConsole(Console):
+    """A console on which threads print one after another, each from rendering to writing.
+
+    A live display erases as many rows as it rendered last. If another thread had rendered but not yet written them, the
+    rows erased would be lines of text.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._turn = threading.RLock()
+        super().__init__(**options)
+
+    def __enter__(self) -> Self:
+        self._turn.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            super().__exit__(*exception)
+        finally:
+            self._turn.release()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self:  # before it looks for a display to print above
+            super().print(*objects, **options)
+
+
 # Names of files and classes are printed literally: "[/x]" is not markup, ":x:" not an emoji.
-console = Console(markup=False, emoji=False)
+console = WholeConsole(markup=False, emoji=False)
 
 _TIE = "\xa0"  # no-break space
 

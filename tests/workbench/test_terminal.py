@@ -3,11 +3,17 @@
 import re
 import subprocess
 import sys
+import threading
+import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from terminal_support import BAR, command_in_terminal, screens, unfolded
 from tests_support import ROOT, TINY
+
+from workbench.callbacks.progress import Progress
+from workbench.console import WholeConsole
 
 WIDTHS = (80, 110, 160)
 SCRIPT = Path(__file__).parent / "short_training.py"
@@ -90,6 +96,46 @@ def test_a_pipe_gets_plain_lines(trained: Path) -> None:
     lines = said.splitlines()
     assert sum(line.startswith("epoch ") and line.endswith(" s)") for line in lines) == 9
     assert not [line for line in lines if line.startswith("  ") and "warnings.warn" not in line]
+
+
+class Slow(StringIO):
+    """A terminal that takes a moment for every piece, so that threads meet in the middle of one."""
+
+    def write(self, text: str) -> int:
+        time.sleep(0.0005)
+        return super().write(text)
+
+
+def test_threads_print_beside_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = WholeConsole(file=Slow(), force_terminal=True, force_interactive=True, width=80, height=24)
+    monkeypatch.setattr("workbench.callbacks.progress.console", said)
+    monkeypatch.setattr("workbench.callbacks.progress.DRAWN_EVERY", 0.0)
+    bars = Progress()
+    done = threading.Event()
+    spoken = {"one": 0, "two": 0}
+
+    def speak(name: str) -> None:
+        while not done.is_set():
+            said.print(f"{name} {spoken[name]}")
+            spoken[name] += 1
+            time.sleep(0.001)
+
+    speakers = [threading.Thread(target=speak, args=(name,)) for name in spoken]
+    for speaker in speakers:
+        speaker.start()
+    for step in range(40):
+        bars._show("train", "epoch", step, 40)
+        bars._show("val", "validation", step, 40)
+        bars._hide("val")
+    done.set()
+    for speaker in speakers:
+        speaker.join()
+    bars._close()
+    assert isinstance(said.file, Slow)
+    last = list(screens(said.file.getvalue().replace("\n", "\r\n").encode(), 80))[-1]
+    for name, number in spoken.items():
+        assert [row for row in last if row.startswith(name)] == [f"{name} {turn}" for turn in range(number)]
+    assert len(last) == sum(spoken.values()) > 2
 
 
 @pytest.mark.slow

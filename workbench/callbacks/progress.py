@@ -17,6 +17,7 @@ from workbench.console import console
 log = logging.getLogger("widefield")
 
 METRICS_EVERY = 0.25  # seconds: reading a metric synchronises with the GPU
+DRAWN_EVERY = 0.1  # seconds
 
 
 class Progress(ProgressBar):
@@ -33,6 +34,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._started = 0.0
         self._shown = -math.inf
+        self._drawn = -math.inf
         self._first = 0
         self._validated = False  # whether the epoch of the next log line was validated
 
@@ -113,28 +115,37 @@ class Progress(ProgressBar):
     def _visible(self) -> bool:
         return self._enabled and console.is_interactive
 
+    # All that touches the display holds the console: what another thread prints comes before or after, never between.
+
     def _show(self, row: str, said: str, done: int, total: float, metrics: str | None = None) -> None:
         if not self._visible():
             return
-        if self._display is None:
-            self._display = _display()
-            self._display.start()
-        if row not in self._rows:
-            most = total if math.isfinite(total) else None
-            self._rows[row] = self._display.add_task(said, total=most, metrics="")
-        self._display.update(self._rows[row], description=said, completed=done)
-        if metrics is not None:
-            self._display.update(self._rows[row], metrics=metrics)
+        with console:
+            if self._display is None:
+                self._display = _display()
+                self._display.start()
+            if row not in self._rows:
+                most = total if math.isfinite(total) else None
+                self._rows[row] = self._display.add_task(said, total=most, metrics="")
+            self._display.update(self._rows[row], description=said, completed=done)
+            if metrics is not None:
+                self._display.update(self._rows[row], metrics=metrics)
+            if (now := time.monotonic()) - self._drawn > DRAWN_EVERY:
+                self._drawn = now
+                self._display.refresh()
 
     def _hide(self, row: str) -> None:
         if self._display is not None and row in self._rows:
-            self._display.remove_task(self._rows.pop(row))
+            with console:
+                self._display.remove_task(self._rows.pop(row))
+                self._display.refresh()
 
     def _close(self) -> None:
         display, self._display = self._display, None
         self._rows.clear()
         if display is not None:
-            display.stop()
+            with console:
+                display.stop()
 
     def _in_words(self, trainer: Trainer, pl_module: LightningModule) -> str:
         metrics = self.get_metrics(trainer, pl_module)
@@ -175,6 +186,7 @@ def _display() -> Display:
         TimeRemainingColumn(compact=True, table_column=whole),
         TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
         console=console,
+        auto_refresh=False,  # a thread that draws would take the display's lock before the console's
         transient=True,
         expand=True,
     )
