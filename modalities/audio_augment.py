@@ -11,27 +11,41 @@ from torch import Tensor, nn
 
 
 class WaveformAugment(nn.Module):
-    """Random shift, gain and noise, drawn per waveform: ``(B, T) -> (B, T)``.
+    """Random speed, shift, gain and noise, drawn per waveform: ``(B, T) -> (B, T)``.
 
     Args:
+        speed: maximum change of speed, and with it of pitch, as a fraction: 0.2 draws factors between 1/1.2 and 1.2,
+            their logarithm uniform (Ko et al. 2015, "Audio augmentation for speech recognition"). The middle stays
+            where it is; silence fills the ends of what became shorter, the ends of what became longer are cut off.
         roll: maximum circular shift, as a fraction of the length (0.1: up to a tenth, in either direction).
         gain_db: maximum gain change in decibels, up or down.
         noise_db: maximum level of white noise relative to the waveform's RMS, in decibels: drawn from
             ``[-60, noise_db]``; ``None`` adds no noise.
     """
 
-    def __init__(self, roll: float = 0.0, gain_db: float = 0.0, noise_db: float | None = None) -> None:
+    def __init__(
+        self, roll: float = 0.0, gain_db: float = 0.0, noise_db: float | None = None, speed: float = 0.0
+    ) -> None:
         super().__init__()
-        if not 0 <= roll <= 1 or gain_db < 0 or (noise_db is not None and noise_db < -60):
+        if (
+            not 0 <= roll <= 1
+            or gain_db < 0
+            or (noise_db is not None and noise_db < -60)
+            or not 0 <= speed <= 1
+        ):
             raise ValueError(
-                "WaveformAugment needs 0 <= roll <= 1, gain_db >= 0 and noise_db >= -60 (or null)"
+                "WaveformAugment needs 0 <= speed <= 1, 0 <= roll <= 1, gain_db >= 0 and noise_db >= -60 (or null)"
             )
+        self.speed = speed
         self.roll = roll
         self.gain_db = gain_db
         self.noise_db = noise_db
 
     def forward(self, raw: Tensor) -> Tensor:
         batch, length = raw.shape
+        if self.speed:
+            exponent_B1 = 2 * torch.rand(batch, 1, device=raw.device) - 1
+            raw = at_speed(raw, (1 + self.speed) ** exponent_B1)
         if self.roll:
             most = int(self.roll * length)
             raw = roll_each(raw, -most, most)
@@ -129,6 +143,32 @@ class SpecAugment(nn.Module):
             strength = self.noise * torch.rand(batch, 1, 1, 1, 1, device=maps.device)
             maps = maps + strength * torch.rand_like(maps)
         return maps if self.roll == (0, 0) else roll_each(maps, *self.roll)
+
+
+def at_speed(raw_BT: Tensor, factor_B1: Tensor) -> Tensor:
+    """Play every waveform ``factor`` times as fast about its middle: ``(B, T)``, silent beyond its ends.
+
+    Cubic interpolation (Catmull-Rom) between samples, without a low-pass filter: played faster, what lies above the
+    Nyquist frequency divided by ``factor`` is folded back.
+    """
+    length = raw_BT.shape[1]
+    middle = (length - 1) / 2
+    place_BT = (torch.arange(length, device=raw_BT.device) - middle) * factor_B1 + middle
+    before_BT = place_BT.floor()
+    t_BT = (place_BT - before_BT).to(raw_BT.dtype)
+    index_BT = before_BT.long()
+    a, b, c, d = (_samples(raw_BT, index_BT + tap) for tap in (-1, 0, 1, 2))
+    slope, other_slope = (c - a) / 2, (d - b) / 2
+    bend = 3 * (c - b) - 2 * slope - other_slope
+    twist = slope + other_slope - 2 * (c - b)
+    return ((twist * t_BT + bend) * t_BT + slope) * t_BT + b
+
+
+def _samples(raw_BT: Tensor, index_BT: Tensor) -> Tensor:
+    """The samples at these places, 0 outside."""
+    length = raw_BT.shape[1]
+    inside = (index_BT >= 0) & (index_BT < length)
+    return raw_BT.gather(1, index_BT.clamp(0, length - 1)).where(inside, 0.0)
 
 
 def roll_each(x: Tensor, low: int, high: int) -> Tensor:

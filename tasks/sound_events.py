@@ -112,11 +112,16 @@ class SoundEventTask(Task):
 
     def _refuse_shifts(self) -> None:
         """Raises a `ValueError` for augmentations that shift or mix waveforms without their events."""
-        shifts = [getattr(part, "roll", 0) for part in (self.augment.raw, self.augment.maps)]
+        shifts = [
+            getattr(part, name, 0)
+            for part in (self.augment.raw, self.augment.maps)
+            for name in ("roll", "speed")
+        ]
         if self.augment.mixup is not None or any(shift not in (0, (0, 0)) for shift in shifts):
             raise ValueError(
-                "events would not follow modality.augment.mixup and roll: say modality.augment.mixup=null "
-                "modality.augment.raw.roll=0 modality.augment.maps.roll=0; task.data.move moves events, too"
+                "events would not follow modality.augment.mixup, speed and roll: say modality.augment.mixup=null "
+                "modality.augment.raw.speed=0 modality.augment.raw.roll=0 modality.augment.maps.roll=0; "
+                "task.data.move moves events, too"
             )
 
     @classmethod

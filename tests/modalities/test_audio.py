@@ -11,7 +11,7 @@ from torchaudio.compliance import kaldi
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from modalities.audio import LogMel
-from modalities.audio_augment import SpecAugment, WaveformAugment, WaveformMixup
+from modalities.audio_augment import SpecAugment, WaveformAugment, WaveformMixup, at_speed
 
 
 def raw_map(embedder: LogMel, raw: torch.Tensor) -> torch.Tensor:
@@ -297,3 +297,33 @@ def test_roll_may_have_two_ends() -> None:
 def test_wrong_masks_get_one_sentence(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpecAugment(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_at_speed_a_tone_is_as_much_higher(factor: float) -> None:
+    seconds = torch.arange(8000.0) / 8000
+    tone, other = torch.sin(2 * torch.pi * 440 * seconds), torch.cos(2 * torch.pi * 200 * seconds)
+    factors = torch.tensor([[factor], [1.0]])
+    faster = at_speed(torch.stack([tone, other]), factors)
+    torch.testing.assert_close(faster[1], other)
+    middle = seconds[-1] / 2
+    expected = torch.sin(2 * torch.pi * 440 * ((seconds - middle) * factor + middle))
+    sounding = ((seconds - middle).abs() * factor) < middle - 3 / 8000
+    assert (faster[0] - expected)[sounding].abs().max() < 0.01
+    assert not faster[0][((seconds - middle).abs() * factor) > middle + 2 / 8000].any()
+
+
+def test_speeds_are_drawn_for_every_waveform_within_the_limit() -> None:
+    torch.manual_seed(0)
+    raw = torch.ones(256, 1001)  # how much stays above silence tells the speed
+    sounding = WaveformAugment(speed=0.25)(raw).gt(0.5).sum(1)
+    slower = sounding == 1001
+    assert 0.4 < slower.float().mean() < 0.6
+    faster = 1001 / sounding[~slower]
+    assert faster.max() < 1.251
+    assert faster.min() < 1.02
+    assert faster.max() > 1.2
+    torch.testing.assert_close(WaveformAugment(speed=0.0)(raw), raw)
+    for speed in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="0 <= speed <= 1"):
+            WaveformAugment(speed=speed)

@@ -324,6 +324,7 @@ def test_predictions_are_events() -> None:
         ({"decoding": {"threshold": {"c": 0.5}}}, "names 'c', which is none of the 2 classes"),
         ({"decoding": {"median": -1.0}}, "seconds of at least 0"),
         ({"augment": Augment(raw=WaveformAugment(roll=0.1))}, "events would not follow"),
+        ({"augment": Augment(raw=WaveformAugment(speed=0.1))}, "events would not follow"),
         ({"augment": Augment(maps=SpecAugment(roll=3))}, "events would not follow"),
         ({"augment": Augment(mixup=WaveformMixup())}, "events would not follow"),
     ],
