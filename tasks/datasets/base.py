@@ -33,6 +33,7 @@ from tasks.datasets.item_dataset import Reader as Reader
 from tasks.datasets.items import SPLITS as SPLITS
 from tasks.datasets.items import Item as Item
 from tasks.datasets.items import Whole as Whole
+from tasks.datasets.items import share_of
 from tasks.datasets.items import spread as spread
 from tasks.datasets.locks import locked
 from tasks.datasets.mixing import Mixup
@@ -59,6 +60,8 @@ class CommonSettings(TypedDict, total=False):
     num_workers: int | None
     seed: int
     limit: int | None
+    train_fraction: float
+    train_passes: int
     in_memory: bool | None
 
 
@@ -96,6 +99,9 @@ class DataModule(LightningDataModule):
         num_workers: `DataLoader` workers; `None` means 0 for the sample and up to 8 for real data.
         seed: seed of the order, crops and augmentation.
         limit: maximum number of items per split, evenly spaced (for quick trials).
+        train_fraction: share of the training split that is used, chosen by `training_share` with the seed; validation
+            and test stay whole.
+        train_passes: number of passes over the training split that an epoch consists of.
         in_memory: read the training and validation splits once and keep them in memory; `None`: those of the embedded
             sample, if it is read from files and reading is not random, or `draws_apart`.
         **targets: arguments of `kind`.
@@ -138,6 +144,8 @@ class DataModule(LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         limit: int | None = None,
+        train_fraction: float = 1.0,
+        train_passes: int = 1,
         in_memory: bool | None = False,
         **targets: Any,
     ) -> None:
@@ -146,9 +154,12 @@ class DataModule(LightningDataModule):
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
             ("limit", limit),
+            ("train_passes", train_passes),
         ):
             if value is not None and value < 1:
                 raise DataError(f"{what} must be at least 1, not {value}")
+        if not 0 < train_fraction <= 1:
+            raise DataError(f"train_fraction must be above 0 and at most 1, not {train_fraction}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")
         self.targets = type(self).kind(**targets)
@@ -161,6 +172,8 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.limit = limit
+        self.train_fraction = train_fraction
+        self.train_passes = train_passes
         self.in_memory = in_memory
         self._in_memory: dict[tuple[str, bool], MemoryDataset] = {}
         self.splits: dict[str, Sequence[Item]] = {}
@@ -245,7 +258,23 @@ class DataModule(LightningDataModule):
         for split in SPLITS:
             if not splits.get(split):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
-        self.splits = {split: spread(splits[split], self.limit) for split in SPLITS}
+        used = {split: self._used(split, splits[split]) for split in SPLITS}
+        self.splits = {split: spread(items, self.limit) for split, items in used.items()}
+
+    def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The training items that `train_fraction` leaves: the same share of each class, drawn with the seed."""
+        return share_of(items, self.train_fraction, self.seed, self.targets.stratum)
+
+    def _used(self, split: str, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of a split, reduced to `train_fraction` for training."""
+        if split != "train" or self.train_fraction == 1:
+            return items
+        used = self.training_share(items)
+        self.notes.append(
+            f"{len(used):,} of {len(items):,} training {self.unit} are used (task.data.train_fraction="
+            f"{self.train_fraction:g})"
+        )
+        return used
 
     @property
     def class_names(self) -> list[str]:
@@ -446,7 +475,13 @@ class DataModule(LightningDataModule):
 
     def _batches(self, split: str, train: bool, batch_size: int) -> EpochBatches:
         """The batch sampler of a split."""
-        return self.targets.batches(self.splits[split], train=train, batch_size=batch_size, seed=self.seed)
+        return self.targets.batches(
+            self.splits[split],
+            train=train,
+            batch_size=batch_size,
+            seed=self.seed,
+            passes=self.train_passes if train else 1,
+        )
 
     def _reader(self, train: bool) -> Reader:
         """`read_pair` with the train flag fixed, picklable for workers."""

@@ -6,7 +6,7 @@ masks or boxes as targets, audio classes or events.
 Shapes: K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,15 +73,21 @@ class Targets:
         """Names of the active settings that need random access, which shards do not support; empty if none."""
         return ""
 
+    def stratum(self, item: Item) -> Hashable:
+        """What a share of the items keeps the proportions of: the class, if an item has one."""
+        return None
+
     def dataset(
         self, items: Sequence[Item], read: Reader, *, train: bool, seed: int, draws: bool
     ) -> ItemDataset:
         """The data set of a split's items; see `ItemDataset`."""
         return ItemDataset(items, read, seed, draws)
 
-    def batches(self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int) -> EpochBatches:
-        """The batch sampler of a split."""
-        return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed)
+    def batches(
+        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, passes: int
+    ) -> EpochBatches:
+        """The batch sampler of a split; see `EpochBatches`."""
+        return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed, passes=passes)
 
 
 #: Constructs the targets of a data module from their settings: a class, or a function.
@@ -149,12 +155,17 @@ class ClassTargets(Targets):
             return super().dataset(items, read, train=train, seed=seed, draws=draws)
         return MixedDataset(items, read, seed, mixup=self.mixup, classes=len(self.class_names))
 
-    def batches(self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int) -> EpochBatches:
+    def stratum(self, item: Item) -> Hashable:
+        return None if self.multilabel or item.target is None else int(item.target)
+
+    def batches(
+        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, passes: int
+    ) -> EpochBatches:
         if not train or self.balance == "none":
-            return super().batches(items, train=train, batch_size=batch_size, seed=seed)
+            return super().batches(items, train=train, batch_size=batch_size, seed=seed, passes=passes)
         if self._weights is None or len(self._weights) != len(items):
             self._weights = label_weights(labels_in(items), len(self.class_names))
-        return BalancedBatches(self._weights, batch_size, seed=seed)
+        return BalancedBatches(self._weights, batch_size, seed=seed, passes=passes)
 
     def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
         """Number of items of each class, (K,), and of all items."""

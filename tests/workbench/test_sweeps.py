@@ -313,6 +313,20 @@ def test_kernel_size_is_the_papers_ablation(sweeper_of: Callable[..., Any]) -> N
     assert (cfg.modality.name, cfg.seed) == ("video", 2)
 
 
+def test_a_learning_curve_takes_as_many_steps_at_every_fraction(sweeper_of: Callable[..., Any]) -> None:
+    sweeper = sweeper_of("sweep=learning_curve")
+    axes, jobs = grid(sweeper)
+    assert axes == ["task.data.train_fraction", "seed"]
+    loader = sweeper.context.config_loader
+    read = [loader.load_sweep_config(sweeper.config, job.overrides).task.data for job in jobs]
+    assert [(data.train_fraction, data.train_passes) for data in read[::3]] == [
+        (0.125, 8),
+        (0.25, 4),
+        (0.5, 2),
+        (1.0, 1),
+    ]
+
+
 def test_the_command_line_narrows_a_sweep(sweeper_of: Callable[..., Any]) -> None:
     axes, jobs = grid(sweeper_of("sweep=kernel_size", "modality=audio,video", "seed=7"))
     assert axes == ["modality", "backbone.kernel_size"]

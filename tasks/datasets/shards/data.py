@@ -7,11 +7,11 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from typing_extensions import Unpack
@@ -20,7 +20,7 @@ from tasks.datasets.base import ClassificationSettings, CommonSettings, DataModu
 from tasks.datasets.drawn import draw_once
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.item_dataset import Reader
-from tasks.datasets.items import SPLITS, Item, spread
+from tasks.datasets.items import SPLITS, Item, share_of, spread
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.layout import (
@@ -120,6 +120,8 @@ class ReadsShards(DataModule):
                     f"shards are read one after the other: {self.targets.in_any_order}, which ask for any "
                     "sample at any time, need task.data.format=files"
                 )
+            if self.train_passes > 1:
+                raise DataError("an epoch passes over shards once: say task.data.train_passes=1")
             if self.download:
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
             place = str(self.root.with_name(f"{self.name}-shards")) if data_dir is None else data_dir
@@ -197,7 +199,22 @@ class ReadsShards(DataModule):
             self.know(found)
             self.shard_set = found
             self.cache = self._make_cache(self.storage, found)
-            self.splits = {split: found.some(split, self.limit) for split in SPLITS}
+            self.splits = {
+                split: found.some(cast(ShardItems, self._used(split, found.splits[split])), self.limit)
+                for split in SPLITS
+            }
+
+    def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
+        if not isinstance(items, ShardItems):
+            return super().training_share(items)
+        targets = items.columns["target"]
+        places = share_of(
+            range(len(items)),
+            self.train_fraction,
+            self.seed,
+            lambda place: None if np.ndim(targets[place]) else int(targets[place]),
+        )
+        return cast(Sequence[Item], items.take(np.asarray(places)))
 
     def details(self) -> str:
         return f"{super().details()}{self.in_shards}"

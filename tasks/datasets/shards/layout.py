@@ -175,9 +175,8 @@ class ShardSet:
         """Average number of samples per shard, at least 1."""
         return max(sum(shard.samples for shard in self.shards) // len(self.shards), 1)
 
-    def some(self, split: str, most: int | None) -> ShardItems:
+    def some(self, items: ShardItems, most: int | None) -> ShardItems:
         """At most ``most`` items of a split: the first ones if they are shuffled, else evenly spaced."""
-        items = self.splits[split]
         if most is None or most >= len(items):
             return items
         return items[:most] if self.shuffled else items.take(np.asarray(spread(range(len(items)), most)))

@@ -73,15 +73,15 @@ class Arrays:
     starts: tuple[int, ...]
 
 
-def join(tables: Sequence[Table], trains: Sequence[int], calendar: Sequence[str]) -> Arrays:
+def join(tables: Sequence[Table], trains: Sequence[slice], calendar: Sequence[str]) -> Arrays:
     """Concatenates tables.
 
     Args:
         tables: tables with the same variates and covariates.
-        trains: number of training rows of each.
+        trains: the training rows of each.
         calendar: names of the calendar features.
     """
-    measured = [moments(table.values_TN[:train]) for table, train in zip(tables, trains, strict=True)]
+    measured = [moments(table.values_TN[train]) for table, train in zip(tables, trains, strict=True)]
     filled = [
         fill_from_past(table.values_TN, mean_N) for table, (mean_N, _) in zip(tables, measured, strict=True)
     ]
@@ -107,13 +107,13 @@ def positive(std_N: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(std_N < 1e-12, 1.0, std_N)
 
 
-def covariate(values_TK: NDArray[np.float64], train: int | None = None) -> NDArray[np.float32]:
-    """Forward-fills a covariate; leading gaps are filled with the mean of the first `train` rows."""
-    return fill_from_past(values_TK, moments(values_TK[:train])[0]).astype(np.float32)
+def covariate(values_TK: NDArray[np.float64], train: slice = slice(None)) -> NDArray[np.float32]:
+    """Forward-fills a covariate; leading gaps are filled with the mean of the rows `train`."""
+    return fill_from_past(values_TK, moments(values_TK[train])[0]).astype(np.float32)
 
 
 def _covariates(
-    parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]
+    parts: Sequence[NDArray[np.float64] | None], trains: Sequence[slice]
 ) -> NDArray[np.float32] | None:
     given = [covariate(part, train) for part, train in zip(parts, trains, strict=True) if part is not None]
     return _behind(given) if given else None

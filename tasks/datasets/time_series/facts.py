@@ -20,7 +20,7 @@ log = logging.getLogger("widefield")
 
 def learn_facts(
     tables: Sequence[Table],
-    trains: Sequence[int],
+    trains: Sequence[slice],
     *,
     name: str,
     look_back: int,
@@ -33,7 +33,7 @@ def learn_facts(
 
     Args:
         tables: the series.
-        trains: number of training rows of each.
+        trains: the training rows of each.
         name: name of the task, for messages.
         look_back, horizon, season: see `SeriesData`.
         columns: the covariates.
@@ -45,7 +45,7 @@ def learn_facts(
     first, train = tables[0], trains[0]
     _refuse_unlike(tables)
     for table, rows in zip(tables, trains, strict=True):
-        gone_N = np.isnan(table.values_TN[:rows]).all(axis=0)
+        gone_N = np.isnan(table.values_TN[rows]).all(axis=0)
         if gone_N.any():
             where = f" of the series {table.name}" if table.name else ""
             raise DataError(
@@ -64,7 +64,7 @@ def learn_facts(
         "look_back": look_back,
         "horizon": horizon,
         "frequency": first.frequency,
-        "calendar": list(calendar_names(first.frequency, first.dates[train - 1] - first.dates[0])),
+        "calendar": list(calendar_names(first.frequency, first.dates[train][-1] - first.dates[train][0])),
         "season": season,
         "period": season if season > 1 else None,
     }
@@ -108,14 +108,14 @@ def _refuse_unlike(tables: Sequence[Table]) -> None:
                 )
 
 
-def _find_season(tables: Sequence[Table], trains: Sequence[int], longest_period: int) -> int | None:
+def _find_season(tables: Sequence[Table], trains: Sequence[slice], longest_period: int) -> int | None:
     """The period of the series with the most training rows."""
-    longest = max(range(len(tables)), key=lambda number: trains[number])
-    rows_TN = between_neighbours(tables[longest].values_TN[: trains[longest]])
+    longest = max(range(len(tables)), key=lambda number: trains[number].stop - trains[number].start)
+    rows_TN = between_neighbours(tables[longest].values_TN[trains[longest]])
     return find_period(rows_TN, longest=longest_period)
 
 
-def _covariate_facts(tables: Sequence[Table], trains: Sequence[int], columns: Columns) -> dict[str, Any]:
+def _covariate_facts(tables: Sequence[Table], trains: Sequence[slice], columns: Columns) -> dict[str, Any]:
     """Names, means and standard deviations of the covariates, by kind."""
     found = {}
     static_RS = np.array([list(table.static.values()) for table in tables], dtype=np.float64)
@@ -135,12 +135,10 @@ def _covariate_facts(tables: Sequence[Table], trains: Sequence[int], columns: Co
     return found
 
 
-def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[int]) -> NDArray[np.float64]:
+def _pooled(parts: Sequence[NDArray[np.float64] | None], trains: Sequence[slice]) -> NDArray[np.float64]:
     """The training rows of all series, with gaps interpolated."""
     rows = [
-        between_neighbours(part[:train])
-        for part, train in zip(parts, trains, strict=True)
-        if part is not None
+        between_neighbours(part[train]) for part, train in zip(parts, trains, strict=True) if part is not None
     ]
     if not rows:
         return np.zeros((0, 0))

@@ -132,7 +132,7 @@ class SeriesData(DataModule):
 
     def read_splits(self, root: Path) -> dict[str, list[Item]]:
         tables = self._long_enough(self.read_tables(root), root)
-        trains = [self.parts(table)[0] for table in tables]
+        trains = [self._training_rows(table) for table in tables]
         self.known = learn_facts(
             tables,
             trains,
@@ -148,7 +148,18 @@ class SeriesData(DataModule):
         self._take(tables, trains)
         return self._windows(root)
 
-    def _take(self, tables: Sequence[Table], trains: Sequence[int]) -> None:
+    def _training_rows(self, table: Table) -> slice:
+        """The last `train_fraction` of the training rows, with room for one window at least."""
+        end = self.parts(table)[0]
+        kept = max(round(self.train_fraction * end), self.look_back + self.horizon)
+        return slice(max(end - kept, 0), end)
+
+    def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The windows in the last `train_fraction` of each series' training rows, of which the statistics are, too."""
+        firsts = [start + rows.start for start, rows in zip(self.arrays.starts, self.trains, strict=True)]
+        return [item for item in items if item.where["row"] >= firsts[item.where.get("number", 0)]]
+
+    def _take(self, tables: Sequence[Table], trains: Sequence[slice]) -> None:
         """Set the series that windows are taken from, in the form given by the data info."""
         self.series, self.trains = tables, trains
         self.arrays = join(tables, trains, self.known["calendar"])
@@ -169,7 +180,7 @@ class SeriesData(DataModule):
         self.dates_T = torch.from_numpy(self.arrays.dates_T.copy())
 
     def _take_as_known(
-        self, tables: Sequence[Table], trains: Sequence[int], data_info: dict[str, Any]
+        self, tables: Sequence[Table], trains: Sequence[slice], data_info: dict[str, Any]
     ) -> None:
         """Set the series for a model with this data info, with the scale of its training data."""
         self.known = data_info
@@ -301,7 +312,7 @@ class SeriesData(DataModule):
                 f"{self.place} has {max(len(table.dates) for table in tables):,} rows; a window of the model is "
                 f"{self.look_back} + {self.horizon} rows"
             )
-        self._take_as_known(fitting, [len(table.dates) for table in fitting], data_info)
+        self._take_as_known(fitting, [slice(0, len(table.dates)) for table in fitting], data_info)
         self._say_what_was_read(fitting)
         items = [
             self._window(self.root, table, number, first + start)
