@@ -319,12 +319,8 @@ def test_a_learning_curve_takes_as_many_steps_at_every_fraction(sweeper_of: Call
     assert axes == ["task.data.train_fraction", "seed"]
     loader = sweeper.context.config_loader
     read = [loader.load_sweep_config(sweeper.config, job.overrides).task.data for job in jobs]
-    assert [(data.train_fraction, data.train_passes) for data in read[::3]] == [
-        (0.125, 8),
-        (0.25, 4),
-        (0.5, 2),
-        (1.0, 1),
-    ]
+    assert [data.train_fraction for data in read[::3]] == [0.125, 0.25, 0.5, 1.0]
+    assert {data.train_passes for data in read} == {None}
 
 
 def test_the_command_line_narrows_a_sweep(sweeper_of: Callable[..., Any]) -> None:
