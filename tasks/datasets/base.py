@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -157,9 +158,11 @@ class DataModule(LightningDataModule):
             ("limit", limit),
             ("train_passes", train_passes),
         ):
+            if value is not None and not isinstance(value, Integral):
+                raise DataError(f"{what} must be a whole number, not {value}")
             if value is not None and value < 1:
                 raise DataError(f"{what} must be at least 1, not {value}")
-        if not 0 < train_fraction <= 1:
+        if not isinstance(train_fraction, Real) or not 0 < train_fraction <= 1:
             raise DataError(f"train_fraction must be above 0 and at most 1, not {train_fraction}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")

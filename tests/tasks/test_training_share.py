@@ -216,7 +216,13 @@ def test_of_a_series_the_last_rows_are_left_and_give_the_statistics(tmp_path: Pa
     [
         ({"train_fraction": 0.0}, "train_fraction must be above 0 and at most 1, not 0.0"),
         ({"train_fraction": 1.5}, "train_fraction must be above 0 and at most 1, not 1.5"),
+        ({"train_fraction": [0.5]}, r"train_fraction must be above 0 and at most 1, not \[0.5\]"),
+        ({"train_fraction": None}, "train_fraction must be above 0 and at most 1, not None"),
+        ({"train_fraction": float("nan")}, "train_fraction must be above 0 and at most 1, not nan"),
         ({"train_passes": 0}, "train_passes must be at least 1, not 0"),
+        ({"train_passes": 1.5}, "train_passes must be a whole number, not 1.5"),
+        ({"batch_size": [4]}, r"batch_size must be a whole number, not \[4\]"),
+        ({"limit": "many"}, "limit must be a whole number, not many"),
     ],
 )
 def test_no_share_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
