@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -158,11 +158,8 @@ class DataModule(LightningDataModule):
             ("limit", limit),
             ("train_passes", train_passes),
         ):
-            if value is not None and not isinstance(value, Integral):
-                raise DataError(f"{what} must be a whole number, not {value}")
-            if value is not None and value < 1:
-                raise DataError(f"{what} must be at least 1, not {value}")
-        if not isinstance(train_fraction, Real) or not 0 < train_fraction <= 1:
+            _refuse_no_count(what, value)
+        if not isinstance(train_fraction, int | float) or not 0 < train_fraction <= 1:
             raise DataError(f"train_fraction must be above 0 and at most 1, not {train_fraction}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")
@@ -517,6 +514,14 @@ class DataModule(LightningDataModule):
 
     def _draw_sample(self) -> None:
         draw_once(self.root, {"task": self.name, "version": self.sample_version}, self.write_sample)
+
+
+def _refuse_no_count(what: str, value: Any) -> None:
+    """Raise a `DataError` unless a setting is a whole number of at least 1, or None."""
+    if value is not None and not isinstance(value, Integral):
+        raise DataError(f"{what} must be a whole number, not {value}")
+    if value is not None and int(value) < 1:
+        raise DataError(f"{what} must be at least 1, not {value}")
 
 
 def _of_a_download(path: Path) -> bool:
