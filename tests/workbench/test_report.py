@@ -533,6 +533,17 @@ def head(page: Any, table: str, column: str) -> Any:
     return heads.filter(has=page.locator(f"button:text-is('{column}')"))
 
 
+def test_a_name_in_a_wide_table_stays_on_one_line(page: Any, tmp_path: Path) -> None:
+    metrics = {f"test/metric_with_a_name_{number}": 0.5 for number in range(12)} | {"test/acc": 0.5}
+    for backbone in ("resnet18", "a_network_with_a_rather_long_name"):
+        put_run(tmp_path / backbone, [f"backbone={backbone}"], 0.5, backbone=backbone, metrics=metrics)
+    page.goto(write_report(tmp_path).as_uri())
+    rows = page.locator("#tables tbody tr")
+    heights = rows.evaluate_all("rows => rows.map(row => row.getBoundingClientRect().height)")
+    assert len(heights) == 2
+    assert max(heights) < 1.2 * min(heights)
+
+
 def test_page_in_a_browser(page: Any, sweep: Path) -> None:
     page.goto(write_report(sweep).as_uri())
     assert page.title() == "Report on sweep"
