@@ -24,11 +24,10 @@ TOGETHER = 600.0  # seconds within which all processes of a distributed run ask 
 
 
 def register_resolvers() -> None:
-    """Register `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}`, `${direction_of:…}` and `${passes_for:…}`."""
+    """Register `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}`."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
-    OmegaConf.register_new_resolver("passes_for", passes_for, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 
 
@@ -149,17 +148,6 @@ def mode_of(metric: str | None) -> str:
 def direction_of(mode: str) -> str:
     """Optuna's direction for a task's `mode` (`max` or `min`)."""
     return {"max": "maximize", "min": "minimize"}[mode]
-
-
-def passes_for(fraction: float) -> int:
-    """Passes over a share of the training split that take about as many steps as one over the whole.
-
-    >>> passes_for(0.125), passes_for(1.0)
-    (8, 1)
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"a fraction is above 0 and at most 1, not {fraction}")
-    return round(1 / fraction)
 
 
 def can_go_on(folder: Path, wanted: Mapping[str, str]) -> bool:

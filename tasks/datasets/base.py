@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -61,7 +62,7 @@ class CommonSettings(TypedDict, total=False):
     seed: int
     limit: int | None
     train_fraction: float
-    train_passes: int
+    train_passes: int | None
     in_memory: bool | None
 
 
@@ -101,7 +102,8 @@ class DataModule(LightningDataModule):
         limit: maximum number of items per split, evenly spaced (for quick trials).
         train_fraction: share of the training split that is used, chosen by `training_share` with the seed; validation
             and test stay whole.
-        train_passes: number of passes over the training split that an epoch consists of.
+        train_passes: number of passes over the used training items that an epoch consists of; `None`: as many draws
+            as the training split has items without `train_fraction`.
         in_memory: read the training and validation splits once and keep them in memory; `None`: those of the embedded
             sample, if it is read from files and reading is not random, or `draws_apart`.
         **targets: arguments of `kind`.
@@ -145,7 +147,7 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         limit: int | None = None,
         train_fraction: float = 1.0,
-        train_passes: int = 1,
+        train_passes: int | None = 1,
         in_memory: bool | None = False,
         **targets: Any,
     ) -> None:
@@ -156,9 +158,8 @@ class DataModule(LightningDataModule):
             ("limit", limit),
             ("train_passes", train_passes),
         ):
-            if value is not None and value < 1:
-                raise DataError(f"{what} must be at least 1, not {value}")
-        if not 0 < train_fraction <= 1:
+            _refuse_no_count(what, value)
+        if not isinstance(train_fraction, int | float) or not 0 < train_fraction <= 1:
             raise DataError(f"train_fraction must be above 0 and at most 1, not {train_fraction}")
         if download and data_dir is None:
             raise DataError("download=true needs data_dir=PATH, the folder to download into")
@@ -177,6 +178,7 @@ class DataModule(LightningDataModule):
         self.in_memory = in_memory
         self._in_memory: dict[tuple[str, bool], MemoryDataset] = {}
         self.splits: dict[str, Sequence[Item]] = {}
+        self.whole_train = 0  # number of training items without `train_fraction`, set with `splits`
         self.notes: list[str] = []  # what was inferred or skipped while reading; logged at the start
 
     # -- what a subclass implements -----------------------------------------------------------------------------
@@ -260,6 +262,7 @@ class DataModule(LightningDataModule):
                 raise self.bad_layout(f"no {split} {self.unit} in {self.root}")
         used = {split: self._used(split, splits[split]) for split in SPLITS}
         self.splits = {split: spread(items, self.limit) for split, items in used.items()}
+        self.whole_train = len(spread(splits["train"], self.limit))
 
     def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
         """The training items that `train_fraction` leaves: the same share of each class, drawn with the seed."""
@@ -406,7 +409,7 @@ class DataModule(LightningDataModule):
         train = split == "train" if train is None else train
         items = self.splits[split]
         if batch_size is None:
-            batch_size = min(self.batch_size, len(items)) if train else self.eval_batch_size
+            batch_size = min(self.batch_size, self._draws(split, train)) if train else self.eval_batch_size
         dataset = self._kept(split, train) if self._keeps(split) else self._dataset(items, train)
         kept = isinstance(dataset, MemoryDataset) and self.num_workers is None
         workers = 0 if kept else self._workers()
@@ -480,8 +483,15 @@ class DataModule(LightningDataModule):
             train=train,
             batch_size=batch_size,
             seed=self.seed,
-            passes=self.train_passes if train else 1,
+            draws=self._draws(split, train),
         )
+
+    def _draws(self, split: str, train: bool) -> int:
+        """The number of items drawn in an epoch."""
+        items = len(self.splits[split])
+        if not train or split != "train":
+            return items
+        return self.whole_train if self.train_passes is None else items * self.train_passes
 
     def _reader(self, train: bool) -> Reader:
         """`read_pair` with the train flag fixed, picklable for workers."""
@@ -504,6 +514,14 @@ class DataModule(LightningDataModule):
 
     def _draw_sample(self) -> None:
         draw_once(self.root, {"task": self.name, "version": self.sample_version}, self.write_sample)
+
+
+def _refuse_no_count(what: str, value: Any) -> None:
+    """Raise a `DataError` unless a setting is a whole number of at least 1, or None."""
+    if value is not None and not isinstance(value, Integral):
+        raise DataError(f"{what} must be a whole number, not {value}")
+    if value is not None and int(value) < 1:
+        raise DataError(f"{what} must be at least 1, not {value}")
 
 
 def _of_a_download(path: Path) -> bool:

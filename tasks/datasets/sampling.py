@@ -28,20 +28,32 @@ class EpochBatches(Sampler[list[Key]]):
     exactly once over all processes, whatever the batch size.
 
     Args:
-        size: number of items; the attribute is that of an epoch's draws.
+        size: number of items.
         batch_size: items per batch and process.
         shuffle: a new order each epoch, drawn from `(seed, epoch)`.
         drop_last: drop the items that do not fill a batch on every process.
         seed: seed of the order.
-        passes: how often every item occurs in an epoch: one pass after the other, each in an order of its own. With
-            several, keys include the pass, so that an item is augmented differently in each.
+        draws: length of an epoch in items; `None` means `size`. More take one pass after the other, each in an order
+            of its own, the last one in part. Keys then include the pass, so that an item is augmented differently in
+            each.
+
+    Attributes:
+        items: number of items.
+        size: number of draws of an epoch.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, shuffle: bool, drop_last: bool, seed: int, passes: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        draws: int | None = None,
     ) -> None:
-        self.size = size * passes
-        self.passes = passes
+        self.items = size
+        self.size = size if draws is None else draws
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -70,40 +82,42 @@ class EpochBatches(Sampler[list[Key]]):
 
     def _mine(self) -> list[int]:
         """The item indices of this process, in the order of this epoch."""
-        items = self.size // self.passes
-        order = list(range(items)) * self.passes
+        passes = -(-self.size // max(self.items, 1))
+        order = list(range(self.items)) * passes
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            orders = [torch.randperm(items, generator=generator) for _ in range(self.passes)]
+            orders = [torch.randperm(self.items, generator=generator) for _ in range(passes)]
             order = torch.cat(orders).tolist()
         return [order[position] for position in self._share()]
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, first, self.skip = self.epoch, self.skip, 0
         mine = self._mine()
-        share, items = self._share(), self.size // self.passes
+        share = self._share()
         for batch in range(first, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            if self.passes == 1:
+            if self.size <= self.items:
                 yield [(index, epoch) for index in mine[part]]
             else:
                 pairs = zip(mine[part], share[part], strict=True)
-                yield [(index, epoch, position // items) for index, position in pairs]
+                yield [(index, epoch, position // self.items) for index, position in pairs]
 
 
 class BalancedBatches(EpochBatches):
-    """Training batches with weighted sampling with replacement; an epoch has as many draws as items in all its passes.
+    """Training batches with weighted sampling with replacement; by default, an epoch has as many draws as items.
 
     The draws are a function of (seed, epoch) only; every process takes its shard of them. A key includes how often its
     index was drawn before, so that repeated draws are augmented differently.
 
     Args:
         weights: sampling weight of each item, (N,).
-        batch_size, seed, passes: see `EpochBatches`.
+        batch_size, seed, draws: see `EpochBatches`.
     """
 
-    def __init__(self, weights: NDArray[np.float64], batch_size: int, *, seed: int, passes: int = 1) -> None:
-        super().__init__(len(weights), batch_size, shuffle=True, drop_last=True, seed=seed, passes=passes)
+    def __init__(
+        self, weights: NDArray[np.float64], batch_size: int, *, seed: int, draws: int | None = None
+    ) -> None:
+        super().__init__(len(weights), batch_size, shuffle=True, drop_last=True, seed=seed, draws=draws)
         self.edges = np.cumsum(weights)
 
     def __iter__(self) -> Iterator[list[Key]]:

@@ -84,10 +84,10 @@ class Targets:
         return ItemDataset(items, read, seed, draws)
 
     def batches(
-        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, passes: int
+        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, draws: int
     ) -> EpochBatches:
         """The batch sampler of a split; see `EpochBatches`."""
-        return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed, passes=passes)
+        return EpochBatches(len(items), batch_size, shuffle=train, drop_last=train, seed=seed, draws=draws)
 
 
 #: Constructs the targets of a data module from their settings: a class, or a function.
@@ -159,13 +159,13 @@ class ClassTargets(Targets):
         return None if self.multilabel or item.target is None else int(item.target)
 
     def batches(
-        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, passes: int
+        self, items: Sequence[Item], *, train: bool, batch_size: int, seed: int, draws: int
     ) -> EpochBatches:
         if not train or self.balance == "none":
-            return super().batches(items, train=train, batch_size=batch_size, seed=seed, passes=passes)
+            return super().batches(items, train=train, batch_size=batch_size, seed=seed, draws=draws)
         if self._weights is None or len(self._weights) != len(items):
             self._weights = label_weights(labels_in(items), len(self.class_names))
-        return BalancedBatches(self._weights, batch_size, seed=seed, passes=passes)
+        return BalancedBatches(self._weights, batch_size, seed=seed, draws=draws)
 
     def class_counts(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
         """Number of items of each class, (K,), and of all items."""

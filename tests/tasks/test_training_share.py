@@ -94,15 +94,34 @@ def test_the_loader_draws_of_the_share_alone_as_often_as_there_are_passes(clips:
     assert len(data.val_dataloader()) == len(opened(clips).val_dataloader())
 
 
-@given(size=st.integers(1, 40), passes=st.integers(1, 4), batch=st.integers(1, 9), world=st.integers(1, 3))
-def test_every_pass_holds_every_item(size: int, passes: int, batch: int, world: int) -> None:
+@pytest.mark.parametrize("balance", ["none", "labels"])
+@pytest.mark.parametrize("batch_size", [4, 16, 32])
+def test_an_epoch_has_as_many_steps_at_every_fraction(clips: Path, balance: str, batch_size: int) -> None:
+    found = {}
+    for fraction in (0.05, 0.125, 0.3, 0.7, 1.0):
+        data = opened(
+            clips, train_fraction=fraction, train_passes=None, balance=balance, batch_size=batch_size
+        )
+        sizes = [len(batch.index) for batch in data.train_dataloader()]
+        assert len(data.train_dataloader()) == len(sizes)
+        found[fraction] = sizes
+    assert found == dict.fromkeys(found, [batch_size] * (sum(COUNTS.values()) // batch_size))
+
+
+def test_an_epoch_of_a_limited_split_is_as_long_at_every_fraction(clips: Path) -> None:
+    limited = [opened(clips, limit=12, train_fraction=part, train_passes=None) for part in (0.125, 1.0)]
+    assert [len(data.train_dataloader()) for data in limited] == [3, 3]
+
+
+@given(size=st.integers(1, 40), draws=st.integers(1, 150), batch=st.integers(1, 9), world=st.integers(1, 3))
+def test_every_pass_holds_every_item(size: int, draws: int, batch: int, world: int) -> None:
     options: dict[str, Any] = {"shuffle": True, "drop_last": False, "seed": 3}
     original = sampling._rank_and_world
     keys: list[Key] = []
     try:
         for rank in range(world):
             sampling._rank_and_world = partial(lambda rank: (rank, world), rank)
-            sampler = EpochBatches(size, batch, passes=passes, **options)
+            sampler = EpochBatches(size, batch, draws=draws, **options)
             sampler.set_epoch(2)
             batches = list(sampler)
             assert len(batches) == len(sampler)
@@ -111,27 +130,29 @@ def test_every_pass_holds_every_item(size: int, passes: int, batch: int, world: 
             assert list(sampler) == batches[1:]
     finally:
         sampling._rank_and_world = original
-    assert len(set(keys)) == len(keys) == size * passes
-    assert Counter(key[0] for key in keys) == dict.fromkeys(range(size), passes)
-    if passes > 1:
-        assert {key[2] for key in keys} == set(range(passes))
+    assert len(set(keys)) == len(keys) == draws
+    passes, left = divmod(draws, size)
+    drawn = Counter(key[0] for key in keys)
+    assert sorted(drawn[item] for item in range(size)) == [passes] * (size - left) + [passes + 1] * left
+    if draws > size:
+        assert {key[2] for key in keys} == set(range(passes + (left > 0)))
 
 
 def test_the_first_pass_is_that_of_an_epoch_of_one_and_the_next_has_another_order() -> None:
     one, two = (
         [
             key
-            for batch in EpochBatches(20, 4, shuffle=True, drop_last=True, seed=1, passes=passes)
+            for batch in EpochBatches(20, 4, shuffle=True, drop_last=True, seed=1, draws=draws)
             for key in batch
         ]
-        for passes in (1, 2)
+        for draws in (20, 40)
     )
     assert [(index, epoch) for index, epoch, _ in two[:20]] == one
     assert [key[0] for key in two[20:]] != [key[0] for key in one]
 
 
-def test_balanced_draws_are_as_many_as_items_in_all_passes() -> None:
-    sampler = BalancedBatches(np.array([1.0, 1.0, 8.0]), 3, seed=0, passes=50)
+def test_balanced_draws_are_as_many_as_asked_for() -> None:
+    sampler = BalancedBatches(np.array([1.0, 1.0, 8.0]), 3, seed=0, draws=150)
     keys = [key for batch in sampler for key in batch]
     assert len(keys) == 150
     assert len(set(keys)) == 150, "repeated draws are augmented differently"
@@ -160,8 +181,9 @@ def test_shards_have_shares_and_one_pass(clips: Path, tmp_path: Path) -> None:
     assert labels(half) == {"a": 12, "b": 4, "c": 1}
     assert labels(opened(tmp_path, **shards)) == COUNTS
     assert sum(len(batch) for batch in half.train_dataloader()) == 16
-    with pytest.raises(DataError, match="passes over shards once"):
-        opened(tmp_path, train_passes=2, **shards)
+    for passes in (2, None):
+        with pytest.raises(DataError, match="passes over shards once"):
+            opened(tmp_path, train_passes=passes, **shards)
 
 
 def test_of_a_series_the_last_rows_are_left_and_give_the_statistics(tmp_path: Path) -> None:
@@ -185,6 +207,8 @@ def test_of_a_series_the_last_rows_are_left_and_give_the_statistics(tmp_path: Pa
     for split in ("val", "test"):
         assert [i.where for i in whole.splits[split]] == [i.where for i in quarter.splits[split]]
     assert len(read(train_fraction=0.001).splits["train"]) == 1, "one window at least"
+    steps = {len(read(train_fraction=part, train_passes=None).train_dataloader()) for part in (0.001, 0.1, 1)}
+    assert steps == {len(whole.train_dataloader())}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +216,13 @@ def test_of_a_series_the_last_rows_are_left_and_give_the_statistics(tmp_path: Pa
     [
         ({"train_fraction": 0.0}, "train_fraction must be above 0 and at most 1, not 0.0"),
         ({"train_fraction": 1.5}, "train_fraction must be above 0 and at most 1, not 1.5"),
+        ({"train_fraction": [0.5]}, r"train_fraction must be above 0 and at most 1, not \[0.5\]"),
+        ({"train_fraction": None}, "train_fraction must be above 0 and at most 1, not None"),
+        ({"train_fraction": float("nan")}, "train_fraction must be above 0 and at most 1, not nan"),
         ({"train_passes": 0}, "train_passes must be at least 1, not 0"),
+        ({"train_passes": 1.5}, "train_passes must be a whole number, not 1.5"),
+        ({"batch_size": [4]}, r"batch_size must be a whole number, not \[4\]"),
+        ({"limit": "many"}, "limit must be a whole number, not many"),
     ],
 )
 def test_no_share_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def sweep(tmp_path: Path) -> Path:
                 f"seed={seed}",
                 "paths.samples=x",
             ]
-            put_run(tmp_path / "sweep" / f"{modality}_{kernel}_{seed}", words, score)
+            cost: dict[str, Any] = {"params": 800_000 + kernel, "wall_s": 60.0 + seed}
+            put_run(tmp_path / "sweep" / f"{modality}_{kernel}_{seed}", words, score, **cost)
     for seed, error in enumerate((None, "the loss became <nan>")):
         words = ["modality=time_series", "backbone.kernel_size=13", f"seed={seed}", "paths.samples=x"]
         put_run(tmp_path / "sweep" / f"time_series_13_{seed}", words, 0.3, error)
@@ -310,7 +311,9 @@ def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Matplotlib reads formulas, SVG and HTML markup: of a value that looks like either all of it is shown, once."""
     name = "a & b <c> $x$"
     for number, value in enumerate((name, "plain")):
-        put_run(tmp_path / str(number), [f"backbone.act={value}"], 0.5, wall_s=100.0**number)
+        put_run(
+            tmp_path / str(number), [f"backbone.act={value}"], 0.5, wall_s=100.0**number, params=10**number
+        )
         (tmp_path / str(number) / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n")
     drawn: list[Figure] = []
     kept = plots.save
@@ -530,6 +533,17 @@ def head(page: Any, table: str, column: str) -> Any:
     return heads.filter(has=page.locator(f"button:text-is('{column}')"))
 
 
+def test_a_name_in_a_wide_table_stays_on_one_line(page: Any, tmp_path: Path) -> None:
+    metrics = {f"test/metric_with_a_name_{number}": 0.5 for number in range(12)} | {"test/acc": 0.5}
+    for backbone in ("resnet18", "a_network_with_a_rather_long_name"):
+        put_run(tmp_path / backbone, [f"backbone={backbone}"], 0.5, backbone=backbone, metrics=metrics)
+    page.goto(write_report(tmp_path).as_uri())
+    rows = page.locator("#tables tbody tr")
+    heights = rows.evaluate_all("rows => rows.map(row => row.getBoundingClientRect().height)")
+    assert len(heights) == 2
+    assert max(heights) < 1.2 * min(heights)
+
+
 def test_page_in_a_browser(page: Any, sweep: Path) -> None:
     page.goto(write_report(sweep).as_uri())
     assert page.title() == "Report on sweep"
@@ -634,3 +648,139 @@ def test_libraries_below_say_nothing_of_fonts(tmp_path: Path, caplog: pytest.Log
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(tmp_path / "figure.pdf")
     assert [record.name for record in caplog.records] == []
+
+
+def drawn_figures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures of a report by name, without their files."""
+    found: dict[str, Figure] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path, note: found.update({path.stem: figure}))
+    plots.draw(gather(folder), folder / "figures")
+    for figure in found.values():
+        figure.draw_without_rendering()
+    return found
+
+
+def labels_of(figure: Figure, panel: int = 0) -> list[str]:
+    return [label.get_text() for label in figure.axes[panel].get_xticklabels()]
+
+
+def legend_of(figure: Figure) -> list[str]:
+    legend = (figure.legends or [figure.axes[0].get_legend()])[0]
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_fractions_that_double_have_a_logarithmic_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fraction in ("0.125", "0.25", "0.5", "1.0"):
+        for kernel in (3, 7, 13):
+            words = [f"task.data.train_fraction={fraction}", f"backbone.kernel_size={kernel}", "seed=0"]
+            put_run(tmp_path / f"{fraction}_{kernel}", words, float(fraction))
+    found = drawn_figures(tmp_path, monkeypatch)
+    curve, kernels = found["metric_by_train_fraction"], found["metric_by_kernel_size"]
+    assert curve.axes[0].get_xscale() == "log"
+    assert labels_of(curve) == ["0.125", "0.25", "0.5", "1"]
+    assert not [text for text in curve.axes[0].get_xticklabels(minor=True) if text.get_text()]
+    assert kernels.axes[0].get_xscale() == "linear"
+    assert labels_of(kernels) == ["3", "7", "13"]
+    assert legend_of(kernels) == [f"train_fraction={part}" for part in ("0.125", "0.25", "0.5", "1")]
+
+
+def test_a_single_run_has_neither_dash_nor_error_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel, scores in {3: (0.1,), 7: (0.2, 0.4)}.items():
+        for seed, score in enumerate(scores):
+            words = [f"backbone.kernel_size={kernel}", f"seed={seed}"]
+            put_run(tmp_path / f"{kernel}_{seed}", words, score)
+    figure = drawn_figures(tmp_path, monkeypatch)["metric_by_kernel_size"]
+    dashes = [
+        line for line in figure.axes[0].lines if line.get_marker() == "_" and line.get_color() == "black"
+    ]
+    assert [list(line.get_ydata()) for line in dashes] == [[0.2, 0.4]]  # type: ignore[arg-type]
+    (bars,) = figure.axes[0].collections
+    drawn = [path for path in bars.get_paths() if len(path.vertices) and np.isfinite(path.vertices).all()]
+    assert len(drawn) == 1
+    assert "mean ± std" in figure.get_suptitle()
+    shutil.rmtree(tmp_path / "7_1")
+    figure = drawn_figures(tmp_path, monkeypatch)["metric_by_kernel_size"]
+    assert "±" not in figure.get_suptitle(), "there is no deviation to be seen"
+    assert not figure.axes[0].collections
+
+
+def test_networks_stand_from_small_to_large_and_names_by_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"base": 90, "nano": 1, "tiny": 30, "twin": 30}
+    for backbone, size in sizes.items():
+        for act in ("[13,13]", "[3,3]"):
+            words = [f"backbone={backbone}", f"backbone.act={act}"]
+            put_run(tmp_path / f"{backbone}_{act}", words, 0.5, backbone=backbone, params=size * 10**6)
+    found = drawn_figures(tmp_path, monkeypatch)
+    assert labels_of(found["metric_by_backbone"]) == ["nano", "tiny", "twin", "base"]
+    assert labels_of(found["metric_by_act"]) == ["[3,3]", "[13,13]"]
+    assert legend_of(found["metric_by_act"]) == [
+        f"backbone={name}" for name in ("nano", "tiny", "twin", "base")
+    ]
+
+
+def test_settings_have_one_order_and_colour_in_all_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, kernel in enumerate((13, 3, 7)):
+        for seed in range(1 if kernel == 7 else 2):  # one with a single run, which has no error bar
+            words = [f"backbone.kernel_size={kernel}", f"seed={seed}"]
+            put_run(tmp_path / f"{number}_{seed}", words, 0.5, params=kernel, wall_s=1.0 + kernel)
+    found = drawn_figures(tmp_path, monkeypatch)
+    expected = [f"kernel_size={kernel}" for kernel in (3, 7, 13)]
+    for name in ("metric_by_parameters", "metric_by_wall_time", "learning_curves"):
+        figure = found[name]
+        assert legend_of(figure) == expected
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        assert [handle.get_color() for handle in handles] == ["C0", "C1", "C2"], (name, labels)
+
+
+def test_very_long_names_leave_a_panel_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"hf_hub:an-organisation/a_very_large_network.pretrained_in22k_in1k_{n}" for n in range(14)]
+    for number, name in enumerate(names):
+        put_run(tmp_path / str(number), [f"backbone.act={name}", f"task.data.a={number % 2}"], 0.5)
+    figure = drawn_figures(tmp_path, monkeypatch)["metric_by_act"]
+    panel = figure.axes[0].get_position()
+    assert panel.width * figure.get_figwidth() > 3
+    assert panel.height * figure.get_figheight() > 2.4
+    assert len(set(labels_of(figure))) == 14
+    assert max(map(len, labels_of(figure))) <= plots.LONGEST_NAME
+    alike = ["a" * 40, "a" * 41]
+    assert plots._shortened(alike) == alike, "shortened they would be the same"
+
+
+def test_a_cost_that_does_not_differ_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for modality, params in (("audio", 10), ("time_series", 20)):
+        for kernel in (3, 7):
+            words = [f"modality={modality}", f"backbone.kernel_size={kernel}"]
+            put_run(tmp_path / f"{modality}_{kernel}", words, 0.5, params=params, wall_s=kernel * 1.0)
+    found = drawn_figures(tmp_path, monkeypatch)
+    assert "metric_by_wall_time" in found
+    assert "metric_by_parameters" not in found
+
+
+def test_a_title_stays_within_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel in (3, 7):
+        for seed in (0, 1):
+            words = [f"modality.augment.{'strength_of_' * 7}it={kernel}", f"seed={seed}"]
+            put_run(tmp_path / f"{kernel}_{seed}", words, 0.5)
+    (figure,) = (f for name, f in drawn_figures(tmp_path, monkeypatch).items() if "strength" in name)
+    title = figure._suptitle.get_window_extent()  # type: ignore[attr-defined]
+    assert title.x0 > 0
+    assert title.x1 < figure.bbox.x1
+
+
+def test_a_dark_page_keeps_the_grid_faint() -> None:
+    from workbench.report.rendering import darken
+
+    figure = Figure()
+    panel = figure.subplots()
+    plots._finish(panel, "title", "test/acc", legend=False)
+    figure.draw_without_rendering()
+    darken(figure)
+    figure.draw_without_rendering()
+    assert {line.get_alpha() for line in panel.get_xgridlines()} == {0.3}

@@ -1,6 +1,7 @@
 """Sweeps: what they run, what they survive, and how they go on."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -319,12 +320,8 @@ def test_a_learning_curve_takes_as_many_steps_at_every_fraction(sweeper_of: Call
     assert axes == ["task.data.train_fraction", "seed"]
     loader = sweeper.context.config_loader
     read = [loader.load_sweep_config(sweeper.config, job.overrides).task.data for job in jobs]
-    assert [(data.train_fraction, data.train_passes) for data in read[::3]] == [
-        (0.125, 8),
-        (0.25, 4),
-        (0.5, 2),
-        (1.0, 1),
-    ]
+    assert [data.train_fraction for data in read[::3]] == [0.125, 0.25, 0.5, 1.0]
+    assert {data.train_passes for data in read} == {None}
 
 
 def test_the_command_line_narrows_a_sweep(sweeper_of: Callable[..., Any]) -> None:
@@ -673,6 +670,32 @@ def test_a_run_left_behind_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
         assert left_behind.wait(timeout=0.5) == 0
     assert time.monotonic() - started > 0.5
     assert "waiting for the process that is still at it" in caplog.text
+
+
+@pytest.mark.figures
+def test_the_end_of_a_sweep_says_nothing_of_fonts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from workbench.sweeps.end import finish
+    from workbench.sweeps.folder import Job
+
+    jobs = [Job("a", ["seed=0"]), Job("b", ["seed=1"])]
+    sweep = SweepFolder(tmp_path, "config", [], [], ".", jobs=jobs)
+    sweep.save()
+    result = {"task": "esc50", "modality": "audio", "backbone": "a", "monitor": "val/acc", "params": 1}
+    for seed, job in enumerate(jobs):
+        write_record(tmp_path / job.folder, status="done", overrides=job.overrides)
+        whole = result | {"seed": seed, "metrics": {"test/acc": 0.5}, "wall_s": seed + 1.0}
+        (tmp_path / job.folder / "result.json").write_text(json.dumps(whole))
+    levels = {name: logging.getLogger(name).level for name in ("fontTools", "matplotlib")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.NOTSET)  # as in the process that only sweeps
+        with caplog.at_level("INFO"):
+            finish(sweep, report=True)
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    assert list((tmp_path / "report" / "figures").glob("*.pdf"))
+    assert {record.name for record in caplog.records} == {"widefield"}
 
 
 def test_unfinished_runs(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from workbench.report.gather import Runs
 from workbench.report.rendering import save
@@ -22,6 +24,9 @@ MOST_CURVES = 60  # maximum number of runs in a panel of learning curves
 MOST_COLOURS = 20  # maximum number of settings in a legend
 IN_PANEL = 8  # maximum number of settings in a panel's own legend
 MOST_NAMES = 40  # maximum number of values of a categorical axis
+LONGEST_NAME = 32  # maximum number of characters of a name below a categorical axis
+LETTER = 0.075  # width of a character of a tick label in inches
+TILT = 30  # degrees
 MARKERS = "osD^vPX*<>"
 LINES = ("-", "--", ":")  # one for each cycle through the colours
 #: Cost -> factor to the unit in which it is drawn.
@@ -46,7 +51,7 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
         ("latency_s", "time until an answer (ms)", "metric_by_latency"),
         ("wall_s", "wall time (s)", "metric_by_wall_time"),
     ):
-        if pd.to_numeric(done[column], errors="coerce").notna().any():
+        if _differs(done, column):
             drawn.append(folder / f"{name}.png")
             _scatter(runs, column, label, drawn[-1])
     curves = folder / "learning_curves.png"
@@ -55,18 +60,47 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
     return drawn
 
 
+def _differs(done: pd.DataFrame, column: str) -> bool:
+    """Whether the results of a task differ in a cost; else a figure of it would be one vertical line."""
+    costs = pd.to_numeric(done[column], errors="coerce")
+    return bool((costs.groupby(done["task"]).nunique() > 1).any())
+
+
 def _ordered(runs: Runs) -> pd.DataFrame:
     """The results sorted by their settings, which determines the colours."""
     done = runs.done
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
-    plain = {
-        axis: done[axis] if pd.api.types.is_numeric_dtype(done[axis]) else done[axis].astype(str)
-        for axis in axes
-    }
+    places = {axis: _rank(done, axis) for axis in axes}
     order = (
-        pd.DataFrame(plain, index=done.index).sort_values(axes, kind="stable").index if axes else done.index
+        pd.DataFrame(places, index=done.index).sort_values(axes, kind="stable").index if axes else done.index
     )
     return done.loc[order]
+
+
+def _rank(rows: pd.DataFrame, axis: str) -> pd.Series:
+    """What orders an axis: numbers as they are, networks by their size, other names as in `_natural`."""
+    if _is_numeric(rows[axis]):
+        return rows[axis]
+    names = rows[axis].astype(str)
+    sizes = pd.Series(0.0, index=names.unique())
+    if axis == "backbone":
+        sizes = pd.to_numeric(rows["params"], errors="coerce").groupby(names).median().fillna(math.inf)
+    ordered = sorted(names.unique(), key=lambda name: (sizes[name], _natural(name)))
+    return names.map({name: place for place, name in enumerate(ordered)})
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in names by their value.
+
+    >>> sorted(["[13, 13]", "net10", "net9", "[3, 3]"], key=_natural)
+    ['[3, 3]', '[13, 13]', 'net9', 'net10']
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if position % 2 else (0, part) for position, part in enumerate(parts)]
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
 def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
@@ -83,10 +117,11 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
     others = [
         other for other in runs.axes if other != axis and (of_task or other not in ("modality", "task"))
     ]
-    figure, grid = _panels(len(panels))
+    figure, grid = _panels(len(panels), 0.0 if _is_numeric(done[axis]) else _room(done[axis]))
+    repeated = False
     for panel, (name, rows) in zip(grid, panels, strict=False):
         colours = _settings(rows, others)
-        places, numeric = _places(panel, rows[axis])
+        places, numeric = _places(panel, rows, axis)
         groups = (
             list(rows.groupby(colours, sort=False)) if colours.nunique() <= MOST_COLOURS else [("", rows)]
         )
@@ -95,9 +130,11 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
             shift = 0.0 if numeric else (position - (len(groups) - 1) / 2) * min(0.12, 0.6 / len(groups))
             x = places.loc[group.index] + shift
             colour, marker = _style(position)
+            several = x.duplicated(keep=False)
+            repeated |= bool(several.any())
             panel.plot(
-                x,
-                group["score"],
+                x[several],
+                group["score"][several],
                 "_",
                 color="black",
                 alpha=0.6 if len(group) < 50 else 0.1,
@@ -109,7 +146,7 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 panel.errorbar(
                     means.index,
                     means["mean"],
-                    yerr=means["std"].fillna(0),
+                    yerr=means["std"] if means["std"].notna().any() else None,
                     color=colour,
                     marker=marker,
                     markersize=6,
@@ -119,7 +156,8 @@ def _by_axis(runs: Runs, axis: str, path: Path) -> bool:
                 )
         panel.set_xlabel(axis)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {axis} (mean ± std; dashes: runs)", path, runs.note())
+    said = " (mean ± std; dashes: runs)" if repeated else ""
+    _close(figure, f"Test metric by {axis}{said}", path, runs.note())
     return True
 
 
@@ -131,6 +169,7 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
     panels = [(_title(rows), rows) for _, rows in done.groupby("task", sort=False)]
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
     figure, grid = _panels(len(panels))
+    repeated = False
     for panel, (name, rows) in zip(grid, panels, strict=False):
         colours = _settings(rows, axes)
         few = colours.nunique() <= MOST_COLOURS
@@ -138,6 +177,7 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
         for position, (setting, group) in enumerate(groups):
             colour, marker = _style(position)
             several = few and len(group) > 1
+            repeated |= several
             panel.plot(
                 group["cost"],
                 group["score"],
@@ -146,17 +186,19 @@ def _scatter(runs: Runs, column: str, label: str, path: Path) -> None:
                 alpha=0.3 if several else 0.75,
                 markersize=4 if several else 6,
                 markeredgewidth=0,
-                label=None if several else str(setting) or None,
             )
             if several:
-                _mean_of(panel, group, colour, marker, str(setting), runs.folds)
+                _mean_of(panel, group, colour, marker, runs.folds)
+            if few and str(setting):
+                panel.plot([], [], marker, color=colour, markersize=6, label=str(setting))
         if _spread(rows["cost"]) > 20:
             panel.set_xscale("log")
         elif column == "params":
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g} M")
         panel.set_xlabel(label)
         _finish(panel, name, str(rows["metric"].iloc[0]), len(groups) > 1)
-    _close(figure, f"Test metric by {label} (mean ± std; points: runs)", path, runs.note())
+    said = " (mean ± std; points: runs)" if repeated else ""
+    _close(figure, f"Test metric by {label}{said}", path, runs.note())
 
 
 def _style(position: int) -> tuple[str, str]:
@@ -164,9 +206,7 @@ def _style(position: int) -> tuple[str, str]:
     return f"C{position}", MARKERS[(position + position // len(MARKERS)) % len(MARKERS)]
 
 
-def _mean_of(
-    panel: Axes, group: pd.DataFrame, colour: str, marker: str, label: str, folds: list[str]
-) -> None:
+def _mean_of(panel: Axes, group: pd.DataFrame, colour: str, marker: str, folds: list[str]) -> None:
     """Plot mean and standard deviation of cost and metric over one setting's runs."""
     (row,) = fold_means(group.assign(one=0), ["one"], ["cost", "score"], folds).to_dict("records")
     spread = {key: 0.0 if pd.isna(row[key, "std"]) else row[key, "std"] for key in ("cost", "score")}
@@ -180,14 +220,14 @@ def _mean_of(
         markersize=6,
         capsize=3,
         linestyle="",
-        label=label or None,
     )
 
 
 def _learning_curves(runs: Runs, path: Path) -> bool:
     """The monitored metric by epoch, one line per run, coloured by setting; returns whether any run has a history."""
     drawn = []
-    for _, rows in _ordered(runs).groupby("task", sort=False):
+    ordered = _ordered(runs)
+    for _, rows in ordered.groupby("task", sort=False):
         monitor = str(rows["monitor"].iloc[0])
         ranked = rows.sort_values("score", ascending=not runs.maximise.get(str(rows["metric"].iloc[0]), True))
         # With too many runs, a subset evenly spaced by rank, including the best.
@@ -199,9 +239,8 @@ def _learning_curves(runs: Runs, path: Path) -> bool:
         }
         histories = {index: history for index, history in histories.items() if history[0]}
         if histories:
-            drawn.append(
-                (_title(rows), monitor, chosen.loc[list(histories)].sort_index(), histories, len(rows))
-            )
+            shown = rows[rows.index.isin(list(histories))]
+            drawn.append((_title(rows), monitor, shown, histories, len(rows)))
     if not drawn:
         return False
     axes = [axis for axis in runs.axes if axis not in ("modality", "task")]
@@ -264,30 +303,63 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
-def _places(panel: Axes, values: pd.Series) -> tuple[pd.Series, bool]:
-    """Positions of an axis' values (numeric, or index in sorted order) and whether it is numeric; sets ticks and
-    scale."""
-    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    if numeric:
+def _places(panel: Axes, rows: pd.DataFrame, axis: str) -> tuple[pd.Series, bool]:
+    """Positions of an axis' values (numeric, or index in the order of `_rank`) and whether it is numeric; sets ticks
+    and scale."""
+    values = rows[axis]
+    if _is_numeric(values):
         places = pd.to_numeric(values).astype(float)
-        known = sorted(places.unique())
-        if _spread(places) >= 50:
+        known = sorted(places.dropna().unique())
+        spread = _spread(places)
+        if spread >= 50 or (spread > 1 and _even_in_log(known)):
             panel.set_xscale("log")
-        elif len(known) <= 12:
+        if spread < 50 and len(known) <= 12:
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xticks(known, [f"{value:.6g}" for value in known])
         return places, True
-    names = sorted(values.astype(str).unique(), key=str)
-    places = values.astype(str).map({name: float(place) for place, name in enumerate(names)})
+    ranks = _rank(rows, axis)
+    names = list(dict.fromkeys(values.astype(str).loc[ranks.sort_values(kind="stable").index]))
+    places = ranks.astype(float)
     if len(names) <= MOST_NAMES:
-        long = max(map(len, names)) > 8
+        labels = _shortened(names)
+        tilted = _is_tilted(labels)
         panel.set_xticks(
             range(len(names)),
-            names,
-            rotation=30 if long else 0,
-            ha="right" if long else "center",
+            labels,
+            rotation=TILT if tilted else 0,
+            ha="right" if tilted else "center",
+            rotation_mode="anchor" if tilted else "default",
         )
         panel.set_xlim(-0.5, len(names) - 0.5)
     return places, False
+
+
+def _even_in_log(known: Sequence[float]) -> bool:
+    """Whether values, ascending and positive, are spaced clearly more evenly by ratio than by difference.
+
+    >>> _even_in_log([0.125, 0.25, 0.5, 1.0]), _even_in_log([3, 7, 11, 13])
+    (True, False)
+    """
+    plain, logs = np.diff(known), np.diff(np.log(known))
+    return len(known) > 2 and float(logs.max() / logs.min()) < float(plain.max() / plain.min()) / 2
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Names without the middle of those that are too long; all in full where that would make two the same."""
+    half = LONGEST_NAME // 2
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}" for name in names]
+    return short if len(set(short)) == len(set(names)) else list(names)
+
+
+def _is_tilted(labels: Sequence[str]) -> bool:
+    return max(map(len, labels)) > 8
+
+
+def _room(values: pd.Series) -> float:
+    """Height in inches that the names below a categorical axis take beyond a line."""
+    names = list(values.astype(str).unique())
+    labels = _shortened(names) if len(names) <= MOST_NAMES else [""]
+    return LETTER * math.sin(math.radians(TILT)) * max(map(len, labels)) if _is_tilted(labels) else 0.0
 
 
 def _spread(values: pd.Series) -> float:
@@ -298,10 +370,11 @@ def _spread(values: pd.Series) -> float:
     return float(numbers.max() / numbers.min())
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, room: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with this many panels, each with `room` (inches) for long tick labels."""
     columns = min(max(count, 1), 2 if count == 4 else 3)
     rows = math.ceil(max(count, 1) / columns)
-    figure = Figure(figsize=(4.8 * columns + 0.4, 3.6 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(4.8 * columns + 0.4, (3.6 + room) * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for panel in grid.flat[count:]:
         panel.axis("off")
@@ -332,7 +405,9 @@ def _share_legend(figure: Figure) -> None:
 
 def _close(figure: Figure, title: str, path: Path, note: str | None) -> None:
     _share_legend(figure)
-    figure.suptitle(title, fontsize=11 if figure.get_figwidth() > 6 else 9.5)
+    size = 11 if figure.get_figwidth() > 6 else 9.5
+    lines = textwrap.wrap(title, int(120 / size * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines), fontsize=size)
     for text in figure.findobj(Text):
         if (
             "$" in text.get_text()

@@ -54,7 +54,7 @@ def darken(figure: Figure) -> None:
         elif isinstance(part, Collection):
             part.set_edgecolor([_inverted(colour) for colour in part.get_edgecolor()])
     for panel in figure.axes:  # includes ticks created when drawing
-        panel.tick_params(which="both", colors=_inverted("black"), grid_color=_inverted("0.69"))
+        panel.tick_params(which="both", colors=_inverted("black"), grid_color=_inverted("0.69")[:3])
 
 
 def _inverted(colour: object) -> tuple[float, float, float, float]:

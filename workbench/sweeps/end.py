@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 
+from workbench.console import quiet_libraries
 from workbench.errors import sentence
 from workbench.quoting import command
 from workbench.sweeps.folder import DONE, MISSING, RUNNING, SweepFolder
@@ -33,6 +34,7 @@ def finish(sweep: SweepFolder, report: bool) -> int:
 def _report(sweep: SweepFolder) -> None:
     from workbench.report.write import write_report
 
+    quiet_libraries()
     try:
         log.info("report: %s", write_report(sweep.path))
     except Exception as error:  # a failed report must not suppress the summary

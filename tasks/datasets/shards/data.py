@@ -120,7 +120,7 @@ class ReadsShards(DataModule):
                     f"shards are read one after the other: {self.targets.in_any_order}, which ask for any "
                     "sample at any time, need task.data.format=files"
                 )
-            if self.train_passes > 1:
+            if self.train_passes != 1:
                 raise DataError("an epoch passes over shards once: say task.data.train_passes=1")
             if self.download:
                 raise DataError("download=true fetches files; shards are written from them with action=shard")
