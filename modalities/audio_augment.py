@@ -153,7 +153,9 @@ def at_speed(raw_BT: Tensor, factor_B1: Tensor) -> Tensor:
     """
     length = raw_BT.shape[1]
     middle = (length - 1) / 2
-    place_BT = (torch.arange(length, device=raw_BT.device) - middle) * factor_B1 + middle
+    # In single precision, places in a recording of a minute would be rounded to a quarter of a sample.
+    exact = torch.float32 if raw_BT.device.type == "mps" else torch.float64
+    place_BT = (torch.arange(length, device=raw_BT.device) - middle) * factor_B1.to(exact) + middle
     before_BT = place_BT.floor()
     t_BT = (place_BT - before_BT).to(raw_BT.dtype)
     index_BT = before_BT.long()

@@ -313,6 +313,14 @@ def test_at_speed_a_tone_is_as_much_higher(factor: float) -> None:
     assert not faster[0][((seconds - middle).abs() * factor) > middle + 2 / 8000].any()
 
 
+def test_at_speed_is_as_exact_at_the_end_of_a_long_recording() -> None:
+    time = torch.arange(60 * 48_000, dtype=torch.float64) / 48_000
+    middle = time[-1] / 2
+    faster = at_speed(torch.sin(2 * torch.pi * 4_000 * time).float()[None], torch.tensor([[0.9]]))[0]
+    expected = torch.sin(2 * torch.pi * 4_000 * ((time - middle) * torch.tensor(0.9).double() + middle))
+    assert (faster - expected)[-1000:].abs().max() < 0.01
+
+
 def test_speeds_are_drawn_for_every_waveform_within_the_limit() -> None:
     torch.manual_seed(0)
     raw = torch.ones(256, 1001)  # how much stays above silence tells the speed
