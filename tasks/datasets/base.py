@@ -7,7 +7,7 @@ benchmark's file format and folder layout, and read by the same reader as the re
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -36,6 +36,7 @@ from tasks.datasets.items import Item as Item
 from tasks.datasets.items import Whole as Whole
 from tasks.datasets.items import share_of
 from tasks.datasets.items import spread as spread
+from tasks.datasets.lazy_items import ChosenItems
 from tasks.datasets.locks import locked
 from tasks.datasets.mixing import Mixup
 from tasks.datasets.reading import check_file as check_file
@@ -266,7 +267,12 @@ class DataModule(LightningDataModule):
 
     def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
         """The training items that `train_fraction` leaves: the same share of each class, drawn with the seed."""
-        return share_of(items, self.train_fraction, self.seed, self.targets.stratum)
+
+        def stratum(place: int) -> Hashable:
+            return self.targets.stratum(items[place])
+
+        places = share_of(range(len(items)), self.train_fraction, self.seed, stratum)
+        return ChosenItems(items, places)
 
     def _used(self, split: str, items: Sequence[Item]) -> Sequence[Item]:
         """The items of a split, reduced to `train_fraction` for training."""

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tasks.datasets.items import Item
 
 
@@ -26,3 +29,17 @@ class LazyItems(Sequence[Item]):
             if isinstance(index, slice)
             else self.item(places[index])
         )
+
+
+class ChosenItems(LazyItems):
+    """Some items of a sequence, by their places."""
+
+    def __init__(self, items: Sequence[Item], places: Sequence[int]) -> None:
+        self.items = items
+        self.places: NDArray[np.int64] = np.asarray(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def item(self, index: int) -> Item:
+        return self.items[int(self.places[index])]
