@@ -24,7 +24,7 @@ TOGETHER = 600.0  # seconds within which all processes of a distributed run ask 
 
 
 def register_resolvers() -> None:
-    """Register `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}`."""
+    """Register `${run_folder:…}`, `${folder_name:…}`, `${mode_of:…}` and `${direction_of:…}` with OmegaConf."""
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)

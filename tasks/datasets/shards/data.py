@@ -20,7 +20,8 @@ from tasks.datasets.base import ClassificationSettings, CommonSettings, DataModu
 from tasks.datasets.drawn import draw_once
 from tasks.datasets.errors import DataError, ReadError
 from tasks.datasets.item_dataset import Reader
-from tasks.datasets.items import SPLITS, Item, share_of, spread
+from tasks.datasets.items import SPLITS, Item, spread
+from tasks.datasets.lazy_items import ChosenItems
 from tasks.datasets.sampling import EpochBatches
 from tasks.datasets.shards.cache import Prefetch, ShardCache
 from tasks.datasets.shards.layout import (
@@ -205,16 +206,10 @@ class ReadsShards(DataModule):
             }
 
     def training_share(self, items: Sequence[Item]) -> Sequence[Item]:
-        if not isinstance(items, ShardItems):
-            return super().training_share(items)
-        targets = items.columns["target"]
-        places = share_of(
-            range(len(items)),
-            self.train_fraction,
-            self.seed,
-            lambda place: None if np.ndim(targets[place]) else int(targets[place]),
-        )
-        return cast(Sequence[Item], items.take(np.asarray(places)))
+        share = super().training_share(items)
+        if isinstance(items, ShardItems) and isinstance(share, ChosenItems):
+            return cast(Sequence[Item], items.take(share.places))
+        return share
 
     def details(self) -> str:
         return f"{super().details()}{self.in_shards}"
