@@ -227,9 +227,10 @@ class UniRepLKNetBlock(nn.Module):
     def _as_one_operator(self, y_NCHW: Tensor, x_NCHW: Tensor) -> Tensor | None:
         """Everything behind the gate by :mod:`backbone.kernels.pointwise`; None if it does not apply.
 
-        It applies if asked for, in inference, unless a layer has been replaced (adapters, quantisation) or has hooks.
+        It applies in inference to maps large enough, unless a layer has been replaced (adapters, quantisation) or has
+        hooks.
         """
-        if torch.is_grad_enabled() or self.training or not self.deploy or not pointwise.asked_for():
+        if torch.is_grad_enabled() or self.training or not self.deploy or pointwise.setting() == "off":
             return None
         layers: list[Any] = [*self.pwconv1, *self.act, *self.pwconv2]
         drop: nn.Module = self.drop_path

@@ -13,8 +13,8 @@ merged form in inference. Each network is measured eager, eager in CUDA graphs (
 blocks in CUDA graphs (`blocks`, of ours alone), and compiled into CUDA graphs (`graphed`), each with channels last and
 first in memory, and the best one counts. A training step is forward, backward and AdamW, under autocast for bf16.
 Inference on a GPU is always the replay of a CUDA graph. Peak memory is of a training step, weights and optimizer
-included. `WIDEFIELD_POINTWISE=on` before the command measures inference with it (docs/PERFORMANCE.md). Several networks
-compile at once, in processes of their own; one at a time is measured.
+included. `WIDEFIELD_POINTWISE=off` before the command measures inference without it (docs/PERFORMANCE.md). Several
+networks compile at once, in processes of their own; one at a time is measured.
 """
 
 import argparse
@@ -119,6 +119,8 @@ def inference(
     with torch.no_grad():
         for _ in range(3):
             call(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()  # what is still running would slow down whoever is measured first
         my_turn()
         return median_ms([lambda: call(x)], x.device), 0.0
 

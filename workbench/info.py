@@ -14,6 +14,7 @@ from workbench.build import build_all_data, build_data, build_network, build_tra
 from workbench.console import console, print_table
 from workbench.cost import count_macs
 from workbench.members import is_joint
+from workbench.overrides import overrides
 from workbench.quoting import command
 from workbench.restore import restore
 
@@ -49,8 +50,8 @@ def info(cfg: DictConfig) -> None:
         rows.append((name, _short(value)))
     print_table("Composition", rows, ("", "value"))
     if not cfg.ckpt:
-        line = command(modality=cfg.modality.name, task=cfg.task.name, backbone=cfg.backbone.name)
-        console.print(f"train it: {line}", highlight=False, soft_wrap=True)
+        words = [said for said in overrides(cfg) or [] if not said.startswith("action")]
+        console.print(f"train it: {command(*words)}", highlight=False, soft_wrap=True)
 
 
 def joint_info(cfg: DictConfig) -> None:

@@ -14,6 +14,8 @@ import triton.language as tl
 
 from backbone.kernels.activation import gelu
 
+LARGE: tl.constexpr = tl.constexpr(1e38)
+
 
 @triton.jit
 def _slots_of(m, first, P, SLOTS: tl.constexpr):
@@ -34,8 +36,9 @@ def expand(
     fp32: the sum of h^2 over the rows that a block shares with each image that it meets; no atomics.
 
     Tensor cores sum the squares of all slots at once, rounded to bf16, whose range is that of fp32: this changes a norm
-    by some 1e-4 of it. (An infinite or undefined value makes the sums of all images of its block undefined.) ``FP32``:
-    not rounded, since the interpreter multiplies bf16 as integers.
+    by some 1e-4 of it. Squares that are infinite or undefined count as LARGE, so that 0 times them is 0 for the other
+    images of the block; their own image is undefined through h. ``FP32``: not rounded, since the interpreter multiplies
+    bf16 as integers.
     """
     across: tl.constexpr = (D + BN - 1) // BN
     block = tl.program_id(0) // across
@@ -54,7 +57,9 @@ def expand(
     mine = (
         r[:, None] == _slots_of(m, m0 // P, P, SLOTS)[None, :]
     )  # rows beyond the map have slots of their own
-    sums = tl.dot(mine.to(kind), (value * value).to(kind))
+    squares = value * value
+    squares = tl.where(squares <= LARGE, squares, LARGE)
+    sums = tl.dot(mine.to(kind), squares.to(kind))
     places = energy + block * SLOTS * D + r[:, None] * D + n[None, :]
     tl.store(places, sums, mask=(r < SLOTS)[:, None] & (n < D)[None, :])
 

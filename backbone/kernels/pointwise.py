@@ -4,10 +4,10 @@
 
 and |h| as in :mod:`backbone.kernels.gelu_grn`. The first kernel writes h, activated, together with the sums of h^2, the
 third reads it once and scales it in registers: two passes over the map of 4C channels, where two linear layers with
-``gelu_grn`` between them make five. A map that is not finite spoils the images beside it, with which it shares a block.
+``gelu_grn`` between them make five.
 
-Registered with ``torch.library`` as ``widefield::pointwise``. Off by default, until a whole network has been measured:
-the environment variable ``WIDEFIELD_POINTWISE``, ``on`` or ``off``. ``WIDEFIELD_KERNELS`` applies, too.
+Registered with ``torch.library`` as ``widefield::pointwise``. The environment variable ``WIDEFIELD_POINTWISE``: ``on``
+(default), for maps large enough to pay; ``always``; ``off``. ``WIDEFIELD_KERNELS`` applies, too.
 """
 
 from __future__ import annotations
@@ -33,28 +33,35 @@ COLUMNS = ((128, 0), (128, 32), (64, 32), (64, 16), (64, 0), (32, 16), (32, 8), 
 MOST_IMAGES, FEWEST_PIXELS = 4, 21
 AT_ONCE = 8192  # values that a program of ``scales`` reads at a time
 REGISTERS = 128  # a thread of ``project``, so that two programs share a multiprocessor
+#: Programs of ``project`` from which on it pays, about one for each multiprocessor: a single image keeps few busy.
+#: And the rows of each.
+FEWEST_PROGRAMS, ROWS = 128, 128
 MOST = 4096
+SETTINGS = ("on", "always", "off")
 
 
 @torch.compiler.assume_constant_result
-def asked_for() -> bool:
-    """Whether ``WIDEFIELD_POINTWISE`` is on.
+def setting() -> str:
+    """``WIDEFIELD_POINTWISE``.
 
     Raises:
-        ValueError: it is neither on nor off.
+        ValueError: it is none of :data:`SETTINGS`.
     """
-    setting = os.environ.get("WIDEFIELD_POINTWISE", "off").lower()
-    if setting not in ("on", "off"):
-        raise ValueError(f"WIDEFIELD_POINTWISE is on or off, not {setting!r}")
-    return setting == "on"
+    value = os.environ.get("WIDEFIELD_POINTWISE", "on").lower()
+    if value not in SETTINGS:
+        raise ValueError(f"WIDEFIELD_POINTWISE is on, always or off, not {value!r}")
+    return value
 
 
 def takes(x_NHWC: Tensor, *others: Tensor | None) -> bool:
     """Whether :func:`pointwise` supports a map like x, with this residual and these weights and biases.
 
     All must be plain tensors of one half-precision type (quantised weights are of a class of their own), without
-    autocast, on a GPU with a tensor memory accelerator and enough shared memory.
+    autocast, on a GPU with a tensor memory accelerator and enough shared memory; the map must be large enough, unless
+    ``WIDEFIELD_POINTWISE`` is ``always``.
     """
+    if setting() == "off":
+        return False
     _, height, width, channels = x_NHWC.shape
     return (
         x_NHWC.dtype in HALF
@@ -66,7 +73,18 @@ def takes(x_NHWC: Tensor, *others: Tensor | None) -> bool:
         and any(channels % sum(pair) == 0 for pair in COLUMNS)
         and x_NHWC.numel() > 0
         and starts_for(4 * x_NHWC.numel(), SMALLEST)
+        and (setting() == "always" or _programs(x_NHWC) >= FEWEST_PROGRAMS)
     )
+
+
+def _programs(x_NHWC: Tensor) -> int:
+    """Programs of ``project``, with blocks of :data:`ROWS` rows."""
+    channels = x_NHWC.shape[-1]
+    return ceil_div(x_NHWC.numel() // channels, ROWS) * (channels // sum(_columns(channels)))
+
+
+def _columns(channels: int) -> tuple[int, int]:
+    return next(pair for pair in COLUMNS if channels % sum(pair) == 0)
 
 
 @torch.compiler.assume_constant_result
@@ -113,9 +131,8 @@ def tiles(pixels: int, channels: int) -> Tiles:
 
     Those of 320 channels at 14 x 14 are the fastest of what was measured; the others follow from them.
     """
-    columns = next(pair for pair in COLUMNS if channels % sum(pair) == 0)
-    rows = 128 if _images(128, pixels) <= MOST_IMAGES else 64
-    return Tiles(rows, _images(rows, pixels), columns)
+    rows = ROWS if _images(ROWS, pixels) <= MOST_IMAGES else ROWS // 2
+    return Tiles(rows, _images(rows, pixels), _columns(channels))
 
 
 def _images(rows: int, pixels: int) -> int:

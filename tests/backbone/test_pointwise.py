@@ -17,7 +17,7 @@ from backbone.unireplknet import UniRepLKNetBlock
 @pytest.fixture
 def asked(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A device on which the kernels run, where the operator is asked for."""
-    monkeypatch.setenv("WIDEFIELD_POINTWISE", "on")
+    monkeypatch.setenv("WIDEFIELD_POINTWISE", "always")
     return device
 
 
@@ -102,7 +102,7 @@ def test_the_shapes_of_networks(
     shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, called: list[torch.Size]
 ) -> None:
     monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
-    monkeypatch.setenv("WIDEFIELD_POINTWISE", "on")
+    monkeypatch.setenv("WIDEFIELD_POINTWISE", "always")
     n, side, channels = shape
     x = random_map(n, channels, side, side, device="cuda", dtype=dtype)
     assert_as_exact_as_plain(deploy_block(channels, "cuda", dtype), x, monkeypatch)
@@ -122,6 +122,49 @@ def test_squares_beyond_fp16(asked: str, monkeypatch: pytest.MonkeyPatch) -> Non
     nn.init.constant_(block.pwconv1[1].bias, 300.0)
     y = assert_as_exact_as_plain(block, random_map(2, 32, 7, 7, device=asked), monkeypatch)
     assert y.isfinite().all()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning"
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_an_image_that_is_not_finite_leaves_the_others_alone(
+    bad: float, dtype: torch.dtype, asked: str, called: list[torch.Size]
+) -> None:
+    block, x = deploy_block(32, asked, dtype), random_map(3, 32, 7, 7, device=asked, dtype=dtype)
+    with torch.no_grad():
+        expected = block(x)
+        x[1, :, 3, 3] = bad
+        spoilt = block(x)
+    assert len(called) == 2
+    assert spoilt[1].isfinite().all() == x[1].isfinite().all()  # 1e30 is infinite in fp16 alone
+    for image in (0, 2):
+        assert torch.equal(spoilt[image], expected[image])
+
+
+def test_it_is_used_by_default_where_the_map_is_large(
+    asked: str, called: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, one = deploy_block(32, asked), random_map(1, 32, 7, 7, device=asked)
+    monkeypatch.delenv("WIDEFIELD_POINTWISE")
+    with torch.no_grad():
+        block(one)
+        assert called == []
+        monkeypatch.setattr(pointwise, "FEWEST_PROGRAMS", 2)
+        block(one)
+        assert called == []  # 49 rows are a single program
+        three = random_map(3, 32, 7, 7, device=asked)
+        block(three)
+    assert called == [(3, 7, 7, 32)]
+
+
+def test_unireplknet_t_pays_in_batches_of_128_and_not_with_single_images() -> None:
+    for channels, side in ((80, 56), (160, 28), (320, 14), (640, 7)):
+        maps = [torch.empty(images, side, side, channels, device="meta") for images in (1, 128)]
+        few, many = (pointwise._programs(x) for x in maps)
+        assert many >= pointwise.FEWEST_PROGRAMS
+        assert few < pointwise.FEWEST_PROGRAMS
 
 
 @pytest.fixture
@@ -218,7 +261,7 @@ def test_otherwise_the_layers_answer_themselves(
         called.clear()
     heard: list[str] = []
     if reason == "switched off":
-        monkeypatch.delenv("WIDEFIELD_POINTWISE")
+        monkeypatch.setenv("WIDEFIELD_POINTWISE", "off")
     elif reason == "kernels off":
         monkeypatch.setenv("WIDEFIELD_KERNELS", "off")
     elif reason == "training":
@@ -251,7 +294,7 @@ def test_otherwise_the_layers_answer_themselves(
 
 
 def test_cpus_keep_the_layers(monkeypatch: pytest.MonkeyPatch, called: list[torch.Size]) -> None:
-    monkeypatch.setenv("WIDEFIELD_POINTWISE", "on")
+    monkeypatch.setenv("WIDEFIELD_POINTWISE", "always")
     monkeypatch.setenv("WIDEFIELD_KERNELS", "always")
     with torch.no_grad():
         deploy_block(32, "cpu")(random_map(1, 32, 7, 7, device="cpu"))
@@ -260,7 +303,10 @@ def test_cpus_keep_the_layers(monkeypatch: pytest.MonkeyPatch, called: list[torc
 
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WIDEFIELD_POINTWISE", "yes")
-    with torch.no_grad(), pytest.raises(ValueError, match="WIDEFIELD_POINTWISE is on or off, not 'yes'"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="WIDEFIELD_POINTWISE is on, always or off, not 'yes'"),
+    ):
         deploy_block(32, "cpu")(random_map(1, 32, 7, 7, device="cpu"))
 
 
@@ -288,11 +334,12 @@ def test_networks_answer_the_same(
             nn.init.normal_(parameter)
     model = model.eval().reparameterize().cuda().to(memory_format=torch.channels_last).bfloat16()
     x = random_map(4, 3, side, side, device="cuda", dtype=torch.bfloat16)
+    monkeypatch.setenv("WIDEFIELD_POINTWISE", "off")
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
         without = model(x)
         assert called == []
-        monkeypatch.setenv("WIDEFIELD_POINTWISE", "on")
+        monkeypatch.setenv("WIDEFIELD_POINTWISE", "always")
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             with kernels_compiled_ahead():

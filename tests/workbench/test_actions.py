@@ -152,6 +152,17 @@ def test_info_counts_parameters(act: Callable[..., Path], capsys: pytest.Capture
         assert word in shown
 
 
+def test_info_repeats_the_settings_of_what_it_describes(
+    act: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("modality=image", "task=image_folder", "backbone=timm", "backbone.name=resnet10t", "seed=3")
+    act("action=info", *words)
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("train it: "))
+    assert all(word in line for word in words)
+    assert "action" not in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -62,7 +62,11 @@ def test_same_learning_and_answers_that_stay(how: bool | str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:TensorFloat32:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch",
+    "ignore:TensorFloat32:UserWarning",
+    "ignore:The .grad attribute of a Tensor:UserWarning",  # which PyTorch hides itself, unless warnings are errors
+)
 def test_compiled_blocks_are_recorded_and_learn_what_plain_ones_do() -> None:
     torch.manual_seed(0)
     model = UniRepLKNet(3, 4, depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), layer_scale_init_value=0.1).cuda()
