@@ -164,7 +164,7 @@ class FileSplits:
         fold = folds[0] if self.fold is None else str(self.fold)
         if fold not in folds or len(folds) < 2:
             raise DataError(
-                f"fold={fold} is none of at least two folds that the table has: {', '.join(folds)}"
+                f"fold={fold} is none of at least two folds that are stated: {', '.join(folds)}"
             )
         notes.append(f"tested on fold {fold} of {', '.join(folds)} (task.data.fold=…)")
         return [

@@ -29,6 +29,7 @@ from tasks.datasets.label_table import (
     refuse_other_separators,
 )
 from tasks.datasets.listing import Listing, is_hidden, list_files, sorted_out
+from tasks.datasets.name_parts import NameParts
 from tasks.datasets.split_folders import SPLIT_NAMES, split_of_folder, state_splits
 from tasks.datasets.targets import ClassTargets, Kind
 
@@ -40,6 +41,8 @@ class LabelSettings(TypedDict, total=False):
     csv_columns: Mapping[str, str | None] | None
     label_separator: str | None
     label_from: str | None
+    group_from: str | None
+    fold_from: str | None
     test_from: str | None
     val_from: str | None
     test_fraction: float
@@ -83,6 +86,8 @@ class LabelledFiles:
             them otherwise is refused.
         label_from: regular expression searched in a file's name, with a group ``(?P<label>...)`` and optionally
             ``(?P<group>...)``: files of one group (speaker, session) then stay in one split.
+        group_from, fold_from: regular expressions searched in a file's name, with ``(?P<group>...)`` and
+            ``(?P<fold>...)``, where labels are those of folders or of names.
         test_from, val_from: regular expressions searched in a file's path relative to the folder; matching files
             form the test or validation split.
         test_fraction, val_fraction: fractions of the files, where the splits are not given otherwise;
@@ -106,6 +111,8 @@ class LabelledFiles:
         multilabel: bool = False,
         label_separator: str | None = None,
         label_from: str | None = None,
+        group_from: str | None = None,
+        fold_from: str | None = None,
         test_from: str | None = None,
         val_from: str | None = None,
         test_fraction: float = 0.1,
@@ -117,6 +124,8 @@ class LabelledFiles:
     ) -> None:
         if csv is not None and label_from is not None:
             raise DataError("labels come from csv or from label_from, not from both")
+        if csv is not None and (group_from is not None or fold_from is not None):
+            raise DataError("groups and folds are columns of the csv, or come from names, not both")
         if multilabel and csv is None:
             raise DataError("multilabel=true needs csv=FILE, a table with labels separated by ';'")
         if label_separator is not None and not (multilabel and label_separator):
@@ -143,6 +152,7 @@ class LabelledFiles:
         self.order = order
         self.multilabel = multilabel
         self.label_separator = label_separator
+        self.name_parts = NameParts(fold_from, group_from)
         self.label_from = pattern_of("label_from", label_from)
         if self.label_from and "label" not in self.label_from.groupindex:
             raise DataError(
@@ -220,10 +230,10 @@ class LabelledFiles:
                 )
             entries = self.by_folders(root, list(self._from_table(root, table)), whole=known is not None)
         elif self.label_from is not None:
-            named = list(self._from_names(root, self.label_from))
+            named = list(self.name_parts.added(self._from_names(root, self.label_from)))
             entries = self.by_folders(root, named, whole=known is not None)
         else:
-            entries = list(self._from_folders(root, known))
+            entries = list(self.name_parts.added(self._from_folders(root, known)))
         if passed_over := self.listing.passed_over():
             self.notes.append(passed_over)
         return entries

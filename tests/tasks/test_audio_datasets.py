@@ -437,6 +437,38 @@ def test_groups_are_never_parted(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == len(WHO)
 
 
+def esc(root: Path) -> Path:
+    """Folders of classes, files named by fold, source and take."""
+    for label in ("cat", "dog"):
+        for fold in "123":
+            for source in range(10):
+                for take in "AB":
+                    write(root / label / f"{fold}-{fold}{source}{label[0]}-{take}.wav", tone(0.01))
+    return root
+
+
+def test_folds_and_groups_in_the_names_of_files_in_folders_of_classes(tmp_path: Path) -> None:
+    expressions = {"fold_from": r"^(?P<fold>\d)-", "group_from": r"^\d-(?P<group>[^-]+)-", "val_fraction": 0.2}
+    for fold in (1, 3):
+        data = folder(esc(tmp_path), fold=fold, **expressions)
+        assert len(data.splits["test"]) == 40
+        assert {name.split("/")[1][0] for name in names(data, "test")} == {str(fold)}
+        sources = [{name.split("-")[1] for name in names(data, split)} for split in data.splits]
+        assert all(sources)
+        assert sum(map(len, sources)) == 60, "no source is in two splits"
+
+
+def test_a_group_beside_a_label_in_names_is_held_out_as_a_fold(tmp_path: Path) -> None:
+    data = folder(
+        digits(tmp_path), label_from=r"^(?P<label>\d)_", group_from="_(?P<group>[a-z]+)_",
+        folds=8, fold=2, val_fraction=0.2,
+    )  # fmt: skip
+    parts = {split: {name.split("_")[1] for name in names(data, split)} for split in data.splits}
+    assert parts["test"] == {"bob"}
+    assert len(parts["val"]) == 1
+    assert parts["train"] == set(WHO) - parts["test"] - parts["val"]
+
+
 def test_a_table_of_several_labels(tmp_path: Path) -> None:
     rows = ["path,label,split"]
     for number, (labels, split) in enumerate(
@@ -481,6 +513,16 @@ def test_a_wrong_table_is_refused(tmp_path: Path, table: str | None, message: st
         ({"label_from": r"^(?P<label>\d)", "test_from": "xyz"}, "test_from=xyz matches no file"),
         ({"label_from": r"^\d_(?P<label>[a-z]+)", "test_from": "joe"}, "no training file of the class.* joe"),
         ({"csv": "a.csv", "label_from": "x"}, "not from both"),
+        ({"csv": "a.csv", "fold_from": "(?P<fold>x)"}, "columns of the csv, or come from names, not both"),
+        ({"label_from": r"^(?P<label>\d)", "group_from": "[a-z]+"}, "group_from=.* needs a group named group"),
+        (
+            {"label_from": r"^(?P<label>\d)", "fold_from": r"(?P<fold>\d)\.mp3"},
+            "fold_from=.* does not match the file name 0_ann_0.wav",
+        ),
+        (
+            {"label_from": r"^(?P<label>\d)", "fold_from": r"(?P<fold>\d)\.wav", "fold": 7},
+            "fold=7 is none of at least two folds that are stated: 0, 1, 2, 3",
+        ),
         ({"multilabel": True}, "needs csv=FILE"),
         ({"test_fraction": 0.6, "val_fraction": 0.4}, "leave something to train on"),
         ({"seconds": 0.0}, "must be positive"),
