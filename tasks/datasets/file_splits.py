@@ -163,9 +163,7 @@ class FileSplits:
         folds = sorted({entry.fold for entry in entries if entry.fold}, key=_by_number)
         fold = folds[0] if self.fold is None else str(self.fold)
         if fold not in folds or len(folds) < 2:
-            raise DataError(
-                f"fold={fold} is none of at least two folds that are stated: {', '.join(folds)}"
-            )
+            raise DataError(f"fold={fold} is none of at least two folds that are stated: {', '.join(folds)}")
         notes.append(f"tested on fold {fold} of {', '.join(folds)} (task.data.fold=…)")
         return [
             "test" if entry.fold == fold

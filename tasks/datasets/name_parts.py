@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from tasks.datasets.errors import DataError
 from tasks.datasets.file_splits import Entry, pattern_of
@@ -39,7 +40,9 @@ class NameParts:
             DataError: a name in which an expression finds nothing.
         """
         for entry in entries:
-            parts = {part: self._found(part, pattern, entry) for part, pattern in self.patterns.items()}
+            parts: dict[str, Any] = {
+                part: self._found(part, pattern, entry) for part, pattern in self.patterns.items()
+            }
             yield replace(entry, **parts) if parts else entry
 
     def _found(self, part: str, pattern: re.Pattern[str], entry: Entry) -> str:

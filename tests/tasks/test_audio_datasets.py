@@ -448,7 +448,11 @@ def esc(root: Path) -> Path:
 
 
 def test_folds_and_groups_in_the_names_of_files_in_folders_of_classes(tmp_path: Path) -> None:
-    expressions = {"fold_from": r"^(?P<fold>\d)-", "group_from": r"^\d-(?P<group>[^-]+)-", "val_fraction": 0.2}
+    expressions = {
+        "fold_from": r"^(?P<fold>\d)-",
+        "group_from": r"^\d-(?P<group>[^-]+)-",
+        "val_fraction": 0.2,
+    }
     for fold in (1, 3):
         data = folder(esc(tmp_path), fold=fold, **expressions)
         assert len(data.splits["test"]) == 40
@@ -514,7 +518,10 @@ def test_a_wrong_table_is_refused(tmp_path: Path, table: str | None, message: st
         ({"label_from": r"^\d_(?P<label>[a-z]+)", "test_from": "joe"}, "no training file of the class.* joe"),
         ({"csv": "a.csv", "label_from": "x"}, "not from both"),
         ({"csv": "a.csv", "fold_from": "(?P<fold>x)"}, "columns of the csv, or come from names, not both"),
-        ({"label_from": r"^(?P<label>\d)", "group_from": "[a-z]+"}, "group_from=.* needs a group named group"),
+        (
+            {"label_from": r"^(?P<label>\d)", "group_from": "[a-z]+"},
+            "group_from=.* needs a group named group",
+        ),
         (
             {"label_from": r"^(?P<label>\d)", "fold_from": r"(?P<fold>\d)\.mp3"},
             "fold_from=.* does not match the file name 0_ann_0.wav",
