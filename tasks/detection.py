@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from backbone.protocol import Backbone, strides_of, widths_of
+from modalities.tensor_info import TensorInfo
 from tasks.bilinear import fitted, resized
 from tasks.coco_results import in_cocos_files
 from tasks.datasets.batch import Batch
@@ -379,6 +380,22 @@ class DetectionTask(Task):
 
     # -- export and captions ---------------------------------------------------------------------------------------
 
+    def output_info(self) -> dict[str, TensorInfo]:
+        info = {
+            "detections": TensorInfo(
+                "the detections of an image after non-maximum suppression, the highest score first, filled up with rows "
+                "of 0; corners in pixels of the input, scores in (0, 1], classes as indices of facts.class_names",
+                ("batch", "detection", "column"),
+                {"columns": ["x1", "y1", "x2", "y2", "score", "class"]},
+            )
+        }
+        if self.head.has_masks:
+            info["masks"] = TensorInfo(
+                "the probability of the mask of each detection, in a grid over its box",
+                ("batch", "detection", "row", "column"),
+            )
+        return info
+
     def difference(self, given: Any, wanted: Any) -> float:
         """The maximum difference of scores, boxes and masks; that of boxes relative to the largest coordinate.
 
@@ -387,7 +404,7 @@ class DetectionTask(Task):
         """
         ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
         scale = max(float(ours[0][..., :4].max()), 1.0)
-        far = float((ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max())
+        far = (ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max()
         for place in range(len(ours[0])):
             rows_n6, others_n6 = (
                 each[0][place][each[0][place, :, 4] > 0].detach() for each in (ours, theirs)
@@ -400,11 +417,11 @@ class DetectionTask(Task):
             off_nm = torch.maximum(off_nm, (rows_n6[:, None, 4] - others_n6[None, :, 4]).abs())
             off_nm = off_nm.masked_fill(rows_n6[:, None, 5] != others_n6[None, :, 5], math.inf)
             least_n, which_n = off_nm.min(dim=1)
-            far = max(far, float(least_n.max()))
+            far = torch.maximum(far, least_n.max())  # unlike Python's max it keeps a NaN
             for own, other in zip(ours[1:], theirs[1:], strict=True):
                 apart = own[place, : len(rows_n6)] - other.detach()[place][which_n]
-                far = max(far, float(apart.abs().max()))
-        return far
+                far = torch.maximum(far, apart.abs().max())
+        return float(far)
 
     def caption(self, batch: Batch, position: int) -> str:
         """The number of objects of the three most frequent classes of a sample, the most frequent first."""
