@@ -383,8 +383,8 @@ class DetectionTask(Task):
     def output_info(self) -> dict[str, TensorInfo]:
         info = {
             "detections": TensorInfo(
-                "the detections of an image after non-maximum suppression, the highest score first, filled up with rows "
-                "of 0; corners in pixels of the input, scores in (0, 1], classes as indices of facts.class_names",
+                "the detections of an image after non-maximum suppression, the highest score first, filled up with "
+                "rows of 0; corners in pixels of the input, scores in (0, 1], classes as indices of facts.class_names",
                 ("batch", "detection", "column"),
                 {"columns": ["x1", "y1", "x2", "y2", "score", "class"]},
             )
