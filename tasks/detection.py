@@ -400,11 +400,13 @@ class DetectionTask(Task):
         """The maximum difference of scores, boxes and masks; that of boxes relative to the largest coordinate.
 
         Each detection is compared with the most similar one of its class, since detections with almost equal scores may
-        be in a different order.
+        be in a different order. NaN if there are values that are not finite.
         """
         ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
+        if not all(bool(part.isfinite().all()) for part in (*ours, *theirs)):
+            return math.nan  # which the comparisons below would pass over
         scale = max(float(ours[0][..., :4].max()), 1.0)
-        far = (ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max()
+        far = float((ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max())
         for place in range(len(ours[0])):
             rows_n6, others_n6 = (
                 each[0][place][each[0][place, :, 4] > 0].detach() for each in (ours, theirs)
@@ -417,11 +419,11 @@ class DetectionTask(Task):
             off_nm = torch.maximum(off_nm, (rows_n6[:, None, 4] - others_n6[None, :, 4]).abs())
             off_nm = off_nm.masked_fill(rows_n6[:, None, 5] != others_n6[None, :, 5], math.inf)
             least_n, which_n = off_nm.min(dim=1)
-            far = torch.maximum(far, least_n.max())  # unlike Python's max it keeps a NaN
+            far = max(far, float(least_n.max()))
             for own, other in zip(ours[1:], theirs[1:], strict=True):
                 apart = own[place, : len(rows_n6)] - other.detach()[place][which_n]
-                far = torch.maximum(far, apart.abs().max())
-        return float(far)
+                far = max(far, float(apart.abs().max()))
+        return far
 
     def caption(self, batch: Batch, position: int) -> str:
         """The number of objects of the three most frequent classes of a sample, the most frequent first."""
