@@ -59,9 +59,9 @@ def probe(cfg: DictConfig) -> float | None:
     over severities and corruptions."""
     options = cfg.action
     asked = None if options.corruptions is None else names_of(cfg, "corruptions")
-    severities = {name: numbers(cfg, f"severities.{name}") for name in options.severities or {}}
+    at = {name: numbers(cfg, f"severities.{name}") for name in options.severities or {}}
     own, data, task, _ = trained(cfg)
-    chosen = corruptions(own.modality.name, asked, severities, task.located)
+    chosen = corruptions(own.modality.name, asked, at, task.located)
     metric = own.task.monitor.replace("val/", "test/")
     better_up = own.task.mode == "max"
     own.logger, own.callbacks = {}, {}  # dozens of tests: one log line each is enough
