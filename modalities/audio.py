@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from modalities.embedder import Embedder, MapAxes, Normalize
+from modalities.tensor_info import TensorInfo
 
 PREEMPHASIS = 0.97
 LOG_FLOOR = torch.finfo(torch.float32).eps
@@ -145,6 +146,15 @@ class LogMel(Embedder):
     def example_raw(self, batch_size: int = 1) -> Tensor:
         length = max(round(self.seconds * self.sample_rate), 1)
         return 0.1 * torch.randn(batch_size, length, device=self.fourier.device)
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        return {
+            "waveform": TensorInfo(
+                "mono sound, amplitudes in [-1, 1]",
+                ("batch", "sample"),
+                {"sample_rate_hz": self.sample_rate, "range": [-1, 1]},
+            )
+        }
 
     def map_axes(self) -> MapAxes:
         ticks = []

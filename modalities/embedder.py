@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modalities.tensor_info import TensorInfo
+
 
 @dataclass(frozen=True)
 class MapAxes:
@@ -72,6 +74,11 @@ class Embedder(nn.Module):
     def example_raw(self, batch_size: int = 1) -> Any:
         """A random raw batch of nominal shape, for tracing, export and MAC counting."""
         raise NotImplementedError
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        """Describes the tensors of ``example_raw`` by name: the keys of a dictionary, or a single name for a tensor.
+        Exported models name their inputs so; empty: not described."""
+        return {}
 
     def map_axes(self) -> MapAxes:
         """Axis labels for plots of this embedder's maps."""

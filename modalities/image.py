@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modalities.embedder import Embedder, MapAxes
+from modalities.tensor_info import TensorInfo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,6 +78,15 @@ class Pixels(Embedder):
     def example_raw(self, batch_size: int = 1) -> Tensor:
         shape = (batch_size, 3, self.height, self.width)
         return torch.randint(256, shape, dtype=torch.uint8, device=self.mean.device)
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        return {
+            "pixels": TensorInfo(
+                "RGB images, uint8 from 0 to 255; they are normalised inside the model",
+                ("batch", "channel", "row", "column"),
+                {"channels": ["red", "green", "blue"], "range": [0, 255]},
+            )
+        }
 
     def map_axes(self) -> MapAxes:
         return MapAxes(x="x (pixels)", y="y (pixels)", value="(pixel − mean) / std", square=True)

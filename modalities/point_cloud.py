@@ -14,6 +14,7 @@ from modalities.embedder import Embedder, MapAxes
 from modalities.point_network import PointNetwork
 from modalities.point_raster import Rasterizer
 from modalities.point_views import AXES, TINY, Cameras, Planes, PointSpace
+from modalities.tensor_info import TensorInfo
 
 
 class ProjectedPoints(Embedder):
@@ -176,6 +177,24 @@ class ProjectedPoints(Embedder):
                 low, high = self.space.ranges[name]
                 raw[..., position] = low + (high - low) * torch.rand_like(raw[..., position])
         return raw
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        free = self.space.normalize == "unit_sphere"
+        scale = (
+            "positions in any unit: each cloud is centred and scaled to the unit sphere inside the model"
+            if free
+            else "positions in the units of the training data, within `ranges`"
+        )
+        drawn = {name: list(limits) for name, limits in self.space.ranges.items()}
+        ranges = {name: limits for name, limits in drawn.items() if not free or name in self.columns}
+        return {
+            "points": TensorInfo(
+                f"points, one a row, z upwards; {scale}; further columns in the units of the training data; a row "
+                "with a value that is not finite is padding",
+                ("batch", "point", "column"),
+                {"columns": [*AXES, *self.columns], **({"ranges": ranges} if ranges else {})},
+            )
+        }
 
     def map_axes(self) -> MapAxes:
         return self.view_axes()[0]

@@ -19,6 +19,7 @@ from modalities.image import IMAGENET_MEAN, IMAGENET_STD
 from modalities.point_augment import posed
 from modalities.point_cloud import draw_cloud
 from modalities.point_network import nearest
+from modalities.tensor_info import TensorInfo
 
 PATCH = 7  # side of a token of the cross-view transformer, in pixels
 TINY = 1e-6
@@ -157,6 +158,16 @@ class PointPrompt(Embedder):
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
         return torch.randn(batch_size, self.num_points, 3, device=self.mean.device)
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        return {
+            "points": TensorInfo(
+                "points, one a row, positions in any unit: each cloud is centred and scaled inside the model; a row "
+                "with a value that is not finite is padding",
+                ("batch", "point", "column"),
+                {"columns": ["x", "y", "z"]},
+            )
+        }
 
     def map_axes(self) -> MapAxes:
         return self.view_axes()[0]

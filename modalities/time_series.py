@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from modalities.covariates import Covariates
 from modalities.embedder import Embedder, MapAxes
+from modalities.tensor_info import TensorInfo
 
 RawSeries = dict[str, Tensor]
 CENTRES = ("mean", "last")
@@ -139,6 +140,38 @@ class SeriesEmbedder(Embedder):
         if self.covariates is not None:
             raw |= self.covariates.example_raw(batch_size, self.look_back, self.horizon)
         return raw
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        info = {
+            "values": TensorInfo(
+                "the look-back of every variate, oldest step first, in the data's own units; where a value is missing, "
+                "the last one before it",
+                ("batch", "step", "variate"),
+                {"step": self.step},
+            ),
+            "calendar": TensorInfo(
+                "calendar features in [-1, 1] of every step of the look-back and then of the horizon",
+                ("batch", "step", "feature"),
+            ),
+            "observed": TensorInfo(
+                "1 where a value is known, 0 where it is missing", ("batch", "step", "variate")
+            ),
+            "known": TensorInfo(
+                "covariates whose future is known, of every step of the look-back and then of the horizon, in their "
+                "own units",
+                ("batch", "step", "covariate"),
+            ),
+            "past": TensorInfo(
+                "covariates of every step of the look-back, in their own units",
+                ("batch", "step", "covariate"),
+            ),
+            "static": TensorInfo(
+                "covariates with one value a series, in their own units", ("batch", "covariate")
+            ),
+        }
+        given = {"values", "calendar"} | ({"observed"} if self.masked else set())
+        given |= set() if self.covariates is None else set(self.covariates.sizes)
+        return {name: one for name, one in info.items() if name in given}
 
 
 class Fold(SeriesEmbedder):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from modalities.embedder import Embedder, MapAxes
+from modalities.tensor_info import TensorInfo
 
 LAYOUTS = ("grid", "frames", "rows")
 CHANNELS = {"rgb": 3, "difference": 3, "rgb_difference": 6}
@@ -126,6 +127,15 @@ class Clip(Embedder):
     def example_raw(self, batch_size: int = 1) -> Tensor:
         shape = (batch_size, self.frames, 3, self.size, self.size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.mean.device)
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        return {
+            "frames": TensorInfo(
+                "the frames of a clip in order of time, RGB, uint8 from 0 to 255; they are normalised inside the model",
+                ("batch", "frame", "channel", "row", "column"),
+                {"channels": ["red", "green", "blue"], "range": [0, 255]},
+            )
+        }
 
     def draw_raw(self, panel: Any, raw: Tensor) -> None:
         middle = raw[raw.shape[0] // 2].float().clamp(0, 255).byte()

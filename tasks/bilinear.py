@@ -50,7 +50,8 @@ def all_scaled_by(size_B2: Tensor, limits: Sequence[int] | None, factor_B: Tenso
 
 def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resizing with `align_corners=False`, without antialiasing; a no-op if the size already matches."""
-    if tuple(x_BCHW.shape[-2:]) == size:
+    # In an export the comparison would make the sizes of the traced image constants of the program.
+    if not torch.compiler.is_exporting() and tuple(x_BCHW.shape[-2:]) == size:
         return x_BCHW
     if x_BCHW.is_cuda and x_BCHW.requires_grad and not torch.compiler.is_compiling():
         return by_products(x_BCHW, size)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from modalities.tensor_info import TensorInfo
 from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
 from tasks.heads import one_hot
@@ -192,6 +193,20 @@ class ClassificationTask(Task):
         for rank, (name, probability) in enumerate(ranked, start=1):
             columns |= {f"top{rank}": name, f"top{rank}_probability": round(probability, 6)}
         return Prediction(columns, "  ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
+
+    def output_info(self) -> dict[str, TensorInfo]:
+        of = (
+            "their sigmoid is the probability of each label by itself"
+            if self.multilabel
+            else "their softmax is the probability of each class"
+        )
+        return {
+            "logits": TensorInfo(
+                f"logits in the order of facts.class_names; {of}",
+                ("batch", "class"),
+                {"activation": "sigmoid" if self.multilabel else "softmax"},
+            )
+        }
 
     def test_rows(self, batch: Batch, output: Tensor) -> list[list[dict[str, Any]]]:
         logits_BK = output.float()

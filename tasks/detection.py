@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from backbone.protocol import Backbone, strides_of, widths_of
+from modalities.tensor_info import TensorInfo
 from tasks.bilinear import fitted, resized
 from tasks.coco_results import in_cocos_files
 from tasks.datasets.batch import Batch
@@ -379,13 +380,31 @@ class DetectionTask(Task):
 
     # -- export and captions ---------------------------------------------------------------------------------------
 
+    def output_info(self) -> dict[str, TensorInfo]:
+        info = {
+            "detections": TensorInfo(
+                "the detections of an image after non-maximum suppression, the highest score first, filled up with "
+                "rows of 0; corners in pixels of the input, scores in (0, 1], classes as indices of facts.class_names",
+                ("batch", "detection", "column"),
+                {"columns": ["x1", "y1", "x2", "y2", "score", "class"]},
+            )
+        }
+        if self.head.has_masks:
+            info["masks"] = TensorInfo(
+                "the probability of the mask of each detection, in a grid over its box",
+                ("batch", "detection", "row", "column"),
+            )
+        return info
+
     def difference(self, given: Any, wanted: Any) -> float:
         """The maximum difference of scores, boxes and masks; that of boxes relative to the largest coordinate.
 
         Each detection is compared with the most similar one of its class, since detections with almost equal scores may
-        be in a different order.
+        be in a different order. NaN if there are values that are not finite.
         """
         ours, theirs = ((each if isinstance(each, tuple) else (each,)) for each in (wanted, given))
+        if not all(bool(part.isfinite().all()) for part in (*ours, *theirs)):
+            return math.nan  # which the comparisons below would pass over
         scale = max(float(ours[0][..., :4].max()), 1.0)
         far = float((ours[0][..., 4] - theirs[0].detach()[..., 4]).abs().max())
         for place in range(len(ours[0])):

@@ -5,6 +5,7 @@ Shapes: B batch, L look-back and T horizon in steps, N variates.
 
 import logging
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 
 from backbone.protocol import Backbone
 from modalities.embedder import Embedder
+from modalities.tensor_info import TensorInfo
 from tasks.datasets.batch import Batch
 from tasks.datasets.time_series.dates import NO_ZONE
 from tasks.forecasting_drawing import draw_error_by_step, draw_folded, draw_forecasts
@@ -157,6 +159,45 @@ class ForecastingTask(Task):
             "horizon": data_info["horizon"],
             **extra,
         }
+
+    def input_info(self) -> dict[str, TensorInfo]:
+        info = super().input_info()
+        orders = {"values": "variates", "observed": "variates", "calendar": "calendar"}
+        orders |= {kind: f"covariates.{kind}.names" for kind in self.data_info.get("covariates", {})}
+        info = {
+            name: replace(one, facts={**one.facts, "order": f"facts.{orders[name]}"})
+            if name in orders
+            else one
+            for name, one in info.items()
+        }
+        if self.data_info.get("scaled") and "values" in info:
+            info["values"] = replace(
+                info["values"],
+                meaning="the look-back of every variate, oldest step first, standardised: (value - level) / unit, in "
+                f"double precision; the level is the last value of the look-back, the unit {self._unit()}",
+            )
+        return info
+
+    def output_info(self) -> dict[str, TensorInfo]:
+        scale = "in the data's own units"
+        if self.data_info.get("scaled"):
+            scale = (
+                "standardised: times unit plus level, in double precision, it is in the data's own units; the level is "
+                f"the last value of the look-back before it was standardised, the unit {self._unit()}"
+            )
+        return {
+            "forecast": TensorInfo(
+                f"the steps after the look-back, {scale}",
+                ("batch", "step", "variate"),
+                {"order": "facts.variates", "step": self.data_info["frequency"]},
+            )
+        }
+
+    def _unit(self) -> str:
+        """What the values of scaled data are divided by, in words; see `SeriesData`."""
+        if "series" in self.data_info:
+            return "the standard deviation of the series, per variate"
+        return "facts.std, per variate"
 
     def standardised(self, x_BTN: Tensor) -> Tensor:
         """Own units -> the scale of the metrics."""

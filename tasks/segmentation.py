@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.protocol import Backbone, widths_of
+from modalities.tensor_info import TensorInfo
 from tasks.bilinear import resized
 from tasks.confusion_drawing import draw_confusion
 from tasks.datasets.batch import Batch
@@ -315,6 +316,16 @@ class SegmentationTask(Task):
     def free_axes(self) -> dict[int, int]:
         """The batch size, and the height and width of the images in multiples of 32."""
         return {0: 1, 2: 32, 3: 32}
+
+    def output_info(self) -> dict[str, TensorInfo]:
+        return {
+            "logits": TensorInfo(
+                "logits of every pixel of a coarser map, in the order of facts.class_names; scaled bilinearly to the "
+                "size of the image, their softmax over the classes is the probability of each class",
+                ("batch", "class", "row", "column"),
+                {"activation": "softmax"},
+            )
+        }
 
 
 def _rounded(value: Tensor | float) -> float | None:

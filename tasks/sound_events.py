@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backbone.protocol import Backbone, strides_of, widths_of
 from modalities.embedder import Embedder
+from modalities.tensor_info import TensorInfo
 from tasks.datasets.batch import Batch
 from tasks.dense_inference import starts
 from tasks.event_decoding import NOTHING, Decoding, FrameGrid, frame_targets, scores_of
@@ -136,6 +137,22 @@ class SoundEventTask(Task):
             "in_channels": list(widths_of(backbone)),
             "strides": strides_of(backbone),
             "num_classes": len(data_info["class_names"]),
+        }
+
+    def output_info(self) -> dict[str, TensorInfo]:
+        samples = round(self.data_info["seconds"] * self.grid.sample_rate)
+        return {
+            "logits": TensorInfo(
+                "logits of every frame, in the order of facts.class_names; their sigmoid is the probability of each "
+                "class by itself; what follows the first `frames` frames lies after the end of the sound",
+                ("batch", "frame", "class"),
+                {
+                    "activation": "sigmoid",
+                    "frames": self.grid.count(samples),
+                    "frame_length_s": self.grid.length / self.grid.sample_rate,
+                    "frame_shift_s": self.grid.step,
+                },
+            )
         }
 
     # -- steps -----------------------------------------------------------------------------------------------------

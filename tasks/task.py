@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from backbone.protocol import Backbone
 from modalities.embedder import Embedder
+from modalities.tensor_info import TensorInfo
 from tasks.datasets.base import DataModule
 from tasks.datasets.batch import Batch
 from tasks.metrics import MeanLoss
@@ -370,6 +371,15 @@ class Task(Training):
     def free_axes(self) -> dict[int, int]:
         """Dynamic axes of the exported model's input: axis -> number that its length is a multiple of."""
         return {0: 1}
+
+    def input_info(self) -> dict[str, TensorInfo]:
+        """Describes the exported model's inputs, by name; see `Embedder.raw_info`."""
+        return self.network.embedder.raw_info()
+
+    def output_info(self) -> dict[str, TensorInfo]:
+        """Describes the exported model's outputs, by name, in the order in which the network returns them; empty: not
+        described."""
+        return {}
 
     def preview(self, batch: Batch, most: int) -> tuple[Any, list[str]]:
         """The first samples of a training batch after raw augmentation, with captions."""

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from workbench import figures
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_findings
+from workbench.lists import names_of
 from workbench.predict import input_files
 from workbench.probes.common import device_of
 from workbench.representations import drawing
@@ -41,7 +41,7 @@ def embed(cfg: DictConfig) -> None:
     action = cfg.action
     wanted = Features.asked(action)
     check_reading(action)
-    splits = _asked_splits(action.splits)
+    splits = _asked_splits(names_of(cfg, "splits"))
     if cfg.input is not None:
         source = source_of_files(cfg)
         files = input_files(str(cfg.input), source.data)
@@ -85,8 +85,7 @@ def embed(cfg: DictConfig) -> None:
     _show(source, wanted, written, shown)
 
 
-def _asked_splits(splits: Any) -> list[str]:
-    asked = [splits] if isinstance(splits, str) else list(splits)
+def _asked_splits(asked: list[str]) -> list[str]:
     if strange := [split for split in asked if split not in SPLITS]:
         raise UsageError(f"action.splits: {strange[0]} is none of {', '.join(SPLITS)}")
     if not asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, open_dict
 
 from tasks.datasets.items import SPLITS
 from tasks.datasets.targets import ClassTargets
@@ -19,6 +19,7 @@ from workbench.build import refused_settings
 from workbench.console import console, print_table
 from workbench.errors import UsageError
 from workbench.files import write_findings
+from workbench.lists import numbers, whole_numbers
 from workbench.probes.common import device_of
 from workbench.representations import drawing, protocols
 from workbench.representations.extract import embedded
@@ -69,23 +70,6 @@ def evaluate(cfg: DictConfig) -> float | None:
             log.info("%s: %s", name, wanted.said())
             found[name] = protocol(splits)
     return _report(cfg, source, wanted, splits, found, failures, time.monotonic() - started)
-
-
-def numbers(cfg: DictConfig, name: str) -> list[float]:
-    """A setting of the action that is a number or a list of numbers; raises `UsageError` otherwise."""
-    given = cfg.action[name]
-    found = list(given) if isinstance(given, ListConfig) else [given]
-    if not all(type(value) in (int, float) for value in found):
-        raise UsageError(f"action.{name}={given}: it must list numbers")
-    return found
-
-
-def whole_numbers(cfg: DictConfig, name: str) -> list[int]:
-    """Like `numbers`, for integers."""
-    found = numbers(cfg, name)
-    if not all(type(value) is int for value in found):
-        raise UsageError(f"action.{name}={cfg.action[name]}: it must list whole numbers")
-    return [int(value) for value in found]
 
 
 def whole_number(cfg: DictConfig, name: str) -> int:

@@ -3,123 +3,172 @@
 import copy
 import io
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from tasks.network import Network
+from tasks.task import Task
 from workbench.console import print_table
 from workbench.errors import TrainingError, UsageError
+from workbench.export_shapes import (
+    BATCH_ALONE,
+    Free,
+    described,
+    dynamic_shapes,
+    fitted,
+    input_shapes,
+    output_shapes,
+    resized,
+    said_limits,
+    tensor_names,
+)
 from workbench.extras import need
 from workbench.files import write_atomically, write_findings
+from workbench.lists import names_of
 from workbench.provenance import FIELD, note
-from workbench.restore import restore
+from workbench.restore import Restored, restore
 
 log = logging.getLogger("widefield")
 
-Free = Mapping[int, int]  # dynamic axis of a raw batch -> what its length is a multiple of
-BATCH_ALONE: Free = {0: 1}
-AXES = {0: "batch", 2: "height", 3: "width"}  # names of dynamic axes
-
 
 def export(cfg: DictConfig) -> None:
-    """Write `export/model.pt2` and/or `export/model.onnx`, each checked against the model it came from."""
-    unknown = set(cfg.action.formats) - set(WRITERS)
-    if unknown:
-        raise UsageError(f"action.formats: {', '.join(sorted(unknown))} is not one of {', '.join(WRITERS)}")
-    if "onnx" in cfg.action.formats:
-        need("onnx", "formats=[onnx]")
+    """Write `export/model.pt2` and/or `export/model.onnx`, each checked against the model it came from, and
+    `export/model.json`, which says what goes in and what comes out (docs/EXPORT.md).
+
+    A file is checked at the nominal size of the input, with a batch of one sample, and at twice the length of each
+    further dynamic axis; one that fails is removed.
+    """
+    formats = _asked_formats(cfg)
     restored = restore(cfg)
-    network = restored.task.network
-    merged = copy.deepcopy(network).reparameterize().eval()
+    task = restored.task
+    merged = copy.deepcopy(task.network).reparameterize().eval()
     torch.manual_seed(0)
-    free = restored.task.free_axes
-    raw = _fitted(network.embedder.example_raw(3), free)
-    checked = [raw, *([_longer(raw, free)] if len(free) > 1 else [])]
+    free = task.free_axes
+    raw = fitted(task.network.embedder.example_raw(3), free)
+    raws = [raw, *(resized(raw, axis) for axis in free)]
     with torch.inference_mode():
-        wanted = [network(each) for each in checked]
+        checked = [(each, task.network(each)) for each in raws]
+    about = _description(restored, free, checked)
+    inputs, outputs = ([entry["name"] for entry in about[kind]] for kind in ("inputs", "outputs"))
     folder = Path(cfg.paths.run) / "export"
     rows = []
-    for name in cfg.action.formats:
+    for name in formats:
         path = folder / FILES[name]
-        read_back = WRITERS[name](merged, raw, path, free)
-        difference = max(
-            restored.task.difference(read_back(each), right)
-            for each, right in zip(checked, wanted, strict=True)
-        )
-        if not difference <= cfg.action.tolerance:
-            path.unlink()
-            raise TrainingError(
-                f"the {name} export differs from the model by {difference:.1e} (relative); not kept"
-            )
+        try:
+            read_back = WRITERS[name](merged, raw, path, free, inputs, outputs)
+            difference = _difference(name, task, read_back, checked, cfg.action.tolerance)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        about["files"].append(path.name)
+        write_findings(folder / "model.json", about)
         rows.append((str(path), f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"))
-    about = {
-        "task": restored.cfg.task.name,
-        "checkpoint": str(restored.checkpoint),
-        "input": tree_map(lambda value: _said_shape(value, free), raw),
-        "output": tree_map(lambda value: _said_shape(value, free), wanted[0]),
-        "facts": restored.task.data_info,
-    }
-    write_findings(folder / "model.json", about)
     print_table("Exported (raw input, merged form)", rows, ("file", "size", "largest relative difference"))
 
 
-def _fitted(raw: Any, free: Free) -> Any:
-    """Repeat and crop a raw batch so that each dynamic axis is at least two multiples long: exporters treat a length
-    of one as a constant."""
-
-    def cut(value: Tensor) -> Tensor:
-        for axis, multiple in free.items():
-            if multiple > 1:
-                times = -(-2 * multiple // value.shape[axis])
-                value = value.repeat([times if place == axis else 1 for place in range(value.ndim)])
-                value = value.narrow(axis, 0, value.shape[axis] // multiple * multiple)
-        return value
-
-    return tree_map(cut, raw)
+def _asked_formats(cfg: DictConfig) -> list[str]:
+    formats = list(dict.fromkeys(names_of(cfg, "formats")))
+    if unknown := sorted(set(formats) - set(WRITERS)):
+        raise UsageError(f"action.formats: {', '.join(unknown)} is not one of {', '.join(WRITERS)}")
+    if not formats:
+        raise UsageError(f"action.formats is empty: take some of {', '.join(WRITERS)}")
+    if "onnx" in formats:
+        need("onnx", "formats=[onnx]")
+    return formats
 
 
-def _longer(raw: Any, free: Free) -> Any:
-    """Repeat a raw batch so that each dynamic axis is twice as long."""
+def _difference(
+    name: str,
+    task: Task,
+    read_back: Callable[[Any], Any],
+    checked: Sequence[tuple[Any, Any]],
+    tolerance: float,
+) -> float:
+    """The largest relative difference between an exported file and the model.
 
-    def repeated(value: Tensor) -> Tensor:
-        return value.repeat([2 if axis in free else 1 for axis in range(value.ndim)])
+    Args:
+        name: of the format.
+        read_back: the model in the file.
+        checked: raw batches, and the model's outputs.
+        tolerance: the largest difference allowed.
 
-    return tree_map(repeated, raw)
+    Raises:
+        TrainingError: the file cannot be run at one of the sizes, or answers otherwise than the model.
+    """
+    largest = 0.0
+    for raw, wanted in checked:
+        size = " and ".join(str(list(leaf.shape)) for leaf in tree_leaves(raw))
+        try:
+            with torch.no_grad():
+                given = read_back(raw)
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TrainingError(
+                f"the {name} export cannot be run on inputs of shape {size}: {said}; not kept"
+            ) from error
+        ours, theirs = ([list(leaf.shape) for leaf in tree_leaves(each)] for each in (given, wanted))
+        if ours != theirs:
+            raise TrainingError(
+                f"the {name} export answers inputs of shape {size} with outputs of shape {ours}, the model with "
+                f"{theirs}; not kept"
+            )
+        difference = task.difference(given, wanted)
+        if math.isnan(difference):
+            raise TrainingError(
+                f"the {name} export cannot be compared with the model on inputs of shape {size}: there are values "
+                "that are not finite; not kept"
+            )
+        if not difference <= tolerance:
+            raise TrainingError(
+                f"the {name} export differs from the model by {difference:.1e} (relative) on inputs of shape "
+                f"{size}; not kept"
+            )
+        largest = max(largest, difference)
+    return largest
 
 
-def _said_shape(value: Tensor, free: Free) -> list[int | str]:
-    return [
-        AXES.get(axis, f"axis {axis}") if axis in free else length for axis, length in enumerate(value.shape)
-    ]
-
-
-def _dynamic_shapes(raw: Any, free: Free) -> Any:
-    """The `dynamic_shapes` argument of the exporters."""
-    dims = {
-        axis: torch.export.Dim(AXES.get(axis, f"axis{axis}"), min=1 if multiple == 1 else 2, max=4096)
-        for axis, multiple in free.items()
+def _description(restored: Restored[Task], free: Free, checked: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """The content of `model.json`, as yet without files."""
+    raw, wanted = checked[0]
+    shapes_in = input_shapes(raw, free)
+    shapes_out = output_shapes(raw, wanted, dict(zip(free, checked[1:], strict=True)))
+    info_in, info_out = restored.task.input_info(), restored.task.output_info()
+    return {
+        "task": restored.cfg.task.name,
+        "checkpoint": str(restored.checkpoint),
+        "files": [],
+        "input": tree_unflatten(shapes_in, tree_structure(raw)),
+        "output": tree_unflatten(shapes_out, tree_structure(wanted)),
+        "inputs": described(tensor_names(raw, info_in, "raw"), raw, shapes_in, info_in),
+        "outputs": described(tensor_names(wanted, info_out, "output"), wanted, shapes_out, info_out),
+        "dynamic": said_limits(free),
+        "facts": restored.task.data_info,
     }
-    lengths = {axis: multiple * dims[axis] if multiple > 1 else dims[axis] for axis, multiple in free.items()}
-    return tree_map(
-        lambda value: {axis: length for axis, length in lengths.items() if axis < value.ndim}, raw
-    )
 
 
 def write_torch_export(
-    network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE
+    network: Network,
+    raw: Any,
+    path: Path,
+    free: Free = BATCH_ALONE,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> Callable[[Any], Any]:
-    """Write a `torch.export` program with dynamic axes; returns the model as read back from the file."""
+    """Write a `torch.export` program with dynamic axes; returns the model as read back from the file.
+
+    It takes the raw batch as the network does, so that names of tensors do not matter.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         # torchvision declares the output length of non-maximum suppression in a deprecated way.
         warnings.filterwarnings("ignore", message=".*create_unbacked_symint", category=FutureWarning)
-        program = torch.export.export(network, (raw,), dynamic_shapes=(_dynamic_shapes(raw, free),))
+        program = torch.export.export(network, (raw,), dynamic_shapes=(dynamic_shapes(raw, free),))
 
     def write(draft: Path) -> None:
         # Into memory first: on a full disk PyTorch's archive writer ends the whole process.
@@ -138,8 +187,21 @@ def provenance_entries() -> dict[str, str]:
     return {FIELD: said} if said else {}
 
 
-def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE) -> Callable[[Any], Any]:
-    """Write an ONNX model with dynamic axes; returns a function that runs it in onnxruntime."""
+def write_onnx(
+    network: Network,
+    raw: Any,
+    path: Path,
+    free: Free = BATCH_ALONE,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> Callable[[Any], Any]:
+    """Write an ONNX model with dynamic axes; returns a function that runs it in onnxruntime.
+
+    Args:
+        network, raw, path: the module, an input of it, and the file.
+        free: dynamic axes.
+        inputs, outputs: names of the tensors of the raw batch and of the output; the exporter's if empty.
+    """
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -149,7 +211,9 @@ def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE)
             network,
             kwargs={"raw": raw},
             dynamo=True,
-            dynamic_shapes={"raw": _dynamic_shapes(raw, free)},
+            dynamic_shapes={"raw": dynamic_shapes(raw, free)},
+            input_names=list(inputs) or None,
+            output_names=list(outputs) or None,
             verbose=False,
         )
     assert program is not None
@@ -159,8 +223,8 @@ def write_onnx(network: Network, raw: Any, path: Path, free: Free = BATCH_ALONE)
     names = [wanted.name for wanted in session.get_inputs()]
 
     def read_back(raw: Any) -> Any:
-        leaves = torch.utils._pytree.tree_leaves(raw)
-        given = {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
+        leaves = tree_leaves(raw)
+        given = {name: leaf.contiguous().numpy() for name, leaf in zip(names, leaves, strict=True)}
         answers = tuple(torch.as_tensor(answer) for answer in session.run(None, given))
         return answers[0] if len(answers) == 1 else answers
 

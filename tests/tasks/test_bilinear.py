@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from tasks.bilinear import by_products, resized
 
@@ -42,3 +43,22 @@ def test_products_are_not_rounded_under_autocast() -> None:
 def test_nothing_to_do() -> None:
     x = torch.randn(1, 2, 5, 7)
     assert resized(x, (5, 7)) is x
+
+
+class Enlarged(nn.Module):
+    """Enlarges the first map to the size of the second."""
+
+    def forward(self, small_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
+        return resized(small_BCHW, (like_BCHW.shape[-2], like_BCHW.shape[-1]))
+
+
+def test_a_size_that_matches_in_tracing_is_no_constant_of_the_exported_program() -> None:
+    """A pooled map of 2 × 2 beside a coarse map of 2 × 2, which in other images is larger."""
+    height, width = (torch.export.Dim(name, min=1, max=64) for name in ("height", "width"))
+    small = torch.randn(1, 3, 2, 2)
+    program = torch.export.export(
+        Enlarged(), (small, torch.randn(1, 3, 2, 2)), dynamic_shapes=(None, {2: height, 3: width})
+    ).module()
+    for size in ((2, 2), (4, 2), (5, 7)):
+        like = torch.randn(1, 3, *size)
+        torch.testing.assert_close(program(small, like), Enlarged()(small, like))

@@ -15,6 +15,7 @@ from workbench.build import refused_settings
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_findings, write_table
+from workbench.lists import names_of
 from workbench.probes import drawing
 from workbench.probes.common import (
     UNTRAINED,
@@ -43,9 +44,10 @@ def probe(cfg: DictConfig) -> None:
         raise UsageError(
             f"action.batch_size must be at least 4 for the unbiased estimate, not {options.batch_size}"
         )
+    against = names_of(cfg, "against")
     probed, data = asked_about(cfg)
     networks = {probed.name: probed}
-    for name in options.against:
+    for name in against:
         other = _untrained(probed) if name == UNTRAINED else from_checkpoint(cfg, name)
         label = other.name if other.name not in networks else f"{other.name} ({_short(name)})"
         networks[label] = other

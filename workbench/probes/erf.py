@@ -25,6 +25,7 @@ from workbench.checkpoint_files import find_checkpoint
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_atomically, write_findings, write_table
+from workbench.lists import names_of, numbers
 from workbench.probes import drawing
 from workbench.probes.common import (
     UNTRAINED,
@@ -49,12 +50,13 @@ def probe(cfg: DictConfig) -> float:
     options = cfg.action
     if options.form not in FORMS:
         raise UsageError(f"action.form must be one of {', '.join(FORMS)}, not {options.form}")
+    others, thresholds = names_of(cfg, "compare"), numbers(cfg, "thresholds")
     probed, data = asked_about(cfg)
     with refused_settings():
         stage_features(probed.backbone, options.stage)  # fails early for a stage that does not exist
         stride = strides(probed.backbone)[options.stage - 1]
         networks: dict[str, Backbone] = {probed.name: in_form(probed.backbone, options.form)}
-        networks |= dict(compared(cfg, probed, name, options.form) for name in options.compare)
+        networks |= dict(compared(cfg, probed, name, options.form) for name in others)
         maps = middles(list(input_maps(cfg, probed, data)))
         found: dict[str, ReceptiveField] = {}
         steps: dict[str, int] = {}
@@ -66,7 +68,7 @@ def probe(cfg: DictConfig) -> float:
                 maps,
                 steps[name],
                 centre_offset(network, steps[name]),
-                tuple(options.thresholds),
+                tuple(thresholds),
             )
     write_config(probed.cfg)
     folder = Path(cfg.paths.run)

@@ -18,6 +18,7 @@ from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_findings, write_table
 from workbench.fit import metrics_of
+from workbench.lists import names_of, numbers
 from workbench.probes import drawing
 from workbench.probes.common import plain, show_files
 from workbench.results import write_config
@@ -57,8 +58,10 @@ def probe(cfg: DictConfig) -> float | None:
     """Write `robustness.json`, `robustness.csv` and `figures/robustness.png`; returns the relative metric, averaged
     over severities and corruptions."""
     options = cfg.action
+    asked = None if options.corruptions is None else names_of(cfg, "corruptions")
+    at = {name: numbers(cfg, f"severities.{name}") for name in options.severities or {}}
     own, data, task, _ = trained(cfg)
-    chosen = corruptions(own.modality.name, options.corruptions, options.severities, task.located)
+    chosen = corruptions(own.modality.name, asked, at, task.located)
     metric = own.task.monitor.replace("val/", "test/")
     better_up = own.task.mode == "max"
     own.logger, own.callbacks = {}, {}  # dozens of tests: one log line each is enough

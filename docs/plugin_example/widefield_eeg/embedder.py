@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from modalities.embedder import Embedder, MapAxes
+from modalities.tensor_info import TensorInfo
 
 
 class BandPower(Embedder):
@@ -35,6 +36,7 @@ class BandPower(Embedder):
     ) -> None:
         super().__init__()
         self.out_chans, self.length, self.seconds = electrodes, round(rate * seconds), seconds
+        self.rate = rate
         self.size, self.step = round(rate * window_s), round(rate * step_s)
         if not 0 < self.step <= self.size <= self.length:
             raise ValueError("step_s, window_s and seconds must rise in this order")
@@ -54,6 +56,10 @@ class BandPower(Embedder):
 
     def example_raw(self, batch_size: int = 1) -> Tensor:
         return 10 * torch.randn(batch_size, self.out_chans, self.length)
+
+    def raw_info(self) -> dict[str, TensorInfo]:
+        facts = {"sample_rate_hz": self.rate}
+        return {"eeg": TensorInfo("potentials in microvolts", ("batch", "electrode", "sample"), facts)}
 
     def map_axes(self) -> MapAxes:
         ticks = tuple((hertz / self.per_bin, f"{hertz}") for hertz in (0, 10, 20, 30, 40))
