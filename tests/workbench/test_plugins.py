@@ -116,7 +116,7 @@ def test_a_run_is_tested_asked_and_exported(widefield: Widefield, run: Path, hom
 def test_its_composition_is_counted(widefield: Widefield) -> None:
     said = widefield(*EEG, "action=info")
     assert "8×49×25" in said
-    assert "train it: " in said and "modality=eeg" in said.rpartition("train it: ")[2]
+    assert "modality=eeg backbone=eeg_net" in said
 
 
 def test_its_data_go_into_shards_and_come_back(widefield: Widefield, home: Path) -> None:
