@@ -19,6 +19,7 @@ from torch import nn
 from workbench.quoting import value_text
 
 LONGEST = 80  # characters of a value that are shown
+PACKAGES = ("modalities", "backbone", "tasks", "workbench")  # their classes are components
 LISTS = (list, tuple, Sequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping)
 PLAIN = (bool, int, float, str, list, dict, NoneType)
@@ -67,7 +68,10 @@ def _items_suit(value: list[Any], origin: Any, inner: tuple[Any, ...]) -> bool:
 def _is_component(kind: Any) -> bool:
     if (get_origin(kind) or kind) is Callable:
         return True
-    return isinstance(kind, type) and (issubclass(kind, nn.Module) or is_dataclass(kind))
+    if not isinstance(kind, type):
+        return False
+    ours = kind.__module__.partition(".")[0] in PACKAGES
+    return ours or issubclass(kind, nn.Module) or is_dataclass(kind)
 
 
 def converted(value: Any, kind: Any) -> Any:
