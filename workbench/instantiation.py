@@ -18,7 +18,7 @@ from typing_extensions import Unpack, is_typeddict
 
 from tasks.datasets.joint import JointData
 from tasks.secrets import hide
-from workbench.errors import UsageError
+from workbench.errors import SettingError
 from workbench.members import REPLACED, is_joint, member_cfgs
 from workbench.setting_types import LISTS, converted, said, shown, suits
 
@@ -32,7 +32,7 @@ def instantiate(node: Any, **arguments: Any) -> Any:
     """Build the component that a node describes, as Hydra's function of this name; its settings are checked first.
 
     Raises:
-        UsageError: a setting has another type than its argument.
+        SettingError: a setting has another type than its argument.
     """
     check_types(node)
     return hydra.utils.instantiate(node, **arguments)
@@ -42,14 +42,14 @@ def check_settings(cfg: DictConfig) -> None:
     """Check the types of all settings of a run, before any of its components is built.
 
     Raises:
-        UsageError: a setting has another type than its argument.
+        SettingError: a setting has another type than its argument.
     """
     joint = is_joint(cfg)
     for place in PLACES:
         for name, node in (OmegaConf.select(cfg, place) or {}).items():
             if node and not (isinstance(node, DictConfig) and "_target_" in node):
                 told = OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
-                raise UsageError(
+                raise SettingError(
                     f"{place}.{name} must be a component with a _target_ or null, not {shown(told)}"
                 )
     for group in GROUPS:
@@ -73,7 +73,7 @@ def check_types(node: Any, prefix: str = "") -> None:
         prefix: what the names of settings begin with in messages.
 
     Raises:
-        UsageError: a setting has another type than its argument.
+        SettingError: a setting has another type than its argument.
     """
     if isinstance(node, DictConfig) and not node._is_none():
         target = _value(node, "_target_")
@@ -129,7 +129,7 @@ def _check_arguments(
             continue
         if not suits(value, kind):
             name = prefix + _name(node, key)
-            raise UsageError(f"{name} must be {said(kind)}, not {shown(hide({name: value})[name])}")
+            raise SettingError(f"{name} must be {said(kind)}, not {shown(hide({name: value})[name])}")
         now = converted(value, kind)
         if now is not value and not written._is_interpolation():
             node[key] = now
