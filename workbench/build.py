@@ -78,6 +78,8 @@ def refused_settings() -> Iterator[None]:
     """Convert a `ValueError` or `TypeError` raised while constructing a component to a `UsageError`."""
     try:
         yield
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
