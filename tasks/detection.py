@@ -7,7 +7,7 @@ h and w of the network's input.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ class DetectionTask(Task):
 
     def __init__(
         self,
-        inference: Mapping[str, Any] | None = None,
+        inference: Annotated[Mapping[str, Any], DetectionInference] | None = None,
         mask_threshold: float = 0.5,
         shown_score: float = 0.5,
         **settings: Any,

@@ -6,6 +6,7 @@ apply).
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, cast
 
 from timm.optim import create_optimizer_v2
@@ -81,8 +82,11 @@ def create_optimizer(
         for key, value in options.items()
     }
     betas: Any = options.get("betas")
-    if betas is not None and (not isinstance(betas, tuple) or len(betas) < 2):
+    if betas is not None and not (isinstance(betas, tuple) and len(betas) > 1 and _are_numbers(*betas)):
         raise ValueError(f"optimizer.betas takes two numbers, such as [0.9, 0.999], not {betas}")
+    momentum = options.get("momentum")
+    if momentum is not None and not _are_numbers(momentum):
+        raise ValueError(f"optimizer.momentum must be a number, not {momentum}")
     if opt == "sgd" and options.get("momentum") == 0:
         options.setdefault("nesterov", False)  # which PyTorch refuses without momentum
     if opt in FUSED and {parameter.device.type for parameter in module.parameters()} in ({"cpu"}, {"cuda"}):
@@ -114,3 +118,7 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
         if "layer" in group:
             rates[f"lr/layer_{group['layer']:02d}"] = float(group["lr"])
     return rates
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, Real) for value in values)

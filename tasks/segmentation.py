@@ -6,7 +6,7 @@ Shapes: B batch, K classes, H and W in pixels.
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class SegmentationTask(Task):
         self,
         loss: nn.Module,
         auxiliary_weight: float = 0.4,
-        inference: Mapping[str, Any] | None = None,
+        inference: Annotated[Mapping[str, Any], DenseInference] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)

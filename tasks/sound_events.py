@@ -6,7 +6,7 @@ Shapes: B batch, T samples, N frames, K classes, E events, P frames of all recor
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -73,10 +73,10 @@ class SoundEventTask(Task):
     def __init__(
         self,
         loss: nn.Module,
-        decoding: Mapping[str, Any] | None = None,
-        collars: Mapping[str, float] | None = None,
+        decoding: Annotated[Mapping[str, Any], Decoding] | None = None,
+        collars: Annotated[Mapping[str, Any], Collars] | None = None,
         segment: float = 1.0,
-        psds: Mapping[str, Any] | None = None,
+        psds: Annotated[Mapping[str, Any], PSDSettings] | None = None,
         overlap: float = 0.5,
         **settings: Any,
     ) -> None:

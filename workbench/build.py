@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from backbone import Backbone
@@ -20,6 +20,7 @@ from tasks.joint import JointTask, make_weighting
 from tasks.network import Network, example_maps
 from tasks.task import Augment, Task
 from workbench.errors import UsageError
+from workbench.instantiation import instantiate
 from workbench.members import REPLACED, is_joint, member_cfgs
 from workbench.monitor import settle
 from workbench.pretrained import weights_file
@@ -77,6 +78,8 @@ def refused_settings() -> Iterator[None]:
     """Convert a `ValueError` or `TypeError` raised while constructing a component to a `UsageError`."""
     try:
         yield
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from backbone import CheckpointError
 from tasks.datasets.errors import DataError
 from workbench.console import printable
-from workbench.errors import TrainingError, UsageError
+from workbench.errors import SettingError, TrainingError, UsageError
 from workbench.members import REPLACED
 from workbench.old_names import with_current_names
 from workbench.resolvers import mode_of
@@ -421,6 +421,10 @@ def built_from(path: Path) -> Iterator[None]:
     """Convert unexpected errors while a model is built from `path` to a `CheckpointError` of one sentence."""
     try:
         yield
+    except SettingError as error:
+        raise CheckpointError(
+            f"{path}: no model can be built from what it says, or from this command's settings beside it ({error})"
+        ) from error
     except (UsageError, TrainingError, DataError, CheckpointError):
         raise
     except Exception as error:

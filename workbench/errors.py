@@ -25,6 +25,10 @@ class UsageError(ValueError):
     """A request that cannot be carried out; the message is one sentence."""
 
 
+class SettingError(UsageError):
+    """A setting of another type than the argument of its component."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot continue; the message says why and what was saved."""
 

@@ -26,6 +26,7 @@ from workbench.cost import StepTimes, cost_of
 from workbench.errors import UsageError
 from workbench.going_on import going_on_said
 from workbench.info import map_shape, number_of_parameters
+from workbench.instantiation import check_settings
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
@@ -53,6 +54,7 @@ def fit(cfg: DictConfig) -> float | None:
 def _fit(cfg: DictConfig) -> float | None:
     started = time.monotonic()
     resume = resume_from(cfg)
+    check_settings(cfg)
     data = build_all_data(cfg)
     if resume:
         same_data(cfg, data, resume)

@@ -5,7 +5,6 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,6 +15,7 @@ from tasks.task import Prediction, Task
 from workbench.composition import built_from
 from workbench.errors import UsageError
 from workbench.hub import SCHEME, is_repository
+from workbench.instantiation import instantiate
 from workbench.overrides import compose
 from workbench.predict import NOT_FINITE, is_finite
 from workbench.quoting import word

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from tasks.datasets.base import DataModule
@@ -12,6 +11,7 @@ from workbench.build import build_data, ready
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
+from workbench.instantiation import instantiate
 from workbench.overrides import was_said
 from workbench.restore import Restored
 from workbench.resume import changed_data

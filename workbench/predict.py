@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +24,7 @@ from workbench.composition import built_from
 from workbench.console import console, print_table, printable
 from workbench.errors import UsageError
 from workbench.files import write_atomically, write_columns, write_table
+from workbench.instantiation import instantiate
 from workbench.provenance import data_read, note
 from workbench.restore import restore
 from workbench.shared_files import SharedFiles

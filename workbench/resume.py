@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backbone import CheckpointError
@@ -18,6 +17,7 @@ from workbench.composition import check_record, read_run_config
 from workbench.console import printable, speaks
 from workbench.errors import UsageError
 from workbench.files import remove_drafts
+from workbench.instantiation import instantiate
 from workbench.members import resolved
 from workbench.overrides import overrides
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.layer_sync import LayerSync
@@ -14,8 +13,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from backbone.cross_process_norm import across_processes, within_process
+from workbench.build import refused_settings
 from workbench.checkpoint_files import AtomicCheckpoints
 from workbench.errors import UsageError
+from workbench.instantiation import instantiate
 from workbench.loggers import telling
 from workbench.members import is_joint
 from workbench.sharding import SyncBatchNorms, fsdp
@@ -36,17 +37,18 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     without_gpus = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     if cfg.trainer.sync_batchnorm:
         plugins.append(SyncOnCPU() if without_gpus else SyncBatchNorms())
-    trainer = make_trainer(
-        **_limits(cfg),
-        **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
-        callbacks=callbacks,
-        # By default the trainer adds a checkpoint callback of its own if ours is switched off.
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        logger=loggers or False,
-        plugins=plugins,
-        sync_batchnorm=False,  # done by the plugins
-        default_root_dir=cfg.paths.run,
-    )
+    with refused_settings():
+        trainer = make_trainer(
+            **_limits(cfg),
+            **({"strategy": fsdp()} if cfg.trainer.strategy == "fsdp" else {}),
+            callbacks=callbacks,
+            # By default the trainer adds a checkpoint callback of its own if ours is switched off.
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            logger=loggers or False,
+            plugins=plugins,
+            sync_batchnorm=False,  # done by the plugins
+            default_root_dir=cfg.paths.run,
+        )
     refuse_folders(trainer.strategy)
     heed_signals_together(trainer)
     return trainer

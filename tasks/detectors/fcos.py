@@ -5,7 +5,7 @@ Shapes: B images, N locations of all levels, G objects, P positive locations, K 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class FCOSHead(DetectionHead):
         radius: float = 1.5,
         alpha: float = 0.25,
         gamma: float = 2.0,
-        test: Mapping[str, Any] | None = None,
+        test: Annotated[Mapping[str, Any], TestSettings] | None = None,
     ) -> None:
         if not 0 <= first < len(in_channels) or extra_levels < 0:
             raise ValueError(

@@ -8,7 +8,7 @@ Shapes: B images, R regions of all images, P regions per image, K classes, D det
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,11 @@ class TwoStageHead(DetectionHead):
         channels: int = 256,
         samples: int = 512,
         positive_part: float = 0.25,
-        stages: Sequence[Mapping[str, Any]] = ({},),
-        rpn: Mapping[str, Any] | None = None,
-        box: Mapping[str, Any] | None = None,
-        mask: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
+        stages: Sequence[Annotated[Mapping[str, Any], Stage]] = ({},),
+        rpn: Annotated[Mapping[str, Any], RPNSettings] | None = None,
+        box: Annotated[Mapping[str, Any], BoxHeadSettings] | None = None,
+        mask: Annotated[Mapping[str, Any], MaskHeadSettings] | None = None,
+        test: Annotated[Mapping[str, Any], TestSettings] | None = None,
     ) -> None:
         super().__init__(num_classes, strides)
         wanted = str(masks).lower()

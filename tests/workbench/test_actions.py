@@ -184,6 +184,11 @@ def test_info_repeats_the_settings_of_what_it_describes(
             ("task.data.limit=8", "+trainer.val_check_interval=1000"),
             "trainer.val_check_interval=1000 is more than the training batches of an epoch",
         ),
+        (
+            ("modality=image", "task.data.transforms.size=[96,160]"),
+            "size must be a whole number, not [96, 160]",
+        ),
+        (("optimizer.lr=[1]",), "optimizer.lr must be a number, not [1]"),
         (("optimizer.layer_decay=2",), "layer_decay must lie in (0, 1]"),
         (("optimizer.lr=-1",), "Invalid learning rate: -1"),
         (("scheduler=milestones", "scheduler.epochs=[3,1]"), "scheduler.epochs takes rising numbers"),

@@ -18,6 +18,7 @@ from workbench.build import build_network
 from workbench.checking import check_composition, tasks_of
 from workbench.errors import UsageError
 from workbench.extras import _installed
+from workbench.instantiation import check_settings, check_types
 
 CONF = ROOT / "conf"
 Compose = Callable[..., DictConfig]
@@ -71,6 +72,7 @@ def test_every_file_says_what_it_is(file: Path) -> None:
 def test_modality_brings_its_default_task(composed: Compose, modality: str) -> None:
     cfg = composed(f"modality={modality}")
     check_composition(cfg)
+    check_settings(cfg)
     assert cfg.modality.name == modality == cfg.task.modality
     assert cfg.task.name in tasks_of(modality)
 
@@ -79,6 +81,7 @@ def test_modality_brings_its_default_task(composed: Compose, modality: str) -> N
 def test_task_builds(composed: Compose, task: str) -> None:
     cfg = composed(f"modality={modality_of(task)}", f"task={task}", "paths.samples=nowhere")
     check_composition(cfg)
+    check_settings(cfg)
     assert cfg.task.name == task
     instantiate(cfg.task.data)
     assert instantiate(cfg.task.model, _partial_=True).func is get_class(cfg.task.model._target_)
@@ -89,6 +92,7 @@ def test_backbone_builds(composed: Compose, backbone: str) -> None:
     words = ["backbone.name=resnet18"] if backbone == "timm" else []
     cfg = composed(f"backbone={backbone}", *words)
     assert words or cfg.backbone.name == backbone
+    check_types(cfg.backbone)
     with torch.device("meta"):
         model = instantiate(cfg.backbone.model, in_chans=3)
     if "dims" in cfg.backbone.model:
@@ -138,6 +142,7 @@ def test_partials_fit_a_network(
     if not all(word.partition("=")[0].removeprefix("scheduler.") in node for word in words):
         pytest.skip("this schedule has no such option")
     cfg = composed(f"optimizer={optimizer}", f"scheduler={scheduler}", "backbone=widefield_nano", *words)
+    check_settings(cfg)
     network = build_network(cfg, {"class_names": ["a", "b"], "multilabel": False})
     made = instantiate(cfg.optimizer)(network)
     schedule = instantiate(cfg.scheduler)(made, total_steps=STEPS, steps_per_epoch=PER_EPOCH)
@@ -172,6 +177,7 @@ def test_trainer_arguments_exist(composed: Compose, trainer: str) -> None:
     node = composed(f"trainer={trainer}").trainer
     known = inspect.signature(Trainer.__init__).parameters
     assert {str(key) for key in node if key != "_target_"} <= set(known)
+    check_types(node)
 
 
 @pytest.mark.parametrize("callbacks", names("callbacks"))
@@ -179,6 +185,7 @@ def test_callbacks_build(composed: Compose, callbacks: str) -> None:
     for node in composed(f"callbacks=[{callbacks}]", "paths.run=run").callbacks.values():
         for key in OmegaConf.missing_keys(node):  # the user's to say
             node[key.rpartition(".")[2]] = 1
+        check_types(node)
         assert isinstance(instantiate(node), Callback)
 
 
@@ -189,6 +196,7 @@ def test_loggers_build(composed: Compose, logger: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=rf"pip install -e '.\[{logger}\]'"):
             check_composition(cfg)
         return
+    check_settings(cfg)
     for node in cfg.logger.values():
         assert isinstance(instantiate(node), Logger)
 
@@ -231,12 +239,14 @@ def test_debug_wins(composed: Compose, debug: str) -> None:
     cfg = composed(f"debug={debug}", "experiment=audio/speech_commands_s")
     assert cfg.trainer.max_epochs < 100
     check_composition(cfg)
+    check_settings(cfg)
 
 
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_experiments_compose(composed: Compose, experiment: str) -> None:
     cfg = composed(f"experiment={experiment}")
     check_composition(cfg)
+    check_settings(cfg)
     folder = experiment.partition("/")[0]
     assert {"segmentation": "image", "detection": "image"}.get(folder, folder) == cfg.modality.name
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
@@ -253,3 +263,28 @@ def test_wrong_pair_names_the_tasks(composed: Compose) -> None:
     cfg.modality.name = "video"
     with pytest.raises(UsageError, match="reads audio, not video: say modality=audio"):
         check_composition(cfg)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        *(
+            (("modality=image", "task=box_folder"), f"task/head={name}")
+            for name in names("task/head")
+            if "rcnn" in name
+        ),
+        *(
+            (("modality=image", "task=mask_folder"), f"task/head={name}")
+            for name in ("fcn", "mlp", "upernet")
+        ),
+        (("modality=image", "task=box_folder"), "task/head=fcos"),
+        *((("modality=image", "task=mask_folder"), f"task/loss={name}") for name in names("task/loss")),
+        *((("modality=time_series",), f"modality/embedder={name}") for name in ("fold", "token_map")),
+        *(
+            (("modality=point_cloud",), f"modality/embedder={name}")
+            for name in ("point_prompt", "projected_points")
+        ),
+    ],
+)
+def test_parts_have_settings_of_their_types(composed: Compose, words: tuple[str, ...], kind: str) -> None:
+    check_settings(composed(*words, kind))

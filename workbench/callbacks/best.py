@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -28,7 +28,7 @@ class BestCheckpoint(Checkpoint):
         metrics: all validation metrics of that epoch, by full name.
     """
 
-    def __init__(self, path: str, monitor: str, mode: str) -> None:
+    def __init__(self, path: str, monitor: str, mode: Literal["max", "min"]) -> None:
         self.path = Path(path)
         self.monitor = monitor
         self.sign = {"max": 1.0, "min": -1.0}[mode]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from backbone.probes import ShapeBias, decide, shape_bias
@@ -27,6 +26,7 @@ from workbench.composition import built_from
 from workbench.console import print_table
 from workbench.errors import UsageError
 from workbench.files import write_findings, write_table
+from workbench.instantiation import instantiate
 from workbench.probes import drawing
 from workbench.probes.common import Probed, device_of, from_checkpoint, plain, show_files
 from workbench.provenance import data_read

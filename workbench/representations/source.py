@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -19,6 +18,7 @@ from workbench.build import build_data, build_task
 from workbench.composition import built_from
 from workbench.console import printable
 from workbench.errors import UsageError
+from workbench.instantiation import instantiate
 from workbench.other_data import same_facts
 from workbench.provenance import data_read, model_read, provenance
 from workbench.restore import Restored, restore

@@ -51,7 +51,7 @@ class BoxFolder(BoxData):
         labels: str | None = None,
         classes: Sequence[str] | None = None,
         transforms: DetectionTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = 0.1,
         test_part: float = 0.1,
         **common: Unpack[ShardSettings],
     ) -> None:

@@ -64,7 +64,7 @@ class ImageTransforms:
     ratio: Sequence[float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     vflip: float = 0.0
-    color_jitter: float = 0.0
+    color_jitter: float | None = 0.0
     auto_augment: str | None = None
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
@@ -113,7 +113,7 @@ class ImageTransforms:
                 self.ratio,
                 self.hflip,
                 self.vflip,
-                self.color_jitter,
+                self.color_jitter or 0.0,
                 self.auto_augment,
                 self.interpolation,
             )
@@ -137,7 +137,7 @@ class ImageTransforms:
                 ratio=(self.ratio[0], self.ratio[1]),
                 hflip=self.hflip,
                 vflip=self.vflip,
-                color_jitter=self.color_jitter,
+                color_jitter=self.color_jitter or 0.0,
                 auto_augment=self.auto_augment,
                 interpolation=self.interpolation,
                 use_prefetcher=True,  # keeps uint8

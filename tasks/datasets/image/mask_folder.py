@@ -77,7 +77,7 @@ class MaskFolder(MaskData):
         reduce_zero_label: bool = False,
         void: Sequence[int] = (),
         transforms: SegmentationTransforms | None = None,
-        val_part: float = 0.1,
+        val_part: float | None = 0.1,
         test_part: float = 0.1,
         **common: Unpack[ShardSettings],
     ) -> None:

@@ -63,7 +63,7 @@ class ShardOptions:
     cache_dir: str | None = "data/shards"
     cache_gb: float = 20.0
     index_mb: float = INDEX_MB
-    storage: Mapping[str, Any] = field(default_factory=dict)
+    storage: Mapping[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.buffer < 1 or self.cache_gb <= 0 or self.index_mb <= 0:

@@ -67,7 +67,7 @@ class CsvForecast(SeriesData):
         decimal: str | None = None,
         date_order: str | None = None,
         time_zone: str | None = None,
-        missing: Sequence[str | float] | str | float = (),
+        missing: Sequence[str | float] | str | float | None = (),
         max_missing: float = 0.5,
         max_gib: float = 2.0,
         val_fraction: float = 0.1,
