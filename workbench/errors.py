@@ -19,6 +19,7 @@ from workbench.stopping import STOP, Interrupted
 log = logging.getLogger("widefield")
 
 ERROR_FILE = "error.json"
+LOST_CONNECTION = (EOFError, OSError, RuntimeError)  # of a connection to a process that has ended
 
 
 class UsageError(ValueError):
@@ -108,15 +109,31 @@ def _say_stopped(stop: Interrupted) -> None:
 
 def lost_reader(error: BaseException) -> str | None:
     """The message for an error caused by a DataLoader worker that has ended; `None` for any other."""
+    killed = (
+        "a reader process was killed, most likely because the memory ran out: lower task.data.num_workers or "
+        "task.data.batch_size"
+    )
+    if _within_a_batch(error):
+        return killed
     said = str(error)
     if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
         return None
     if "shared memory" in said:
         return "a reader process ran out of shared memory (/dev/shm): lower task.data.num_workers"
     if "killed by signal: Killed" in said or "exited unexpectedly" in said:
-        advice = "lower task.data.num_workers or task.data.batch_size"
-        return f"a reader process was killed, most likely because the memory ran out: {advice}"
+        return killed
     return f"a reader process crashed ({said.splitlines()[0].rpartition(': ')[2].strip(' .')})"
+
+
+def _within_a_batch(error: BaseException) -> bool:
+    """Whether the connection broke over which a reader process hands out the memory of a batch: it ended after it had
+    sent the batch, and before all of it was fetched."""
+    if not isinstance(error, LOST_CONNECTION):
+        return False
+    if "resource_sharer.py" in str(error):  # the traceback of the thread that pins memory
+        return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "multiprocessing.resource_sharer" for frame, _ in frames)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from workbench.console import speaks
-from workbench.errors import TrainingError, lost_reader
+from workbench.errors import LOST_CONNECTION, TrainingError, lost_reader
 from workbench.quoting import command
 from workbench.stopping import STOP
 
@@ -52,7 +52,7 @@ def going_on_said(folder: Path) -> Iterator[None]:
     STOP.say = said
     try:
         yield
-    except RuntimeError as error:
+    except LOST_CONNECTION as error:
         lost = lost_reader(error)
         if STOP.number is not None or lost is None:
             raise

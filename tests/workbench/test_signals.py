@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ import torch
 from tests_support import ROOT, TINY, only_run, weights
 from warm_runs import WarmRun, WarmRuns
 
+from workbench.errors import TrainingError, sentence
 from workbench.files import remove_drafts
+from workbench.going_on import going_on_said
 from workbench.stopping import Stop
 
 WORDS = (
@@ -145,6 +149,48 @@ def test_a_killed_reader_is_one_sentence(runs: WarmRuns, tmp_path: Path) -> None
     )
     again = pasted(runs, run, tmp_path)
     assert again.wait() == 0, again.said
+
+
+def _hand_out(connection: Connection) -> None:
+    """Send a file descriptor as a reader sends the memory of a batch, and wait."""
+    connection.send(DupFd(os.open(os.devnull, os.O_RDONLY)))
+    time.sleep(60)
+
+
+def test_a_reader_killed_before_its_batch_is_fetched_is_one_sentence() -> None:
+    here, there = multiprocessing.Pipe()
+    reader = multiprocessing.get_context("spawn").Process(target=_hand_out, args=(there,))
+    reader.start()
+    handed = here.recv()
+    reader.kill()
+    reader.join()
+    with pytest.raises((ConnectionRefusedError, FileNotFoundError)) as caught:
+        handed.detach()
+    assert str(sentence(caught.value)).startswith(
+        "a reader process was killed, most likely because the memory"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError(), ConnectionResetError("reset"), RuntimeError("received 0 items of ancdata")],
+    ids=repr,
+)
+def test_a_reader_killed_while_its_batch_is_fetched_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.connection.Client", broken)
+    said = r"a reader process was killed.*; no checkpoint was made yet"
+    with pytest.raises(TrainingError, match=said), going_on_said(tmp_path):
+        DupFd(os.open(os.devnull, os.O_RDONLY)).detach()
+    assert sentence(error) is not None
+    assert sentence(type(error)("from elsewhere")) is None
+    place = 'File "lib/multiprocessing/resource_sharer.py", line 57'
+    pinned = f"Caught {type(error).__name__} in pin memory thread for device 0.\n  {place}"
+    assert sentence(type(error)(pinned)) == sentence(error)
 
 
 def test_a_second_signal_ends_at_once(runs: WarmRuns, tmp_path: Path) -> None:
