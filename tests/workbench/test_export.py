@@ -115,7 +115,7 @@ def run(composed: Compose, samples: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 MEMBERS = {"member": "@audio"}
-QUICK = ("image", "several_series", "ema")
+QUICK = ("image", "ema")
 
 
 def prepared(words: tuple[str, ...], folder: Path) -> list[str]:
