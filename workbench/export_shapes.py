@@ -29,7 +29,7 @@ def fitted(raw: Any, free: Free) -> Any:
         for axis, multiple in free.items():
             if multiple > 1:
                 times = -(-2 * multiple // value.shape[axis])
-                value = value.repeat([times if place == axis else 1 for place in range(value.ndim)])
+                value = _repeated(value, axis, times)
                 value = value.narrow(axis, 0, value.shape[axis] // multiple * multiple)
         return value
 
@@ -44,9 +44,13 @@ def resized(raw: Any, axis: int) -> Any:
             return value
         if axis == 0:
             return value[:1]
-        return value.repeat([2 if place == axis else 1 for place in range(value.ndim)])
+        return _repeated(value, axis, 2)
 
     return tree_map(other, raw)
+
+
+def _repeated(value: Tensor, axis: int, times: int) -> Tensor:
+    return value.repeat([times if place == axis else 1 for place in range(value.ndim)])
 
 
 def dynamic_shapes(raw: Any, free: Free) -> Any:

@@ -60,8 +60,6 @@ def takes(x_NHWC: Tensor, *others: Tensor | None) -> bool:
     autocast, on a GPU with a tensor memory accelerator and enough shared memory; the map must be large enough, unless
     ``WIDEFIELD_POINTWISE`` is ``always``.
     """
-    if setting() == "off":
-        return False
     _, height, width, channels = x_NHWC.shape
     return (
         x_NHWC.dtype in HALF

@@ -200,6 +200,15 @@ def pattern_of(argument: str, text: str | None) -> re.Pattern[str] | None:
         raise DataError(f"{argument}={text} is not a regular expression ({error})") from error
 
 
+def naming_pattern(part: str, text: str | None, example: str) -> re.Pattern[str] | None:
+    """Compiles the regular expression of the argument ``PART_from``, which finds a part of a file's name in the group
+    of this name; raises `DataError`."""
+    pattern = pattern_of(f"{part}_from", text)
+    if pattern is not None and part not in pattern.groupindex:
+        raise DataError(f"{part}_from={text} needs a group named {part}, for example '{example}'")
+    return pattern
+
+
 def _refuse_torn(root: Path, entries: Sequence[Entry], given: Sequence[str | None]) -> None:
     """Raise a `DataError` for a group whose files are given different splits or folds."""
     stated: dict[str, set[str]] = {}

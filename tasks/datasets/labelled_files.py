@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tasks.datasets.base import DataModule
 from tasks.datasets.class_names import not_there, refuse_unknown
 from tasks.datasets.errors import DataError
-from tasks.datasets.file_splits import Entry, FileSplits, by_parts, pattern_of
+from tasks.datasets.file_splits import Entry, FileSplits, by_parts, naming_pattern
 from tasks.datasets.items import Item, Whole
 from tasks.datasets.label_table import (
     LABEL_SEPARATOR,
@@ -153,11 +153,7 @@ class LabelledFiles:
         self.multilabel = multilabel
         self.label_separator = label_separator
         self.name_parts = NameParts(fold_from, group_from)
-        self.label_from = pattern_of("label_from", label_from)
-        if self.label_from and "label" not in self.label_from.groupindex:
-            raise DataError(
-                f"label_from={label_from} needs a group named label, for example '^(?P<label>[a-z]+)_'"
-            )
+        self.label_from = naming_pattern("label", label_from, "^(?P<label>[a-z]+)_")
 
     def read(
         self, root: Path, bad_layout: Callable[[str], DataError]

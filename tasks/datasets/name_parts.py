@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.datasets.errors import DataError
-from tasks.datasets.file_splits import Entry, pattern_of
+from tasks.datasets.file_splits import Entry, naming_pattern
 
 
 class NameParts:
@@ -21,17 +21,11 @@ class NameParts:
     """
 
     def __init__(self, fold_from: str | None = None, group_from: str | None = None) -> None:
-        self.patterns: dict[str, re.Pattern[str]] = {}
-        for part, text, example in (
-            ("fold", fold_from, "^(?P<fold>[0-9])-"),
-            ("group", group_from, "^(?P<group>[a-z]+)_"),
-        ):
-            pattern = pattern_of(f"{part}_from", text)
-            if pattern is None:
-                continue
-            if part not in pattern.groupindex:
-                raise DataError(f"{part}_from={text} needs a group named {part}, for example '{example}'")
-            self.patterns[part] = pattern
+        patterns = {
+            "fold": naming_pattern("fold", fold_from, "^(?P<fold>[0-9])-"),
+            "group": naming_pattern("group", group_from, "^(?P<group>[a-z]+)_"),
+        }
+        self.patterns = {part: pattern for part, pattern in patterns.items() if pattern is not None}
 
     def added(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """The entries with what their names state.
