@@ -309,9 +309,13 @@ def _load(
     wrong = [n for n in missing if n not in report.initial and not n.endswith(".num_batches_tracked")]
     wrong += [n for n in fitted if n not in own or own[n].shape != fitted[n].shape]
     if wrong:
+        theirs, ours = _describe(state), _describe(own)
+        if _norms(state) != _norms(own):
+            theirs, ours = (
+                f"{said} with {_norms(named)} norms" for said, named in ((theirs, state), (ours, own))
+            )
         raise CheckpointError(
-            f"{label} does not fit this network: it holds {_describe(state)}, the network is "
-            f"{_describe(own)}, and {_some(wrong)} differ"
+            f"{label} does not fit this network: it holds {theirs}, the network is {ours}, and {_some(wrong)} differ"
         )
     model.load_state_dict(fitted, strict=False)
     report.loaded = len(fitted)
@@ -328,6 +332,13 @@ def _describe(state: Mapping[str, Tensor]) -> str:
     lasts = ["downsample_layers.0.3.weight", *(f"downsample_layers.{i}.0.weight" for i in (1, 2, 3))]
     dims = [state[n].shape[0] if n in state and state[n].ndim else 0 for n in lasts]
     return f"depths {tuple(depths)}, dims {tuple(dims)}"
+
+
+def _norms(state: Mapping[str, Tensor]) -> str:
+    """Which norms stand between the stages (`downsample_norm`), inferred likewise."""
+    if "downsample_layers.1.1.running_mean" in state:
+        return "batch"
+    return "layer" if "downsample_layers.1.1.weight" in state else "merged batch"
 
 
 def _some(names: Mapping[str, Any] | list[str], most: int = 4) -> str:

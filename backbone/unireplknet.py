@@ -4,7 +4,7 @@ Paper: Zhang, Ding, Ge, Song, Zhao, Yue, Shan, "Scaling Up Your Kernels: Large K
 towards Universal Representations", arXiv 2410.08049 (first as arXiv 2311.15599). Modules and parameters have
 the names of the official release, so that its checkpoints load strictly.
 
-Contents: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
+Contents: the layers (norms, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
 in :mod:`backbone.sizes`.
 
 Shape legend: N batch, C channels, H height, W width (pixels of the current map), D = 4C hidden width.
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from backbone.batch_norm import affine_from_sums, keep_statistics, takes_sums
@@ -34,6 +36,8 @@ from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine,
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
 KernelSizes = Sequence[int | Sequence[int]]
+DOWNSAMPLE_NORMS = ("layer", "batch")
+WEIGHT_INITS = ("official", "fan_in")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -51,6 +55,20 @@ class LayerNorm2d(nn.LayerNorm):
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)
         x_NHWC = F.layer_norm(x_NHWC, self.normalized_shape, self.weight, self.bias, self.eps)
         return x_NHWC.permute(0, 3, 1, 2)
+
+
+class ToNHWC(nn.Module):
+    """Brings a map into NHWC memory format, as :class:`LayerNorm2d` does; in place of a merged batch norm."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.contiguous(memory_format=torch.channels_last)
+
+
+class BatchNormNHWC(nn.BatchNorm2d):
+    """Batch norm whose output is in NHWC memory format."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(x_NCHW.contiguous(memory_format=torch.channels_last))
 
 
 class GRN(nn.Module):
@@ -373,16 +391,27 @@ def _check_numbers(
         raise ValueError(f"stem_stride must be 4, 2 or 1, not {stem_stride}")
 
 
-def _stem(in_chans: int, width: int, stride: int) -> nn.Sequential:
+def _stem(in_chans: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
     """Two convolutions with this total stride: ``(N, in_chans, H, W) -> (N, width, H / stride, W / stride)``."""
     first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, stride=first, padding=1),
-        LayerNorm2d(width // 2),
+        norm(width // 2),
         nn.GELU(),
         nn.Conv2d(width // 2, width, 3, stride=second, padding=1),
-        LayerNorm2d(width),
+        norm(width),
     )
+
+
+def _merge_norms(layers: nn.Sequential) -> None:
+    """Merge every batch norm of a stem or downsampling into the convolution before it, in place."""
+    for place in range(1, len(layers)):
+        conv, norm = layers[place - 1], layers[place]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
+            scale, shift = batch_norm_affine(norm)
+            bias = shift if conv.bias is None else shift + scale * as_float64(conv.bias)
+            set_conv(conv, as_float64(conv.weight) * scale.view(-1, 1, 1, 1), bias)
+            layers[place] = ToNHWC().train(norm.training)
 
 
 class UniRepLKNet(nn.Module):
@@ -408,6 +437,11 @@ class UniRepLKNet(nn.Module):
         stem_stride: s, one of 4, 2 or 1; features have strides s, 2s, 4s, 8s. Use a smaller s for small maps.
         dilated_branches: False trains large kernels without parallel dilated branches (an ablation; the
             checkpoints of the official release have them).
+        downsample_norm: the norms of the stem and between the stages: ``layer``, as published, or ``batch``, which
+            :meth:`reparameterize` merges into the convolutions. A layer norm enlarges each pixel's features to one
+            size, those of silence or plain areas, too, which costs accuracy with little data (docs/FINDINGS.md).
+        weight_init: ``official``, a standard deviation of 0.02 everywhere, or ``fan_in``, one over the square root of
+            a unit's inputs, with which narrow networks learn faster. The classifier's is official in both cases.
 
     Raises:
         ValueError: an argument out of range; the message states the range.
@@ -437,8 +471,15 @@ class UniRepLKNet(nn.Module):
         feature_norms: bool = False,
         stem_stride: int = 4,
         dilated_branches: bool = True,
+        downsample_norm: Literal["layer", "batch"] = "layer",
+        weight_init: Literal["official", "fan_in"] = "official",
     ) -> None:
         super().__init__()
+        if downsample_norm not in DOWNSAMPLE_NORMS or weight_init not in WEIGHT_INITS:
+            raise ValueError(
+                f"downsample_norm is layer or batch and weight_init official or fan_in, not {downsample_norm!r} and "
+                f"{weight_init!r}"
+            )
         _check_numbers(in_chans, num_classes, drop_path_rate, layer_scale_init_value, stem_stride)
         depths = _four_ints("depths", depths, least=1)
         dims = _four_ints("dims", dims, least=4)
@@ -454,6 +495,7 @@ class UniRepLKNet(nn.Module):
         self.feature_norms = feature_norms
         self.stem_stride = stem_stride
         self.dilated_branches = dilated_branches
+        self.downsample_norm: Literal["layer", "batch"] = downsample_norm
         #: For timm: channels, stride and module of each feature.
         self.feature_info: list[dict[str, Any]] = [
             {
@@ -464,9 +506,12 @@ class UniRepLKNet(nn.Module):
             for i, dim in enumerate(dims)
         ]
 
-        self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0], stem_stride)])
+        norm: Callable[[int], nn.Module] = LayerNorm2d
+        if downsample_norm == "batch":
+            norm = (lambda _: ToNHWC()) if deploy else BatchNormNHWC
+        self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0], stem_stride, norm)])
         for narrow, wide in itertools.pairwise(dims):
-            down = nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), LayerNorm2d(wide))
+            down = nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), norm(wide))
             self.downsample_layers.append(down)
 
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -482,7 +527,7 @@ class UniRepLKNet(nn.Module):
         if feature_norms:
             for i, dim in enumerate(dims):
                 self.add_module(f"norm{i}", LayerNorm2d(dim))
-        self.apply(_init_weights)
+        self.apply(partial(_init_weights, fan_in=weight_init == "fan_in"))
         self._build_classifier(self.num_classes)
         self.set_grad_checkpointing(grad_checkpointing)
 
@@ -546,13 +591,15 @@ class UniRepLKNet(nn.Module):
     # -- deploy form, memory -------------------------------------------------------------------------------
 
     def reparameterize(self) -> UniRepLKNet:
-        """Merge every block into its deploy form, in place: equivalent to evaluation mode, but faster.
+        """Merge every block and batch norm into its deploy form, in place: equivalent to evaluation mode, but faster.
 
         Idempotent; keeps mode, dtype, device and ``requires_grad``. Merged parameters are new objects, so create
         the optimizer afterwards. Merging cannot be undone: copy the network first to continue training its branches.
         """
         for block in self.blocks():
             block.reparameterize()
+        for layers in self.downsample_layers:
+            _merge_norms(cast(nn.Sequential, layers))
         return self
 
     @property
@@ -683,6 +730,7 @@ class UniRepLKNet(nn.Module):
             feature_norms=self.feature_norms,
             stem_stride=self.stem_stride,
             dilated_branches=self.dilated_branches,
+            downsample_norm=self.downsample_norm,
         )
 
     # -- backbone interface (backbone.protocol) ------------------------------------------------------------
@@ -759,8 +807,8 @@ def feature_indices(indices: int | Sequence[int] | None, count: int = 4) -> list
     return [i % count for i in chosen]
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, fan_in: bool = False) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5 if fan_in else 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -23,7 +23,7 @@ from modalities.embedder import Embedder, MapAxes
 from modalities.tensor_info import TensorInfo
 
 RawSeries = dict[str, Tensor]
-CENTRES = ("mean", "last")
+CENTRES = ("mean", "last", "season")
 VARIANCE_FLOOR = 1e-5  # of a window, in units of the training variance (Kim et al. 2022, RevIN)
 FACTOR_FLOOR = 1e-10  # keeps the learnt scale nonzero
 
@@ -33,13 +33,16 @@ class SeriesEmbedder(Embedder):
 
     Args:
         look_back, horizon: L and T.
-        centre: value subtracted from a window before scaling: its `mean`, or its `last` value, which suits series
-            with random-walk behaviour (exchange rates).
+        centre: value subtracted from a window before scaling: its `mean`; its `last` value, which suits series with
+            random-walk behaviour (exchange rates); or the mean of its last `season`, which follows the level without
+            the season's swing.
         mean, std: of every variate (N,), measured on the training split.
         num_calendar: F.
         step: name of the time step, for axis labels.
         masked: whether the data have gaps, so that an exported model takes `observed` as an input.
         covariates: maps each kind (known, past, static) to the `mean` and `std` of its covariates.
+        found: period detected in the training split, in steps: the season of `centre=season`. `None`, where there is
+            none, makes that the last value.
     """
 
     raw_ndim = 3
@@ -60,6 +63,7 @@ class SeriesEmbedder(Embedder):
         step: str,
         masked: bool = False,
         covariates: Mapping[str, Any] | None = None,
+        found: int | None = None,
     ) -> None:
         super().__init__()
         if look_back < 2 or horizon < 1:
@@ -72,7 +76,7 @@ class SeriesEmbedder(Embedder):
             raise ValueError("mean and std need one entry per variate, and std must be positive")
         self.look_back = look_back
         self.horizon = horizon
-        self.centre = centre
+        self.level_steps = {"mean": look_back, "last": 1, "season": found or 1}[centre]
         self.num_calendar = num_calendar
         self.step = step
         self.masked = masked
@@ -91,6 +95,7 @@ class SeriesEmbedder(Embedder):
             "step": data_info["frequency"],
             "masked": data_info.get("gaps", False),
             "covariates": data_info.get("covariates"),
+            "found": data_info["period"],
         }
 
     @property
@@ -112,7 +117,7 @@ class SeriesEmbedder(Embedder):
             variance_BN, mean_BN = masked_moments(x_BLN, raw["observed"].to(x_BLN))
         else:
             variance_BN, mean_BN = torch.var_mean(x_BLN, dim=1, correction=0)
-        loc_BN = x_BLN[:, -1] if self.centre == "last" else mean_BN
+        loc_BN = mean_BN if self.level_steps >= self.look_back else x_BLN[:, -self.level_steps :].mean(1)
         scale_BN = (variance_BN + VARIANCE_FLOOR).sqrt()
         context = self.learnt({"loc": loc_BN * self.std + self.mean, "scale": scale_BN * self.std})
         return context if self.covariates is None else context | self.covariates.context(raw)
@@ -185,10 +190,9 @@ class Fold(SeriesEmbedder):
     pixels are 0, the window's centre.
 
     Args:
-        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
+        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates, found: see `SeriesEmbedder`.
         periods: in steps; the first is the row length, each further one adds a lagged channel. `None` uses
-            `found`.
-        found: period detected in the training split (`find_period`); if `None`, the map is nearly square.
+            `found`; without it, too, the map is nearly square.
         calendar: whether to add the calendar channels.
         pixel: side in pixels of the square that represents one value. With `pixel` equal to the stem's stride there
             is one feature per value; with a smaller one, a feature covers several values.
@@ -220,7 +224,7 @@ class Fold(SeriesEmbedder):
         masked: bool = False,
         covariates: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates)
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates, found)
         chosen = list(periods or ()) or [found or round(math.sqrt(look_back))]
         if pixel < 1 or min(chosen) < 2 or max(chosen) > look_back:
             raise ValueError(
@@ -235,10 +239,6 @@ class Fold(SeriesEmbedder):
         self.out_chans = 2 + len(self.further) + (num_calendar if calendar else 0)
         if self.covariates is not None:
             self.out_chans += self.covariates.count
-
-    @classmethod
-    def data_arguments(cls, data_info: dict[str, Any]) -> dict[str, Any]:
-        return super().data_arguments(data_info) | {"found": data_info["period"]}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -310,7 +310,7 @@ class TokenMap(SeriesEmbedder):
     2023).
 
     Args:
-        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates: see `SeriesEmbedder`.
+        look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates, found: see `SeriesEmbedder`.
         group: S; an incomplete last group is zero-padded.
         width: D.
         dropout: dropout rate after the sum.
@@ -343,8 +343,9 @@ class TokenMap(SeriesEmbedder):
         positions: Sequence[Sequence[float]] = (),
         masked: bool = False,
         covariates: Mapping[str, Any] | None = None,
+        found: int | None = None,
     ) -> None:
-        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates)
+        super().__init__(look_back, horizon, centre, mean, std, num_calendar, step, masked, covariates, found)
         if group < 1 or width < 1:
             raise ValueError(f"group and width must be at least 1, not {group} and {width}")
         self.group = min(group, self.num_variates)

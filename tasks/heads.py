@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 FUSIONS = ("mean", "max", "attention", "temporal", "concat")
+POOLS = ("mean", "max", "mean_max")
 
 
 class ViewFusion(nn.Module):
@@ -49,7 +50,7 @@ class ViewFusion(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Mean pool -> LayerNorm -> fuse views -> dropout -> linear (UniRepLKNet's head, with V maps per sample).
+    """Pool -> LayerNorm -> fuse views -> dropout -> linear (UniRepLKNet's head, with V maps per sample).
 
     With `concat` the views are joined first: the norm is over all V·D features (P2P, arXiv 2208.02812).
 
@@ -60,6 +61,8 @@ class ClassificationHead(nn.Module):
         dropout: rate before the linear layer.
         init_scale: factor on the linear layer's initial weight (0.001 in the official fine-tuning on images).
         views: V, required by `concat`.
+        pool: what remains of a feature map: `mean`, as in the official head; `max`; or `mean_max`, their sum (PANNs,
+            arXiv 1912.10211), which a short event in a long clip moves more than it moves the mean.
     """
 
     def __init__(
@@ -70,11 +73,15 @@ class ClassificationHead(nn.Module):
         dropout: float = 0.0,
         init_scale: float = 1.0,
         views: int | None = None,
+        pool: str = "mean",
     ) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
         if fusion == "concat" and not views:
             raise ValueError("fusion=concat needs the number of maps of a sample: task.head.views")
         width = in_features * (views or 1) if fusion == "concat" else in_features
+        self.pool = pool
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.fusion = ViewFusion(in_features, fusion)
         self.dropout = nn.Dropout(dropout)
@@ -86,9 +93,16 @@ class ClassificationHead(nn.Module):
 
     def forward(self, features: list[Tensor], views: int, context: dict[str, Tensor] | None = None) -> Tensor:
         """Feature maps of N = B·V maps -> logits (B, K); `context` is ignored."""
-        x_BVD = features[-1].mean(dim=(-2, -1)).unflatten(0, (-1, views))
+        x_BVD = self.pooled(features[-1]).unflatten(0, (-1, views))
         x_BD = self.norm(self.fusion(x_BVD)) if self.fusion.how == "concat" else self.fusion(self.norm(x_BVD))
         return self.linear(self.dropout(x_BD))
+
+    def pooled(self, x_NCHW: Tensor) -> Tensor:
+        """Feature maps -> (N, C)."""
+        if self.pool == "mean":
+            return x_NCHW.mean(dim=(-2, -1))
+        most_NC = x_NCHW.amax(dim=(-2, -1))
+        return most_NC if self.pool == "max" else x_NCHW.mean(dim=(-2, -1)) + most_NC
 
     def load_official(self, left_out: dict[str, Tensor]) -> bool:
         """Loads the norm and, if the number of classes matches, the linear layer of an official classifier.

@@ -132,6 +132,27 @@ def test_train_form_checkpoint_without_dilated_branches(
     torch.testing.assert_close(model(x), trained.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_norms_between_stages_are_those_of_the_checkpoint(
+    tiny: Build, shake: Callable[..., None], trained: UniRepLKNet, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, trained.state_dict())
+    for deploy in (False, True):
+        other = tiny(in_chans=3, downsample_norm="batch", deploy=deploy)
+        with pytest.raises(
+            CheckpointError, match=r"holds .* with layer norms, the network is .* batch norms"
+        ):
+            load_pretrained(other, path)
+    source = tiny(in_chans=3, downsample_norm="batch").eval()
+    shake(source)
+    path = saved(tmp_path, source.state_dict())
+    with pytest.raises(CheckpointError, match=r"with batch norms, the network is .* with layer norms"):
+        load_pretrained(tiny(in_chans=3), path)
+    model = tiny(in_chans=3, downsample_norm="batch", deploy=True).eval()
+    load_pretrained(model, path)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), source(x), rtol=1e-5, atol=1e-5)
+
+
 def test_deploy_form_checkpoint(tiny: Build, trained: UniRepLKNet, tmp_path: Path) -> None:
     path = saved(tmp_path, trained.reparameterize().state_dict())
     with pytest.raises(CheckpointError, match="deploy=True"):

@@ -58,6 +58,8 @@ def test_arguments_may_be_lists_or_omegaconf_lists() -> None:
         ({"dims": (8, 8, 8, 2)}, "dims takes four integers of at least 4"),
         ({"dims": (8, 8, 8, 8.0)}, "dims takes four integers"),
         ({"stem_stride": 3}, "stem_stride"),
+        ({"downsample_norm": "group"}, "downsample_norm is layer or batch"),
+        ({"weight_init": "xavier"}, "weight_init official or fan_in"),
         ({"in_chans": 0}, "in_chans"),
         ({"num_classes": -1}, "num_classes"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
@@ -128,6 +130,29 @@ def test_layer_norm_is_over_channels() -> None:
     deviation = x - x.mean(1, keepdim=True)
     expected = deviation / (deviation.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)
+
+
+def test_a_layer_norm_enlarges_silence_and_a_batch_norm_does_not(tiny: Build) -> None:
+    x = torch.randn(4, 2, 64, 64)
+    x[..., 32:] *= 1e-3  # almost silent
+    quiet = {}
+    for norm in ("layer", "batch"):
+        stem = tiny(downsample_norm=norm, weight_init="fan_in").train().downsample_layers[0]
+        y = stem(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        changes = y[..., 10:] - y[..., 10:].mean((0, 2, 3), keepdim=True)
+        quiet[norm] = changes.std().item() / y[..., :6].std().item()
+    assert quiet["layer"] > 0.3
+    assert quiet["batch"] < 0.1
+
+
+@pytest.mark.parametrize(("how", "expected"), [("official", 0.02), ("fan_in", 8**-0.5)])
+def test_initial_weights(tiny: Build, how: str, expected: float) -> None:
+    model = tiny(weight_init=how)
+    linear = next(model.blocks()).pwconv1[1]
+    assert linear.weight.std().item() == pytest.approx(expected, rel=0.15)
+    assert not linear.bias.any()
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_grn_equals_its_definition_and_has_a_finite_gradient_at_zero() -> None:

@@ -53,6 +53,8 @@ def test_exact_for_every_kernel_after_training(tiny: Build, k: int) -> None:
         {"num_classes": 0},
         {"kernel_sizes": ([0], [17], [5], 9), "stem_stride": 1},
         {"depths": (1, 2, 2, 1), "kernel_sizes": (0, [13, 3], [5, 7], 15)},
+        {"downsample_norm": "batch"},
+        {"downsample_norm": "batch", "stem_stride": 2, "feature_norms": True},
     ],
 )
 def test_exact_for_every_configuration(tiny: Build, shake: Shake, settings: dict[str, Any]) -> None:
@@ -61,8 +63,9 @@ def test_exact_for_every_configuration(tiny: Build, shake: Shake, settings: dict
     assert_merges(model, torch.randn(2, 2, 33, 50))
 
 
-def test_idempotent(tiny: Build, shake: Shake) -> None:
-    model = tiny()
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_idempotent(tiny: Build, shake: Shake, norm: str) -> None:
+    model = tiny(downsample_norm=norm)
     shake(model)
     once = copy.deepcopy(model.reparameterize().state_dict())
     twice = model.reparameterize().state_dict()
@@ -82,8 +85,21 @@ def test_keeps_mode_dtype_and_requires_grad_and_leaves_the_random_state(tiny: Bu
     assert not any(module.training for module in trainable.modules())
 
 
+def test_batch_norms_between_stages_are_merged_away(tiny: Build, shake: Shake) -> None:
+    model = tiny(downsample_norm="batch")
+    shake(model)
+    built = tiny(downsample_norm="batch", deploy=True)
+    names = set(model.reparameterize().state_dict())
+    assert names == set(built.state_dict())
+    assert not any("running" in name for name in names)
+    assert not any(name.startswith("downsample_layers.1.1") for name in names)
+    built.load_state_dict(model.state_dict())
+    x = torch.randn(2, 2, 32, 40)
+    torch.testing.assert_close(built.eval()(x), model.eval()(x))
+
+
 def test_after_sync_batch_norm_conversion(tiny: Build, shake: Shake) -> None:
-    model = tiny(kernel_sizes=(0, 3, 7, 13))
+    model = tiny(kernel_sizes=(0, 3, 7, 13), downsample_norm="batch")
     shake(model)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())

@@ -67,13 +67,26 @@ def test_a_further_period_shows_the_value_that_long_before() -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-1e3, 1e3), centre=st.sampled_from(["mean", "last"]))
+@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-1e3, 1e3), centre=st.sampled_from(["mean", "last", "season"]))
 def test_maps_do_not_depend_on_units(scale: float, shift: float, centre: str) -> None:
     raw = raw_series(2, 24, 12, 3)
     plain = fold(3, look_back=24, horizon=12, periods=[6], centre=centre)
     other = Fold(look_back=24, horizon=12, periods=[6], centre=centre, mean=[shift] * 3, std=[scale] * 3)
     moved = raw | {"values": raw["values"] * scale + shift}
     torch.testing.assert_close(other(moved), plain(raw), rtol=1e-2, atol=1e-2 + 1e-5 * abs(shift) / scale)
+
+
+@pytest.mark.parametrize(
+    ("centre", "found", "steps"),
+    [("mean", 6, 24), ("last", 6, 1), ("season", 6, 6), ("season", None, 1), ("season", 24, 24)],
+)
+def test_a_window_loses_the_mean_of_its_last_steps(centre: str, found: int | None, steps: int) -> None:
+    raw = raw_series(2, 24, 12, 3)
+    embedder = fold(3, look_back=24, horizon=12, periods=[8], found=found, centre=centre)
+    level = raw["values"][:, -steps:].mean(1)
+    torch.testing.assert_close(embedder.context(raw)["loc"], level)
+    assert_close = torch.testing.assert_close
+    assert_close(embedder.normalise(raw)[..., -steps:].mean(-1), torch.zeros(2, 3), atol=1e-5, rtol=0)
 
 
 def test_context_undoes_the_normalisation() -> None:

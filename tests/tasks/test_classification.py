@@ -110,6 +110,20 @@ def test_fusion_ignores_the_order_of_views(how: str) -> None:
     torch.testing.assert_close(fusion(x_BVD), fusion(x_BVD.flip(1)))
 
 
+def test_pooling_takes_the_mean_the_most_or_both() -> None:
+    map_NCHW = torch.zeros(1, 2, 4, 4)
+    map_NCHW[0, 0, 1, 2] = 8.0  # a short event
+    map_NCHW[0, 1] = 1.0
+    mean, most, both = (
+        ClassificationHead(2, 3, pool=pool).pooled(map_NCHW) for pool in ("mean", "max", "mean_max")
+    )
+    assert mean.tolist() == [[0.5, 1.0]]
+    assert most.tolist() == [[8.0, 1.0]]
+    torch.testing.assert_close(both, mean + most)
+    with pytest.raises(ValueError, match="pool must be one of mean, max, mean_max, not 'sum'"):
+        ClassificationHead(2, 3, pool="sum")
+
+
 def test_head_takes_an_official_classifier() -> None:
     head = ClassificationHead(8, 3)
     official = {name: torch.randn(size) for name, size in
