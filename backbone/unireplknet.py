@@ -4,7 +4,7 @@ Paper: Zhang, Ding, Ge, Song, Zhao, Yue, Shan, "Scaling Up Your Kernels: Large K
 towards Universal Representations", arXiv 2410.08049 (first as arXiv 2311.15599). Modules and parameters have
 the names of the official release, so that its checkpoints load strictly.
 
-Contents: the layers (norms, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
+Contents: the layers (LayerNorm2d, GRN, SqueezeExcite, DropPath), the block, the network. The official sizes are
 in :mod:`backbone.sizes`.
 
 Shape legend: N batch, C channels, H height, W width (pixels of the current map), D = 4C hidden width.
@@ -55,20 +55,6 @@ class LayerNorm2d(nn.LayerNorm):
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)
         x_NHWC = F.layer_norm(x_NHWC, self.normalized_shape, self.weight, self.bias, self.eps)
         return x_NHWC.permute(0, 3, 1, 2)
-
-
-class ToNHWC(nn.Module):
-    """Brings a map into NHWC memory format, as :class:`LayerNorm2d` does; in place of a merged batch norm."""
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return x_NCHW.contiguous(memory_format=torch.channels_last)
-
-
-class BatchNormNHWC(nn.BatchNorm2d):
-    """Batch norm whose output is in NHWC memory format."""
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return super().forward(x_NCHW.contiguous(memory_format=torch.channels_last))
 
 
 class GRN(nn.Module):
@@ -411,7 +397,7 @@ def _merge_norms(layers: nn.Sequential) -> None:
             scale, shift = batch_norm_affine(norm)
             bias = shift if conv.bias is None else shift + scale * as_float64(conv.bias)
             set_conv(conv, as_float64(conv.weight) * scale.view(-1, 1, 1, 1), bias)
-            layers[place] = ToNHWC().train(norm.training)
+            layers[place] = nn.Identity().train(norm.training)
 
 
 class UniRepLKNet(nn.Module):
@@ -508,7 +494,7 @@ class UniRepLKNet(nn.Module):
 
         norm: Callable[[int], nn.Module] = LayerNorm2d
         if downsample_norm == "batch":
-            norm = (lambda _: ToNHWC()) if deploy else BatchNormNHWC
+            norm = nn.Identity if deploy else nn.BatchNorm2d
         self.downsample_layers = nn.ModuleList([_stem(in_chans, dims[0], stem_stride, norm)])
         for narrow, wide in itertools.pairwise(dims):
             down = nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), norm(wide))
@@ -542,9 +528,15 @@ class UniRepLKNet(nn.Module):
         features = []
         stages = list(zip(self.downsample_layers, self.stages, strict=True))[:count]
         for i, (downsample, stage) in enumerate(stages):
-            x_NCHW = stage(downsample(x_NCHW))
+            x_NCHW = stage(self._downsample(downsample, x_NCHW))
             features.append(getattr(self, f"norm{i}")(x_NCHW) if self.feature_norms else x_NCHW)
         return features
+
+    def _downsample(self, layers: nn.Module, x_NCHW: Tensor) -> Tensor:
+        """The stem or a downsampling; its output is in NHWC memory format, see :class:`LayerNorm2d`."""
+        y_NCHW: Tensor = layers(x_NCHW)
+        batch = self.downsample_norm == "batch"
+        return y_NCHW.contiguous(memory_format=torch.channels_last) if batch else y_NCHW
 
     def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Pool the last map and classify: ``(N, num_classes)``, or ``(N, num_features)`` without classifier.
@@ -764,7 +756,7 @@ class UniRepLKNet(nn.Module):
         for number, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True), start=1
         ):
-            x_NCHW = downsample(x_NCHW)
+            x_NCHW = self._downsample(downsample, x_NCHW)
             found["stem" if number == 1 else f"down {number}"] = x_NCHW
             for position, block in enumerate(cast(nn.Sequential, stage), start=1):
                 x_NCHW = block(x_NCHW)

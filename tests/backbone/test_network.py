@@ -137,8 +137,8 @@ def test_a_layer_norm_enlarges_silence_and_a_batch_norm_does_not(tiny: Build) ->
     x[..., 32:] *= 1e-3  # almost silent
     quiet = {}
     for norm in ("layer", "batch"):
-        stem = tiny(downsample_norm=norm, weight_init="fan_in").train().downsample_layers[0]
-        y = stem(x)
+        model = tiny(downsample_norm=norm, weight_init="fan_in").train()
+        y = model.layer_outputs(x)["stem"]
         assert y.is_contiguous(memory_format=torch.channels_last)
         changes = y[..., 10:] - y[..., 10:].mean((0, 2, 3), keepdim=True)
         quiet[norm] = changes.std().item() / y[..., :6].std().item()
