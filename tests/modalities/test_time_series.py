@@ -67,7 +67,9 @@ def test_a_further_period_shows_the_value_that_long_before() -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-1e3, 1e3), centre=st.sampled_from(["mean", "last", "season"]))
+@given(
+    scale=st.floats(1e-3, 1e3), shift=st.floats(-1e3, 1e3), centre=st.sampled_from(["mean", "last", "season"])
+)
 def test_maps_do_not_depend_on_units(scale: float, shift: float, centre: str) -> None:
     raw = raw_series(2, 24, 12, 3)
     plain = fold(3, look_back=24, horizon=12, periods=[6], centre=centre)
