@@ -309,21 +309,18 @@ def _load(
     wrong = [n for n in missing if n not in report.initial and not n.endswith(".num_batches_tracked")]
     wrong += [n for n in fitted if n not in own or own[n].shape != fitted[n].shape]
     if wrong:
-        theirs, ours = _describe(state), _describe(own)
-        if _norms(state) != _norms(own):
-            theirs, ours = (
-                f"{said} with {_norms(named)} norms" for said, named in ((theirs, state), (ours, own))
-            )
+        norms = _norms(state) != _norms(own)
         raise CheckpointError(
-            f"{label} does not fit this network: it holds {theirs}, the network is {ours}, and {_some(wrong)} differ"
+            f"{label} does not fit this network: it holds {_describe(state, norms)}, the network is "
+            f"{_describe(own, norms)}, and {_some(wrong)} differ"
         )
     model.load_state_dict(fitted, strict=False)
     report.loaded = len(fitted)
     return report
 
 
-def _describe(state: Mapping[str, Tensor]) -> str:
-    """Depths and dims, inferred from the names and shapes of a state dict."""
+def _describe(state: Mapping[str, Tensor], norms: bool) -> str:
+    """Depths, dims and, where asked, norms, inferred from the names and shapes of a state dict."""
     depths = [0, 0, 0, 0]
     for name in state:
         if found := re.match(r"stages\.([0-3])\.(\d+)\.", name):
@@ -331,7 +328,7 @@ def _describe(state: Mapping[str, Tensor]) -> str:
             depths[stage] = max(depths[stage], block + 1)
     lasts = ["downsample_layers.0.3.weight", *(f"downsample_layers.{i}.0.weight" for i in (1, 2, 3))]
     dims = [state[n].shape[0] if n in state and state[n].ndim else 0 for n in lasts]
-    return f"depths {tuple(depths)}, dims {tuple(dims)}"
+    return f"depths {tuple(depths)}, dims {tuple(dims)}" + (f" with {_norms(state)} norms" if norms else "")
 
 
 def _norms(state: Mapping[str, Tensor]) -> str:

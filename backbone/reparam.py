@@ -98,6 +98,14 @@ def set_conv(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
         setattr(conv, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
+def merged_conv(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Kernel and bias, float64, of a convolution merged with the batch norm behind it."""
+    scale_C, shift_C = batch_norm_affine(norm)
+    if conv.bias is not None:
+        shift_C = shift_C + scale_C * as_float64(cast(Tensor, conv.bias))
+    return as_float64(cast(Tensor, conv.weight)) * scale_C.view(-1, 1, 1, 1), shift_C
+
+
 def _taps(kernel_CKK: Tensor, size: int, dilation: int) -> Tensor:
     """View of the taps of a K x K kernel that coincide with those of a smaller, dilated one: ``(C, size, size)``."""
     margin = (kernel_CKK.shape[-1] - dilation * (size - 1) - 1) // 2

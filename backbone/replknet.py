@@ -23,7 +23,7 @@ from backbone.batch_norm import keep_statistics
 from backbone.checkpoints import CheckpointError, LoadReport, read_safely, weights_in
 from backbone.fitting import take_weights
 from backbone.kernels import DepthwiseConv2d
-from backbone.reparam import as_float64, batch_norm_affine, set_conv
+from backbone.reparam import merged_conv, set_conv
 
 PREFIXES = ("", "module.", "backbone.", "network.backbone.")
 
@@ -47,10 +47,9 @@ def conv_bn(
     return layers
 
 
-def merged_conv(branch: nn.Module) -> tuple[Tensor, Tensor]:
+def _merged(branch: nn.Module) -> tuple[Tensor, Tensor]:
     """Kernel and bias, float64, of a convolution merged with its batch norm."""
-    scale_C, shift_C = batch_norm_affine(branch.get_submodule("bn"))
-    return as_float64(branch.get_parameter("conv.weight")) * scale_C.view(-1, 1, 1, 1), shift_C
+    return merged_conv(branch.get_submodule("conv"), branch.get_submodule("bn"))
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -89,9 +88,9 @@ class ReparamLargeKernelConv(nn.Module):
         """Merge in place. Idempotent."""
         if self.lkb_origin is None:
             return
-        weight_C1KK, bias_C = merged_conv(self.lkb_origin)
+        weight_C1KK, bias_C = _merged(self.lkb_origin)
         if self.small_conv is not None:
-            small_C1kk, small_bias_C = merged_conv(self.small_conv)
+            small_C1kk, small_bias_C = _merged(self.small_conv)
             margin = (weight_C1KK.shape[-1] - small_C1kk.shape[-1]) // 2
             weight_C1KK = weight_C1KK + nn.functional.pad(small_C1kk, [margin] * 4)
             bias_C = bias_C + small_bias_C

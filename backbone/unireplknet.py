@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,12 @@ from backbone.checkpoints import LoadReport, load_pretrained, load_weights
 from backbone.kernels import DepthwiseConv2d, grn_cpu, pointwise
 from backbone.kernels.depthwise import depthwise_conv2d_sums
 from backbone.kernels.gelu_grn import gelu_grn, gelu_grn_linear, takes
-from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, set_conv
+from backbone.reparam import DilatedReparamBlock, as_float64, batch_norm_affine, merged_conv, set_conv
 
 KERNEL_SIZES = (0, 3, 5, 7, 9, 11, 13, 15, 17)
 KernelSizes = Sequence[int | Sequence[int]]
-DOWNSAMPLE_NORMS = ("layer", "batch")
-WEIGHT_INITS = ("official", "fan_in")
+DownsampleNorm = Literal["layer", "batch"]
+WeightInit = Literal["official", "fan_in"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -281,8 +281,7 @@ class UniRepLKNetBlock(nn.Module):
         if isinstance(self.dwconv, DilatedReparamBlock):
             self.dwconv.reparameterize(followed_by=self.norm)
         elif isinstance(self.dwconv, nn.Conv2d):
-            scale, shift = batch_norm_affine(self.norm)
-            set_conv(self.dwconv, as_float64(self.dwconv.weight) * scale.view(-1, 1, 1, 1), shift)
+            set_conv(self.dwconv, *merged_conv(self.dwconv, self.norm))
         self.norm = nn.Identity().train(self.training)
 
         grn, linear = cast(GRN, self.act[1]), cast(nn.Linear, self.pwconv2[0])
@@ -377,6 +376,14 @@ def _check_numbers(
         raise ValueError(f"stem_stride must be 4, 2 or 1, not {stem_stride}")
 
 
+def _check_choices(downsample_norm: str, weight_init: str) -> None:
+    if downsample_norm not in get_args(DownsampleNorm) or weight_init not in get_args(WeightInit):
+        raise ValueError(
+            f"downsample_norm is layer or batch and weight_init official or fan_in, not {downsample_norm!r} and "
+            f"{weight_init!r}"
+        )
+
+
 def _stem(in_chans: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
     """Two convolutions with this total stride: ``(N, in_chans, H, W) -> (N, width, H / stride, W / stride)``."""
     first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
@@ -391,12 +398,9 @@ def _stem(in_chans: int, width: int, stride: int, norm: Callable[[int], nn.Modul
 
 def _merge_norms(layers: nn.Sequential) -> None:
     """Merge every batch norm of a stem or downsampling into the convolution before it, in place."""
-    for place in range(1, len(layers)):
-        conv, norm = layers[place - 1], layers[place]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
-            scale, shift = batch_norm_affine(norm)
-            bias = shift if conv.bias is None else shift + scale * as_float64(conv.bias)
-            set_conv(conv, as_float64(conv.weight) * scale.view(-1, 1, 1, 1), bias)
+    for place, norm in enumerate(layers):
+        if isinstance(norm, _BatchNorm):
+            set_conv(layers[place - 1], *merged_conv(layers[place - 1], norm))
             layers[place] = nn.Identity().train(norm.training)
 
 
@@ -457,16 +461,12 @@ class UniRepLKNet(nn.Module):
         feature_norms: bool = False,
         stem_stride: int = 4,
         dilated_branches: bool = True,
-        downsample_norm: Literal["layer", "batch"] = "layer",
-        weight_init: Literal["official", "fan_in"] = "official",
+        downsample_norm: DownsampleNorm = "layer",
+        weight_init: WeightInit = "official",
     ) -> None:
         super().__init__()
-        if downsample_norm not in DOWNSAMPLE_NORMS or weight_init not in WEIGHT_INITS:
-            raise ValueError(
-                f"downsample_norm is layer or batch and weight_init official or fan_in, not {downsample_norm!r} and "
-                f"{weight_init!r}"
-            )
         _check_numbers(in_chans, num_classes, drop_path_rate, layer_scale_init_value, stem_stride)
+        _check_choices(downsample_norm, weight_init)
         depths = _four_ints("depths", depths, least=1)
         dims = _four_ints("dims", dims, least=4)
         kernels = expand_kernel_sizes(kernel_sizes, depths)
@@ -481,7 +481,7 @@ class UniRepLKNet(nn.Module):
         self.feature_norms = feature_norms
         self.stem_stride = stem_stride
         self.dilated_branches = dilated_branches
-        self.downsample_norm: Literal["layer", "batch"] = downsample_norm
+        self.downsample_norm: DownsampleNorm = downsample_norm
         #: For timm: channels, stride and module of each feature.
         self.feature_info: list[dict[str, Any]] = [
             {
