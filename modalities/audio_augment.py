@@ -21,10 +21,16 @@ class WaveformAugment(nn.Module):
         gain_db: maximum gain change in decibels, up or down.
         noise_db: maximum level of white noise relative to the waveform's RMS, in decibels: drawn from
             ``[-60, noise_db]``; ``None`` adds no noise.
+        noise_prob: part of the waveforms that get noise. Below 1, training sees recordings as clean as the tested ones.
     """
 
     def __init__(
-        self, roll: float = 0.0, gain_db: float = 0.0, noise_db: float | None = None, speed: float = 0.0
+        self,
+        roll: float = 0.0,
+        gain_db: float = 0.0,
+        noise_db: float | None = None,
+        speed: float = 0.0,
+        noise_prob: float = 1.0,
     ) -> None:
         super().__init__()
         if (
@@ -32,14 +38,17 @@ class WaveformAugment(nn.Module):
             or gain_db < 0
             or (noise_db is not None and noise_db < -60)
             or not 0 <= speed <= 1
+            or not 0 <= noise_prob <= 1
         ):
             raise ValueError(
-                "WaveformAugment needs 0 <= speed <= 1, 0 <= roll <= 1, gain_db >= 0 and noise_db >= -60 (or null)"
+                "WaveformAugment needs 0 <= speed <= 1, 0 <= roll <= 1, gain_db >= 0, noise_db >= -60 (or null) and "
+                "0 <= noise_prob <= 1"
             )
         self.speed = speed
         self.roll = roll
         self.gain_db = gain_db
         self.noise_db = noise_db
+        self.noise_prob = noise_prob
 
     def forward(self, raw: Tensor) -> Tensor:
         batch, length = raw.shape
@@ -51,8 +60,10 @@ class WaveformAugment(nn.Module):
             raw = roll_each(raw, -most, most)
         if self.noise_db is not None:
             level = -60 + (self.noise_db + 60) * torch.rand(batch, 1, device=raw.device)
-            loudness = raw.square().mean(1, keepdim=True).sqrt()
-            raw = raw + torch.randn_like(raw) * loudness * 10 ** (level / 20)
+            loudness = raw.square().mean(1, keepdim=True).sqrt() * 10 ** (level / 20)
+            if self.noise_prob < 1:
+                loudness = loudness * (torch.rand(batch, 1, device=raw.device) < self.noise_prob)
+            raw = raw + torch.randn_like(raw) * loudness
         if self.gain_db:
             gain = self.gain_db * (2 * torch.rand(batch, 1, device=raw.device) - 1)
             raw = raw * 10 ** (gain / 20)
@@ -65,14 +76,21 @@ class WaveformMixup(nn.Module):
     ``raw (B, T), target (B, classes) -> raw, target``; each waveform is mixed with probability ``prob``, with a
     weight drawn from Beta(alpha, alpha). For partners from the whole training split (the paper's recipe) see
     `tasks.datasets.mixing.Mixup`.
+
+    Args:
+        prob, alpha: as above.
+        level: ``asis`` adds the weighted waveforms. ``equal`` weights them so that their RMS amplitudes are in the
+            proportion of their shares of the target, a quiet one is heard beside a loud one, and divides by the norm of
+            the two weights (section 3.2.2). An RMS below -60 dB of full scale counts as that.
     """
 
-    def __init__(self, prob: float = 0.6, alpha: float = 10.0) -> None:
+    def __init__(self, prob: float = 0.6, alpha: float = 10.0, level: str = "asis") -> None:
         super().__init__()
-        if not 0 <= prob <= 1 or alpha <= 0:
-            raise ValueError("WaveformMixup needs 0 <= prob <= 1 and alpha > 0")
+        if not 0 <= prob <= 1 or alpha <= 0 or level not in ("asis", "equal"):
+            raise ValueError("WaveformMixup needs 0 <= prob <= 1, alpha > 0 and level=asis or equal")
         self.prob = prob
         self.alpha = alpha
+        self.level = level
 
     def forward(self, raw: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         batch = raw.shape[0]
@@ -80,7 +98,14 @@ class WaveformMixup(nn.Module):
         share = torch.distributions.Dirichlet(alpha, validate_args=False).sample()[:, :1]
         share = torch.where(torch.rand(batch, 1, device=raw.device) < self.prob, share, 1.0)
         other = torch.randperm(batch, device=raw.device)
-        return share * raw + (1 - share) * raw[other], share * target + (1 - share) * target[other]
+        part = share
+        if self.level == "equal":
+            level = raw.square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
+            part = share * level[other] / (share * level[other] + (1 - share) * level)
+        mixed = part * raw + (1 - part) * raw[other]
+        if self.level == "equal":
+            mixed = mixed / (part.square() + (1 - part).square()).sqrt()
+        return mixed, share * target + (1 - share) * target[other]
 
 
 class SpecAugment(nn.Module):

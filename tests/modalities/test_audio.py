@@ -217,6 +217,46 @@ def test_mixup_mixes_targets_as_it_mixes_sounds() -> None:
     torch.testing.assert_close(same, raw)
 
 
+def test_mixup_by_level_lets_a_quiet_waveform_be_heard() -> None:
+    torch.manual_seed(0)
+    loud, quiet = torch.randn(1, 20000), 0.01 * torch.randn(1, 20000)
+    raw, target = torch.cat([loud, quiet]).repeat(50, 1), torch.eye(2).repeat(50, 1)
+    mixed, shares = WaveformMixup(prob=1.0, alpha=1.0, level="equal")(raw, target)
+    both = shares.min(1).values > 0.01  # a loud one with a quiet one
+    assert both.any()
+    # Least squares: by how much each of the two is in the sum, relative to its own RMS of 1 and 0.01
+    parts = torch.linalg.lstsq(torch.cat([loud, 100 * quiet]).T, mixed[both].T).solution.T
+    torch.testing.assert_close(parts[:, 0] / parts.sum(1), shares[both, 0], atol=0.02, rtol=0)
+    alike, same = WaveformMixup(prob=1.0, alpha=1.0, level="equal")(loud.repeat(50, 1), torch.eye(50))
+    assert (same.max(1).values < 0.9).any()
+    weight = (
+        same.square().sum(1, keepdim=True)
+    ).sqrt()  # a waveform mixed with itself: (r + 1 - r) / norm of both
+    torch.testing.assert_close(alike * weight, loud.expand(50, -1))
+
+
+def test_mixup_takes_waveforms_as_they_are_unless_told() -> None:
+    raw, target = torch.tensor([[1.0, 1.0], [0.01, 0.01]]), torch.eye(2)
+    torch.manual_seed(1)
+    plain = WaveformMixup(prob=1.0, alpha=1.0)(raw, target)
+    torch.testing.assert_close(plain[0], plain[1] @ raw)
+    with pytest.raises(ValueError, match="level=asis or equal"):
+        WaveformMixup(level="loud")
+
+
+def test_silence_is_mixed_without_nan() -> None:
+    mixed, _ = WaveformMixup(prob=1.0, level="equal")(torch.zeros(8, 100), torch.eye(8))
+    assert not mixed.any()
+
+
+def test_noise_can_leave_waveforms_clean() -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(400, 200)
+    noisy = WaveformAugment(noise_db=-10.0, noise_prob=0.25)(raw)
+    assert (noisy != raw).any(1).float().mean() == pytest.approx(0.25, abs=0.07)
+    assert torch.equal(WaveformAugment(noise_db=-10.0, noise_prob=0.0)(raw), raw)
+
+
 def test_waveform_augment_keeps_within_its_limits() -> None:
     torch.manual_seed(0)
     raw = torch.sin(torch.arange(1000.0))[None].repeat(32, 1)
