@@ -12,11 +12,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from tasks.task import Training
 from workbench.errors import UsageError
 from workbench.recorded import Recorded
 
 GRAPHS = ("graphs", "block_graphs", "eager_graphs")  # of `compile`, those that replay CUDA graphs
+AUTO = "auto"
+#: Steps of a run from which on ``auto`` takes each: recording costs some seconds and saves about 30 ms a step where
+#: launches are waited for, compiling blocks costs a minute or more and saves 5 to 25 ms a step besides
+#: (docs/PERFORMANCE.md, "CUDA graphs without the compiler").
+RECORDING_PAYS, COMPILING_PAYS = 300, 10_000
 KINDS = 64  # of blocks, in every mode: beyond PyTorch's own limit of 8 further ones would run as they are
+
+
+def what_pays(steps: int, on_gpu: bool, processes: int, names_blocks: bool) -> bool | str:
+    """What ``compile=auto`` takes: nothing, ``eager_graphs`` or ``block_graphs``.
+
+    Args:
+        steps: of the run.
+        on_gpu: whether it has a CUDA GPU.
+        processes: that train together; with several nothing is recorded.
+        names_blocks: whether all of its networks' backbones do.
+    """
+    if not on_gpu or processes > 1 or steps < RECORDING_PAYS:
+        return False
+    return "block_graphs" if steps >= COMPILING_PAYS and names_blocks else "eager_graphs"
 
 
 def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1) -> Callable[..., Any]:
@@ -38,7 +58,7 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
     if how is True:
         return torch.compile(forward)
     if how not in GRAPHS:
-        raise UsageError(f"compile takes false, true, graphs, block_graphs or eager_graphs, not {how}")
+        raise UsageError(f"compile takes false, true, auto, {', '.join(GRAPHS)}, not {how}")
     if how == "block_graphs":
         compile_blocks(forward)
         return Recorded(forward, accumulates=accumulated > 1, seen_before=0)
@@ -57,15 +77,33 @@ def compiled(forward: Callable[..., Any], how: bool | str, accumulated: int = 1)
     return graphs
 
 
+def compile_parts(task: Training, how: bool | str, accumulated: int = 1) -> None:
+    """Compile the networks of a task or of a joint run's tasks, in place, for training, validation and test.
+
+    Args:
+        task: with its augmentation, whose transforms on the device are recorded where the networks are.
+        how, accumulated: as in `compiled`, which says what is refused.
+    """
+    for part in task.by_task().values():
+        if how:
+            part.network.runner = compiled(part.network.forward_maps, how, accumulated)
+        if how in GRAPHS and part.augment.transforms is not None:
+            part.augment.runner = Recorded(part.augment.transforms)
+
+
+def named_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks that backbones within name to be compiled each by itself (``compiled_apart``)."""
+    named: list[Any] = [getattr(one, "compiled_apart", None) for one in module.modules()]
+    return [block for blocks_of in named if blocks_of is not None for block in blocks_of()]
+
+
 def compile_blocks(forward: Callable[..., Any]) -> None:
     """Compile the blocks that the backbone within names (``compiled_apart``), each by itself, in place.
 
     Raises:
         UsageError: it names none.
     """
-    module: nn.Module = forward if isinstance(forward, nn.Module) else forward.__self__  # type: ignore[attr-defined]
-    named: list[Any] = [getattr(one, "compiled_apart", None) for one in module.modules()]
-    blocks = [block for blocks_of in named if blocks_of is not None for block in blocks_of()]
+    blocks = named_blocks(forward if isinstance(forward, nn.Module) else forward.__self__)  # type: ignore[attr-defined]
     if not blocks:
         raise UsageError(
             "compile=block_graphs is for networks that name their blocks, as UniRepLKNet does: take compile=graphs"

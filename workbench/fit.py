@@ -18,9 +18,10 @@ from tasks.datasets.joint import JointData
 from tasks.task import Task, Training
 from workbench.build import build_all_data, build_training
 from workbench.callbacks.best import BestCheckpoint
+from workbench.callbacks.compile_what_pays import CompileWhatPays
 from workbench.callbacks.keep_config import KeepConfig
 from workbench.callbacks.replan import Replan
-from workbench.compiled import GRAPHS, compiled
+from workbench.compiled import AUTO, compile_parts
 from workbench.console import console, print_table, short
 from workbench.cost import StepTimes, cost_of
 from workbench.errors import UsageError
@@ -30,7 +31,6 @@ from workbench.instantiation import check_settings
 from workbench.members import resolved
 from workbench.provenance import FIELD, known, note
 from workbench.quoting import command
-from workbench.recorded import Recorded
 from workbench.results import write_config, write_result
 from workbench.resume import resume_from, same_data
 from workbench.sharding import is_sharded
@@ -80,12 +80,10 @@ def _fit(cfg: DictConfig) -> float | None:
         balance(part, source)
         part.augment.transforms = source.device_transforms()
         shapes.append(f"{name} {map_shape(embedder)}".strip())
-        if cfg.compile:  # used by training, validation and test
-            part.network.runner = compiled(
-                part.network.forward_maps, cfg.compile, cfg.trainer.accumulate_grad_batches
-            )
-            if cfg.compile in GRAPHS and part.augment.transforms is not None:
-                part.augment.runner = Recorded(part.augment.transforms)
+    if cfg.compile == AUTO:
+        trainer.callbacks.append(CompileWhatPays())  # type: ignore[attr-defined]
+    else:
+        compile_parts(task, cfg.compile, cfg.trainer.accumulate_grad_batches)
     params = number_of_parameters(task.trained_module())
     shown = f"{params / 1e6:.2f} M"
     log.info("model: %s, %s parameters, maps %s", cfg.backbone.name, shown, ", ".join(shapes))

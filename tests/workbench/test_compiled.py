@@ -1,18 +1,24 @@
 """Compiled networks learn what plain ones do, and what they answered stays as it was."""
 
 import copy
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests_support import TINY
 from torch import Tensor, nn
 
 from backbone import UniRepLKNet
 from backbone.unireplknet import DropPath
-from workbench.compiled import compiled
+from workbench.compiled import compiled, what_pays
 from workbench.errors import UsageError
+
+Act = Callable[..., Path]
 
 
 def learn(
@@ -78,7 +84,7 @@ def test_compiled_blocks_are_recorded_and_learn_what_plain_ones_do() -> None:
 
 def test_only_known_ways_to_compile() -> None:
     with pytest.raises(
-        UsageError, match="compile takes false, true, graphs, block_graphs or eager_graphs, not fast"
+        UsageError, match="compile takes false, true, auto, graphs, block_graphs, eager_graphs, not fast"
     ):
         compiled(nn.Identity(), "fast")
 
@@ -174,3 +180,59 @@ def test_blocks_of_other_networks_are_not_known() -> None:
 def test_as_it_is_unless_asked() -> None:
     model = nn.Identity()
     assert compiled(model, False) is model
+
+
+@pytest.mark.parametrize(
+    ("steps", "on_gpu", "processes", "names_blocks", "how"),
+    [
+        (100_000, False, 1, True, False),
+        (299, True, 1, True, False),
+        (300, True, 1, True, "eager_graphs"),
+        (9_999, True, 1, True, "eager_graphs"),
+        (10_000, True, 1, True, "block_graphs"),
+        (10_000, True, 1, False, "eager_graphs"),
+        (10_000, True, 2, True, False),
+    ],
+)
+def test_auto_takes_what_pays(
+    steps: int, on_gpu: bool, processes: int, names_blocks: bool, how: bool | str
+) -> None:
+    assert what_pays(steps, on_gpu, processes, names_blocks) == how
+
+
+@pytest.mark.parametrize(
+    ("epochs", "backbone", "how"),
+    [(1, "widefield_nano", False), (100, "widefield_nano", "eager_graphs"),
+     (4_000, "widefield_nano", "block_graphs"), (4_000, "resnet18", "eager_graphs")],
+)  # fmt: skip
+def test_auto_counts_the_steps_of_the_run(
+    act: Act, epochs: int, backbone: str, how: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, up to the moment at which the networks would be compiled."""
+    chosen: list[Any] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(task: Any, how: bool | str, accumulated: int) -> None:
+        chosen.extend([how, accumulated])
+        raise Stop
+
+    where = "workbench.callbacks.compile_what_pays"
+    monkeypatch.setattr(f"{where}.compile_parts", stop)
+    monkeypatch.setattr(f"{where}.what_pays", lambda steps, on_gpu, *others: what_pays(steps, True, *others))
+    with pytest.raises(Stop):
+        act(
+            "trainer=cpu",
+            "task=audio_folder",
+            f"backbone={backbone}",
+            "compile=auto",
+            f"trainer.max_epochs={epochs}",
+        )
+    assert chosen == [how, 1]
+
+
+def test_auto_leaves_a_cpu_alone_and_says_so(act: Act, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "widefield"):
+        act(*TINY, "task=audio_folder", "compile=auto")
+    assert any(re.fullmatch(r"compile=auto: false \(\d+ steps on a CPU\)", line) for line in caplog.messages)

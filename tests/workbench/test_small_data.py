@@ -15,7 +15,14 @@ SHORT = ("trainer.max_epochs=1", "task.data.num_workers=0", "callbacks.pictures=
 RECIPES = {
     "audio": ("task.data.batch_size=8", "task.data.train_passes=2", "modality.embedder.frame_shift_ms=32"),
     "image": ("task.data.batch_size=8", "task.data.transforms.size=32", "scheduler.warmup_epochs=0.5"),
+    "point_cloud": ("task.data.batch_size=8", "modality.embedder.out_size=32"),
     "time_series": ("task.data.batch_size=8",),
+    "video": (
+        "task.data.batch_size=8",
+        "modality.embedder.size=24",
+        "task.data.test_segments=1",
+        "scheduler.warmup_epochs=0.5",
+    ),
 }
 
 
