@@ -80,8 +80,8 @@ class WaveformMixup(nn.Module):
     Args:
         prob, alpha: as above.
         level: ``asis`` adds the weighted waveforms. ``equal`` weights them so that their RMS amplitudes are in the
-            proportion of their shares of the target, whatever their levels, and divides by the norm of the two weights, as
-            that paper does (with A-weighted levels). An RMS below -60 dB of full scale counts as that.
+            proportion of their shares of the target, whatever their levels, and divides by the norm of the two weights,
+            as that paper does (with A-weighted levels). An RMS below -60 dB of full scale counts as that.
     """
 
     def __init__(self, prob: float = 0.6, alpha: float = 10.0, level: str = "asis") -> None:
