@@ -60,7 +60,7 @@ class WaveformAugment(nn.Module):
             raw = roll_each(raw, -most, most)
         if self.noise_db is not None:
             level = -60 + (self.noise_db + 60) * torch.rand(batch, 1, device=raw.device)
-            loudness = raw.square().mean(1, keepdim=True).sqrt() * 10 ** (level / 20)
+            loudness = rms(raw) * 10 ** (level / 20)
             if self.noise_prob < 1:
                 loudness = loudness * (torch.rand(batch, 1, device=raw.device) < self.noise_prob)
             raw = raw + torch.randn_like(raw) * loudness
@@ -98,14 +98,13 @@ class WaveformMixup(nn.Module):
         share = torch.distributions.Dirichlet(alpha, validate_args=False).sample()[:, :1]
         share = torch.where(torch.rand(batch, 1, device=raw.device) < self.prob, share, 1.0)
         other = torch.randperm(batch, device=raw.device)
-        part = share
+        own, its = share, 1 - share
         if self.level == "equal":
-            level = raw.square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
-            part = share * level[other] / (share * level[other] + (1 - share) * level)
-        mixed = part * raw + (1 - part) * raw[other]
-        if self.level == "equal":
-            mixed = mixed / (part.square() + (1 - part).square()).sqrt()
-        return mixed, share * target + (1 - share) * target[other]
+            level = rms(raw).clamp(min=1e-3)
+            own, its = own * level[other], its * level
+            norm = torch.hypot(own, its)
+            own, its = own / norm, its / norm
+        return own * raw + its * raw[other], share * target + (1 - share) * target[other]
 
 
 class SpecAugment(nn.Module):
@@ -189,6 +188,11 @@ def at_speed(raw_BT: Tensor, factor_B1: Tensor) -> Tensor:
     bend = 3 * (c - b) - 2 * slope - other_slope
     twist = slope + other_slope - 2 * (c - b)
     return ((twist * t_BT + bend) * t_BT + slope) * t_BT + b
+
+
+def rms(raw_BT: Tensor) -> Tensor:
+    """Root mean square of every waveform, (B, 1)."""
+    return raw_BT.square().mean(1, keepdim=True).sqrt()
 
 
 def _samples(raw_BT: Tensor, index_BT: Tensor) -> Tensor:

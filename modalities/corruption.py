@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 from torch.utils._pytree import tree_map
 
+from modalities.audio_augment import rms
 from modalities.embedder import Embedder
 
 Apply = Callable[[Any, float, torch.Generator, Embedder], Any]
@@ -77,8 +78,7 @@ def _as_pixels(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _audio_noise(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder) -> Tensor:
-    loudness_B1 = raw.square().mean(dim=1, keepdim=True).sqrt()
-    return raw + severity * loudness_B1 * _normal(raw, generator)
+    return raw + severity * rms(raw) * _normal(raw, generator)
 
 
 def _audio_shift(raw: Tensor, severity: float, generator: torch.Generator, _: Embedder) -> Tensor:

@@ -20,14 +20,6 @@ class CompileWhatPays(Callback):
         steps = pl_module.planned_steps()[0]
         on_gpu = trainer.strategy.root_device.type == "cuda"
         how = what_pays(steps, on_gpu, trainer.world_size, all(map(named_blocks, networks)))
-        log.info(
-            "compile=auto: %s (%d steps on %s)",
-            str(how).lower(),
-            steps,
-            f"{trainer.world_size} GPUs"
-            if on_gpu and trainer.world_size > 1
-            else "a GPU"
-            if on_gpu
-            else "a CPU",
-        )
+        gpus = "a GPU" if trainer.world_size == 1 else f"{trainer.world_size} GPUs"
+        log.info("compile=auto: %s (%d steps on %s)", str(how).lower(), steps, gpus if on_gpu else "a CPU")
         compile_parts(pl_module, how, trainer.accumulate_grad_batches)
